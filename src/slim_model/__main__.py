@@ -1,0 +1,3 @@
+from slim_model.cli import main
+
+main()

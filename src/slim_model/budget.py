@@ -1,0 +1,104 @@
+"""budget: scores -> which channels to keep. The only stage that knows "ratio": the fraction of channels removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slim_model.couple import Coupling
+from slim_model.errors import BudgetError
+from slim_model.labels import Value, tensors_in
+from slim_model.shrink import cut_of
+
+SCOPES = ("local", "global")
+_GLOBAL_FLOOR = 0.1  # a global ranking leaves each group at least this share of its channels
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``keep``: bool by component number; ``widths``: for each group (before, after)."""
+
+    keep: np.ndarray
+    widths: tuple[tuple[int, int], ...]
+
+
+def budget(
+    coupling: Coupling, scores: list[Tensor], *, ratio: float, scope: str = "local", multiple_of: int = 1
+) -> Plan:
+    """Keep the best of each group. ``multiple_of`` rounds layer widths to the machine's block (see ``_rounded``)."""
+    if not any(group.width > 1 for group in coupling.groups):
+        raise BudgetError("nothing can be removed from this model: every channel is pinned. " + _reasons(coupling))
+    targets = _local(coupling, ratio) if scope == "local" else _global(coupling, scores, ratio)
+    keep = np.zeros(coupling.component.max() + 1, bool)
+    keep[0] = True
+    known = np.concatenate([group.channels for group in coupling.groups])
+    keep[np.setdiff1d(np.arange(len(keep)), known)] = True
+    for group, target, score in zip(coupling.groups, targets, scores, strict=True):
+        count = _rounded(target, group.width, group.span, multiple_of)
+        order = torch.sort(score, descending=True, stable=True).indices.numpy()
+        keep[group.channels[order[:count]]] = True
+    _refill(coupling, keep, scores)
+    widths = tuple((group.width, int(keep[group.channels].sum())) for group in coupling.groups)
+    if all(before == after for before, after in widths):
+        raise BudgetError(
+            f"ratio {ratio} removes no channel: the layers are too narrow for it"
+            + (f" when widths are rounded to {multiple_of}; try --multiple-of 1." if multiple_of > 1 else ".")
+        )
+    return Plan(keep, widths)
+
+
+def _local(coupling: Coupling, ratio: float) -> list[float]:
+    return [group.width * (1 - ratio) for group in coupling.groups]
+
+
+def _global(coupling: Coupling, scores: list[Tensor], ratio: float) -> list[float]:
+    """One threshold for all groups; scores are divided by their group's mean so that groups compare."""
+    relative = [score / score.mean().clamp(min=1e-12) for score in scores]
+    everything = torch.cat(relative)
+    removed = int(len(everything) * ratio)
+    threshold = torch.sort(everything).values[removed] if removed < len(everything) else everything.max()
+    floors = [max(1.0, group.width * _GLOBAL_FLOOR) for group in coupling.groups]
+    return [max(floor, float((r >= threshold).sum())) for r, floor in zip(relative, floors, strict=True)]
+
+
+def _rounded(target: float, width: int, span: int, multiple_of: int) -> int:
+    """The number of channels nearest to ``target`` whose layer width (channels x span) is a multiple of the block.
+
+    A layer that would be narrower than the block is rounded to the largest power of two that fits instead: 8 of 16
+    channels stay 8 when the block is 16.
+    """
+    block = multiple_of
+    while block > 1 and target * span < block:
+        block //= 2
+    step = block // np.gcd(block, span)
+    count = max(1, round(target / step)) * step
+    return int(min(width, max(1, count)))
+
+
+def _refill(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> None:
+    """Give back the best channel of any axis that would be left empty."""
+    rank = np.full(len(keep), -np.inf)
+    for group, score in zip(coupling.groups, scores, strict=True):
+        rank[group.channels] = score.numpy()
+    cut = cut_of(coupling, keep)
+    seen: set[int] = set()
+    for value in tensors_in(coupling.walk.values.values()):
+        for axis in _new_axes(value, seen):
+            if cut.count(axis) == 0:
+                channels = coupling.component[axis.numpy()]
+                keep[channels[int(np.argmax(rank[channels]))]] = True
+                cut = cut_of(coupling, keep)
+
+
+def _new_axes(value: Value, seen: set[int]) -> list[Tensor]:
+    axes = [axis for axis in value.axes if axis is not None and id(axis) not in seen]
+    seen.update(map(id, axes))
+    return axes
+
+
+def _reasons(coupling: Coupling) -> str:
+    lines = [f"{p.name}: {p.why} ({p.op or 'you'} {p.where})".replace(" )", ")") for p in coupling.pinned[:5]]
+    return "; ".join(lines)

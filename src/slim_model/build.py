@@ -1,0 +1,264 @@
+"""Build the model that ``--arch`` names and load a state dict into it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from slim_model.errors import InputError
+from slim_model.guess import describe
+
+_EXAMPLES = (
+    "write torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable, "
+    "with arguments as in torchvision:resnet18(num_classes=10)"
+)
+#: What training adds in front of every name: DataParallel, torch.compile, and trainers that hold the model.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_SHOWN = 4  # names in a message
+
+
+@dataclass(frozen=True, slots=True)
+class _Arch:
+    text: str  # as typed
+    place: str  # "torchvision", "timm", a file, or a package.module
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def build(arch: str, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The model that ``arch`` names, with the weights of ``state``; names and shapes must all agree.
+
+    Prefixes that training puts in front of every name are dropped. The number of classes is taken from
+    ``state`` where the builder accepts ``num_classes`` and the user gave none.
+    """
+    spec = _parse(arch)
+    builder = _find(spec)
+    model = _call(spec, builder, _implied(builder, state) | spec.kwargs)
+    matching = _without_prefix(state, set(model.state_dict()))
+    classes = _classes(model, matching)
+    if classes and "num_classes" not in spec.kwargs and not spec.args and _accepts(builder, "num_classes"):
+        model = _call(spec, builder, _implied(builder, state) | spec.kwargs | {"num_classes": classes})
+    _load(arch, model, matching)
+    return model
+
+
+def import_file(path: Path) -> ModuleType:
+    """The Python file at ``path`` as a module named after the file, so that ``__main__`` guards stay shut.
+
+    Its folder is put on ``sys.path`` as ``python path`` would, and stays there: layers may import later.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no Python file {path}.")
+    make_importable(path.parent)
+    name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
+        del sys.modules[name]
+        raise InputError(
+            f"importing {path} failed with {describe(error)}. Put what should not run on import below "
+            'if __name__ == "__main__".'
+        ) from error
+    return module
+
+
+def make_importable(folder: Path) -> None:
+    """Let modules in ``folder`` be imported, as if the program had been started there."""
+    if (text := str(folder.resolve())) not in sys.path:
+        sys.path.insert(0, text)
+
+
+def _parse(arch: str) -> _Arch:
+    found = re.fullmatch(r"(?P<place>[^()]+):(?P<name>[A-Za-z_][\w.\-]*)(?P<call>\(.*\))?", arch.strip(), re.DOTALL)
+    if not found:
+        raise InputError(f"--arch {arch!r} names no model: {_EXAMPLES}.")
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if found["call"]:
+        try:
+            call = ast.parse(f"f{found['call']}", mode="eval").body
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                raise ValueError("it is not one call")
+            args = tuple(ast.literal_eval(value) for value in call.args)
+            kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        except (SyntaxError, ValueError) as error:
+            raise InputError(
+                f"--arch {arch!r}: the arguments must be plain Python values, such as (num_classes=10): {error}."
+            ) from error
+    return _Arch(arch, found["place"], found["name"], args, kwargs)
+
+
+def _find(spec: _Arch) -> Any:
+    """The callable, or the module itself where the name is one."""
+    if spec.place == "torchvision":
+        import torchvision
+
+        names = torchvision.models.list_models()
+        return torchvision.models.get_model_builder(_known(spec, names))
+    if spec.place == "timm":
+        return _timm_builder(spec)
+    if spec.place.endswith(".py"):
+        place: ModuleType = import_file(Path(spec.place))
+    else:
+        make_importable(Path.cwd())
+        try:
+            place = importlib.import_module(spec.place)
+        except Exception as error:  # whatever the user's package raises
+            raise InputError(
+                f"--arch {spec.text!r}: importing {spec.place} failed with {describe(error)}; {_EXAMPLES}."
+            ) from error
+    found = place
+    for part in spec.name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [name for name in vars(place) if not name.startswith("_")])
+            also = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise InputError(f"--arch {spec.text!r}: {spec.place} has no {spec.name!r}.{also}")
+        found = getattr(found, part)
+    return found
+
+
+def _timm_builder(spec: _Arch) -> Callable[..., Any]:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"--arch {spec.text!r} needs timm. Install it: pip install timm") from error
+    name = spec.name if timm.is_model(spec.name) else _known(spec, timm.list_models())
+
+    def create(*, num_classes: int | None = None, **kwargs: Any) -> Any:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
+
+    return create
+
+
+def _known(spec: _Arch, names: list[str]) -> str:
+    if spec.name in names:
+        return spec.name
+    near = difflib.get_close_matches(spec.name, names)
+    also = f"did you mean {' or '.join(near)}?" if near else "see its documentation for the names."
+    raise InputError(f"--arch {spec.text!r}: {spec.place} has no model {spec.name!r}; {also}")
+
+
+def _accepts(builder: Any, argument: str) -> bool:
+    if not callable(builder) or isinstance(builder, nn.Module):
+        return False
+    try:
+        parameters = inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return False
+    # torchvision's builders hand their **kwargs to the model class
+    passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return argument in parameters or (passed_on and getattr(builder, "__module__", "").startswith("torchvision"))
+
+
+def _implied(builder: Any, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Arguments that follow from loading a state dict: nothing is downloaded or initialized for nothing, and
+    the auxiliary heads are there if ``state`` has them."""
+    if not getattr(builder, "__module__", "").startswith("torchvision"):
+        return {}
+    kwargs: dict[str, Any] = {name: None for name in ("weights", "weights_backbone") if _names(builder, name)}
+    model = inspect.signature(builder).return_annotation
+    has_aux = any(re.search(r"(^|\.)aux", key, re.IGNORECASE) for key in state)
+    for name, value in (("init_weights", False), ("aux_logits", has_aux), ("aux_loss", has_aux)):
+        if _names(builder, name) or _names(model, name):
+            kwargs[name] = value
+    return kwargs
+
+
+def _names(function: Any, argument: str) -> bool:
+    try:
+        return argument in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _call(spec: _Arch, builder: Any, kwargs: dict[str, Any]) -> nn.Module:
+    if isinstance(builder, nn.Module):
+        return builder
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = builder(*spec.args, **kwargs)
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(f"--arch {spec.text!r}: calling {spec.name} failed with {describe(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--arch {spec.text!r}: {spec.name} gave a {type(model).__name__}, not an nn.Module.")
+    return model
+
+
+def _without_prefix(state: Mapping[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:
+    """``state`` under the names the model has, as far as the prefixes are what stands between them."""
+    renamed = dict(state)
+    if not any("_orig_mod." in name for name in expected):
+        # torch.compile of a submodule puts it in the middle
+        renamed = {name.replace("_orig_mod.", ""): value for name, value in renamed.items()}
+    for _ in _PREFIXES:
+        for prefix in _PREFIXES:
+            wraps_all = renamed and all(name.startswith(prefix) for name in renamed)
+            if wraps_all and not any(name.startswith(prefix) for name in expected):
+                renamed = {name.removeprefix(prefix): value for name, value in renamed.items()}
+    return renamed
+
+
+def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
+    """The number of outputs of the last layer in ``state``, where ``model`` has another number."""
+    last = [name for name, value in state.items() if value.ndim in (1, 2)][-1:]
+    own = model.state_dict()
+    for name in last:
+        if name in own and own[name].shape[1:] == state[name].shape[1:] and own[name].shape != state[name].shape:
+            return int(state[name].shape[0])
+    return None
+
+
+def _load(arch: str, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    own = model.state_dict()
+    # BatchNorm did not count its batches before torch 0.4.1
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    wrong = [
+        f"{name} ({_size(state[name])} in the file, {_size(own[name])} in the model)"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        for kind, names in (
+            ("missing in the file", missing),
+            ("not in the model", unexpected),
+            ("of other shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise InputError(
+            f"the weights do not fit --arch {arch!r}. Of {len(own)} names: {'; '.join(problems)}. "
+            "Give the architecture and the arguments the file was trained with, "
+            "such as torchvision:resnet18(num_classes=10)."
+        )
+    try:
+        model.load_state_dict(state, strict=False)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"the weights do not fit --arch {arch!r}: {describe(error)}.") from error
+
+
+def _size(tensor: torch.Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape) or "a number"

@@ -1,0 +1,161 @@
+"""The command line: ``slim-model IN OUT.onnx``. Options are the fields of Recipe; nothing is decided here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from slim_model.criteria import CRITERIA
+from slim_model.errors import InputError, SlimError
+from slim_model.slim import Recipe
+
+app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+_ACROSS = "Model in, model out"
+_CHOICE = "What is removed"
+_MEASURE = "Measuring and reporting"
+
+
+@app.command(name="slim")
+def slim_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A module, state dict, checkpoint, .safetensors, .pt2 or TorchScript file.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="Appears only when every check has passed.")],
+    ratio: Annotated[float, typer.Option(help="Fraction of channels removed.", rich_help_panel=_CHOICE)] = 0.5,
+    criterion: Annotated[str, typer.Option(help=f"How channels are ranked: {', '.join(CRITERIA)}.", rich_help_panel=_CHOICE)] = "l1",
+    scope: Annotated[str, typer.Option(help="local: the ratio in every layer; global: one ranking over all.", rich_help_panel=_CHOICE)] = "local",
+    multiple_of: Annotated[str, typer.Option(metavar="auto|N", help="Round widths to N; auto: the block of this machine's kernels.", rich_help_panel=_CHOICE)] = "auto",
+    keep: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave alone, such as 'layer1.*' (repeat).", rich_help_panel=_CHOICE)] = None,
+    seed: Annotated[int, typer.Option(help="For whatever is random.", rich_help_panel=_CHOICE)] = 0,
+    arch: Annotated[str | None, typer.Option(metavar="SPEC", help="Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.", rich_help_panel=_ACROSS)] = None,
+    inputs: Annotated[list[str] | None, typer.Option("--input", metavar="1x3x224x224[:dtype]", help="Example input, where it cannot be known (one per input).", rich_help_panel=_ACROSS)] = None,
+    save: Annotated[Path | None, typer.Option(metavar="S", help="Also the small PyTorch model: .pt2, .safetensors or .pt.", rich_help_panel=_ACROSS)] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset; default: the exporter's.", rich_help_panel=_ACROSS)] = None,
+    static_batch: Annotated[bool, typer.Option("--static-batch", help="Fix the batch size at that of --input.", rich_help_panel=_ACROSS)] = False,
+    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside IN. Only for files you made.", rich_help_panel=_ACROSS)] = False,
+    code: Annotated[Path | None, typer.Option(metavar="FILE.py", help="With --trust-pickle: the script that defines the model's class.", rich_help_panel=_ACROSS)] = None,
+    report: Annotated[Path | None, typer.Option(metavar="R.json", help="Everything that was done, for machines.", rich_help_panel=_MEASURE)] = None,
+    bench: Annotated[bool, typer.Option(help="Measure latency, dense and slim in turns.", rich_help_panel=_MEASURE)] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the measured runs.", rich_help_panel=_MEASURE)] = 1,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where latency is measured.", rich_help_panel=_MEASURE)] = "cpu",
+) -> None:  # fmt: skip
+    """Remove the least important channels of a trained model, prove the result, write it as ONNX and measure it."""
+    from slim_model.run import Job, run
+
+    recipe = Recipe(
+        ratio=ratio,
+        criterion=criterion,
+        scope=cast(Literal["local", "global"], scope),
+        multiple_of=_multiple_of(multiple_of),
+        keep=tuple(keep or ()),
+        seed=seed,
+        static_batch=static_batch,
+        device=_device(device),
+    )
+    console = Console(stderr=False)
+    job = Job(
+        *(source, target, recipe, arch, tuple(inputs or ()), trust_pickle, code),
+        *(save, report, opset, bench, threads),
+    )
+    with _status(console) as progress:
+        result = run(job, progress)
+    from slim_model.report import show
+
+    show(result, console)
+    console.print(Text(f"wrote {target}" + (f", {save}" if save else "") + (f", {report}" if report else "")))
+
+
+def _multiple_of(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--multiple-of {text}: it is 'auto' or a whole number, such as 8.") from None
+
+
+def _device(text: str) -> Literal["cpu", "cuda"]:
+    if text not in ("cpu", "cuda"):
+        raise InputError(f"--device {text}: it is 'cpu' or 'cuda'.")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch sees no CUDA device here. Leave the option out to measure on the CPU.")
+    return cast(Literal["cpu", "cuda"], text)
+
+
+class _status:
+    """Says what is being done: a spinner on a terminal, one line a stage elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.errors = Console(stderr=True)
+        self.spinner = self.errors.status("starting") if self.errors.is_terminal else None
+
+    def __enter__(self) -> Callable[[str], None]:
+        self.started = time.perf_counter()
+        if self.spinner:
+            self.spinner.start()
+        return self._say
+
+    def _say(self, stage: str) -> None:
+        if self.spinner:
+            self.spinner.update(stage)
+        else:
+            self.errors.print(Text(f"[{time.perf_counter() - self.started:5.1f} s] {stage}", style="dim"))
+
+    def __exit__(self, *_: Any) -> None:
+        if self.spinner:
+            self.spinner.stop()
+
+
+class _SlimByDefault(typer.core.TyperGroup):
+    """``slim-model IN OUT`` means ``slim-model slim IN OUT``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["slim", *args]
+        return super().resolve_command(ctx, args)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs the command and turns every exception into one message and an exit code."""
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    errors = Console(stderr=True, soft_wrap=True)
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="slim-model", standalone_mode=False)
+        return int(result or 0)
+    except SlimError as error:
+        errors.print(Text("error: ", style="bold red") + Text(str(error)))
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        errors.print(Text("interrupted: OUT.onnx is either whole and checked, or as it was"))
+        return 130
+    except typer.Exit as stop:
+        return stop.exit_code
+    except Exception as error:
+        return _unexpected(error, errors)
+
+
+def _unexpected(error: Exception, errors: Console) -> int:
+    if hasattr(error, "format_message"):  # a usage error of the option parser
+        errors.print(Text("error: ", style="bold red") + Text(error.format_message()))
+        errors.print(Text("See slim-model --help."))
+        return 2
+    if os.environ.get("SLIM_MODEL_DEBUG"):
+        traceback.print_exc()
+    first = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+    errors.print(Text("error: ", style="bold red") + Text(f"slim-model failed: {first}"))
+    errors.print(Text("This is a fault of slim-model, and OUT.onnx is as it was. Please report it with the output of "
+                      "the same command after 'export SLIM_MODEL_DEBUG=1'."))  # fmt: skip
+    return 1

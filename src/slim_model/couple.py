@@ -1,0 +1,255 @@
+"""couple: a graph -> the channels that stand or fall together, and what is pinned, by whom and why."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, fx
+
+from slim_model.labels import FIXED, Birth, Replay, Walk
+from slim_model.ops import flow_of
+from slim_model.trace import Graph, module_path, source_line
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Where a group's channels sit: ``channel[i]`` is the channel (index in the group) at position i of ``axis`` of
+    ``parameter``, -1 where the position belongs to none of them. ``role``: ``makes`` the channels (a layer's output),
+    ``reads`` them (its input), or ``holds`` something per channel (norm, bias)."""
+
+    parameter: str
+    axis: int
+    channel: np.ndarray
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Channels ranked together: one layer makes them first. ``channels`` are component numbers."""
+
+    name: str
+    channels: np.ndarray
+    slices: tuple[Slice, ...]
+    where: str
+
+    @property
+    def width(self) -> int:
+        return len(self.channels)
+
+    @property
+    def span(self) -> int:
+        """Positions one channel takes in the widest layer that makes it (heads share a channel, say)."""
+        made = [s for s in self.slices if s.role == "makes"] or list(self.slices)
+        return max(int(np.bincount(s.channel[s.channel >= 0]).max()) for s in made)
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Channels of one layer that cannot go: the operator and source line that fix them, and why."""
+
+    name: str
+    channels: int
+    op: str
+    where: str
+    why: str
+    is_output: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """``component[label]`` is the channel a label belongs to; 0 is fixed."""
+
+    graph: Graph
+    walk: Walk
+    component: np.ndarray
+    groups: tuple[Group, ...]
+    pinned: tuple[Pinned, ...]
+    unknown: tuple[tuple[str, str], ...]
+
+    @property
+    def free(self) -> int:
+        """Channels of layers' outputs that may go."""
+        return sum(g.width * g.span for g in self.groups)
+
+    @property
+    def free_share(self) -> float:
+        """Share of the channels that are free, leaving out those that are the model's own outputs."""
+        total = self.free + sum(p.channels for p in self.pinned if not p.is_output)
+        return self.free / total if total else 0.0
+
+    def births_of(self, owner: str) -> list[Birth]:
+        """Where labels of this stored tensor begin, for each of its axes; shared tensors have one set."""
+        return self.walk.births_of.get(self.walk.shared.get(owner, owner), [])
+
+    def born(self, keep: np.ndarray) -> Replay:
+        """The kept channels along each axis where labels are born: what a walk over the small graph starts from."""
+        axes = {}
+        for birth in self.walk.births:
+            labels = np.arange(birth.start, birth.start + birth.size)
+            axes[birth.owner, birth.axis] = self.component[labels[keep[labels]]]
+        return Replay(_as_tensors(axes), self.walk.choices)
+
+
+def couple(
+    graph: Graph,
+    *,
+    keep: tuple[str, ...] = (),
+    pinned_nodes: Mapping[str, str] = MappingProxyType({}),
+    heads: bool = False,
+) -> Coupling:
+    """Walk the labels through ``graph`` and join what is tied.
+
+    ``keep``: glob patterns of parameter or module names whose channels are not touched. ``pinned_nodes``: names of
+    nodes where an earlier attempt failed to cut, and how.
+    """
+    walk = Walk(graph, flow_of, pinned_nodes=pinned_nodes, heads=heads).run()
+    size = walk.next_label
+    protected = _protected(walk, keep)
+    component = _components(walk, size, protected)
+    roles = _roles(walk)
+    groups = _groups(walk, component, roles)
+    unknown = tuple((str(n.target), source_line(n)) for n in walk.unknown)
+    return Coupling(graph, walk, component, groups, _pinned(walk, component, protected), unknown)
+
+
+def _components(walk: Walk, size: int, protected: np.ndarray) -> np.ndarray:
+    left = [a.numpy() for a, _, _ in walk.ties] + [np.zeros(0, np.int32)]
+    right = [b.numpy() for _, b, _ in walk.ties] + [np.zeros(0, np.int32)]
+    pins = [pin.labels.numpy() for pin in walk.pins] + [protected]
+    rows = np.concatenate(left + pins)
+    columns = np.concatenate([*right, np.zeros(sum(map(len, pins)), np.int32)])
+    matrix = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
+    _, component = connected_components(matrix, directed=False)
+    zero = component[FIXED]
+    return np.where(component == zero, 0, np.where(component == 0, zero, component)).astype(np.int32)
+
+
+def _protected(walk: Walk, patterns: tuple[str, ...]) -> np.ndarray:
+    chosen = [
+        np.arange(b.start, b.start + b.size, dtype=np.int32)
+        for b in walk.births
+        if any(fnmatch(b.owner, p) or fnmatch(b.owner.rpartition(".")[0], p) for p in patterns) and b.axis == 0
+    ]
+    return np.concatenate([*chosen, np.zeros(0, np.int32)])
+
+
+def _birth_of(walk: Walk, label: int) -> Birth:
+    starts = walk.starts
+    return walk.births[int(np.searchsorted(starts, label, side="right")) - 1]
+
+
+def _roles(walk: Walk) -> dict[tuple[str, int], str]:
+    """(parameter, axis) -> 'makes' or 'reads', from the layers that used them."""
+    roles: dict[tuple[str, int], str] = {}
+    for axes, role in (([a for a, _ in walk.made], "makes"), (walk.read, "reads")):
+        for axis in axes:
+            label = int(axis.reshape(-1)[0])
+            if label != FIXED:
+                birth = _birth_of(walk, label)
+                roles.setdefault((birth.owner, birth.axis), role)
+    return roles
+
+
+def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]) -> tuple[Group, ...]:
+    """Channels are ranked among those that the same layer makes first."""
+    members: dict[fx.Node, list[int]] = {}
+    numbers: dict[fx.Node, int] = {}
+    number = np.full(component.max() + 1, -1)
+    order = np.full(component.max() + 1, -1)
+    for channel, node in _made_by(walk, component).items():
+        if channel != FIXED:
+            channels = members.setdefault(node, [])
+            number[channel], order[channel] = numbers.setdefault(node, len(numbers)), len(channels)
+            channels.append(channel)
+    slices: list[list[Slice]] = [[] for _ in members]
+    for birth in walk.births:
+        if birth.owner.startswith("@"):
+            continue
+        here = component[birth.start : birth.start + birth.size]
+        role = roles.get((birth.owner, birth.axis), "holds")
+        for index in np.unique(number[here]).tolist():
+            if index >= 0:
+                channel = np.where(number[here] == index, order[here], -1)
+                slices[index].append(Slice(birth.owner, birth.axis, channel, role))
+    return tuple(
+        Group(_layer_name(walk, node), np.array(channels), tuple(parts), source_line(node))
+        for (node, channels), parts in zip(members.items(), slices, strict=True)
+    )
+
+
+def _made_by(walk: Walk, component: np.ndarray) -> dict[int, fx.Node]:
+    made: dict[int, fx.Node] = {}
+    for axis, node in walk.made:
+        for channel in np.unique(component[axis.numpy()]).tolist():
+            made.setdefault(channel, node)
+    return made
+
+
+def _layer_name(walk: Walk, node: fx.Node) -> str:
+    """The module that holds the weight; where the weight is a bare parameter, its name."""
+    owned = [walk.graph.owners.get(n.name, "") for n in node.all_input_nodes]
+    weights = [name for name in owned if name.endswith("weight")]
+    return (weights or owned or [""])[0].removesuffix(".weight") or module_path(node) or node.name
+
+
+def _pinned(walk: Walk, component: np.ndarray, protected: np.ndarray) -> tuple[Pinned, ...]:
+    """For each layer with fixed channels: the nearest reason, found by following ties back from a pin."""
+    reasons = _reasons(walk, component, protected)
+    found: dict[tuple[str, str, str], Pinned] = {}
+    seen: set[int] = set()
+    for axis, node in walk.made:
+        labels = [x for x in np.unique(axis.numpy()).tolist() if x != FIXED and component[x] == 0 and x not in seen]
+        if not labels:
+            continue
+        seen.update(labels)
+        culprit, why = reasons.get(labels[0], (None, "you asked to keep it (--keep)"))
+        op = "" if culprit is None else str(culprit.target)
+        where = "" if culprit is None else source_line(culprit)
+        name = _layer_name(walk, node)
+        previous = found.get((name, op, where))
+        count = len(labels) + (previous.channels if previous else 0)
+        found[name, op, where] = Pinned(name, count, op, where, why, culprit is not None and culprit.op == "output")
+    return tuple(found.values())
+
+
+def _reasons(walk: Walk, component: np.ndarray, protected: np.ndarray) -> dict[int, tuple[fx.Node | None, str]]:
+    """label -> (node, why): breadth first from the pins along the ties, so that the nearest pin is named."""
+    neighbours: dict[int, list[int]] = defaultdict(list)
+    met: dict[int, tuple[fx.Node | None, str]] = {}
+    for a, b, node in walk.ties:
+        fixed = component[a.numpy()] == 0
+        for x, y in zip(a.numpy()[fixed].tolist(), b.numpy()[fixed].tolist(), strict=True):
+            neighbours[x].append(y)
+            neighbours[y].append(x)
+            if FIXED in (x, y) and x != y:
+                met.setdefault(max(x, y), (node, "it meets positions that are fixed"))
+    reasons: dict[int, tuple[fx.Node | None, str]] = {}
+    for label in protected.tolist():
+        reasons[label] = (None, "you asked to keep it (--keep)")
+    for pin in walk.pins:
+        for label in pin.labels.tolist():
+            if label != FIXED:
+                reasons.setdefault(label, (pin.node, pin.why))
+    reasons = {**met, **reasons}
+    frontier = list(reasons)
+    while frontier:
+        reached = []
+        for label in frontier:
+            for other in neighbours.get(label, ()):
+                if other not in reasons and other != FIXED:
+                    reasons[other] = reasons[label]
+                    reached.append(other)
+        frontier = reached
+    return reasons
+
+
+def _as_tensors(axes: dict[tuple[str, int], np.ndarray]) -> dict[tuple[str, int], Tensor]:
+    return {key: torch.from_numpy(np.ascontiguousarray(v.astype(np.int32))) for key, v in axes.items()}

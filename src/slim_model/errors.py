@@ -1,0 +1,36 @@
+"""Everything slim-model refuses to do, as one tree of exceptions.
+
+A message says what happened, where, and what to do now; it is printed as it is, without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class SlimError(Exception):
+    """Root of all errors a user can meet. ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(SlimError):
+    """The file, the model, the example input or an option cannot be used as given."""
+
+    exit_code = 2
+
+
+class BudgetError(SlimError):
+    """What was asked for cannot be reached: nothing may be removed, or not enough."""
+
+    exit_code = 3
+
+
+class ProofError(SlimError):
+    """The small model was not shown to equal the masked dense one. Nothing was written."""
+
+    exit_code = 4
+
+
+class InternalError(SlimError):
+    """A stage broke its own promise: our bug."""
+
+    exit_code = 1

@@ -1,0 +1,162 @@
+"""export: the small graph -> out.onnx, checked before anybody sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+
+from slim_model.errors import InputError, ProofError
+from slim_model.prove import TOLERANCE, relative_error
+from slim_model.shrink import graph_module
+from slim_model.trace import Graph
+
+
+def to_program(graph: Graph) -> ExportedProgram | None:
+    """The graph as a torch.export program over its own tensors; None where it was traced from a run."""
+    program = graph.program
+    if program is None:
+        return None
+    signature = program.graph_signature
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    inputs = [
+        specs.get(node.name)
+        or InputSpec(InputKind.BUFFER, TensorArgument(node.name), graph.owners[node.name], persistent=True)
+        for node in graph.nodes
+        if node.op == "placeholder"
+    ]
+    named = {spec.target for spec in inputs if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)}
+    trained = graph.parameter_names
+    state = {
+        name: nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) if name in trained else tensor
+        for name, tensor in graph.tensors.items()
+        if name in named
+    }
+    constants = {name: tensor for name, tensor in graph.tensors.items() if name not in state}
+    result = ExportedProgram(
+        root=graph.module,
+        graph=graph.module.graph,
+        graph_signature=ExportGraphSignature(inputs, signature.output_specs),
+        state_dict=state,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants={**{k: v for k, v in program.constants.items() if k not in graph.tensors}, **constants},
+        verifiers=[program.verifier],
+    )
+    # torch 2.9 to 2.15 write checks of the dense model's symbolic sizes here; they name tensors that are gone
+    result._guards_code = []
+    return result
+
+
+def to_onnx(graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, str]) -> None:
+    """Write ``graph`` as ONNX at ``path`` (no checks yet)."""
+    program = to_program(graph)
+    with _quiet():
+        if program is not None:
+            result = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+        else:
+            module = graph_module(graph).eval()
+            result = torch.onnx.export(module, graph.inputs, dynamo=True, opset_version=opset, verbose=False)
+    assert result is not None
+    result.model.metadata_props.update(metadata)
+    _name_axes(result.model, graph)
+    large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > 1_900_000_000
+    try:
+        result.save(str(path), external_data=large)
+    except OSError as error:
+        raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
+
+
+def _name_axes(model: Any, graph: Graph) -> None:
+    """The free batch axis is called 'batch' rather than by the tracer's symbol."""
+    if not graph.dynamic_batch:
+        return
+    import onnx_ir
+
+    symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape is not None and len(v.shape)}
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        if value.shape is not None:
+            dims = [
+                onnx_ir.SymbolicDim("batch") if str(d) in symbols and not isinstance(d, int) else d for d in value.shape
+            ]
+            value.shape = onnx_ir.Shape(dims)
+
+
+def check_onnx(path: Path, graph: Graph, batches: list[tuple[Any, ...]]) -> float:
+    """onnx.checker, then onnxruntime against the small graph; returns the largest relative error."""
+    onnx.checker.check_model(str(path), full_check=True)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for inputs in batches:
+        expected = graph.run(inputs)
+        got = run_onnx(session, inputs)
+        if len(expected) != len(got):
+            raise ProofError(f"the ONNX file has {len(got)} outputs, the model {len(expected)}. Nothing was written.")
+        errors = [relative_error(a, torch.from_numpy(np.asarray(b))) for a, b in zip(expected, got, strict=True)]
+        worst = max([worst, *errors])
+    if not worst <= TOLERANCE:
+        raise ProofError(
+            f"onnxruntime differs from PyTorch by {worst:.1e} (relative; allowed {TOLERANCE:.0e}). "
+            "Nothing was written. Try another --opset."
+        )
+    return worst
+
+
+def run_onnx(session: onnxruntime.InferenceSession, inputs: tuple[Any, ...]) -> list[np.ndarray]:
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    feed = {i.name: t.detach().cpu().numpy() for i, t in zip(session.get_inputs(), tensors, strict=False)}
+    return list(session.run(None, feed))
+
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A temporary file in the folder of ``target`` that replaces it when the block ends well, else vanishes."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise InputError(f"cannot write to {target.parent}: {error.strerror}. Give another output place.") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own progress lines and warnings are not the user's concern."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,139 @@
+"""Operators that mix positions along some axes and leave the others alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from slim_model.labels import Axis, Value, Walk, tensors_in
+from slim_model.ops.row import Op
+
+aten = torch.ops.aten
+
+
+def spatial(count: int) -> Any:
+    """Pooling and interpolation act on the last ``count`` axes."""
+
+    def flow(walk: Walk, **arguments: Any) -> Any:
+        source, *others = tensors_in(arguments.values())
+        for other in others:
+            walk.pin(other, "its positions are used as data")
+        return _mixed(walk, source, range(len(source.shape) - count, len(source.shape)), "its positions are places")
+
+    return flow
+
+
+def along(walk: Walk, self: Value, dim: int | list[int] = -1, **_: Any) -> Any:
+    """softmax, cumsum, sort, ...: positions along ``dim`` are compared or accumulated."""
+    dims = dim if isinstance(dim, list | tuple) else [dim]
+    return _mixed(walk, self, [d % len(self.shape) for d in dims], "values along it are compared with each other")
+
+
+def triangle(walk: Walk, self: Value, **_: Any) -> Any:
+    rank = len(self.shape)
+    return _mixed(walk, self, [rank - 2, rank - 1], "a triangle of it is cut out")
+
+
+def everywhere(walk: Walk, **arguments: Any) -> Any:
+    for value in tensors_in(arguments.values()):
+        walk.pin(value, "all its values are used together")
+    return walk.fixed_outputs()
+
+
+def grid_sample(walk: Walk, input: Value, grid: Value, **_: Any) -> Value:
+    walk.pin(grid, "its positions are coordinates")
+    for axis in input.axes[2:]:
+        walk.pin(axis, "its positions are places")
+    return walk.out((*input.axes[:2], *[None] * (len(input.shape) - 2)))
+
+
+def reduce(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
+    """amax, argmax, any, ...: a reduced channel axis is pinned."""
+    dims = _dims(self, dim)
+    for d in dims:
+        walk.pin(self.axes[d], "it is reduced to one value")
+    return _reduced(walk, self, dims, keepdim)
+
+
+def total(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
+    """sum: a removed channel counts as zero. mean, var, norm: the statistic runs over kept channels."""
+    dims = _dims(self, dim)
+    for d in dims:
+        walk.reads(self.axes[d])
+    return _reduced(walk, self, dims, keepdim)
+
+
+def _dims(value: Value, dim: Any) -> list[int]:
+    rank = len(value.shape)
+    if dim is None or dim == []:
+        return list(range(rank))
+    return [d % rank for d in (dim if isinstance(dim, list | tuple) else [dim])] if rank else []
+
+
+def _reduced(walk: Walk, value: Value, dims: list[int], keepdim: bool) -> Any:
+    axes: list[Axis] = [a for i, a in enumerate(value.axes) if i not in dims]
+    if keepdim:
+        axes = [None if i in dims else a for i, a in enumerate(value.axes)]
+    return _all_outputs(walk, axes)
+
+
+def _mixed(walk: Walk, value: Value, dims: Any, why: str) -> Any:
+    for d in dims:
+        walk.pin(value.axes[d], why)
+    return _all_outputs(walk, [None if i in dims else a for i, a in enumerate(value.axes)])
+
+
+def _all_outputs(walk: Walk, axes: list[Axis]) -> Any:
+    outputs = walk.node.meta["val"]
+    if isinstance(outputs, list | tuple):
+        return [walk.out(axes, i) for i in range(len(outputs))]
+    return walk.out(axes)
+
+
+def _rows(op: Op, *operators: Any) -> dict[Any, Op]:
+    return dict.fromkeys(operators, op)
+
+
+ROWS: dict[Any, Op] = {
+    **_rows(
+        Op(spatial(1)),
+        *(aten.max_pool1d, aten.avg_pool1d, aten.adaptive_avg_pool1d, aten.adaptive_max_pool1d),
+        *(aten.upsample_nearest1d, aten.upsample_linear1d, aten.max_pool1d_with_indices),
+    ),
+    **_rows(
+        Op(spatial(2)),
+        *(aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d),
+        *(aten.max_pool2d_with_indices, aten.upsample_nearest2d, aten.upsample_bilinear2d),
+        *(
+            aten.upsample_bicubic2d,
+            aten._upsample_nearest_exact2d,
+            aten._upsample_bilinear2d_aa,
+            aten._upsample_bicubic2d_aa,
+        ),
+        *(aten.fractional_max_pool2d, aten.reflection_pad2d, aten.replication_pad2d),
+    ),
+    **_rows(
+        Op(spatial(3)),
+        *(aten.max_pool3d, aten.avg_pool3d, aten.adaptive_avg_pool3d, aten.adaptive_max_pool3d),
+        *(aten.upsample_nearest3d, aten.upsample_trilinear3d, aten.max_pool3d_with_indices),
+    ),
+    **_rows(
+        Op(along),
+        *(aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod),
+        *(aten.logcumsumexp, aten.sort, aten.argsort, aten.topk, aten.kthvalue, aten.cummax, aten.cummin),
+    ),
+    **_rows(
+        Op(reduce),
+        *(aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.argmin, aten.any, aten.all, aten.prod),
+        *(aten.logsumexp, aten.median, aten.count_nonzero),
+    ),
+    aten.sum: Op(total, masks="inputs"),
+    **_rows(Op(total, masks="kept"), aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean),
+    aten.linalg_vector_norm: Op(lambda walk, self, **k: total(walk, self, **k), masks="inputs"),
+    aten.norm: Op(lambda walk, self, **k: total(walk, self, **k), masks="inputs"),
+    aten.grid_sampler: Op(grid_sample),
+    aten.grid_sampler_2d: Op(grid_sample),
+    **_rows(Op(triangle), aten.tril, aten.triu),
+    **_rows(Op(everywhere), aten.nonzero, aten.item, aten._local_scalar_dense, aten.bincount),
+}

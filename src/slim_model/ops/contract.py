@@ -1,0 +1,230 @@
+"""Layers: operators that sum over a channel axis and give new channels to their output."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from slim_model.labels import Axis, Value, Walk, bound
+from slim_model.ops.row import Cut, Op
+
+aten = torch.ops.aten
+_SPATIAL = "its positions are places in the image"
+
+
+def _bias(walk: Walk, out: Axis, bias: Value | None) -> Axis:
+    return out if bias is None else walk.agree([out, bias.axes[-1]], "its bias is fixed")
+
+
+# -- convolution ----------------------------------------------------------------------------------------------------
+
+
+def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: int, **_: Any) -> Value:
+    """weight is ``(out, in / groups, *kernel)``. Depthwise and grouped forms tie blocks of input and output."""
+    at = len(input.shape) - len(weight.shape) + 1
+    channels, (out, taken, *kernel) = input.axes[at], weight.axes
+    for axis in (*input.axes[at + 1 :], *kernel):
+        walk.pin(axis, _SPATIAL)
+    if groups == 1:
+        walk.reads(channels, taken)
+    elif walk.blocks((channels, out), groups):
+        walk.pin(taken, "the blocks of a grouped convolution keep their width")
+        walk.reads(channels)
+    else:
+        walk.reads(_block(channels, groups), taken)
+    out = walk.makes(_bias(walk, out, bias))
+    return walk.out((*input.axes[:at], out, *[None] * len(kernel)))
+
+
+def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: int, **_: Any) -> Value:
+    """weight is ``(in, out / groups, *kernel)``."""
+    at = len(input.shape) - len(weight.shape) + 1
+    channels, (taken, given, *kernel) = input.axes[at], weight.axes
+    for axis in (*input.axes[at + 1 :], *kernel):
+        walk.pin(axis, _SPATIAL)
+    walk.reads(channels, taken)
+    out = given
+    if groups > 1:
+        if walk.blocks((channels,), groups):
+            walk.pin(given, "the blocks of a grouped convolution keep their width")
+            assert channels is not None
+            out = channels.reshape(groups, -1)[:, :1].expand(-1, weight.shape[1]).reshape(-1)
+        elif given is not None:
+            out = given.repeat(groups)
+    out = walk.makes(_bias(walk, out, bias))
+    return walk.out((*input.axes[:at], out, *[None] * len(kernel)))
+
+
+def _block(axis: Axis, count: int) -> Axis:
+    return None if axis is None else axis.reshape(count, -1)[0]
+
+
+def conv_macs(out: Value, weight: Value, **_: Any) -> int:
+    """One per output element and weight of its filter (Sze 2017, section III)."""
+    return math.prod(out.shape) * math.prod(weight.shape[1:])
+
+
+def conv_transpose_macs(out: Value, input: Value, weight: Value, **_: Any) -> int:
+    return math.prod(input.shape) * math.prod(weight.shape[1:])
+
+
+def regroup(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    """Where whole blocks went, fewer groups are left."""
+    arguments = bound(node)
+    groups = arguments["groups"]
+    if groups == 1 or not cut.choices[node.name][0]:
+        return {}
+    source: Value = cut.values[arguments["input"]]
+    at = len(source.shape) - len(cut.values[arguments["weight"]].shape) + 1
+    return {"groups": cut.count(source.axes[at], source.shape[at]) * groups // source.shape[at]}
+
+
+# -- matrix products ------------------------------------------------------------------------------------------------
+
+
+def linear(walk: Walk, input: Value, weight: Value, bias: Value | None = None) -> Value:
+    walk.reads(input.axes[-1], weight.axes[-1])
+    if len(weight.shape) == 1:
+        return walk.out(input.axes[:-1])
+    out = walk.makes(_bias(walk, weight.axes[0], bias))
+    return walk.out((*input.axes[:-1], out))
+
+
+def linear_macs(out: Value, weight: Value, **_: Any) -> int:
+    return math.prod(out.shape) * weight.shape[-1]
+
+
+def matmul(walk: Walk, self: Value, other: Value) -> Value:
+    """Batch axes line up as in addition; the inner axis is summed."""
+    left, right = self, other
+    inner = right.axes[-2] if len(right.shape) > 1 else right.axes[-1]
+    walk.reads(left.axes[-1], inner)
+    batch = [Value(v.shape[:-2], v.axes[:-2]) for v in (left, right)]
+    _, axes = (
+        walk.meet(batch, "it is multiplied with a batch of fixed size") if any(b.shape for b in batch) else ((), ())
+    )
+    rows = left.axes[-2:-1]
+    columns = (walk.makes(right.axes[-1]),) if len(right.shape) > 1 else ()
+    return walk.out((*axes, *rows, *columns))
+
+
+def matmul_macs(out: Value, self: Value, **_: Any) -> int:
+    return math.prod(out.shape) * self.shape[-1]
+
+
+def mm(walk: Walk, self: Value, mat2: Value) -> Value:
+    return matmul(walk, self, mat2)
+
+
+def mm_macs(out: Value, self: Value, **_: Any) -> int:
+    return math.prod(out.shape) * self.shape[-1]
+
+
+def addmm(walk: Walk, self: Value, **factors: Any) -> Value:
+    """self + a @ b (addmm, baddbmm)."""
+    left, right = (v for v in factors.values() if isinstance(v, Value))
+    product = matmul(walk, left, right)
+    _, axes = walk.meet([self, product], "it is added to a value whose positions are fixed")
+    return walk.out(axes)
+
+
+def addmm_macs(out: Value, self: Value, **factors: Any) -> int:
+    left = next(v for v in factors.values() if isinstance(v, Value))
+    return math.prod(out.shape) * left.shape[-1]
+
+
+def einsum(walk: Walk, equation: str, tensors: list[Value], **_: Any) -> Value:
+    """Axes of one letter agree; letters that do not come out are summed."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if "." in equation or not arrow or any(len(set(t)) < len(t) for t in terms):
+        for tensor in tensors:
+            walk.pin(tensor, "this form of einsum has no rule")
+        rank: int = walk.node.meta["val"].dim()
+        return walk.out([None] * rank)
+    by_letter: dict[str, list[Axis]] = {}
+    for term, tensor in zip(terms, tensors, strict=True):
+        for letter, axis in zip(term, tensor.axes, strict=True):
+            by_letter.setdefault(letter, []).append(axis)
+    for letter in by_letter.keys() - set(output):
+        walk.reads(*by_letter[letter])
+    why = "it is multiplied with a value whose positions are fixed"
+    return walk.out([walk.makes(walk.agree(by_letter[letter], why)) for letter in output])
+
+
+def einsum_macs(out: Value, equation: str, tensors: list[Value], **_: Any) -> int:
+    sizes: dict[str, int] = {}
+    for term, tensor in zip(equation.replace(" ", "").split("->")[0].split(","), tensors, strict=True):
+        sizes |= dict(zip(term, tensor.shape, strict=False))
+    return math.prod(sizes.values()) if len(tensors) > 1 else 0
+
+
+# -- attention and look-up ------------------------------------------------------------------------------------------
+
+
+def attention(walk: Walk, query: Value, key: Value, value: Value, attn_mask: Value | None, **_: Any) -> Value:
+    """softmax(q k^T * scale) v over ``(..., heads, tokens, width)``."""
+    walk.reads(query.axes[-1], key.axes[-1])
+    walk.agree([key.axes[-2], value.axes[-2]], "tokens are fixed")
+    walk.pin(key.axes[-2], "attention is normalised over it")
+    parts = [query, key, value] + ([attn_mask] if attn_mask is not None else [])
+    batch = [Value(v.shape[:-2], v.axes[:-2]) for v in parts if len(v.shape) > 2]
+    if walk.node.kwargs.get("enable_gqa"):
+        for part in batch:
+            walk.pin(part, "grouped-query heads are shared out by their number")
+        axes: tuple[Axis, ...] = (None,) * (len(query.shape) - 2)
+    else:
+        _, axes = walk.meet(batch, "it is combined with a fixed number of heads") if batch else ((), ())
+    if attn_mask is not None and len(attn_mask.shape) > 1:
+        for axis in attn_mask.axes[-2:]:
+            walk.pin(axis, "tokens are fixed")
+    return walk.out((*axes, query.axes[-2], walk.makes(value.axes[-1])))
+
+
+def attention_macs(out: Value, query: Value, key: Value, **_: Any) -> int:
+    pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+    return pairs * (query.shape[-1] + out.shape[-1])
+
+
+def rescale(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    """The default scale follows the width at hand: write out that of the dense model."""
+    arguments = bound(node)
+    query: Value = cut.values[arguments["query"]]
+    if arguments["scale"] is not None or not cut.cuts(Value(query.shape[-1:], query.axes[-1:])):
+        return {}
+    return {"scale": 1.0 / math.sqrt(query.shape[-1])}
+
+
+def embedding(walk: Walk, weight: Value, indices: Value, **_: Any) -> Value:
+    walk.pin(weight.axes[0], "it is looked up by the model's input")
+    return walk.out((*indices.axes, walk.makes(weight.axes[1])))
+
+
+_CONV = Op(conv, conv_macs, regroup, masks="inputs")
+_TRANSPOSED = Op(conv_transpose, conv_transpose_macs, regroup, masks="inputs")
+_ADDMM = Op(addmm, addmm_macs, masks="inputs")
+_MATMUL = Op(matmul, matmul_macs, masks="inputs")
+_MM = Op(mm, mm_macs, masks="inputs")
+
+ROWS: dict[Any, Op] = {
+    aten.conv1d: _CONV,
+    aten.conv2d: _CONV,
+    aten.conv3d: _CONV,
+    aten.conv_transpose1d: _TRANSPOSED,
+    aten.conv_transpose2d: _TRANSPOSED,
+    aten.conv_transpose3d: _TRANSPOSED,
+    aten.linear: Op(linear, linear_macs, masks="inputs"),
+    aten.matmul: _MATMUL,
+    aten.dot: Op(lambda walk, self, tensor: matmul(walk, self, tensor), matmul_macs, masks="inputs"),
+    aten.mv: Op(lambda walk, self, vec: matmul(walk, self, vec), matmul_macs, masks="inputs"),
+    aten.mm: _MM,
+    aten.bmm: _MM,
+    aten.addmm: _ADDMM,
+    aten.baddbmm: _ADDMM,
+    aten.einsum: Op(einsum, einsum_macs, masks="inputs"),
+    aten.scaled_dot_product_attention: Op(attention, attention_macs, rescale, masks="inputs"),
+    aten.embedding: Op(embedding),
+}

@@ -1,0 +1,60 @@
+"""Operators that make tensors from sizes alone."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+from slim_model.labels import Axis, Value, Walk
+from slim_model.ops.movement import move, resize
+from slim_model.ops.row import Op
+
+aten = torch.ops.aten
+
+
+def uniform(walk: Walk, size: list[Any], **_: Any) -> Value:
+    """The same value everywhere: any position may go, and the sizes are rewritten."""
+    axes: list[Axis] = [walk.fresh(n, axis=i) if isinstance(n, int) else None for i, n in enumerate(size)]
+    return walk.out(axes)
+
+
+def uniform_like(walk: Walk, self: Value, size: list[Any], **_: Any) -> Value:
+    return uniform(walk, size)
+
+
+def expand(walk: Walk, self: Value, size: list[Any], **rest: Any) -> Any:
+    """An axis of one that is repeated is uniform: any of its positions may go."""
+    moved = move(walk, self=self, size=size, **rest)
+    missing = len(size) - len(self.shape)
+    repeated = [i for i, n in enumerate(moved.shape) if n > 1 and (i < missing or self.shape[i - missing] == 1)]
+    axes = [walk.fresh(moved.shape[i], axis=i) if i in repeated else a for i, a in enumerate(moved.axes)]
+    return walk.out(axes)
+
+
+def sequence(walk: Walk, **_: Any) -> Value:
+    rank: int = walk.node.meta["val"].dim()
+    return walk.out([None] * rank)
+
+
+def item(walk: Walk, values: Any, index: int) -> Any:
+    return values[index]
+
+
+def size(walk: Walk, self: Value, dim: int) -> int:
+    """A size that the graph computes with: that of the example."""
+    return self.shape[dim]
+
+
+_UNIFORM = Op(uniform, rewrite=resize())
+_UNIFORM_LIKE = Op(uniform_like, rewrite=resize())
+
+ROWS: dict[Any, Op] = {
+    aten.sym_size: Op(size),
+    operator.getitem: Op(lambda walk, **arguments: item(walk, *arguments.values())),
+    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty), _UNIFORM),
+    **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _UNIFORM_LIKE),
+    **dict.fromkeys((aten.expand, aten.broadcast_to), Op(expand, rewrite=resize())),
+    **dict.fromkeys((aten.arange, aten.linspace, aten.rand, aten.randn, aten.eye, aten.scalar_tensor), Op(sequence)),
+}

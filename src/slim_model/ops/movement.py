@@ -1,0 +1,302 @@
+"""Operators that only move values: the operator itself is executed on labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from slim_model.labels import Axis, Value, Walk, bound, tensors_in
+from slim_model.ops.row import Cut, Op
+
+aten = torch.ops.aten
+
+
+def move(walk: Walk, **arguments: Any) -> Any:
+    """Execute the current node on the labels of each labelled axis and read off where they went."""
+    source, *others = tensors_in(arguments.values())
+    for other in others:
+        walk.pin(other, "its positions are used as data")
+    node = walk.node
+    count = len(node.meta["val"]) if isinstance(node.meta["val"], list | tuple) else None
+    outputs: list[list[Axis]] = [[None] * v.dim() for v in _each(node.meta["val"])]
+    for number, axis in enumerate(source.axes):
+        if axis is None:
+            continue
+        for out, labels in zip(outputs, _each(_execute(node, source, number, axis, arguments)), strict=True):
+            where, moved = walk.settle(labels)
+            if where is None:
+                continue
+            if out[where] is None:
+                out[where] = moved
+            else:
+                walk.pin(moved, "two channel axes are merged into one")
+    if count is None:
+        return walk.out(outputs[0])
+    return [walk.out(axes, i) for i, axes in enumerate(outputs)]
+
+
+def _execute(node: fx.Node, source: Value, number: int, axis: Tensor, arguments: dict[str, Any]) -> Any:
+    shape = [1] * len(source.shape)
+    shape[number] = len(axis)
+    labels = axis.view(shape).expand(source.shape)
+    target: Any = node.target
+    positional = [a.name for a in target._schema.arguments if not a.kwarg_only]
+    rest = [arguments[name] for name in positional[1:]]
+    if operator := _ON_LABELS.get(target.overloadpacket):
+        return operator(labels, *rest)
+    try:
+        return target(labels, *rest)
+    except (RuntimeError, NotImplementedError):  # no kernel for integers
+        return _as_labels(target(labels.double(), *rest))
+
+
+_ON_LABELS: dict[Any, Any] = {aten.view: torch.reshape, aten._unsafe_view: torch.reshape}
+
+
+def _as_labels(result: Any) -> Any:
+    return [r.int() for r in result] if isinstance(result, list | tuple) else result.int()
+
+
+def _each(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+# -- rules for a few operators that cannot be executed as they stand ------------------------------------------------
+
+
+def channel_shuffle(walk: Walk, self: Value, groups: int) -> Value:
+    """Zhang 2018. The same places go in every group, so that the shuffle stays a shuffle."""
+    axis = self.axes[1]
+    if axis is not None:
+        rows = axis.reshape(groups, -1)
+        walk.tie(rows[:1], rows)
+        axis = rows.t().reshape(-1)
+    return walk.out((self.axes[0], axis, *self.axes[2:]))
+
+
+def unfold_patches(walk: Walk, self: Value, kernel_size: list[int], **_: Any) -> Value:
+    """im2col: channel c becomes rows c * k .. c * k + k."""
+    for axis in self.axes[2:]:
+        walk.pin(axis, "patches are cut along it")
+    axis = self.axes[1]
+    taps = kernel_size[0] * kernel_size[1]
+    return walk.out((self.axes[0], None if axis is None else axis.repeat_interleave(taps), None))
+
+
+def fold_patches(walk: Walk, self: Value, kernel_size: list[int], **_: Any) -> Value:
+    """col2im: the k rows of one channel go together."""
+    axis = self.axes[1]
+    if axis is not None:
+        rows = axis.reshape(-1, kernel_size[0] * kernel_size[1])
+        walk.tie(rows[:, :1], rows)
+        axis = rows[:, 0].contiguous()
+    walk.pin(self.axes[2], "patches are summed along it")
+    return walk.out((self.axes[0], axis, None, None))
+
+
+def strided_slice(walk: Walk, self: Value, dim: int, step: int, **rest: Any) -> Any:
+    if step != 1 and self.axes[dim] is not None:
+        walk.pin(self.axes[dim], "every n-th channel is taken")
+        self = _without(self, dim)
+    return move(walk, self=self, dim=dim, **rest, step=step)
+
+
+def _without(value: Value, dim: int) -> Value:
+    dim %= len(value.shape)
+    return Value(value.shape, tuple(None if i == dim else a for i, a in enumerate(value.axes)))
+
+
+def index(walk: Walk, self: Value, indices: list[Any]) -> Value:
+    """x[:, constant]: labels are looked up with the real indices; other indices pin the axes they address."""
+    node = walk.node
+    nodes = bound(node)["indices"]
+    addressed = [i for i, n in enumerate(nodes) if n is not None]
+    real: list[Any] = [None if n is None else walk.constant(n) for n in nodes]
+    first = nodes[addressed[0]]
+    own = len(addressed) == 1 and first.op == "placeholder" and len(first.users) == 1 and first.meta["val"].dim() == 1
+    if any(real[i] is None for i in addressed):
+        for axis in self.axes[: len(nodes)] if len(addressed) > 1 else [self.axes[i] for i in addressed]:
+            walk.pin(axis, "it is indexed by computed values")
+    elif not own or real[addressed[0]].dtype == torch.bool:
+        for i in addressed:
+            walk.pin(self.axes[i], "it is indexed by values that cannot be rewritten")
+    for value in tensors_in(indices):
+        walk.pin(value, "its positions are used as data")
+    outputs: list[Axis] = [None] * node.meta["val"].dim()
+    for number, axis in enumerate(self.axes):
+        if axis is None or (number in addressed and any(real[i] is None for i in addressed)):
+            continue  # pinned above
+        shape = [1] * len(self.shape)
+        shape[number] = len(axis)
+        labels = axis.view(shape).expand(self.shape)
+        probes = [
+            None if n is None else torch.zeros(i.shape, dtype=torch.long) if r is None else r
+            for n, i, r in zip(nodes, indices, real, strict=True)
+        ]
+        where, moved = walk.settle(aten.index.Tensor(labels, probes))
+        if where is not None and outputs[where] is None:
+            outputs[where] = moved
+        else:
+            walk.pin(moved, "two channel axes are merged into one")
+    return walk.out(outputs)
+
+
+def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
+    """A look-up by a stored constant, of which the small graph keeps the entries that are left."""
+    node = bound(walk.node)["index"]
+    walk.pin(index, "its positions are used as data")
+    axes = list(self.axes)
+    axis = axes[dim]
+    if axis is not None and (node.op != "placeholder" or len(node.users) > 1 or walk.constant(node) is None):
+        walk.pin(axis, "it is indexed by values that cannot be rewritten")
+        axes[dim] = None
+    elif axis is not None:
+        axes[dim] = axis[walk.constant(node)]
+    return walk.out(axes)
+
+
+def reindex_select(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    _remap(cut, arguments["index"], cut.values[arguments["self"]], arguments["dim"])
+    return {}
+
+
+# -- constants in the small graph -----------------------------------------------------------------------------------
+
+
+def resize(name: str = "size", start: str | None = None) -> Any:
+    """Rewrite a list of sizes from what is kept of each axis of the output."""
+
+    def rewrite(cut: Cut, node: fx.Node) -> dict[str, Any]:
+        arguments = bound(node)
+        sizes = list(arguments[name])
+        value: Value = cut.values[node]
+        first = 0 if start is None else arguments[start] % len(cut.values[arguments["self"]].shape)
+        for i in range(len(sizes)):
+            axis = value.axes[first + i]
+            kept = cut.count(axis, value.shape[first + i])
+            if axis is None or kept == value.shape[first + i] or sizes[i] == -1:
+                continue
+            if isinstance(sizes[i], int):
+                sizes[i] = kept
+            elif -1 not in sizes:
+                sizes[i] = -1
+            else:
+                raise ValueError("two sizes of this view follow from other sizes")
+        return {name: sizes}
+
+    return rewrite
+
+
+def reslice(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    source: Value = cut.values[arguments["self"]]
+    axis, size = source.axes[arguments["dim"]], source.shape[arguments["dim"]]
+    if axis is None:
+        return {}
+    kept = cut.kept(axis, size)
+    start, stop, _ = slice(arguments["start"], arguments["end"]).indices(size)
+    return {"start": int(kept[:start].sum()), "end": int(kept[: max(start, stop)].sum())}
+
+
+def renarrow(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    source: Value = cut.values[arguments["self"]]
+    axis, size = source.axes[arguments["dim"]], source.shape[arguments["dim"]]
+    if axis is None:
+        return {}
+    kept, start = cut.kept(axis, size), arguments["start"]
+    return {"start": int(kept[:start].sum()), "length": int(kept[start : start + arguments["length"]].sum())}
+
+
+def reselect(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    source: Value = cut.values[arguments["self"]]
+    axis, size = source.axes[arguments["dim"]], source.shape[arguments["dim"]]
+    return {} if axis is None else {"index": int(cut.kept(axis, size)[: arguments["index"] % size].sum())}
+
+
+def resplit(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    """Pieces may now differ in size: chunk and split become split_with_sizes."""
+    arguments = bound(node)
+    dim = arguments["dim"]
+    source: Value = cut.values[arguments["self"]]
+    if source.axes[dim] is None:
+        return {}
+    sizes = [cut.count(piece.axes[dim], piece.shape[dim]) for piece in cut.values[node]]
+    return {"target": aten.split_with_sizes.default, "self": arguments["self"], "split_sizes": sizes, "dim": dim}
+
+
+def reroll(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    source: Value = cut.values[arguments["self"]]
+    shifts = list(arguments["shifts"])
+    for i, dim in enumerate(arguments["dims"]):
+        if (axis := source.axes[dim]) is not None:
+            size = source.shape[dim]
+            shifts[i] = int(cut.kept(axis, size)[size - shifts[i] % size :].sum()) if shifts[i] % size else 0
+    return {"shifts": shifts}
+
+
+def reindex(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    for dim, index_node in enumerate(arguments["indices"]):
+        if index_node is not None:
+            _remap(cut, index_node, cut.values[arguments["self"]], dim)
+    return {}
+
+
+def _remap(cut: Cut, index_node: fx.Node, source: Value, dim: int) -> None:
+    """The index constant keeps the entries that stay, and counts in kept positions."""
+    if source.axes[dim] is None or index_node.name not in cut.graph.owners:
+        return
+    kept = cut.kept(source.axes[dim], source.shape[dim])
+    owner = cut.graph.owners[index_node.name]
+    entries = cut.graph.tensors[owner] % source.shape[dim]
+    cut.tensors[owner] = (kept.cumsum(0) - 1)[entries[kept[entries]]]
+
+
+def _moves(*operators: Any, rewrite: Any = None) -> dict[Any, Op]:
+    return {operator: Op(move, rewrite=rewrite) for operator in operators}
+
+
+ROWS: dict[Any, Op] = {
+    **_moves(aten.view, aten._unsafe_view, rewrite=resize()),
+    **_moves(aten.reshape, rewrite=resize("shape")),
+    **_moves(aten.unflatten, rewrite=resize("sizes", "dim")),
+    **_moves(aten.narrow, rewrite=renarrow),
+    **_moves(aten.select, rewrite=reselect),
+    **_moves(aten.chunk, aten.split, aten.split_with_sizes, aten.tensor_split, rewrite=resplit),
+    **_moves(aten.roll, rewrite=reroll),
+    **_moves(
+        *(
+            aten.flatten,
+            aten.permute,
+            aten.transpose,
+            aten.t,
+            aten.numpy_T,
+            aten.mT,
+            aten.adjoint,
+            aten.movedim,
+        ),
+        *(aten.swapaxes, aten.swapdims, aten.squeeze, aten.unsqueeze, aten.unbind, aten.flip, aten.repeat),
+        *(
+            aten.tile,
+            aten.repeat_interleave,
+            aten.pixel_shuffle,
+            aten.pixel_unshuffle,
+            aten.unfold,
+            aten.ravel,
+        ),
+        *(aten.rot90, aten.fliplr, aten.flipud, aten.diagonal, aten.atleast_1d),
+    ),
+    aten.slice: Op(strided_slice, rewrite=reslice),
+    aten.index: Op(index, rewrite=reindex),
+    aten.index_select: Op(index_select, rewrite=reindex_select),
+    aten.channel_shuffle: Op(channel_shuffle),
+    aten.native_channel_shuffle: Op(channel_shuffle),
+    aten.im2col: Op(unfold_patches),
+    aten.col2im: Op(fold_patches),
+}

@@ -1,0 +1,72 @@
+"""Normalisation. Statistics over a channel axis run over the channels that are kept (DESIGN: masked reference)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from slim_model.labels import Value, Walk, bound
+from slim_model.ops.row import Cut, Op
+
+aten = torch.ops.aten
+_FIXED = "its normalisation is fixed"
+
+
+def batch_norm(walk: Walk, input: Value, **rest: Any) -> Value:
+    """Each channel alone: scale, shift and running statistics go with it."""
+    axes = list(input.axes)
+    owned = [v.axes[0] for v in rest.values() if isinstance(v, Value)]
+    axes[1] = walk.agree([axes[1], *owned], _FIXED)
+    return walk.out(axes)
+
+
+def instance_norm(walk: Walk, input: Value, **rest: Any) -> Value:
+    for axis in input.axes[2:]:
+        walk.pin(axis, "it is normalised over it")
+    return batch_norm(walk, Value(input.shape, (*input.axes[:2], *[None] * (len(input.shape) - 2))), **rest)
+
+
+def layer_norm(walk: Walk, input: Value, normalized_shape: list[int], **rest: Any) -> Value:
+    """The last axes are normalised over; weight and bias have exactly these axes."""
+    first = len(input.shape) - len(normalized_shape)
+    owned = [v for v in rest.values() if isinstance(v, Value)]
+    axes = list(input.axes)
+    for i in range(len(normalized_shape)):
+        axes[first + i] = walk.agree([axes[first + i], *(v.axes[i] for v in owned)], _FIXED)
+    return walk.out(axes)
+
+
+def reshape_norm(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    source: Value = cut.values[arguments["input"]]
+    return {"normalized_shape": list(cut.shape(source)[-len(arguments["normalized_shape"]) :])}
+
+
+def group_norm(walk: Walk, input: Value, num_groups: int, **rest: Any) -> Value:
+    """Channels fall into ``num_groups`` blocks, each with its own statistics."""
+    owned = [v.axes[0] for v in rest.values() if isinstance(v, Value)]
+    axis = walk.agree([input.axes[1], *owned], _FIXED)
+    if axis is not None:
+        walk.blocks((axis,), num_groups)
+    for other in input.axes[2:]:
+        walk.pin(other, "it is normalised over it")
+    return walk.out((input.axes[0], axis, *[None] * (len(input.shape) - 2)))
+
+
+def regroup_norm(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    source: Value = cut.values[arguments["input"]]
+    if not cut.choices[node.name] or not cut.choices[node.name][0]:
+        return {}
+    return {"num_groups": cut.count(source.axes[1], source.shape[1]) * arguments["num_groups"] // source.shape[1]}
+
+
+ROWS: dict[Any, Op] = {
+    aten.batch_norm: Op(batch_norm),
+    aten.instance_norm: Op(instance_norm),
+    aten.layer_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept"),
+    aten.rms_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept"),
+    aten.group_norm: Op(group_norm, rewrite=regroup_norm, masks="kept"),
+}

@@ -1,0 +1,160 @@
+"""Operators that treat each position alone, and those that join tensors along an axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from slim_model.labels import Axis, Value, Walk, bound, tensors_in
+from slim_model.ops.row import Cut, Op
+
+aten = torch.ops.aten
+
+
+def pointwise(walk: Walk, **arguments: Any) -> Value:
+    """Operands are tied where they line up; a full-size operand without channels fixes the other."""
+    _, axes = walk.meet(tensors_in(arguments.values()), "it is combined with a value whose positions are fixed")
+    rank = walk.node.meta["val"].dim()
+    return walk.out(axes[len(axes) - rank :])
+
+
+def cat(walk: Walk, tensors: list[Value], dim: int = 0) -> Value:
+    tensors = [t for t in tensors if t.shape != (0,)]
+    rank = len(tensors[0].shape)
+    dim %= rank
+    axes: list[Axis] = [
+        walk.agree([t.axes[a] for t in tensors], "it is joined with a value whose positions are fixed")
+        for a in range(rank)
+        if a != dim
+    ]
+    axes.insert(dim, _joined([(t.axes[dim], t.shape[dim]) for t in tensors]))
+    return walk.out(axes)
+
+
+def stack(walk: Walk, tensors: list[Value], dim: int = 0) -> Value:
+    rank = len(tensors[0].shape)
+    axes: list[Axis] = [
+        walk.agree([t.axes[a] for t in tensors], "it is stacked with a value whose positions are fixed")
+        for a in range(rank)
+    ]
+    axes.insert(dim % (rank + 1), None)
+    return walk.out(axes)
+
+
+def _joined(parts: list[tuple[Axis, int]]) -> Axis:
+    if all(axis is None for axis, _ in parts):
+        return None
+    return torch.cat([torch.zeros(n, dtype=torch.int32) if axis is None else axis for axis, n in parts])
+
+
+def pad(walk: Walk, self: Value, pad: list[int], mode: str = "constant", **_: Any) -> Value:
+    """Constant padding of a channel axis creates channels; other modes copy positions and fix the axis."""
+    axes = list(self.axes)
+    for i in range(0, len(pad), 2):
+        dim = len(axes) - 1 - i // 2
+        axis, low, high = axes[dim], pad[i], pad[i + 1]
+        if axis is None or (low == 0 and high == 0):
+            continue
+        if mode != "constant" or low < 0 or high < 0:
+            walk.pin(axis, "it is padded with its own values")
+            axes[dim] = None
+        else:
+            created = walk.fresh(low + high, axis=dim)
+            if created is None:  # one channel only: it stays
+                created = torch.zeros(low + high, dtype=torch.int32)
+            axes[dim] = torch.cat([created[:low], axis, created[low:]])
+    return walk.out(axes)
+
+
+def repad(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    """Rewrite the numbers of padded channels."""
+    arguments = bound(node)
+    source: Value = cut.values[arguments["self"]]
+    value: Value = cut.values[node]
+    sizes = list(arguments["pad"])
+    for i in range(0, len(sizes), 2):
+        dim = len(source.axes) - 1 - i // 2
+        axis = value.axes[dim]
+        if axis is None or not (sizes[i] or sizes[i + 1]):
+            continue
+        kept = cut.kept(axis, value.shape[dim])
+        sizes[i], sizes[i + 1] = int(kept[: sizes[i]].sum()), int(kept[len(kept) - sizes[i + 1] :].sum())
+    return {"pad": sizes}
+
+
+def glu(walk: Walk, self: Value, dim: int = -1) -> Value:
+    """Gated linear unit: position i of the first half goes with position i of the second."""
+    axes = list(self.axes)
+    axis = axes[dim]
+    if axis is not None:
+        half = axis.reshape(2, -1)
+        walk.tie(half[0], half[1])
+        axes[dim] = half[0].contiguous()
+    return walk.out(axes)
+
+
+def prelu(walk: Walk, self: Value, weight: Value) -> Value:
+    axes = list(self.axes)
+    if weight.shape != (1,) and weight.shape != () and len(axes) > 1:
+        axes[1] = walk.agree([axes[1], weight.axes[0]], "its slopes are fixed")
+    return walk.out(axes)
+
+
+_ONE_BY_ONE = [
+    # fmt: off
+    aten.dropout,
+    aten.feature_dropout,
+    aten.alpha_dropout,
+    aten.feature_alpha_dropout,
+    aten.clone,
+    aten.contiguous,
+    aten.alias,
+    aten.detach,
+    aten.to,
+    aten._to_copy,
+    aten.type_as,
+    aten.expand_as,
+    aten.lift_fresh_copy,
+    aten.copy,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.empty_like,
+    aten.rand_like,
+    aten.randn_like,
+    aten.relu6,
+    aten.hardtanh,
+    aten.where,
+    aten.masked_fill,
+    aten.rrelu,
+    aten.celu,
+    aten.selu,
+    aten.softplus,
+    aten.threshold,
+    aten.square,
+    aten.nan_to_num,
+    aten.clamp,
+    aten.fill,
+    aten.zero,
+    aten.log_sigmoid,
+    aten.hardsigmoid,
+    aten.hardswish,
+    aten.mish,
+    aten.silu,
+    aten.gelu,
+    aten.elu,
+    # fmt: on
+]
+
+ROWS: dict[Any, Op] = {
+    aten.cat: Op(cat),
+    aten.concat: Op(cat),
+    aten.stack: Op(stack),
+    aten.pad: Op(pad, rewrite=repad),
+    aten.constant_pad_nd: Op(pad, rewrite=repad),
+    aten.glu: Op(glu),
+    aten.prelu: Op(prelu),
+    **dict.fromkeys(_ONE_BY_ONE, Op(pointwise)),
+}

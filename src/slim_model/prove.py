@@ -1,0 +1,217 @@
+"""prove: the small graph computes what the dense one computes on the kept channels.
+
+First by structure: the labels are walked again through the small graph, from the kept slices, and at every tie both
+sides must hold the same channel at the same place. Then by numbers: the small graph against the dense graph in which
+every removed channel is zero where it would be read, and norms take their statistics over kept channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from slim_model.labels import Replay, Value, Walk, bound
+from slim_model.ops import Cut, flow_of, row_of
+from slim_model.shrink import CutFailed
+from slim_model.trace import Graph, source_line
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """``masked_max_rel_error``: largest error over all outputs, relative to the largest value of that output;
+    ``layer_max_rel_error``: the same over the outputs of all layers; ``ties`` were checked by structure;
+    ``float64``: measured in float64, because float32 rounding alone came near the tolerance."""
+
+    masked_max_rel_error: float
+    layer_max_rel_error: float
+    ties: int
+    batches: tuple[int, ...]
+    float64: bool = False
+    onnx_max_rel_error: float | None = None
+
+
+def prove(dense: Graph, small: Graph, cut: Cut, replay: Replay, batches: list[tuple[Any, ...]]) -> Proof:
+    """Raises CutFailed, which names the node, where the two differ."""
+    ties = check_structure(small, replay)
+    in_float64 = False
+    try:
+        errors = [_lockstep(dense, small, cut, inputs) for inputs in batches]
+    except CutFailed:  # rounding, or a fault? float64 tells
+        in_float64 = True
+        wide = [tuple(_widened(x) for x in inputs) for inputs in batches]
+        errors = [_lockstep(_double(dense), _double(small), cut, inputs) for inputs in wide]
+    outputs, layers = (max(e) for e in zip(*errors, strict=True))
+    return Proof(outputs, layers, ties, tuple(_batch(inputs) for inputs in batches), in_float64)
+
+
+def relative_error(reference: Tensor, other: Tensor) -> float:
+    """max |a - b| / max |a|; shapes must agree. Values that are not finite must be so on both sides."""
+    if reference.shape != other.shape:
+        return math.inf
+    if reference.numel() == 0:
+        return 0.0
+    if not reference.is_floating_point():
+        return float((reference != other).any())
+    a, b = reference.double(), other.double()
+    if not torch.isfinite(a).all():
+        same = torch.equal(torch.nan_to_num(a, nan=1.5e300), torch.nan_to_num(b, nan=1.5e300))
+        return 0.0 if same else math.inf
+    scale = float(a.abs().max())
+    error = float((a - b).abs().max())
+    return error / scale if scale > 0 else error
+
+
+# -- structure ------------------------------------------------------------------------------------------------------
+
+
+def check_structure(small: Graph, replay: Replay) -> int:
+    """Walk the labels through the small graph; returns the number of ties that were checked."""
+    walk = Walk(small, flow_of, replay=replay)
+    try:
+        walk.run()
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError) as error:
+        raise CutFailed(walk.node.name, str(error).splitlines()[0]) from error
+    checked = 0
+    for left, right, node in walk.ties:
+        if not torch.equal(left, right):
+            raise CutFailed(node.name, "channels no longer line up")
+        checked += len(left)
+    for pin in walk.pins:
+        if pin.labels.any():
+            raise CutFailed(pin.node.name, "a fixed position was removed")
+    return checked
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+class Masked(fx.Interpreter):
+    """The dense graph with removed channels zero wherever a layer reads them."""
+
+    def __init__(self, graph: Graph, cut: Cut) -> None:
+        super().__init__(graph.module, garbage_collect_values=True)
+        self.cut = cut
+
+    def run_node(self, n: fx.Node) -> Any:
+        row = row_of(n.target) if n.op == "call_function" else None
+        if row is None or row.masks == "nothing":
+            return super().run_node(n)
+        touched = {m: v for m in n.all_input_nodes if isinstance(v := self.cut.values[m], Value) and self.cut.cuts(v)}
+        if not touched:
+            return super().run_node(n)
+        held = {m: self.env[m] for m in touched}
+        change = self._zeroed if row.masks == "inputs" else self._gathered
+        self.env.update({m: change(self.env[m], value) for m, value in touched.items()})
+        try:
+            return super().run_node(n) if row.masks == "inputs" else self._scattered(n, self._on_kept(n, row))
+        finally:
+            self.env.update(held)
+
+    def _zeroed(self, tensor: Tensor, value: Value) -> Tensor:
+        for i, axis in enumerate(value.axes):
+            removed = torch.nonzero(~self.cut.kept(axis, value.shape[i])).flatten()
+            if len(removed):
+                tensor = tensor.index_fill(i, removed.to(tensor.device), 0)
+        return tensor
+
+    def _gathered(self, tensor: Tensor, value: Value) -> Tensor:
+        for i, axis in enumerate(value.axes):
+            kept = self.cut.kept(axis, value.shape[i])
+            if not kept.all():
+                tensor = tensor.index_select(i, torch.nonzero(kept).flatten().to(tensor.device))
+        return tensor
+
+    def _on_kept(self, node: fx.Node, row: Any) -> Any:
+        arguments = bound(node) | (row.rewrite(self.cut, node) if row.rewrite else {})
+        arguments = fx.map_arg(arguments, self.env.__getitem__)
+        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        args = [arguments[a.name] for a in schema if not a.kwarg_only]
+        kwargs = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _scattered(self, node: fx.Node, result: Any) -> Any:
+        values = self.cut.values[node]
+        if isinstance(result, tuple | list):
+            return type(result)(self._spread(r, v) for r, v in zip(result, values, strict=True))
+        return self._spread(result, values)
+
+    def _spread(self, tensor: Tensor, value: Value) -> Tensor:
+        for i, axis in enumerate(value.axes):
+            kept = self.cut.kept(axis, value.shape[i])
+            if not kept.all():
+                full = tensor.new_zeros([*tensor.shape[:i], value.shape[i], *tensor.shape[i + 1 :]])
+                tensor = full.index_copy(i, torch.nonzero(kept).flatten().to(tensor.device), tensor)
+        return tensor
+
+
+def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> tuple[float, float]:
+    """Run both graphs node by node; (largest error of the outputs, of the layers). Raises CutFailed at the first
+    layer that differs."""
+    masked, other = Masked(dense, cut), fx.Interpreter(small.module)
+    masked.env, other.env = dense.bind(inputs), small.bind(inputs)
+    last_use = _last_uses(dense, small)
+    layers = 0.0
+    with torch.no_grad():
+        for node, copied in zip(dense.nodes, small.nodes, strict=True):
+            if node.op == "output":
+                return _output_error(node, copied, masked, other), layers
+            if node.op == "placeholder":
+                continue
+            masked.env[node] = masked.run_node(node)
+            try:
+                other.env[copied] = other.run_node(copied)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise CutFailed(node.name, str(error).splitlines()[0]) from error
+            layers = max(layers, _layer_error(node, copied, masked, other))
+            for dead, dead_copy in last_use.get(node, ()):
+                masked.env.pop(dead, None)
+                other.env.pop(dead_copy, None)
+    raise AssertionError("a graph ends with its output")
+
+
+def _layer_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
+    row, value = row_of(node.target), masked.cut.values[node]
+    if row is None or row.masks == "nothing" or not isinstance(value, Value):
+        return 0.0
+    error = relative_error(masked._gathered(masked.env[node], value), other.env[copied])
+    if not error <= TOLERANCE:
+        raise CutFailed(node.name, f"its values differ by {error:.1e} ({source_line(node)})")
+    return error
+
+
+def _output_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
+    worst = 0.0
+    for expected, got in zip(node.all_input_nodes, copied.all_input_nodes, strict=True):
+        if isinstance(masked.env[expected], Tensor):
+            error = relative_error(masked.env[expected], other.env[got])
+            if not error <= TOLERANCE:
+                raise CutFailed(expected.name, f"an output differs by {error:.1e}")
+            worst = max(worst, error)
+    return worst
+
+
+def _last_uses(dense: Graph, small: Graph) -> dict[fx.Node, list[tuple[fx.Node, fx.Node]]]:
+    """node -> values (dense and small) that nobody reads after it."""
+    reader = {read: node for node in dense.nodes for read in node.all_input_nodes}
+    found: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
+    for node, copied in zip(dense.nodes, small.nodes, strict=True):
+        found.setdefault(reader.get(node, node), []).append((node, copied))
+    return found
+
+
+def _double(graph: Graph) -> Graph:
+    return graph.with_tensors({name: _widened(tensor) for name, tensor in graph.tensors.items()})
+
+
+def _widened(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _batch(inputs: tuple[Any, ...]) -> int:
+    return next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()), 1)

@@ -1,0 +1,149 @@
+"""run: the whole command, from the file IN to the files OUT.onnx, --save and --report."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from slim_model.errors import InputError
+from slim_model.export import beside, check_onnx, to_onnx
+from slim_model.load import Subject, load
+from slim_model.measure import Comparison, compare
+from slim_model.report import Report, make_report
+from slim_model.save import check_format, save
+from slim_model.slim import Compiled, Progress, Recipe, compile_model, example_batches, small_module
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The arguments of the command."""
+
+    source: Path
+    target: Path
+    recipe: Recipe
+    arch: str | None = None
+    inputs: tuple[str, ...] = ()
+    trust_pickle: bool = False
+    code: Path | None = None
+    save: Path | None = None
+    report: Path | None = None
+    opset: int | None = None
+    bench: bool = True
+    threads: int = 1
+
+
+def run(job: Job, progress: Progress) -> Report:
+    """load -> compile -> export, checked -> publish -> save -> measure -> report."""
+    _check_places(job)
+    clock = _Clock()
+    with clock("load"):
+        progress(f"reading {job.source.name}")
+        subject = load(
+            job.source,
+            arch=job.arch,
+            inputs=job.inputs,
+            trust_pickle=job.trust_pickle,
+            code=job.code,
+            seed=job.recipe.seed,
+        )
+    with clock("compile"):
+        compiled = compile_model(subject.model, subject.inputs, job.recipe, program=subject.program, progress=progress)
+        module, own = small_module(subject.model, compiled)
+    with clock("export"), beside(job.target) as temporary:
+        progress("writing and checking ONNX")
+        to_onnx(compiled.small, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
+        error = check_onnx(temporary, compiled.small, _onnx_batches(compiled, job.recipe.seed))
+        size = temporary.stat().st_size
+    if job.save:
+        save(compiled, module, own, job.save, job.recipe)
+    with clock("measure"):
+        latency, dense_size = _measure(job, subject, compiled, module, progress) if job.bench else ([], None)
+    report = make_report(
+        compiled,
+        job.recipe,
+        module_is_own=own,
+        source={"name": job.source.name, "sha256": subject.sha256, "kind": subject.kind},
+        files=(dense_size or compiled.dense_cost.bytes, size),
+        onnx_error=error,
+        latency=latency,
+        seconds=clock.seconds,
+    )
+    if job.report:
+        with beside(job.report) as temporary:
+            temporary.write_text(report.as_json())
+    return report
+
+
+def _check_places(job: Job) -> None:
+    """Say before any work is done where results could not be written."""
+    if job.save:
+        check_format(job.save)
+    for place in filter(None, (job.target, job.save, job.report)):
+        if place.is_dir():
+            raise InputError(f"{place} is a folder; give the name of a file to write.")
+        if not place.parent.is_dir():
+            raise InputError(f"cannot write {place}: the folder {place.parent} does not exist. Make it first.")
+        try:
+            tempfile.TemporaryFile(dir=place.parent).close()
+        except OSError as error:
+            raise InputError(f"cannot write {place}: {error.strerror}. Give another place.") from error
+
+
+def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:
+    from slim_model import __version__
+
+    criterion = recipe.criterion if isinstance(recipe.criterion, str) else recipe.criterion.__name__
+    return {
+        "slim_model_version": __version__,
+        "slim_model_ratio": str(recipe.ratio),
+        "slim_model_criterion": criterion,
+        "slim_model_source_sha256": subject.sha256,
+    }
+
+
+def _onnx_batches(compiled: Compiled, seed: int) -> list[tuple[Any, ...]]:
+    batches = example_batches(compiled.dense, seed)
+    return [*batches, _first_of(batches[0])] if compiled.dense.dynamic_batch else batches
+
+
+def _first_of(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A batch of one."""
+    return tuple(x[:1] if isinstance(x, Tensor) and x.dim() else x for x in inputs)
+
+
+def _measure(
+    job: Job, subject: Subject, compiled: Compiled, module: nn.Module, progress: Progress
+) -> tuple[list[Comparison], int]:
+    """Dense against slim, in turns, in onnxruntime and in PyTorch; also the bytes of the dense ONNX file."""
+    inputs = _first_of(compiled.dense.inputs) if compiled.dense.dynamic_batch else compiled.dense.inputs
+    suffix = "" if job.recipe.device == "cpu" else "-cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        progress("exporting the dense model to compare with")
+        dense = Path(folder) / "dense.onnx"
+        to_onnx(compiled.dense, dense, opset=job.opset, metadata={})
+        rows = []
+        pairs = {"onnxruntime": (dense, job.target), "pytorch": (subject.model, module)}
+        for runtime, (big, small) in pairs.items():
+            progress(f"measuring latency in {runtime}")
+            rows.append(compare(runtime + suffix, big, small, inputs, threads=job.threads))
+        return rows, dense.stat().st_size
+
+
+class _Clock:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - started, 3)

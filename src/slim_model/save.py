@@ -1,0 +1,129 @@
+"""save: the small PyTorch model as a file, and back again from a freshly built dense one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from slim_model.couple import Coupling, couple
+from slim_model.errors import InputError
+from slim_model.export import beside, to_program
+from slim_model.shrink import graph_module, shrink, shrink_module
+from slim_model.simplify import simplify
+from slim_model.slim import Compiled, Recipe
+from slim_model.trace import Graph, trace
+
+FORMATS = (".pt2", ".safetensors", ".pt")
+
+
+def check_format(path: Path) -> None:
+    if path.suffix not in FORMATS:
+        raise InputError(f"--save {path}: the ending says what is written; it is one of {', '.join(FORMATS)}.")
+
+
+def save(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:
+    """Write the small model in the format of ``path``'s ending; the file appears only when it is whole.
+
+    ``.pt2``: a torch.export archive, loads without the user's class. ``.safetensors``: weights, with the plan as
+    metadata (see ``restore``). ``.pt``: the pickled module.
+    """
+    check_format(path)
+    with beside(path) as temporary:
+        if path.suffix == ".pt2":
+            _save_program(compiled.small, temporary)
+        elif path.suffix == ".safetensors":
+            _save_weights(compiled, module, own, temporary, recipe)
+        else:
+            torch.save(module, temporary)
+
+
+def _save_program(small: Graph, path: Path) -> None:
+    program = to_program(small)
+    if program is None:
+        raise InputError(
+            "this model has no torch.export program (it was traced from a run): use --save NAME.safetensors."
+        )
+    with open(path, "wb") as file:
+        torch.export.save(program.run_decompositions({}), file)
+
+
+def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:
+    state = module.state_dict() if own else compiled.small.tensors
+    tensors, seen = {}, set()
+    for name, tensor in state.items():
+        memory = (tensor.data_ptr(), tensor.shape)
+        if memory not in seen or not tensor.numel():  # shared tensors are stored once
+            tensors[name] = tensor.detach().contiguous()
+        seen.add(memory)
+    metadata = {
+        "format": "slim-model/1",
+        "form": "module" if own else "graph",
+        "inputs": json.dumps([[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compiled.dense.inputs]),
+        "removed": json.dumps(removed_slices(compiled.coupling, compiled.plan.keep)),
+        "recipe": json.dumps({"ratio": recipe.ratio, "keep": recipe.keep, "static_batch": recipe.static_batch}),
+    }
+    safetensors.torch.save_file(tensors, path, metadata)
+
+
+def removed_slices(coupling: Coupling, keep: np.ndarray) -> dict[str, dict[str, list[int]]]:
+    """The plan in its plainest form: for each tensor and axis, the positions that are gone."""
+    removed: dict[str, dict[str, list[int]]] = {}
+    kept = keep[coupling.component]
+    for birth in coupling.walk.births:
+        gone = np.flatnonzero(~kept[birth.start : birth.start + birth.size]).tolist()
+        if gone and not birth.owner.startswith("@"):
+            removed.setdefault(birth.owner, {})[str(birth.axis)] = gone
+    return removed
+
+
+def restore(model: nn.Module, file: str | Path) -> nn.Module:
+    """Shrink a freshly built dense ``model`` to the small one saved in ``file`` (.safetensors), with its weights.
+
+    ``model`` is not changed. No pickle is read. Where the model's forward has sizes of its own, the result is the
+    traced graph as a module.
+    """
+    try:
+        with safetensors.safe_open(str(file), "pt") as archive:
+            metadata = archive.metadata() or {}
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file} cannot be read as safetensors: {error}") from error
+    if metadata.get("format") != "slim-model/1":
+        raise InputError(f"{file} was not written by slim-model --save: it holds no plan.")
+    if metadata["form"] == "module":
+        return _restore_module(model, tensors, str(file))
+    return _restore_graph(model, tensors, metadata, str(file))
+
+
+def _restore_module(model: nn.Module, tensors: dict[str, Tensor], file: str) -> nn.Module:
+    missing = [name for name in tensors if name not in model.state_dict(keep_vars=True)]
+    if missing:
+        raise InputError(f"{file} does not belong to this model: it has no '{missing[0]}' ({len(missing)} in all).")
+    return shrink_module(model, tensors).eval()
+
+
+def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
+    recipe = json.loads(metadata["recipe"])
+    inputs = tuple(_example(shape, dtype) for shape, dtype in json.loads(metadata["inputs"]))
+    graph = simplify(trace(model, inputs, static_batch=recipe["static_batch"]))
+    coupling = couple(graph, keep=tuple(recipe["keep"]))
+    keep = np.ones(coupling.component.max() + 1, bool)
+    for owner, axes in json.loads(metadata["removed"]).items():
+        births = {str(b.axis): b for b in coupling.births_of(owner)}
+        if not axes.keys() <= births.keys():
+            raise InputError(f"{file} does not belong to this model: it cuts '{owner}', which this one lacks.")
+        for axis, gone in axes.items():
+            keep[coupling.component[births[axis].start + np.array(gone)]] = False
+    small, _ = shrink(coupling, keep)
+    return graph_module(small.with_tensors(small.tensors | tensors)).eval()
+
+
+def _example(shape: list[int], dtype: str) -> Any:
+    return torch.zeros(shape, dtype=getattr(torch, dtype))

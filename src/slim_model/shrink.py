@@ -1,0 +1,190 @@
+"""shrink: a dense graph and the channels to keep -> the small graph, and the small copy of the user's module.
+
+The graph is the ground truth: every stored tensor is sliced and every size that was baked into the graph is
+rewritten. The module is the user's own classes with sliced parameters; it is right where the forward computes its
+sizes, and whoever hands it out checks that.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from slim_model.couple import Coupling
+from slim_model.errors import SlimError
+from slim_model.labels import Replay, bound, tensors_in
+from slim_model.ops import Cut, row_of
+from slim_model.trace import Graph
+
+
+class CutFailed(SlimError):
+    """One node of the graph cannot be made smaller: its channels must be pinned. Never seen by users."""
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(f"{node}: {reason}")
+        self.node, self.reason = node, reason
+
+
+def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
+    """``keep``: bool by channel (component number); channel 0 is fixed and stays."""
+    return Cut(coupling.graph, coupling.walk.values, coupling.walk.choices, keep[coupling.component])
+
+
+def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
+    """The small graph, and the labels its stored tensors carry (for the walk that checks it)."""
+    dense, cut = coupling.graph, cut_of(coupling, keep)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    result: Any = graph.graph_copy(dense.module.graph, copies, return_output_node=True)
+    output, original = result
+    graph.output(output).meta = dict(original.meta)
+    for node, small in copies.items():
+        if node.op == "call_function":
+            _rewrite(cut, node, small, copies)
+    tensors: dict[str, Tensor] = {}
+    for owner in dense.tensors:
+        first = coupling.walk.shared.get(owner)
+        tensors[owner] = tensors[first] if first else _sliced(coupling, cut, owner)
+    for node, small in copies.items():
+        small.name = node.name
+        if node.op == "placeholder" and node.name in dense.owners:
+            _retype(small, tensors[dense.owners[node.name]])
+    module = fx.GraphModule(dense.module, graph)
+    born = coupling.born(cut.keep)
+    for owner, tensor in cut.tensors.items():
+        born.born[owner, 0] = torch.zeros(len(tensor), dtype=torch.int32)
+    return dataclasses.replace(dense, module=module, tensors=tensors), born
+
+
+def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
+    row = row_of(node.target)
+    if row is None or row.rewrite is None:
+        return
+    touched = tensors_in([cut.values[n] for n in node.all_input_nodes] + [cut.values[node]])
+    if not any(cut.cuts(value) for value in touched):
+        return
+    try:
+        changed = row.rewrite(cut, node)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CutFailed(node.name, str(error)) from error
+    if not changed:
+        return
+    target = changed.pop("target", None)
+    arguments = changed if target else bound(node) | changed
+    small.target = target or node.target
+    required = {a.name for a in small.target._schema.arguments if not a.kwarg_only}  # type: ignore[union-attr]
+    arguments = fx.map_arg(arguments, lambda n: copies.get(n, n))
+    small.args = tuple(v for k, v in arguments.items() if k in required)
+    small.kwargs = {k: v for k, v in arguments.items() if k not in required}
+
+
+def _sliced(coupling: Coupling, cut: Cut, owner: str) -> Tensor:
+    tensor = cut.tensors.get(owner)
+    if tensor is not None:
+        return tensor
+    tensor = coupling.graph.tensors[owner]
+    for birth in coupling.births_of(owner):
+        labels = np.arange(birth.start, birth.start + birth.size)
+        kept = torch.from_numpy(np.flatnonzero(cut.keep[labels]))
+        if len(kept) < birth.size:
+            tensor = tensor.detach().index_select(birth.axis, kept.to(tensor.device))
+    return tensor
+
+
+def _retype(node: fx.Node, tensor: Tensor) -> None:
+    """Give a placeholder the shape of the sliced tensor it now stands for."""
+    old = node.meta.get("val")
+    if not isinstance(old, Tensor) or tuple(old.shape) == tuple(tensor.shape):
+        return
+    mode = getattr(old, "fake_mode", None)
+    if mode is None:
+        node.meta["val"] = tensor
+    else:
+        with mode:
+            node.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    node.meta.pop("tensor_meta", None)
+
+
+# -- the module -----------------------------------------------------------------------------------------------------
+
+
+def shrink_module(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """A copy of ``model`` (its own classes) that holds ``tensors`` (by name; others are copied as they are)."""
+    memo: dict[int, Any] = {}
+    owned = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name, tensor in owned.items():
+        new = tensors.get(name, tensor).detach().clone()
+        if isinstance(tensor, nn.Parameter):
+            memo.setdefault(id(tensor), nn.Parameter(new, requires_grad=tensor.requires_grad))
+        else:
+            memo.setdefault(id(tensor), new)
+    result = copy.deepcopy(model, memo)
+    for module in result.modules():
+        _update_attributes(module)
+    return result
+
+
+def _update_attributes(module: nn.Module) -> None:
+    """Sizes that standard layers remember beside their weights."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    shape = weight.shape
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.groups = _groups_left(module, shape)
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = shape
+
+
+def _groups_left(conv: nn.modules.conv._ConvNd, shape: torch.Size) -> int:
+    """Whole groups went where the number of outputs per group is unchanged."""
+    per_group = conv.out_channels // conv.groups
+    if conv.groups == 1 or shape[1] != conv.in_channels // conv.groups:
+        return conv.groups
+    return shape[0] // per_group if shape[0] % per_group == 0 else conv.groups
+
+
+def graph_module(graph: Graph) -> nn.Module:
+    """The graph as a module that holds its tensors as parameters and buffers under their own names."""
+    root = nn.Module()
+    body = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    result = body.graph_copy(graph.module.graph, copies)
+    body.output(result)
+    parameters = graph.parameter_names
+    for node in [n for n in body.nodes if n.op == "placeholder" and n.name in graph.owners]:
+        owner = graph.owners[node.name]
+        _store(root, owner, graph.tensors[owner], owner in parameters)
+        node.op, node.target, node.args = "get_attr", owner, ()
+    for node in body.nodes:
+        if node.op == "get_attr" and node.target not in graph.owners.values():
+            setattr(root, str(node.target), getattr(graph.module, str(node.target)))
+    return fx.GraphModule(root, body)
+
+
+def _store(root: nn.Module, name: str, tensor: Tensor, is_parameter: bool) -> None:
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    if is_parameter:
+        setattr(root, leaf, nn.Parameter(tensor.detach(), requires_grad=tensor.is_floating_point()))
+    else:
+        root.register_buffer(leaf, tensor.detach())

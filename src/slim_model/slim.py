@@ -1,0 +1,194 @@
+"""slim: the pipeline, one stage a line. Read this first.
+
+    load -> trace -> simplify -> couple -> score -> budget -> shrink -> prove -> export -> measure -> report
+
+Each stage is a function in the file of its name, from frozen values to a frozen value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from slim_model.budget import SCOPES, Plan, budget
+from slim_model.cost import Cost, cost
+from slim_model.couple import Coupling, couple
+from slim_model.criteria import Criterion, score
+from slim_model.errors import InputError, ProofError
+from slim_model.measure import vector_width_channels
+from slim_model.prove import TOLERANCE, Proof, prove, relative_error
+from slim_model.report import Report, make_report
+from slim_model.shrink import CutFailed, cut_of, graph_module, shrink, shrink_module
+from slim_model.simplify import simplify
+from slim_model.trace import Graph, trace
+
+_ATTEMPTS = 40  # each failed attempt pins one more operator
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the user asked for. The command line and the Python call have these fields as options.
+
+    ``ratio``: fraction of channels removed. ``multiple_of``: layer widths are rounded to it; ``"auto"`` takes the
+    block of the machine's kernels. ``keep``: glob patterns of layers that are not touched.
+    """
+
+    ratio: float = 0.5
+    criterion: str | Criterion = "l1"
+    scope: Literal["local", "global"] = "local"
+    multiple_of: int | Literal["auto"] = "auto"
+    keep: tuple[str, ...] = ()
+    seed: int = 0
+    static_batch: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise InputError(
+                f"ratio {self.ratio} is not between 0 and 1. It is the fraction of channels removed: 0.5 halves widths."
+            )
+        if self.scope not in SCOPES:
+            raise InputError(f"scope '{self.scope}' is unknown; it is one of {', '.join(SCOPES)}.")
+        if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
+            raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
+
+    @property
+    def block(self) -> int:
+        return vector_width_channels(self.device) if self.multiple_of == "auto" else int(self.multiple_of)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A small graph that was proven, and all that led to it."""
+
+    dense: Graph
+    small: Graph
+    coupling: Coupling
+    plan: Plan
+    proof: Proof
+    dense_cost: Cost
+    slim_cost: Cost
+    warnings: tuple[str, ...]
+
+
+class Slimmed(NamedTuple):
+    """``module`` is the user's own class with smaller layers, or a graph module where that cannot be."""
+
+    module: nn.Module
+    plan: Plan
+    report: Report
+
+
+Progress = Callable[[str], None]
+
+
+def slim(model: nn.Module, example_inputs: Tensor | Sequence[Any], **options: Any) -> Slimmed:
+    """Remove channels from ``model`` and prove the result. ``model`` is left as it was.
+
+    ``options`` are the fields of ``Recipe``: ``slim(model, x, ratio=0.5, criterion="l1")``. A criterion may be a
+    callable ``(Slices) -> (width,) scores, higher = keep``. Raises InputError, BudgetError or ProofError.
+    """
+    recipe = Recipe(**options)
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    compiled = compile_model(model, inputs, recipe)
+    module, own = small_module(model, compiled)
+    return Slimmed(module, compiled.plan, make_report(compiled, recipe, module_is_own=own))
+
+
+def compile_model(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    recipe: Recipe,
+    *,
+    program: ExportedProgram | None = None,
+    progress: Progress = lambda stage: None,
+) -> Compiled:
+    """trace -> simplify -> couple -> score -> budget -> shrink -> prove."""
+    progress("tracing the model")
+    graph = simplify(trace(model, inputs, static_batch=recipe.static_batch, program=program))
+    pinned: dict[str, str] = {}
+    while True:
+        progress("finding coupled channels")
+        coupling = couple(graph, keep=recipe.keep, pinned_nodes=pinned)
+        progress("ranking channels")
+        plan = budget(
+            coupling,
+            score(coupling, recipe.criterion, seed=recipe.seed),
+            ratio=recipe.ratio,
+            scope=recipe.scope,
+            multiple_of=recipe.block,
+        )
+        try:
+            progress("removing channels")
+            small, replay = shrink(coupling, plan.keep)
+            progress("proving that the small model equals the masked one")
+            proof = prove(graph, small, cut_of(coupling, plan.keep), replay, example_batches(graph, recipe.seed))
+            break
+        except CutFailed as failed:  # pin what reaches that operator, and say so in the report
+            if failed.node in pinned or len(pinned) >= _ATTEMPTS:
+                raise ProofError(
+                    f"the small model could not be proven: {failed}. Nothing was written. "
+                    "This is a fault of slim-model: please report the model; --keep GLOB leaves layers out."
+                ) from failed
+            pinned[failed.node] = failed.reason
+    notes = (*graph.warnings, *_vacuous(small, recipe.seed))
+    return Compiled(graph, small, coupling, plan, proof, cost(coupling), cost(coupling, plan.keep), notes)
+
+
+def example_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:
+    """The example input, and random ones of another batch size where the batch is free."""
+    generator = torch.Generator().manual_seed(seed)
+    other = 3 if graph.dynamic_batch else None
+    return [graph.inputs, tuple(_another(x, other, generator) for x in graph.inputs)]
+
+
+def _another(x: Any, batch: int | None, generator: torch.Generator) -> Any:
+    """A tensor like ``x`` with other values: normal for floats, within the range seen for integers."""
+    if not isinstance(x, Tensor):
+        return x
+    shape = [batch, *x.shape[1:]] if batch and x.dim() else list(x.shape)
+    if x.is_floating_point():
+        return torch.randn(shape, generator=generator).to(x)
+    if x.dtype == torch.bool:
+        return torch.randint(0, 2, shape, generator=generator).to(x)
+    low, high = (int(x.min()), int(x.max()) + 1) if x.numel() else (0, 1)
+    return torch.randint(low, high, shape, generator=generator).to(x)
+
+
+def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]:
+    """The user's own module made small, where it computes what the small graph does; else the graph as a module.
+
+    Returns (module, whether it is of the user's own classes).
+    """
+    small = compiled.small
+    try:
+        module = shrink_module(model, small.tensors).eval()
+        with torch.no_grad():
+            leaves = torch.utils._pytree.tree_leaves(module(*(x.clone() for x in small.inputs)))
+        outputs = [x for x in leaves if isinstance(x, Tensor)]
+        expected = small.run(small.inputs)
+        if len(outputs) == len(expected) and all(
+            relative_error(a, b) <= TOLERANCE for a, b in zip(expected, outputs, strict=True)
+        ):
+            return module, True
+    except Exception:  # the user's forward may fail in any way on other sizes: the graph is the ground truth
+        return graph_module(small), False
+    return graph_module(small), False
+
+
+def _vacuous(small: Graph, seed: int) -> tuple[str, ...]:
+    """Outputs that do not depend on the input cannot show a fault in the exported file."""
+    first, second = (small.run(x) for x in (small.inputs, _changed(small.inputs, seed)))
+    if all(relative_error(a, b) < 1e-6 for a, b in zip(first, second, strict=True)):
+        return ("the model's output is the same for every input tried, so comparing outputs says little",)
+    return ()
+
+
+def _changed(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(seed + 1)
+    return tuple(_another(x, None, generator) for x in inputs)

@@ -1,0 +1,248 @@
+"""trace: a model and example inputs -> one flat ATen graph.
+
+``torch.export`` (non-strict) records the forward as pre-dispatch ATen, where ``conv2d``, ``linear``, ``batch_norm``
+and ``scaled_dot_product_attention`` are still whole. Where it refuses (data-dependent control flow, TorchScript),
+``make_fx`` follows the example run instead; such a graph is specialised to the example.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from slim_model.errors import InputError
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The traced forward pass.
+
+    ``module.graph`` takes tensors, then inputs, as placeholders. ``owners`` maps a placeholder to the qualified name
+    of the parameter, buffer or constant it stands for; ``tensors`` holds these by that name; the remaining
+    placeholders are the user's inputs, whose examples are ``inputs`` (flattened, in order).
+    """
+
+    module: fx.GraphModule
+    owners: dict[str, str]
+    tensors: dict[str, Tensor]
+    inputs: tuple[Any, ...]
+    program: ExportedProgram | None
+    dynamic_batch: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> Iterator[fx.Node]:
+        return iter(self.module.graph.nodes)
+
+    @property
+    def parameter_names(self) -> set[str]:
+        """Names among ``tensors`` that are trained (the others are buffers and constants)."""
+        if self.program is not None:
+            return set(map(str, self.program.graph_signature.parameters))
+        return {name for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter)}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> Graph:
+        return dataclasses.replace(self, tensors=tensors)
+
+    def bind(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+        """What each placeholder stands for. Inputs are copied: the graph may write in place."""
+        given = iter(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+        return {
+            node: self.tensors[self.owners[node.name]] if node.name in self.owners else next(given)
+            for node in self.nodes
+            if node.op == "placeholder"
+        }
+
+    def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        """Outputs (flattened, tensors only) of the graph on flattened ``inputs``."""
+        with torch.no_grad():
+            result = fx.Interpreter(self.module).run(initial_env=self.bind(inputs))
+        return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+
+
+def trace(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    static_batch: bool = False,
+    program: ExportedProgram | None = None,
+) -> Graph:
+    """Trace ``model`` on ``inputs``; the batch axis (0 of every tensor) stays symbolic unless ``static_batch``.
+
+    A batch of one is doubled first: export specialises sizes 0 and 1. The model's training flags are put back.
+    """
+    with _evaluating(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if program is not None:
+            return _from_program(program, inputs, ())
+        problems: list[str] = []
+        if not static_batch and (graph := _trace_dynamic(model, inputs, problems)):
+            return graph
+        with contextlib.suppress(Exception):
+            exported = torch.export.export(model, inputs, strict=False)
+            return _from_program(exported, inputs, () if static_batch else (_fixed_batch(inputs),))
+        try:
+            return _follow(model, inputs)
+        except Exception as error:
+            raise InputError(
+                f"the model could not be traced with inputs {describe(inputs)}: {_first_line(error)}. "
+                "Check --input; if the shapes are right, export the model yourself with torch.export "
+                "and give the .pt2."
+            ) from error
+
+
+def describe(inputs: tuple[Any, ...]) -> str:
+    """``'2x3x224x224:float32'``: inputs as the user would type them."""
+    return ", ".join(
+        f"{'x'.join(map(str, x.shape)) or 'scalar'}:{str(x.dtype).removeprefix('torch.')}"
+        for x in pytree.tree_leaves(inputs)
+        if isinstance(x, Tensor)
+    )
+
+
+def source_line(node: fx.Node) -> str:
+    """``'model.py:42 in forward: x = self.conv(x)'``: the user's own line that made ``node``; '' where unknown."""
+    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    frames = [f for f in frames if not f["file"].startswith(_TORCH)] or frames
+    if not frames:
+        return ""
+    frame = frames[-1]
+    return f"{os.path.basename(frame['file'])}:{frame['line']} in {frame['function']}: {frame['code'].strip()}"
+
+
+def module_path(node: fx.Node) -> str:
+    """Qualified name of the submodule whose forward made ``node``; '' for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _trace_dynamic(model: nn.Module, inputs: tuple[Any, ...], problems: list[str]) -> Graph | None:
+    doubled = _at_least_two(inputs)
+    if doubled is None:
+        return None
+    shapes = pytree.tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None, doubled)
+    try:
+        exported = torch.export.export(model, doubled, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        problems.append(_first_line(error))
+        return None
+    return _from_program(exported, doubled, ())
+
+
+def _at_least_two(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Inputs with a batch of at least two, or None where they share no batch axis."""
+    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
+    sizes = {x.shape[0] for x in tensors}
+    if len(sizes) != 1:
+        return None
+    if sizes == {1}:
+        return pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, inputs)
+    return inputs
+
+
+def _fixed_batch(inputs: tuple[Any, ...]) -> str:
+    return f"the batch size is fixed at the example's ({describe(inputs)}): the model does not trace with a free one"
+
+
+def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], notes: tuple[str, ...]) -> Graph:
+    module = _inlined(program.graph_module)
+    owners, tensors = {}, {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            continue
+        name = str(spec.target)
+        owners[spec.arg.name] = name
+        stored = program.state_dict.get(name)
+        tensors[name] = program.constants[name] if stored is None else stored
+    flat = tuple(pytree.tree_leaves(inputs))
+    users = [n for n in module.graph.nodes if n.op == "placeholder" and n.name not in owners]
+    values = [n.meta.get("val") for n in users]
+    free = any(isinstance(v, Tensor) and v.dim() and isinstance(v.shape[0], torch.SymInt) for v in values)
+    if not free and not notes:
+        notes = (_fixed_batch(inputs),)
+    return Graph(module, owners, tensors, flat, program, free, notes)
+
+
+def _inlined(module: fx.GraphModule) -> fx.GraphModule:
+    """``no_grad`` and ``autocast`` regions are submodules in the exported graph: put their nodes in line."""
+    regions = [
+        node
+        for node in module.graph.nodes
+        if node.op == "call_function" and "wrap_with" in getattr(node.target, "__name__", "")
+    ]
+    for node in regions:
+        index = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+        body = getattr(module, str(node.args[index].target))
+        arguments = dict(zip(
+            (n for n in body.graph.nodes if n.op == "placeholder"), node.args[index + 1 :], strict=True
+        ))  # fmt: skip
+        with module.graph.inserting_before(node):
+            results: Any = module.graph.graph_copy(body.graph, val_map=arguments)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[int(user.args[1])])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+    if regions:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return _inlined(module)
+    return module
+
+
+def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> Graph:
+    """Record the ATen calls of one real run (no control flow, fixed sizes)."""
+    state = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+    names = list(state)
+    flat, spec = pytree.tree_flatten(inputs)
+
+    def forward(tensors: list[Tensor], leaves: list[Any]) -> Any:
+        arguments = pytree.tree_unflatten(leaves, spec)
+        result = torch.func.functional_call(model, dict(zip(names, tensors, strict=True)), arguments)
+        return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+
+    recorder = make_fx(forward, tracing_mode="real", pre_dispatch=True, record_stack_traces=True)
+    with torch.no_grad():
+        module = recorder([t.detach() for t in state.values()], list(flat))
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    owners = {n.name: name for n, name in zip(placeholders, names, strict=False)}
+    tensors = {name: state[name].detach() for name in names}
+    module.graph.set_codegen(fx.graph.CodeGen())
+    module.recompile()
+    note = "traced from one run of the example: sizes and branches are those of the example input"
+    return Graph(module, owners, tensors, tuple(flat), None, False, (note,))
+
+
+def _first_line(error: Exception) -> str:
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return text.splitlines()[0][:300]

@@ -1,0 +1,163 @@
+"""Refuse a ``torch.export`` or TorchScript archive that could do more than compute, before torch reads it.
+
+``torch.export.load`` evaluates the symbolic sizes it finds as Python, calls any function below ``torch`` that a
+node names, executes the guards, unpickles constants, and writes node names into Python code. TorchScript cannot
+reach Python, but its operators can write files. Both are read here as text, with torch's own archive reader, and
+must hold only what an exported model needs.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: What a node of an exported program may call.
+_OPERATORS = re.compile(
+    r"torch\.ops\.(aten|prims|torchvision|quantized_decomposed)\.\w+(\.\w+)?"
+    r"|torch\.ops\.higher_order\.(cond|map_impl|scan|associative_scan|while_loop|flex_attention"
+    r"|wrap_with_set_grad_enabled|wrap_with_autocast)"
+    r"|torch\.sym_\w+|torch\._sym_\w+|math\.\w+"
+    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|xor|not_"
+    r"|invert|lshift|rshift)"
+)
+#: Operators and kinds of object that reach files or the network, as they are called in TorchScript or a graph.
+_REACHES_OUT = re.compile(
+    r"\b(save|from_file|read_file|write_file|load_tensor)\b"
+    r"|(?<![\w.])ops\s*\.\s*(?!(?:aten|prim|prims|quantized|_quantized|torchvision)\b)\w+"
+    r"|\btorch\s*\.\s*classes\s*\.\s*(?!quantized\b)\w+|\bgetattr\s*\([^)]*\\"
+)
+#: The functions of sizes that sympy prints.
+_SYMPY = re.compile(
+    r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Mod|Abs|Eq|Ne|Lt|Le|Gt|Ge|Equality|Unequality|LessThan"
+    r"|StrictLessThan|GreaterThan|StrictGreaterThan|And|Or|Not|Piecewise|ExprCondPair|floor|ceiling|FloorDiv"
+    r"|ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural|FloatPow"
+    r"|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal"
+    r"|ToFloat|Identity"
+)
+_ARITHMETIC = (
+    ast.Expression,
+    ast.Name,
+    ast.expr_context,
+    ast.keyword,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.operator,
+) + ((ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.Tuple))
+_RECORDS = re.compile(
+    r"models/model\.json|data/(weights|constants)/[\w.]+|data/sample_inputs/model\.pt|extra/.*|\.data/\w+"
+    r"|archive_format|archive_version|byteorder|version|\.format_version|\.storage_alignment"
+)
+_TREES = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+_DOTTED = re.compile(r"[\w \-+:/@=,.]*")
+
+
+class Unsafe(Exception):
+    """The archive holds something that loading or running it could execute."""
+
+
+def vet_program(path: Path) -> None:
+    """Raise `Unsafe` unless the ``torch.export`` archive at ``path`` can only compute."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    records = set(reader.get_all_records())
+    for record in sorted(records):
+        if not _RECORDS.fullmatch(record):
+            raise Unsafe(f"it holds {record!r}")
+    for record in sorted(records):
+        if record.startswith(("models/", "data/")) and record.endswith(".json"):
+            _vet_json(json.loads(reader.get_record(record)), "")
+        elif record.endswith(".pt"):
+            _vet_tensors(record, reader.get_record(record))
+
+
+def _vet_tensors(record: str, content: bytes) -> None:
+    try:
+        # torch tries this first, and anything goes only where it failed
+        torch.load(io.BytesIO(content), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise Unsafe(f"its {record} holds more than tensors") from error
+
+
+def vet_script(path: Path) -> None:
+    """Raise `Unsafe` if the TorchScript archive at ``path`` names an operator that reaches files or network."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    for record in reader.get_all_records():
+        if record.endswith((".py", ".pkl")) or "/" not in record:
+            text = reader.get_record(record).decode("utf-8", "replace")
+            if found := _REACHES_OUT.search(text):
+                raise Unsafe(f"its {record} names {found[0]!r}")
+
+
+def _vet_json(value: Any, key: str) -> None:
+    """Check every value below a key of the archive's JSON by what torch does with that key."""
+    if isinstance(value, dict):
+        for inner_key, inner in value.items():
+            if key in ("config", "as_string_to_argument") and not _DOTTED.fullmatch(inner_key):
+                raise Unsafe(f"{inner_key!r} is no name")
+            _vet_json(inner, inner_key)
+    elif isinstance(value, list):
+        for inner in value:
+            _vet_json(inner, key)
+    elif value not in (None, "") and (problem := _problem(key, value)):
+        raise Unsafe(problem)
+
+
+def _problem(key: str, value: Any) -> str | None:
+    """What is wrong with a value under ``key``, or None."""
+    text = str(value)
+    if key in ("target", "as_operator"):
+        fine = _OPERATORS.fullmatch(text) and not _REACHES_OUT.search(text.replace("torch.ops", ""))
+        return None if fine else f"it calls {text!r}"
+    if key == "expr_str":
+        return None if _is_arithmetic(text) else f"the size {text!r} is no arithmetic"
+    if key in ("name", "as_name", "forward_arg_names"):
+        return None if text.isidentifier() else f"{text!r} is no name"
+    if key in ("parameter_name", "buffer_name", "tensor_constant_name", "user_input_name", "fqn"):
+        return None if _DOTTED.fullmatch(text) else f"{text!r} is no name"
+    if key in ("in_spec", "out_spec"):
+        return None if _is_plain_tree(text) else f"its inputs or outputs are no tuples, lists or dicts: {text[:80]}"
+    if key in ("use_pickle", "custom_obj_name", "class_fqn"):
+        return "it holds a pickled object" if value else None
+    if key == "path_name":
+        return None if re.fullmatch(r"(weight|tensor)_\d+", text) else f"it holds {text!r}"
+    return None
+
+
+def _is_arithmetic(text: str) -> bool:
+    """True for what sympy prints, such as ``2*Symbol('s0', positive=True) + 1``, and nothing that can do more."""
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            if not isinstance(node.func, ast.Name) or not _SYMPY.fullmatch(node.func.id):
+                return False
+        elif isinstance(node, ast.Constant):
+            # sympy would evaluate a string given to any of its functions
+            if isinstance(node.value, str) and not re.fullmatch(r"-?[\w.]+", node.value):
+                return False
+        elif not isinstance(node, _ARITHMETIC):
+            return False
+    return True
+
+
+def _is_plain_tree(text: str) -> bool:
+    """True for a serialized pytree of built-in containers; others import the classes they name."""
+    try:
+        _, tree = json.loads(text)
+    except ValueError:
+        return False
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, dict) or node.get("type") not in (None, *_TREES) or "__enum__" in str(node):
+            return False
+        pending += node.get("children_spec", [])
+    return True
