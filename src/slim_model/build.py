@@ -23,11 +23,11 @@ from slim_model.errors import InputError
 from slim_model.guess import describe
 
 _EXAMPLES = (
-    "write torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable, "
+    "Write torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable, "
     "with arguments as in torchvision:resnet18(num_classes=10)"
 )
-#: What training adds in front of every name: DataParallel, torch.compile, and trainers that hold the model.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+#: What training adds in front of every name: DataParallel, and trainers that hold the model.
+_PREFIXES = ("module.", "model.", "net.", "network.")
 _SHOWN = 4  # names in a message
 
 
@@ -89,9 +89,9 @@ def make_importable(folder: Path) -> None:
 
 
 def _parse(arch: str) -> _Arch:
-    found = re.fullmatch(r"(?P<place>[^()]+):(?P<name>[A-Za-z_][\w.\-]*)(?P<call>\(.*\))?", arch.strip(), re.DOTALL)
+    found = re.fullmatch(r"(?P<place>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<call>\(.*\))?", arch.strip())
     if not found:
-        raise InputError(f"--arch {arch!r} names no model: {_EXAMPLES}.")
+        raise InputError(f"--arch {arch!r} names no model. {_EXAMPLES}.")
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if found["call"]:
@@ -103,7 +103,7 @@ def _parse(arch: str) -> _Arch:
             kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
         except (SyntaxError, ValueError) as error:
             raise InputError(
-                f"--arch {arch!r}: the arguments must be plain Python values, such as (num_classes=10): {error}."
+                f"--arch {arch!r}: arguments must be plain values, such as (num_classes=10): {error}."
             ) from error
     return _Arch(arch, found["place"], found["name"], args, kwargs)
 
@@ -125,7 +125,7 @@ def _find(spec: _Arch) -> Any:
             place = importlib.import_module(spec.place)
         except Exception as error:  # whatever the user's package raises
             raise InputError(
-                f"--arch {spec.text!r}: importing {spec.place} failed with {describe(error)}; {_EXAMPLES}."
+                f"--arch {spec.text!r}: importing {spec.place} failed with {describe(error)}. {_EXAMPLES}."
             ) from error
     found = place
     for part in spec.name.split("."):
@@ -154,8 +154,8 @@ def _known(spec: _Arch, names: list[str]) -> str:
     if spec.name in names:
         return spec.name
     near = difflib.get_close_matches(spec.name, names)
-    also = f"did you mean {' or '.join(near)}?" if near else "see its documentation for the names."
-    raise InputError(f"--arch {spec.text!r}: {spec.place} has no model {spec.name!r}; {also}")
+    also = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise InputError(f"--arch {spec.text!r}: {spec.place} has no model {spec.name!r}.{also}")
 
 
 def _accepts(builder: Any, argument: str) -> bool:
@@ -167,13 +167,13 @@ def _accepts(builder: Any, argument: str) -> bool:
         return False
     # torchvision's builders hand their **kwargs to the model class
     passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return argument in parameters or (passed_on and getattr(builder, "__module__", "").startswith("torchvision"))
+    return argument in parameters or (passed_on and _of_torchvision(builder))
 
 
 def _implied(builder: Any, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Arguments that follow from loading a state dict: nothing is downloaded or initialized for nothing, and
     the auxiliary heads are there if ``state`` has them."""
-    if not getattr(builder, "__module__", "").startswith("torchvision"):
+    if not _of_torchvision(builder):
         return {}
     kwargs: dict[str, Any] = {name: None for name in ("weights", "weights_backbone") if _names(builder, name)}
     model = inspect.signature(builder).return_annotation
@@ -182,6 +182,10 @@ def _implied(builder: Any, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         if _names(builder, name) or _names(model, name):
             kwargs[name] = value
     return kwargs
+
+
+def _of_torchvision(builder: Any) -> bool:
+    return str(getattr(builder, "__module__", "")).startswith("torchvision.")
 
 
 def _names(function: Any, argument: str) -> bool:
@@ -199,24 +203,20 @@ def _call(spec: _Arch, builder: Any, kwargs: dict[str, Any]) -> nn.Module:
             warnings.simplefilter("ignore")
             model = builder(*spec.args, **kwargs)
     except Exception as error:  # whatever the user's code raises
-        raise InputError(f"--arch {spec.text!r}: calling {spec.name} failed with {describe(error)}.") from error
+        raise InputError(f"--arch {spec.text!r}: the call failed with {describe(error)}.") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"--arch {spec.text!r}: {spec.name} gave a {type(model).__name__}, not an nn.Module.")
+        raise InputError(f"--arch {spec.text!r}: it gave a {type(model).__name__}, no nn.Module.")
     return model
 
 
 def _without_prefix(state: Mapping[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:
-    """``state`` under the names the model has, as far as the prefixes are what stands between them."""
-    renamed = dict(state)
-    if not any("_orig_mod." in name for name in expected):
-        # torch.compile of a submodule puts it in the middle
-        renamed = {name.replace("_orig_mod.", ""): value for name, value in renamed.items()}
-    for _ in _PREFIXES:
-        for prefix in _PREFIXES:
-            wraps_all = renamed and all(name.startswith(prefix) for name in renamed)
-            if wraps_all and not any(name.startswith(prefix) for name in expected):
-                renamed = {name.removeprefix(prefix): value for name, value in renamed.items()}
-    return renamed
+    """``state`` under the names the model has, as far as prefixes are what stands between them."""
+    # torch.compile of a submodule puts its prefix in the middle
+    compiled = any("_orig_mod." in name for name in expected)
+    stripped = [{name if compiled else name.replace("_orig_mod.", ""): value for name, value in state.items()}]
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in stripped[-1])), None):
+        stripped.append({name.removeprefix(prefix): value for name, value in stripped[-1].items()})
+    return max(stripped, key=lambda names: len(names.keys() & expected))
 
 
 def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
@@ -224,40 +224,38 @@ def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
     last = [name for name, value in state.items() if value.ndim in (1, 2)][-1:]
     own = model.state_dict()
     for name in last:
-        if name in own and own[name].shape[1:] == state[name].shape[1:] and own[name].shape != state[name].shape:
-            return int(state[name].shape[0])
+        wanted, held = own.get(name), state[name]
+        if wanted is not None and wanted.shape[1:] == held.shape[1:] and wanted.shape != held.shape:
+            return int(held.shape[0])
     return None
 
 
 def _load(arch: str, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     own = model.state_dict()
-    # BatchNorm did not count its batches before torch 0.4.1
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    wrong = [
-        f"{name} ({_size(state[name])} in the file, {_size(own[name])} in the model)"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-        for kind, names in (
-            ("missing in the file", missing),
-            ("not in the model", unexpected),
-            ("of other shape", wrong),
-        )
+    misshapen = {name for name in own if name in state and own[name].shape != state[name].shape}
+    fitting = {name: value for name, value in state.items() if name not in misshapen}
+    try:
+        # not strict, because layers may accept the names they had in older versions
+        names = model.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"the weights do not fit --arch {arch!r}: {describe(error)}.") from error
+    problems = {
+        "missing in the file": [name for name in names.missing_keys if name not in misshapen],
+        "not in the model": names.unexpected_keys,
+        "of another shape": [
+            f"{name} is {_size(state[name])} and should be {_size(own[name])}" for name in own if name in misshapen
+        ],
+    }
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', and more' if len(names) > _SHOWN else ''})"
+        for kind, names in problems.items()
         if names
     ]
-    if problems:
+    if found:
         raise InputError(
-            f"the weights do not fit --arch {arch!r}. Of {len(own)} names: {'; '.join(problems)}. "
-            "Give the architecture and the arguments the file was trained with, "
-            "such as torchvision:resnet18(num_classes=10)."
+            f"the weights do not fit --arch {arch!r}. Of {len(own)} names, {'; '.join(found)}. Give the "
+            "architecture and the arguments the file was trained with, such as torchvision:resnet18(num_classes=10)."
         )
-    try:
-        model.load_state_dict(state, strict=False)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"the weights do not fit --arch {arch!r}: {describe(error)}.") from error
 
 
 def _size(tensor: torch.Tensor) -> str:

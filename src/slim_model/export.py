@@ -14,8 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
+import onnxscript.optimizer
+import onnxscript.rewriter
 import torch
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
@@ -66,28 +71,51 @@ def to_program(graph: Graph) -> ExportedProgram | None:
 def to_onnx(graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, str]) -> None:
     """Write ``graph`` as ONNX at ``path`` (no checks yet)."""
     program = to_program(graph)
+    options: Any = {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
     with _quiet():
         if program is not None:
-            result = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+            result = torch.onnx.export(program, **options)
         else:
-            module = graph_module(graph).eval()
-            result = torch.onnx.export(module, graph.inputs, dynamo=True, opset_version=opset, verbose=False)
-    assert result is not None
+            result = torch.onnx.export(graph_module(graph).eval(), graph.inputs, **options)
+        assert result is not None
+        _tidy(result.model)
     result.model.metadata_props.update(metadata)
     _name_axes(result.model, graph)
-    large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > 1_900_000_000
+    large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > _LARGEST_PROTOBUF
     try:
         result.save(str(path), external_data=large)
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
 
 
-def _name_axes(model: Any, graph: Graph) -> None:
+_LARGEST_PROTOBUF = 1_900_000_000  # bytes; beyond it ONNX stores weights beside the file
+
+
+def _tidy(model: onnx_ir.Model) -> None:
+    """Fold constants and BatchNorm. The exporter's full optimizer takes up to half of the whole run (6 s for swin_t)
+    and gained no latency in onnxruntime, which fuses for itself (within 1 % on resnet50, vit_b_16, swin_t)."""
+    onnxscript.optimizer.fold_constants(model)
+    onnxscript.rewriter.rewrite(model, _RULES)
+    CommonSubexpressionEliminationPass()(model)
+    onnxscript.optimizer.remove_unused_nodes(model)
+
+
+_RULES = [
+    rules.fuse_batchnorm_into_conv_rule,
+    rules.fuse_batchnorm_into_conv_transpose_rule,
+    rules.fuse_batchnorm_into_gemm_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.no_op_transpose_rule,
+    rules.no_op_static_scatter_nd_rule,
+    rules.no_op_dynamic_scatter_nd_rule,
+]
+
+
+def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
     """The free batch axis is called 'batch' rather than by the tracer's symbol."""
     if not graph.dynamic_batch:
         return
-    import onnx_ir
-
     symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape is not None and len(v.shape)}
     for value in [*model.graph.inputs, *model.graph.outputs]:
         if value.shape is not None:

@@ -41,7 +41,8 @@ _SIDES = (224, 32, 64, 28, 96, 128, 48, 112, 160, 192, 240, 256, 299, 320, 384)
 _LENGTHS = (16, 32, 64, 128, 256, 512, 8, 10, 20, 50, 100, 200, 1000, 1024)
 _CHEAP = 128  # once a size works, larger ones than this are not tried
 _SEQUENTIAL = ("MultiheadAttention", "LSTM", "GRU", "RNN")
-_EXAMPLE = "give one per input, such as --input 1x3x224x224 or --input 1x16:int64"
+_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "EmbeddingBag", *_SEQUENTIAL)
+_EXAMPLE = "Give each input its shape, such as --input 1x3x224x224 or --input 1x16:int64."
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def guess_inputs(model: nn.Module, seed: int = 0) -> tuple[torch.Tensor, ...]:
             shape = _choose(model, candidate, trials, seed)
             return make_inputs(model, [((1, *shape), candidate.dtype)], seed)
     listed = f" (tried {', '.join(tried[:6])}{', ...' if len(tried) > 6 else ''})" if tried else ""
-    raise InputError(f"cannot tell the shape of the model's input{listed}: {failure}; {_EXAMPLE}")
+    raise InputError(f"cannot tell the shape of the model's input{listed}: {failure}. {_EXAMPLE}")
 
 
 def spec_of(shape: Iterable[int], dtype: torch.dtype) -> str:
@@ -124,10 +125,14 @@ def run_once(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.T
         with torch.no_grad():
             outputs = _tensors(model(*inputs))
     except Exception as error:  # whatever the user's model raises
-        hint = " (the model looks up numbers: --input 1x16:int64 ?)" if _wants_integers(model, inputs) else ""
+        hint = (
+            " The model looks up whole numbers, so :int64 may be what is missing."
+            if _wants_integers(model, inputs)
+            else ""
+        )
         raise InputError(
-            f"the model cannot run on inputs of shape {shapes}: {describe(error)}; "
-            f"if the shape is wrong, {_EXAMPLE}{hint}"
+            f"the model cannot run on inputs of shape {shapes}: {describe(error)}. "
+            f"If the shape is wrong: {_EXAMPLE}{hint}"
         ) from error
     if not any(tensor.is_floating_point() for tensor in outputs):
         raise InputError(
@@ -154,8 +159,9 @@ def _random(shape: Shape, dtype: torch.dtype, vocabulary: int, generator: torch.
 
 
 def _kind(module: nn.Module) -> str:
-    """The layer's class name; a scripted module remembers the one it had."""
-    return str(getattr(module, "original_name", type(module).__name__))
+    """The layer class of torch that ``module`` is or derives from; a scripted module remembers its name."""
+    names = [getattr(module, "original_name", ""), *(cls.__name__ for cls in type(module).__mro__)]
+    return next((name for name in names if name in _KINDS), "")
 
 
 def _wants_integers(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
@@ -243,11 +249,11 @@ def _choose(model: nn.Module, candidate: _Candidate, trials: list[_Trial], seed:
     if len(trials) == 1:
         return first.shape
     if not candidate.interchangeable or first.outputs != trials[1].outputs:
-        works = " and ".join(spec_of((1, *trial.shape), candidate.dtype) for trial in trials)
+        works = [spec_of((1, *trial.shape), candidate.dtype) for trial in trials]
+        outputs = [", ".join(spec_of((1, *shape), torch.float32) for shape in trial.outputs) for trial in trials]
         raise InputError(
-            f"cannot tell the shape of the model's input: {works} both work, and give outputs of shape "
-            f"{[list(shape) for shape in first.outputs]} and {[list(shape) for shape in trials[1].outputs]}; "
-            f"say which it is: --input {spec_of((1, *first.shape), candidate.dtype)}"
+            f"cannot tell the shape of the model's input: {works[0]} works and gives {outputs[0]}, "
+            f"{works[1]} works and gives {outputs[1]}. Say which it is, such as --input {works[0]}"
         )
     if first.shape[1:] == (224, 224) and not _hints(model) and _shrinks_little(model, candidate, seed):
         side = 28 if first.shape[0] == 1 else 32

@@ -1,10 +1,11 @@
 """Read what ``torch.save`` wrote without running anything it says.
 
-``torch.load(weights_only=True)`` interprets the pickle and refuses every name it was not told about. Told about
-are the module classes of torch, torchvision and timm, but never the classes themselves: each name stands for a
-blank, which can only become an empty instance. So no constructor runs with arguments from the file. What comes
-out is then checked to be data: a module whose ``forward`` is its class's, hooks empty, names that are names.
-The names matter because ``torch.export`` and ``torch.fx`` write them into Python code, which is executed.
+``torch.load(weights_only=True)`` interprets the pickle and refuses every name it was not told about. It is
+told about the module classes of torch, torchvision and timm, but never given the classes themselves: each name
+stands for a blank, which can only become an empty instance. So no constructor runs with arguments from the
+file. What comes out is then checked to be data: a module whose ``forward`` is its class's, without hooks, with
+names that are names. The names matter because ``torch.export`` and ``torch.fx`` write them into Python code,
+which is executed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,18 +34,19 @@ _TRUSTED = ("torch.nn.modules", "torchvision.models", "torchvision.ops", "timm.m
 _WRAPPER = "torch.nn.parallel.data_parallel.DataParallel"
 #: Functions that models keep as attributes: pure functions of tensors. Pickle names them by where they live.
 _FUNCTIONS = {
-    "torch.nn.functional": "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish "
-    "prelu relu relu6 rrelu selu sigmoid silu softmax softmin softplus softsign tanh tanhshrink",
+    "torch.nn.functional": "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid "
+    "mish prelu relu relu6 rrelu selu sigmoid silu softmax softmin softplus softsign tanh tanhshrink",
     "torch._C._nn": "gelu log_sigmoid softplus",
-    "timm.layers.activations": "gelu gelu_tanh hard_mish hard_sigmoid hard_swish mish prelu quick_gelu sigmoid "
-    "swish tanh",
+    "timm.layers.activations": "gelu gelu_tanh hard_mish hard_sigmoid hard_swish mish prelu quick_gelu "
+    "sigmoid swish tanh",
 }
 #: Classes whose instances hold generated or compiled code.
 _CODE = (torch.fx.GraphModule, torch.jit.ScriptModule)
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray) + (
-    (torch.Tensor, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = (
+    *(type(None), bool, int, float, complex, str, bytes, bytearray),
+    *(torch.Tensor, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format, Enum),
 )
-#: What a submodule, parameter or buffer may be called: nothing that could end a quoted string in generated code.
+#: What a submodule, parameter or buffer may be called: nothing that could end a string in generated code.
 _NAME = re.compile(r"[\w \-+:/@=,]+")
 
 
@@ -132,14 +135,14 @@ def _stand_ins(names: set[str]) -> dict[str, tuple[Any, ...]]:
             found[name] = (_Partial,)
         elif (function := _function(name)) is not None:
             found[name] = (function,)
-        elif (cls := _module_class(name)) is not None:
-            found[name] = (_blank(cls), cls)
+        elif (cls := _trusted_class(name)) is not None:
+            found[name] = (functools.partial(_member, cls) if issubclass(cls, Enum) else _blank(cls), cls)
     return found
 
 
 def _as_allowed(stand_ins: dict[str, tuple[Any, ...]]) -> list[Any]:
-    """As ``safe_globals`` takes it. The class itself goes under a name with a newline, which no pickle can ask
-    for: its instances may be given their state, and it cannot be called."""
+    """As ``safe_globals`` takes it. The class itself goes under a name with a newline, which no pickle can
+    ask for: its instances may be given their state, and it cannot be called."""
     return [(obj, name + "\n" * i) for name, objects in stand_ins.items() for i, obj in enumerate(objects)]
 
 
@@ -151,13 +154,13 @@ def _function(name: str) -> Callable[..., Any] | None:
     return function
 
 
-def _module_class(name: str) -> type[nn.Module] | None:
-    """The class called ``name`` if it is an ``nn.Module`` that may load. Imports only below `_TRUSTED`."""
+def _trusted_class(name: str) -> type | None:
+    """The class called ``name`` if it is a layer, or an enum, that may load. Imports only below `_TRUSTED`."""
     module, _, attribute = name.rpartition(".")
     if name != _WRAPPER and not _trusted(module):
         return None
     cls = vars(_import(module)).get(attribute)
-    if not isinstance(cls, type) or not issubclass(cls, nn.Module) or issubclass(cls, _CODE):
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module | Enum) or issubclass(cls, _CODE):
         return None
     # a class that a trusted file imported from elsewhere is judged by where it was defined
     return cls if name == _WRAPPER or _trusted(cls.__module__) else None
@@ -177,10 +180,14 @@ def _import(module: str) -> Any:
         raise InputError(f"the model uses {module}, which cannot be imported ({error}); {hint}") from error
 
 
-def _blank(cls: type[nn.Module]) -> type:
-    """A stand-in for ``cls``: calling it without arguments gives an empty instance, any other call is refused."""
+def _member(cls: type[Enum], value: Any) -> Enum:
+    return cls(value)
 
-    def empty(_: type, *args: Any) -> nn.Module:
+
+def _blank(cls: type) -> type:
+    """A stand-in for ``cls``: called without arguments it gives an empty instance."""
+
+    def empty(_: type, *args: Any) -> Any:
         if args:
             raise Refused(f"{cls.__module__}.{cls.__qualname__}", "called with arguments may not load")
         return object.__new__(cls)
@@ -237,7 +244,7 @@ class _Settler:
 
 
 def _check_module(module: nn.Module) -> None:
-    """Refuse a module that would do anything but what its class does, or whose names could be read as code."""
+    """Refuse a module that would not do what its class does, or whose names could be read as code."""
     where = f"{type(module).__module__}.{type(module).__qualname__}"
     for key, value in module.__dict__.items():
         if not isinstance(key, str) or not key.isidentifier() or callable(getattr(type(module), key, None)):

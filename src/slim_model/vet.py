@@ -1,9 +1,9 @@
 """Refuse a ``torch.export`` or TorchScript archive that could do more than compute, before torch reads it.
 
-``torch.export.load`` evaluates the symbolic sizes it finds as Python, calls any function below ``torch`` that a
-node names, executes the guards, unpickles constants, and writes node names into Python code. TorchScript cannot
-reach Python, but its operators can write files. Both are read here as text, with torch's own archive reader, and
-must hold only what an exported model needs.
+``torch.export.load`` evaluates the symbolic sizes it finds as Python, calls any function below ``torch`` that
+a node names, executes the guards, unpickles constants, and writes node names into Python code. TorchScript
+cannot reach Python, but its operators can write files. Both are read here as text, with torch's own archive
+reader, and must hold only what an exported model needs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OPERATORS = re.compile(
     r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|xor|not_"
     r"|invert|lshift|rshift)"
 )
-#: Operators and kinds of object that reach files or the network, as they are called in TorchScript or a graph.
+#: Operators and kinds of object that reach files or the network.
 _REACHES_OUT = re.compile(
     r"\b(save|from_file|read_file|write_file|load_tensor)\b"
     r"|(?<![\w.])ops\s*\.\s*(?!(?:aten|prim|prims|quantized|_quantized|torchvision)\b)\w+"
@@ -42,14 +42,9 @@ _SYMPY = re.compile(
     r"|ToFloat|Identity"
 )
 _ARITHMETIC = (
-    ast.Expression,
-    ast.Name,
-    ast.expr_context,
-    ast.keyword,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.operator,
-) + ((ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.Tuple))
+    *(ast.Expression, ast.Name, ast.expr_context, ast.keyword, ast.Tuple, ast.BinOp, ast.operator),
+    *(ast.UnaryOp, ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop),
+)
 _RECORDS = re.compile(
     r"models/model\.json|data/(weights|constants)/[\w.]+|data/sample_inputs/model\.pt|extra/.*|\.data/\w+"
     r"|archive_format|archive_version|byteorder|version|\.format_version|\.storage_alignment"
@@ -85,7 +80,7 @@ def _vet_tensors(record: str, content: bytes) -> None:
 
 
 def vet_script(path: Path) -> None:
-    """Raise `Unsafe` if the TorchScript archive at ``path`` names an operator that reaches files or network."""
+    """Raise `Unsafe` if the TorchScript archive at ``path`` names an operator that reaches files."""
     reader = torch._C.PyTorchFileReader(str(path))
     for record in reader.get_all_records():
         if record.endswith((".py", ".pkl")) or "/" not in record:
@@ -130,7 +125,7 @@ def _problem(key: str, value: Any) -> str | None:
 
 
 def _is_arithmetic(text: str) -> bool:
-    """True for what sympy prints, such as ``2*Symbol('s0', positive=True) + 1``, and nothing that can do more."""
+    """True for what sympy prints, such as ``2*Symbol('s0', positive=True) + 1``, and nothing more."""
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError):

@@ -102,51 +102,14 @@ def prelu(walk: Walk, self: Value, weight: Value) -> Value:
     return walk.out(axes)
 
 
-_ONE_BY_ONE = [
-    # fmt: off
-    aten.dropout,
-    aten.feature_dropout,
-    aten.alpha_dropout,
-    aten.feature_alpha_dropout,
-    aten.clone,
-    aten.contiguous,
-    aten.alias,
-    aten.detach,
-    aten.to,
-    aten._to_copy,
-    aten.type_as,
-    aten.expand_as,
-    aten.lift_fresh_copy,
-    aten.copy,
-    aten.zeros_like,
-    aten.ones_like,
-    aten.full_like,
-    aten.empty_like,
-    aten.rand_like,
-    aten.randn_like,
-    aten.relu6,
-    aten.hardtanh,
-    aten.where,
-    aten.masked_fill,
-    aten.rrelu,
-    aten.celu,
-    aten.selu,
-    aten.softplus,
-    aten.threshold,
-    aten.square,
-    aten.nan_to_num,
-    aten.clamp,
-    aten.fill,
-    aten.zero,
-    aten.log_sigmoid,
-    aten.hardsigmoid,
-    aten.hardswish,
-    aten.mish,
-    aten.silu,
-    aten.gelu,
-    aten.elu,
-    # fmt: on
-]
+_ONE_BY_ONE = (
+    *(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.clone),
+    *(aten.contiguous, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as, aten.expand_as),
+    *(aten.lift_fresh_copy, aten.copy, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like),
+    *(aten.rand_like, aten.randn_like, aten.relu6, aten.hardtanh, aten.where, aten.masked_fill, aten.rrelu),
+    *(aten.celu, aten.selu, aten.softplus, aten.threshold, aten.square, aten.nan_to_num, aten.clamp, aten.fill),
+    *(aten.zero, aten.log_sigmoid, aten.hardsigmoid, aten.hardswish, aten.mish, aten.silu, aten.gelu, aten.elu),
+)
 
 ROWS: dict[Any, Op] = {
     aten.cat: Op(cat),
