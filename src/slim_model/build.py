@@ -220,14 +220,13 @@ def _without_prefix(state: Mapping[str, torch.Tensor], expected: set[str]) -> di
 
 
 def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
-    """The number of outputs of the last layer in ``state``, where ``model`` has another number."""
-    last = [name for name, value in state.items() if value.ndim in (1, 2)][-1:]
+    """The number of outputs that the last layer of ``model`` has in ``state``, where it is another."""
     own = model.state_dict()
-    for name in last:
-        wanted, held = own.get(name), state[name]
-        if wanted is not None and wanted.shape[1:] == held.shape[1:] and wanted.shape != held.shape:
-            return int(held.shape[0])
-    return None
+    last = next((name for name in reversed(own) if own[name].ndim in (1, 2)), None)
+    if last is None or last not in state or own[last].shape[1:] != state[last].shape[1:]:
+        return None
+    outputs = int(state[last].shape[0])
+    return outputs if outputs != own[last].shape[0] else None
 
 
 def _load(arch: str, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -95,7 +95,7 @@ class _status:
     """Says what is being done: a spinner on a terminal, one line a stage elsewhere."""
 
     def __init__(self, console: Console) -> None:
-        self.errors = Console(stderr=True)
+        self.errors = Console(file=sys.stderr)  # the stream of now: stages silence what PyTorch prints there
         self.spinner = self.errors.status("starting") if self.errors.is_terminal else None
 
     def __enter__(self) -> Callable[[str], None]:

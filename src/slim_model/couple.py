@@ -95,7 +95,7 @@ class Coupling:
         for birth in self.walk.births:
             labels = np.arange(birth.start, birth.start + birth.size)
             axes[birth.owner, birth.axis] = self.component[labels[keep[labels]]]
-        return Replay(_as_tensors(axes), self.walk.choices)
+        return Replay(_as_tensors(axes), self.walk.choices, self.walk.pinned_nodes)
 
 
 def couple(
@@ -166,9 +166,9 @@ def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]
     order = np.full(component.max() + 1, -1)
     for channel, node in _made_by(walk, component).items():
         if channel != FIXED:
-            channels = members.setdefault(node, [])
-            number[channel], order[channel] = numbers.setdefault(node, len(numbers)), len(channels)
-            channels.append(channel)
+            own = members.setdefault(node, [])
+            number[channel], order[channel] = numbers.setdefault(node, len(numbers)), len(own)
+            own.append(channel)
     slices: list[list[Slice]] = [[] for _ in members]
     for birth in walk.births:
         if birth.owner.startswith("@"):
@@ -177,8 +177,8 @@ def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]
         role = roles.get((birth.owner, birth.axis), "holds")
         for index in np.unique(number[here]).tolist():
             if index >= 0:
-                channel = np.where(number[here] == index, order[here], -1)
-                slices[index].append(Slice(birth.owner, birth.axis, channel, role))
+                held = np.where(number[here] == index, order[here], -1)
+                slices[index].append(Slice(birth.owner, birth.axis, held, role))
     return tuple(
         Group(_layer_name(walk, node), np.array(channels), tuple(parts), source_line(node))
         for (node, channels), parts in zip(members.items(), slices, strict=True)

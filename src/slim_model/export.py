@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from slim_model.errors import InputError, ProofError
 from slim_model.prove import TOLERANCE, relative_error
 from slim_model.shrink import graph_module
-from slim_model.trace import Graph
+from slim_model.trace import Graph, quiet
 
 
 def to_program(graph: Graph) -> ExportedProgram | None:
@@ -72,7 +69,7 @@ def to_onnx(graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, 
     """Write ``graph`` as ONNX at ``path`` (no checks yet)."""
     program = to_program(graph)
     options: Any = {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
-    with _quiet():
+    with quiet():
         if program is not None:
             result = torch.onnx.export(program, **options)
         else:
@@ -172,19 +169,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's own progress lines and warnings are not the user's concern."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

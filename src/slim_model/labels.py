@@ -59,6 +59,7 @@ class Replay:
 
     born: dict[tuple[str, int], Tensor]
     choices: dict[str, list[Any]]
+    pinned: Mapping[str, str]
 
 
 Flow = Callable[..., Any]
@@ -95,7 +96,7 @@ class Walk:
         self.node: fx.Node
         self._flow_of = flow_of
         self._replay = replay
-        self._pinned_nodes = pinned_nodes
+        self.pinned_nodes = dict(pinned_nodes if replay is None else replay.pinned)
         self._next = 1
         self._stored: dict[str, Value] = {}
         self._first_owner: dict[Any, str] = {}
@@ -124,9 +125,19 @@ class Walk:
         if not any(isinstance(x, Value) for x in _leaves(arguments.values())):
             return self._without_tensors(node, arguments)
         flow = self._flow_of(node)
-        if flow is None or node.name in self._pinned_nodes:
-            return self._unknown(node, arguments, flow is None)
-        return flow(self, **arguments)
+        if flow is None:
+            self.unknown.append(node)
+            return self._pin_all(arguments, "this operation has no rule")
+        if node.name in self.pinned_nodes:
+            return self._pin_all(arguments, self.pinned_nodes[node.name])
+        if self._replay is not None:
+            return flow(self, **arguments)
+        try:
+            return flow(self, **arguments)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
+            why = f"its rule does not cover this case ({(str(error).splitlines() or [''])[0][:80]})"
+            self.pinned_nodes[node.name] = why
+            return self._pin_all(arguments, why)
 
     def _placeholder(self, node: fx.Node) -> Any:
         owner = self.graph.owners.get(node.name)
@@ -162,12 +173,7 @@ class Walk:
             return node.target(*fx.map_arg(node.args, self.values.__getitem__))
         return None
 
-    def _unknown(self, node: fx.Node, arguments: dict[str, Any], without_rule: bool) -> Any:
-        if without_rule:
-            self.unknown.append(node)
-            why = "this operation has no rule"
-        else:
-            why = f"removing channels here could not be shown to be exact: {self._pinned_nodes[node.name]}"
+    def _pin_all(self, arguments: dict[str, Any], why: str) -> Any:
         for value in tensors_in(arguments.values()):
             self.pin(value, why)
         return self.fixed_outputs()
@@ -248,12 +254,14 @@ class Walk:
         if keep is None:
             self.pin(labels.reshape(-1)[:1], "a single position of its axis is read by number")
             return None, None
-        rows = _drop_constant_axes(labels.movedim(keep, 0), keep=1).flatten(1)
+        rows = _drop_constant_axes(labels.movedim(keep, 0), keep=1).reshape(labels.shape[keep], -1)
         if rows.shape[1] > 1:
             self.tie(rows[:, :1], rows[:, 1:])
         return keep, rows[:, 0].contiguous()
 
     def _axis_to_keep(self, labels: Tensor) -> int | None:
+        if not labels.numel():
+            return None
         small = _drop_constant_axes(labels)
         varying = [a for a, n in enumerate(small.shape) if n > 1]
         if len(varying) <= 1:

@@ -27,12 +27,13 @@ from slim_model.checkpoint import Checkpoint, checkpoint
 from slim_model.errors import InputError
 from slim_model.guess import describe, guess_inputs, make_inputs, parse_input, run_once, spec_of
 from slim_model.unpickle import Refused, unpickle
-from slim_model.vet import Unsafe, vet_program, vet_script
+from slim_model.vet import Unsafe, vet_names, vet_program, vet_script
 
 __all__ = ["Subject", "guess_inputs", "load", "parse_input"]
 
 Kind = Literal["module", "state dict", "exported program", "torchscript"]
 
+_ARTICLE = {"exported program": "an exported program", "torchscript": "a TorchScript archive"}
 _ARCHS = "--arch torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable"
 #: Starts every file that torch.save wrote before it wrote zip archives.
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -89,6 +90,8 @@ def _open(
     path: Path, arch: str | None, trust_pickle: bool, code: Path | None
 ) -> tuple[nn.Module, Kind, ExportedProgram | None]:
     form = _form(path)
+    if arch is not None and form in ("exported program", "torchscript"):
+        raise InputError(f"is {_ARTICLE[form]}, which has its own architecture. Leave out --arch.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -106,10 +109,10 @@ def _open(
             else:
                 held = unpickle(path, inert=arch is not None)
             found = checkpoint(held)
-    except (InputError, MemoryError):
+    except InputError:
         raise
     except Refused as error:
-        raise InputError(_refusal(error)) from error
+        raise InputError(_refusal(error, arch)) from error
     except Unsafe as error:
         raise InputError(
             f"is refused: {error}, which an exported model does not need. "
@@ -151,7 +154,7 @@ def _form(path: Path) -> str:
         if head.startswith(start):
             raise InputError(message)
     # an ONNX file starts with field 1, its small version number, and then another of the first fields
-    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[1:2] < b"\x20" and head[2:3] in b"\x12\x1a\x22\x3aB"):
+    if path.suffix == ".onnx" or re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22:B]", head):
         raise InputError("is an ONNX model. Give the PyTorch model it was exported from.")
     raise InputError(
         "is no PyTorch model. Give a file written by torch.save, safetensors, torch.export.save or torch.jit.save."
@@ -176,7 +179,9 @@ def _form_of_zip(path: Path) -> str:
     raise InputError(f"is a zip archive but no PyTorch model: it holds {some or 'nothing'}. Give the model file.")
 
 
-def _refusal(error: Refused) -> str:
+def _refusal(error: Refused, arch: str | None) -> str:
+    if arch is not None:
+        return f"is refused: {error}, whatever else is in the file. No model needs it: do not trust this file."
     if error.name.startswith("__main__."):
         cls = error.name.removeprefix("__main__.")
         trusted = f"--trust-pickle --code path/train.py, where train.py is the script that defines {cls}"
@@ -234,6 +239,8 @@ def _load_script(path: Path, *, trusted: bool) -> nn.Module:
     if not trusted:
         vet_script(path)
     model: nn.Module = torch.jit.load(str(path), map_location="cpu")
+    if not trusted:
+        vet_names(model)
     return model.eval()
 
 
@@ -248,7 +255,8 @@ def _unpickle_trusted(path: Path, code: Path | None) -> Any:
 
     as_pickle = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=pickle.load)
     try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=as_pickle)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=as_pickle)
     except (ImportError, AttributeError) as error:
         raise InputError(
             f"needs a class that is not here: {describe(error)}. Start slim-model in the folder where the model's "

@@ -163,8 +163,8 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> 
                 return _output_error(node, copied, masked, other), layers
             if node.op == "placeholder":
                 continue
-            masked.env[node] = masked.run_node(node)
             try:
+                masked.env[node] = masked.run_node(node)
                 other.env[copied] = other.run_node(copied)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise CutFailed(node.name, str(error).splitlines()[0]) from error

@@ -127,37 +127,45 @@ def _groups(compiled: Compiled) -> list[dict[str, Any]]:
 
 def show(report: Report, console: Console, *, layers: int = 12) -> None:
     """The whole report on one screen; at most ``layers`` rows of widths."""
-    console.print(Group(_summary(report), _widths(report, layers), *_kept(report), *_notes(report)))
+    console.print(Group(_summary(report), Text(), _widths(report, layers), Text(), *_kept(report), *_notes(report)))
 
 
 def _summary(report: Report) -> Table:
-    table = Table(title=None, box=None, padding=(0, 2), header_style="bold")
-    for name in ("", "dense", "slim", ""):
-        table.add_column(name, justify="left" if name == "" else "right")
-    for label, key, unit in (("parameters", "params", 1e6), ("MACs", "macs", 1e6), ("file", "bytes", 1e6)):
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", no_wrap=True)
+    table.add_column("dense", justify="right", no_wrap=True)
+    table.add_column("slim", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for label, key, unit in (("parameters", "params", "M"), ("multiply-adds", "macs", "M"), ("file", "bytes", "MB")):
         before, after = report.dense[key], report.slim[key]
-        suffix = " MB" if key == "bytes" else " M"
-        table.add_row(label, f"{before / unit:,.2f}{suffix}", f"{after / unit:,.2f}{suffix}", _times(before, after))
+        table.add_row(label, f"{before / 1e6:,.2f} {unit}", f"{after / 1e6:,.2f} {unit}", _times(before, after))
     for row in report.latency:
-        dense, slim = row["dense"], row["slim"]
-        spread = f"[{row['speedup_low']:.2f}-{row['speedup_high']:.2f}]"
-        table.add_row(
-            f"{row['runtime']}, batch {dense['batch']}, {_plural(dense['threads'], 'thread')}",
-            _milliseconds(dense),
-            _milliseconds(slim),
-            Text(
-                f"{row['speedup']:.2f}x faster {spread}" if row["speedup"] >= 1 else f"{row['speedup']:.2f}x {spread}"
-            ),
-        )
+        _add_latency(table, row)
     proof = report.proof
+    checked = f"{proof['ties']:,} ties hold"
+    table.add_row("proof: masked dense", "", f"error {proof['masked_max_rel_error']:.0e}", checked)
     if proof["onnx_max_rel_error"] is not None:
-        table.add_row("onnxruntime = PyTorch", "", f"{proof['onnx_max_rel_error']:.1e}", "largest relative error")
-    table.add_row("slim = masked dense", "", f"{proof['masked_max_rel_error']:.1e}", f"{proof['ties']:,} ties checked")
+        table.add_row("proof: onnxruntime", "", f"error {proof['onnx_max_rel_error']:.0e}", "against PyTorch")
     return table
 
 
-def _milliseconds(latency: dict[str, Any]) -> str:
-    return f"{latency['median_ms']:.2f} ms ({latency['p10_ms']:.2f}-{latency['p90_ms']:.2f})"
+def _add_latency(table: Table, row: dict[str, Any]) -> None:
+    dense, slim = row["dense"], row["slim"]
+    low, high = row["speedup_low"], row["speedup_high"]
+    verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
+    said = f"{row['speedup']:.2f}x {verdict}" if low > 1 or high < 1 else verdict
+    table.add_row(
+        row["runtime"],
+        f"{dense['median_ms']:.2f} ms",
+        f"{slim['median_ms']:.2f} ms",
+        f"{said}, 95 %: {low:.2f}-{high:.2f}",
+    )
+    table.add_row(
+        Text("  p10-p90", style="dim"),
+        Text(f"{dense['p10_ms']:.2f}-{dense['p90_ms']:.2f}", style="dim"),
+        Text(f"{slim['p10_ms']:.2f}-{slim['p90_ms']:.2f}", style="dim"),
+        Text(f"batch {dense['batch']}, {_plural(dense['threads'], 'thread')}", style="dim"),
+    )
 
 
 def _times(before: float, after: float) -> str:
@@ -169,16 +177,23 @@ def _plural(count: int, noun: str) -> str:
 
 
 def _widths(report: Report, limit: int) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="bold", title_justify="left")
-    for name in ("layer", "width", "made at"):
-        table.add_column(name, justify="right" if name == "width" else "left", overflow="ellipsis", no_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("width", justify="right", no_wrap=True, min_width=14)
+    table.add_column("made at", no_wrap=True, overflow="ellipsis", ratio=1)
     for group in report.groups[:limit]:
         span = group["positions_per_channel"]
         times = f" x{span}" if span > 1 else ""
-        table.add_row(group["name"], f"{group['before']} -> {group['after']}{times}", Text(group["where"], style="dim"))
+        table.add_row(group["name"], f"{group['before']} -> {group['after']}{times}", Text(_short(group["where"]), style="dim"))
     if len(report.groups) > limit:
         table.add_row(f"... {len(report.groups) - limit} more (--report)", "", "")
     return table
+
+
+def _short(where: str) -> str:
+    """``resnet.py:92: out = self.conv1(x)``"""
+    place, _, code = where.partition(" in ")
+    return f"{place}: {code.partition(': ')[2]}" if code else where
 
 
 def _kept(report: Report) -> list[Text]:

@@ -72,6 +72,7 @@ def run(job: Job, progress: Progress) -> Report:
         source={"name": job.source.name, "sha256": subject.sha256, "kind": subject.kind},
         files=(dense_size or compiled.dense_cost.bytes, size),
         onnx_error=error,
+        warnings=subject.notes,
         latency=latency,
         seconds=clock.seconds,
     )

@@ -135,13 +135,18 @@ def compile_model(
                     f"the small model could not be proven: {failed}. Nothing was written. "
                     "This is a fault of slim-model: please report the model; --keep GLOB leaves layers out."
                 ) from failed
-            pinned[failed.node] = failed.reason
+            pinned[failed.node] = f"removing channels here could not be shown to be exact ({failed.reason})"
     notes = (*graph.warnings, *_vacuous(small, recipe.seed))
     return Compiled(graph, small, coupling, plan, proof, cost(coupling), cost(coupling, plan.keep), notes)
 
 
 def example_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:
-    """The example input, and random ones of another batch size where the batch is free."""
+    """The example input, and random ones of another batch size where the batch is free.
+
+    A graph that follows one run holds for that run's input only.
+    """
+    if graph.program is None:
+        return [graph.inputs]
     generator = torch.Generator().manual_seed(seed)
     other = 3 if graph.dynamic_batch else None
     return [graph.inputs, tuple(_another(x, other, generator) for x in graph.inputs)]

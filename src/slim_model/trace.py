@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
+import logging
 import os
 import re
 import traceback
@@ -89,8 +91,7 @@ def trace(
 
     A batch of one is doubled first: export specialises sizes 0 and 1. The model's training flags are put back.
     """
-    with _evaluating(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _evaluating(model), quiet():
         if program is not None:
             return _from_program(program, inputs, ())
         problems: list[str] = []
@@ -132,6 +133,24 @@ def module_path(node: fx.Node) -> str:
     """Qualified name of the submodule whose forward made ``node``; '' for the model itself."""
     stack = node.meta.get("nn_module_stack")
     return str(list(stack.values())[-1][0]) if stack else ""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """PyTorch's own warnings and log lines about tracing and exporting are not the user's concern."""
+    names = ("torch.onnx", "torch.export", "torch._subclasses", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        said = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

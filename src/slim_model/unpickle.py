@@ -90,8 +90,9 @@ def unpickle(path: Path, *, inert: bool) -> Any:
     names = globals_in(path)
     stand_ins = _inert_stand_ins(names) if inert else _stand_ins(names)
     try:
-        with torch.serialization.safe_globals(_as_allowed(stand_ins)):
-            value = torch.load(path, map_location="cpu", weights_only=True)
+        # opened here, because torch.load goes by the name of a file rather than by its content
+        with path.open("rb") as file, torch.serialization.safe_globals(_as_allowed(stand_ins)):
+            value = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error)):
             raise Refused(found[1]) from error
@@ -213,7 +214,7 @@ class _Settler:
             return value
         if isinstance(value, _Partial):
             return self._settle_partial(value)
-        if callable(value) and not isinstance(value, nn.Module) and value in self.real:
+        if callable(value) and not isinstance(value, nn.Module) and value is not _Partial and value in self.real:
             return self.real[value]
         if type(value) is tuple:
             return tuple(self.settle(item) for item in value)

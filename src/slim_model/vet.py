@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import json
 import pickle
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 #: What a node of an exported program may call.
 _OPERATORS = re.compile(
@@ -87,6 +89,13 @@ def vet_script(path: Path) -> None:
             text = reader.get_record(record).decode("utf-8", "replace")
             if found := _REACHES_OUT.search(text):
                 raise Unsafe(f"its {record} names {found[0]!r}")
+
+
+def vet_names(model: nn.Module) -> None:
+    """Raise `Unsafe` if something in ``model`` has a name that could be read as code, where names become code."""
+    for name, _ in itertools.chain(model.named_modules(), model.named_parameters(), model.named_buffers()):
+        if not _DOTTED.fullmatch(name):
+            raise Unsafe(f"{name!r} is no name")
 
 
 def _vet_json(value: Any, key: str) -> None:

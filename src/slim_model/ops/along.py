@@ -135,5 +135,5 @@ ROWS: dict[Any, Op] = {
     aten.grid_sampler: Op(grid_sample),
     aten.grid_sampler_2d: Op(grid_sample),
     **_rows(Op(triangle), aten.tril, aten.triu),
-    **_rows(Op(everywhere), aten.nonzero, aten.item, aten._local_scalar_dense, aten.bincount),
+    **_rows(Op(everywhere), aten.where.default, aten.nonzero, aten.item, aten._local_scalar_dense, aten.bincount),
 }

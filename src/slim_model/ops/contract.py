@@ -172,12 +172,12 @@ def attention(walk: Walk, query: Value, key: Value, value: Value, attn_mask: Val
     walk.pin(key.axes[-2], "attention is normalised over it")
     parts = [query, key, value] + ([attn_mask] if attn_mask is not None else [])
     batch = [Value(v.shape[:-2], v.axes[:-2]) for v in parts if len(v.shape) > 2]
+    axes: tuple[Axis, ...] = (None,) * (len(query.shape) - 2)
     if walk.node.kwargs.get("enable_gqa"):
         for part in batch:
             walk.pin(part, "grouped-query heads are shared out by their number")
-        axes: tuple[Axis, ...] = (None,) * (len(query.shape) - 2)
-    else:
-        _, axes = walk.meet(batch, "it is combined with a fixed number of heads") if batch else ((), ())
+    elif batch:
+        _, axes = walk.meet(batch, "it is combined with a fixed number of heads")
     if attn_mask is not None and len(attn_mask.shape) > 1:
         for axis in attn_mask.axes[-2:]:
             walk.pin(axis, "tokens are fixed")
