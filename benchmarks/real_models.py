@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
+from torch import nn
+
+import datasets
 from evaluate import PUBLISHED, accuracy, onnx_predictor
 from provenance import RESULTS, peak_bytes, provenance, summary
-from torch import nn
-from train import TRAINED
-
 from slim_model.errors import SlimError
 from slim_model.load import load
 from slim_model.run import Job, run
 from slim_model.slim import Recipe
+from train import TRAINED
 
 RATIOS = (0.25, 0.5, 0.7)
 CRITERION = {0: "l1", 1: "random"}
@@ -183,6 +183,7 @@ def _recorded(report: dict[str, Any]) -> dict[str, Any]:
     row = {
         "block": report["recipe"]["block"],
         "free_share": report["free_share"],
+        "removed_share": _removed_share(report["groups"]),
         "dense": report["dense"],
         "slim": report["slim"],
         **errors,
@@ -199,6 +200,12 @@ def _recorded(report: dict[str, Any]) -> dict[str, Any]:
     if any(not error <= TOLERANCE for error in errors.values()):
         row["fault"] = f"an error is above {TOLERANCE:.0e}"
     return row
+
+
+def _removed_share(groups: list[dict[str, Any]]) -> float:
+    """Of the channels that were free to go."""
+    before, after = (sum(g[side] * g["positions_per_channel"] for g in groups) for side in ("before", "after"))
+    return round(1 - after / before, 4)
 
 
 def _pinned(pins: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -292,8 +299,9 @@ RUN: Columns = {
 }
 PROOF: Columns = RUN | {
     "channels free": lambda r: f"{r['free_share']:.1%}",
-    "params, M": lambda r: _change(r["dense"]["params"] / 1e6, r["slim"]["params"] / 1e6, 2),
-    "MACs, M": lambda r: _change(r["dense"]["macs"] / 1e6, r["slim"]["macs"] / 1e6, 1),
+    "removed": lambda r: f"{r['removed_share']:.1%}",
+    "params, M": lambda r: _change(r["dense"]["params"] / 1e6, r["slim"]["params"] / 1e6),
+    "MACs, M": lambda r: _change(r["dense"]["macs"] / 1e6, r["slim"]["macs"] / 1e6),
     "slim file, MB": lambda r: f"{r['slim']['bytes'] / 1e6:.2f}",
     "masked error": lambda r: f"{r['masked_max_rel_error']:.1e}",
     "layer error": lambda r: f"{r['layer_max_rel_error']:.1e}" + (" (float64)" if r["float64"] else ""),
@@ -332,8 +340,13 @@ def _markdown(columns: Columns, rows: list[dict[str, Any]]) -> list[str]:
     return head + ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
 
 
-def _change(dense: float, slim: float, digits: int) -> str:
-    return f"{dense:,.{digits}f} → {slim:,.{digits}f}"
+def _change(dense: float, slim: float) -> str:
+    return f"{_three_digits(dense)} → {_three_digits(slim)}"
+
+
+def _three_digits(value: float) -> str:
+    """``1234.5 -> 1,234``, ``12.345 -> 12.3``, ``0.012345 -> 0.0123``"""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _milliseconds(latency: dict[str, Any]) -> str:
@@ -354,7 +367,9 @@ def _accuracies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = {(row["model"], pin["op"], pin["why"]): {"model": row["model"]} | pin for row in rows for pin in row["pinned"]}
+    found = {
+        (row["model"], pin["op"], pin["why"]): {"model": row["model"]} | pin for row in rows for pin in row["pinned"]
+    }
     return list(found.values())
 
 
@@ -416,8 +431,9 @@ def _line(row: dict[str, Any]) -> str:
     errors = " ".join(f"{row[k]:.1e}" for k in ("masked_max_rel_error", "layer_max_rel_error", "onnx_max_rel_error"))
     speed = " ".join(f"{r['runtime']} {r['speedup']:.2f}x" for r in row["latency"])
     fault = f" FAULT {row['fault']}" if "fault" in row else ""
+    fewer = row["dense"]["macs"] / row["slim"]["macs"]
     return (
-        f"{start} free {row['free_share']:6.1%} macs {row['dense']['macs'] / row['slim']['macs']:5.2f}x  errors {errors}"
+        f"{start} free {row['free_share']:6.1%} macs {fewer:5.2f}x  errors {errors}"
         f"  {row['total_seconds']:6.1f} s {row['peak_bytes'] / 1e6:6,.0f} MB  {speed}{fault}"
     )
 

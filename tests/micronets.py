@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -41,11 +42,12 @@ class Micro:
 
 
 class Net(nn.Module):
-    """``parts`` become submodules, parameters and buffers."""
+    """``parts`` become submodules, parameters and buffers; a part that cannot be copied is a function that makes it."""
 
     def __init__(self, parts: dict[str, Any]) -> None:
         super().__init__()
         for name, part in parts.items():
+            part = part() if isinstance(part, FunctionType) else part
             if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
                 self.register_buffer(name, part)
             else:
@@ -165,7 +167,7 @@ def pools_and_upsamples(s, x):
     return s.head(F.adaptive_avg_pool2d(F.dropout(x, 0.5, s.training), 1).flatten(1))
 
 
-@net(image, 0.9, a=conv(3, 12), squash=conv(12, 1), b=conv(1, 12), head=head(12))
+@net(image, a=conv(3, 12), squash=conv(12, 1), b=conv(1, 12), head=head(12))
 def one_channel_between(s, x):
     return s.head(pooled(s.b(F.relu(s.squash(F.relu(s.a(x)))))))
 
@@ -178,6 +180,35 @@ def one_channel_input(s, x):
 @net(image, a=block(3, 12), b=conv(12, 8, kernel=1, bias=False), act=nn.PReLU(8), head=head(8))
 def prelu_per_channel(s, x):
     return s.head(pooled(s.act(s.b(s.a(x)))))
+
+
+@net(image, a=conv(3, 12, padding="same"), b=conv(12, 8, padding_mode="reflect"), c=conv(8, 8, padding_mode="circular"),
+     head=head(8))  # fmt: skip
+def padding_modes(s, x):
+    return s.head(pooled(s.c(F.leaky_relu(s.b(F.relu6(s.a(x)))))))
+
+
+@net(image, a=conv(3, 12), norm=nn.BatchNorm2d(12, track_running_stats=False), b=conv(12, 8), head=head(8))
+def batch_norm_of_the_batch(s, x):
+    return s.head(pooled(s.b(F.relu(s.norm(s.a(x))))))
+
+
+@net(image, a=conv(3, 12), b=conv(12, 8), head=head(8))
+def casts(s, x):
+    x = s.a(x).to(torch.float64).relu()
+    return s.head(pooled(s.b(x.float().to(x.device).contiguous())))
+
+
+@net(vector, a=nn.Linear(10, 16), head=head(16))
+def clone_and_copy(s, x):
+    x = s.a(x).clone()
+    return s.head(torch.empty_like(x).copy_(x).nan_to_num().clamp(-2, 2))
+
+
+@net(image, 0.4, pinned="aten.max_unpool2d", a=conv(3, 12), pool=nn.MaxPool2d(2, return_indices=True), b=conv(12, 8),
+     unpool=nn.MaxUnpool2d(2), head=head(8))  # fmt: skip
+def max_unpool(s, x):
+    return s.head(pooled(s.b(s.unpool(*s.pool(s.a(x))))))
 
 
 # -- residual -------------------------------------------------------------------------------------------------------
@@ -218,6 +249,28 @@ def padded_then_read(s, x):
 @net(image, 0.0, pinned="aten.add", a=conv(3, 3), head=head(3))
 def residual_with_the_input(s, x):
     return s.head(pooled(x + s.a(x)))
+
+
+@net(image, a=conv(3, 12), b=conv(3, 12, kernel=1), bn=nn.BatchNorm2d(12), c=conv(12, 12), head=head(12))
+def three_branches(s, x):
+    x = F.relu(s.a(x) + s.b(x))
+    return s.head(pooled(F.relu(s.bn(x) + s.c(x) + x)))
+
+
+@net(image, down=block(3, 8), deep=block(8, 12, stride=2), up=nn.ConvTranspose2d(12, 8, 2, 2), out=conv(16, 8),
+     head=head(8))  # fmt: skip
+def skip_over_a_u(s, x):
+    x = s.down(x)
+    return s.head(pooled(s.out(torch.cat([x, s.up(s.deep(x))], 1))))
+
+
+@net(image, c1=block(3, 8), c2=block(8, 12, stride=2), l1=conv(8, 10, kernel=1), l2=conv(12, 10, kernel=1),
+     out=conv(10, 8), head=head(8))  # fmt: skip
+def pyramid(s, x):
+    c1 = s.c1(x)
+    p2 = s.l2(s.c2(c1))
+    p1 = s.l1(c1) + F.interpolate(p2, size=c1.shape[-2:], mode="nearest")
+    return s.head(pooled(s.out(p1))), s.head(pooled(s.out(p2)))
 
 
 # -- concatenation --------------------------------------------------------------------------------------------------
@@ -407,9 +460,20 @@ def slice_of_one_channel(s, x):
     return s.head(pooled(s.b(x[:, 2:3]) + s.c(x)))
 
 
-@net(image, 0.4, pinned="aten.slice", a=block(3, 12), b=conv(6, 8), head=head(8))
+@net(image, a=block(3, 12), b=conv(6, 8), head=head(8))
 def every_other_channel(s, x):
     return s.head(pooled(s.b(s.a(x)[:, ::2])))
+
+
+@net(image, 0.4, pinned="aten.slice", a=block(3, 12), b=conv(4, 8), head=head(8))
+def every_other_channel_of_a_part(s, x):
+    return s.head(pooled(s.b(s.a(x)[:, 3:10:2])))
+
+
+@net(image, a=block(3, 12), b=conv(12, 8), head=head(8))
+def even_and_odd_swapped(s, x):
+    x = s.a(x)
+    return s.head(pooled(s.b(torch.stack([-x[:, 1::2], x[:, ::2]], 2).flatten(1, 2))))
 
 
 @net(image, a=block(3, 12), b=conv(12, 8), head=head(8))
@@ -421,6 +485,26 @@ def gathered_by_a_list(s, x):
      head=head(8))  # fmt: skip
 def gathered_by_a_buffer(s, x):
     return s.head(pooled(s.b(torch.index_select(s.a(x), 1, s.order))))
+
+
+@net(image, a=block(3, 16), b=block(4, 4), c=block(4, 4), d=conv(12, 8), head=head(8))
+def res2net(s, x):
+    one, two, three, four = torch.split(s.a(x), 4, 1)
+    two = s.b(two + one)
+    return s.head(pooled(s.d(torch.cat([two, s.c(three + two), four], 1))))
+
+
+@net(image, a=block(3, 12), small=conv(4, 4, groups=4), large=conv(8, 8, kernel=5, groups=8), b=conv(12, 8),
+     head=head(8))  # fmt: skip
+def mixed_depthwise(s, x):
+    one, two = torch.split(s.a(x), [4, 8], 1)
+    return s.head(pooled(s.b(torch.cat([s.small(one), s.large(two)], 1))))
+
+
+@net(image, a=block(3, 6), cheap=block(6, 6, groups=6), b=conv(10, 8), head=head(8))
+def ghost(s, x):
+    x = s.a(x)
+    return s.head(pooled(s.b(torch.cat([x, s.cheap(x)], 1)[:, :10])))
 
 
 # -- views ----------------------------------------------------------------------------------------------------------
@@ -438,7 +522,7 @@ def view_hard_coded_after_the_batch(s, x):
     return s.head(F.relu(s.fc(x.view(x.size(0), 12 * 16))))
 
 
-@net(image, a=block(3, 12), fc=nn.Linear(64, 6), head=nn.Linear(72, 5))
+@net(image, 0.6, pinned="aten.reshape", a=block(3, 12), fc=nn.Linear(64, 6), head=nn.Linear(72, 5))
 def view_hard_coded_channels(s, x):
     x = s.fc(s.a(x).view(-1, 12, 64))
     return s.head(x.reshape(-1, 72))
@@ -490,7 +574,7 @@ def nhwc_and_back(s, x):
     return s.head(pooled(s.b(x)))
 
 
-@net(signal, 0.5, a=nn.Conv1d(3, 12, 3, padding=1), bn=nn.BatchNorm1d(12), places=nn.Linear(9, 6), head=head(12))
+@net(signal, zeroed="", a=nn.Conv1d(3, 12, 3, padding=1), bn=nn.BatchNorm1d(12), places=nn.Linear(9, 6), head=head(12))
 def linear_over_places(s, x):
     x = s.places(s.bn(s.a(x)))
     return s.head(F.relu(x).transpose(1, 2)).mean(1)
@@ -510,6 +594,19 @@ def windows(s, x):
     x = x.view(n, h // 4, 4, w // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
     x = F.relu(s.b(x)).view(-1, 2, 2, 4, 4, 8).permute(0, 1, 3, 2, 4, 5).reshape(-1, 8, 8, 8)
     return s.head(x).mean((1, 2))
+
+
+@net(vector, a=nn.Linear(10, 24), split=nn.Unflatten(1, (6, 4)), b=nn.Conv1d(6, 8, 3), flat=nn.Flatten(), head=head(16))
+def unflatten_and_flatten(s, x):
+    return s.head(s.flat(F.relu(s.b(s.split(s.a(x))))))
+
+
+@net(tokens, 0.8, pinned="aten.add", zeroed="all", embed=nn.Linear(5, 12), across=nn.Linear(6, 10),
+     back=nn.Linear(10, 6), mlp=nn.Linear(12, 16), down=nn.Linear(16, 12), head=head(12))  # fmt: skip
+def mixer(s, x):
+    x = s.embed(x)
+    x = x + s.back(F.gelu(s.across(x.transpose(1, 2)))).transpose(1, 2)
+    return s.head(x + s.down(F.gelu(s.mlp(x)))).sum(1)
 
 
 # -- transposed, depthwise, grouped convolution ---------------------------------------------------------------------
@@ -550,7 +647,7 @@ def depthwise_multiplier(s, x):
     return s.head(pooled(s.pw(s.dw(s.a(x)))))
 
 
-@net(image, 0.5, dw=conv(3, 12, groups=3), pw=block(12, 8, kernel=1), head=head(8))
+@net(image, dw=conv(3, 12, groups=3), pw=block(12, 8, kernel=1), head=head(8))
 def depthwise_of_the_input(s, x):
     return s.head(pooled(s.pw(F.relu(s.dw(x)))))
 
@@ -676,7 +773,7 @@ def stacked_shuffles(s, x):
     return s.head(pooled(s.c(x)))
 
 
-@net(image, a=block(3, 12), g1=block(12, 12, groups=3), g2=conv(12, 12, groups=3), head=head(12))
+@net(image, 0.6, a=block(3, 12), g1=block(12, 12, groups=3), g2=conv(12, 12, groups=3), head=head(12))
 def shuffle_between_groups(s, x):
     return s.head(pooled(s.g2(shuffled(s.g1(s.a(x)), 3))))
 
@@ -694,6 +791,13 @@ def pixel_shuffle(s, x):
 @net(image, a=block(3, 6), shuffle=nn.PixelUnshuffle(2), b=conv(24, 8), head=head(8))
 def pixel_unshuffle(s, x):
     return s.head(pooled(s.b(s.shuffle(s.a(x)))))
+
+
+@net(image, a=block(3, 24), b=conv(6, 8), head=head(8))
+def depth_to_space_by_hand(s, x):
+    n, _, h, w = x.shape
+    x = s.a(x).view(n, 2, 2, 6, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, 6, 2 * h, 2 * w)
+    return s.head(pooled(s.b(x)))
 
 
 @net(image, a=block(3, 6), b=conv(24, 8), head=head(8))
@@ -759,7 +863,7 @@ def repeat_channels(s, x):
     return s.head(pooled(s.b(s.a(x).repeat(1, 2, 1, 1))))
 
 
-@net(image, 0.9, a=block(3, 12), mask=conv(12, 1), b=conv(12, 8), head=head(8))
+@net(image, a=block(3, 12), mask=conv(12, 1), b=conv(12, 8), head=head(8))
 def expanded_mask(s, x):
     x = s.a(x)
     mask = torch.sigmoid(s.mask(x)).expand(-1, 12, -1, -1)
@@ -860,7 +964,7 @@ _out = nn.Linear(16, 20, bias=False)
 _out.weight = _table.weight
 
 
-@net(words, table=_table, mlp=nn.Linear(16, 12), back=nn.Linear(12, 16), out=_out)
+@net(words, 0.5, zeroed="all", table=_table, mlp=nn.Linear(16, 12), back=nn.Linear(12, 16), out=_out)
 def tied_embedding(s, x):
     x = s.table(x)
     return s.out(x + s.back(F.gelu(s.mlp(x))))
@@ -872,12 +976,14 @@ def weight_norm(s, x):
     return s.head(pooled(s.b(F.relu(s.a(x)))))
 
 
-@net(image, zeroed="", a=nn.utils.weight_norm(conv(3, 12)), b=nn.utils.weight_norm(conv(12, 8)), head=head(8))
+@net(image, zeroed="", a=lambda: nn.utils.weight_norm(conv(3, 12)), b=lambda: nn.utils.weight_norm(conv(12, 8)),
+     head=head(8))  # fmt: skip
 def weight_norm_by_hook(s, x):
     return s.head(pooled(s.b(F.relu(s.a(x)))))
 
 
-@net(image, 0.5, zeroed="", a=parametrizations.spectral_norm(conv(3, 12)), b=conv(12, 8), head=head(8))
+@net(image, 0.4, pinned="aten.vdot", zeroed="", a=parametrizations.spectral_norm(conv(3, 12)), b=conv(12, 8),
+     head=head(8))  # fmt: skip
 def spectral_norm(s, x):
     return s.head(pooled(s.b(F.relu(s.a(x)))))
 
@@ -972,7 +1078,8 @@ def compared_with_a_parameter(s, x):
     return s.head(pooled(s.b(torch.where(x > s.when[:, None, None], x, x.clamp(max=0.0)))))
 
 
-@net(vector, experts=weight(3, 10, 12), out=weight(3, 12, 8), gate=nn.Linear(10, 3), head=head(8))
+@net(vector, 0.8, pinned="aten.softmax", experts=weight(3, 10, 12), out=weight(3, 12, 8), gate=nn.Linear(10, 3),
+     head=head(8))  # fmt: skip
 def stacked_experts(s, x):
     hidden = F.gelu(torch.matmul(x.expand(3, -1, -1), s.experts))
     each = torch.bmm(hidden, s.out)
@@ -983,13 +1090,13 @@ def stacked_experts(s, x):
 # -- reductions and comparisons over channels -----------------------------------------------------------------------
 
 
-@net(image, 0.4, zeroed="", a=conv(3, 12), b=conv(12, 8), head=head(8))
+@net(image, zeroed="", a=conv(3, 12), b=conv(12, 8), head=head(8))
 def channel_mean(s, x):
     x = s.a(x)
     return s.head(pooled(s.b(x) * x.mean(1, keepdim=True)))
 
 
-@net(image, a=conv(3, 12), b=conv(12, 8), head=head(8))
+@net(image, zeroed="all", a=conv(3, 12), b=conv(12, 8), head=head(8))
 def channel_sum(s, x):
     x = s.a(x)
     return s.head(pooled(s.b(x) * torch.tanh(x.sum(1, keepdim=True))))
@@ -1233,7 +1340,7 @@ def attention_across(s, x):
     return s.head(x + s.proj(joined(F.scaled_dot_product_attention(q, k, v)))).mean(1)
 
 
-@net(tokens, embed=nn.Linear(5, 12), qkv=nn.Linear(12, 48), proj=nn.Linear(16, 12), head=head(12))
+@net(tokens, zeroed="all", embed=nn.Linear(5, 12), qkv=nn.Linear(12, 48), proj=nn.Linear(16, 12), head=head(12))
 def attention_fused(s, x):
     x = s.embed(x)
     b, n, _ = x.shape
@@ -1242,7 +1349,14 @@ def attention_fused(s, x):
     return s.head(x + s.proj(y)).mean(1)
 
 
-@net(tokens, embed=nn.Linear(5, 12), qkv=nn.Linear(12, 48, bias=False), proj=nn.Linear(16, 12), head=head(12))
+@net(
+    tokens,
+    zeroed="all",
+    embed=nn.Linear(5, 12),
+    qkv=nn.Linear(12, 48, bias=False),
+    proj=nn.Linear(16, 12),
+    head=head(12),
+)
 def attention_fused_by_hand(s, x):
     x = s.embed(x)
     b, n, _ = x.shape
@@ -1259,15 +1373,15 @@ def attention_split_in_three(s, x):
     return s.head(x + s.proj(joined(F.scaled_dot_product_attention(q, k, v)))).mean(1)
 
 
-@net(tokens, 0.5, embed=nn.Linear(5, 12), attend=nn.MultiheadAttention(12, 3, batch_first=True), mlp=nn.Linear(12, 16),
-     back=nn.Linear(16, 12), head=head(12))  # fmt: skip
+@net(tokens, zeroed="all", embed=nn.Linear(5, 12), attend=nn.MultiheadAttention(12, 3, batch_first=True),
+     mlp=nn.Linear(12, 16), back=nn.Linear(16, 12), head=head(12))  # fmt: skip
 def multihead_attention(s, x):
     x = s.embed(x)
     x = x + s.attend(x, x, x, need_weights=False)[0]
     return s.head(x + s.back(F.gelu(s.mlp(x)))).mean(1)
 
 
-@net(tokens, 0.4, embed=nn.Linear(5, 12), attend=nn.MultiheadAttention(12, 3), mlp=nn.Linear(12, 16),
+@net(tokens, zeroed="all", embed=nn.Linear(5, 12), attend=nn.MultiheadAttention(12, 3), mlp=nn.Linear(12, 16),
      back=nn.Linear(16, 12), head=head(12))  # fmt: skip
 def multihead_attention_weights(s, x):
     x = s.embed(x).transpose(0, 1)
@@ -1275,7 +1389,22 @@ def multihead_attention_weights(s, x):
     return s.head((y + s.back(F.gelu(s.mlp(x)))).mean(0)), weights
 
 
-@net(tokens, 0.4, zeroed="", embed=nn.Linear(5, 12), layer=nn.TransformerEncoderLayer(12, 2, 16, batch_first=True),
+@net(tokens, zeroed="all", embed=nn.Linear(5, 12), context=nn.Linear(5, 8), head=head(12),
+     attend=nn.MultiheadAttention(12, 3, kdim=8, vdim=8, batch_first=True))  # fmt: skip
+def multihead_attention_across(s, x):
+    other = s.context(x)
+    x = s.embed(x)
+    return s.head(x + s.attend(x, other, other, need_weights=False)[0]).mean(1)
+
+
+@net(tokens, zeroed="", embed=nn.Linear(5, 12), head=head(12),
+     layer=nn.TransformerDecoderLayer(12, 2, 16, batch_first=True, norm_first=True))  # fmt: skip
+def decoder_layer(s, x):
+    x = s.embed(x)
+    return s.head(s.layer(x, x.flip(1))).mean(1)
+
+
+@net(tokens, zeroed="", embed=nn.Linear(5, 12), layer=nn.TransformerEncoderLayer(12, 2, 16, batch_first=True),
      head=head(12))  # fmt: skip
 def encoder_layer(s, x):
     return s.head(s.layer(s.embed(x))).mean(1)
@@ -1324,7 +1453,7 @@ def rotary(s, x):
     return s.head(x + s.proj(joined(y))).mean(1)
 
 
-@net(tokens, 0.5, **_QKV)
+@net(tokens, **_QKV)
 def rotary_computed(s, x):
     x = s.embed(x)
     q, k, v = (heads_of(f(x), 2) for f in (s.q, s.k, s.v))
@@ -1333,6 +1462,16 @@ def rotary_computed(s, x):
     q, k = (rotated(part, angles.cos(), angles.sin()) for part in (q, k))
     y = F.scaled_dot_product_attention(q, k, v)
     return s.head(x + s.proj(joined(y))).mean(1)
+
+
+@net(tokens, **_QKV)
+def rotary_interleaved(s, x):
+    x = s.embed(x)
+    q, k, v = (heads_of(f(x), 2) for f in (s.q, s.k, s.v))
+    angles = torch.outer(torch.arange(6.0), torch.tensor([1.0, 0.5, 0.2, 0.1])).repeat_interleave(2, 1)
+    turned = [torch.stack([-part[..., 1::2], part[..., ::2]], -1).reshape(part.shape) for part in (q, k)]
+    q, k = (part * angles.cos() + other * angles.sin() for part, other in zip((q, k), turned, strict=True))
+    return s.head(x + s.proj(joined(F.scaled_dot_product_attention(q, k, v)))).mean(1)
 
 
 @net(tokens, zeroed="", **_QKV, nq=nn.RMSNorm(8), nk=nn.RMSNorm(8))
@@ -1358,7 +1497,7 @@ def relative_position_bias(s, x):
     return s.head(x + s.proj(joined(scores.softmax(-1) @ v))).mean(1)
 
 
-@net(tokens, **_QKV, mix=nn.Linear(4, 4))
+@net(tokens, 0.9, pinned="aten.matmul", **_QKV, mix=nn.Linear(4, 4))
 def talking_heads(s, x):
     x = s.embed(x)
     q, k, v = (heads_of(f(x), 4) for f in (s.q, s.k, s.v))
@@ -1366,12 +1505,12 @@ def talking_heads(s, x):
     return s.head(x + s.proj(joined(scores.softmax(-1) @ v))).mean(1)
 
 
-@net(image, 0.5, a=conv(3, 12), qkv=conv(12, 24, kernel=1), proj=conv(8, 12, kernel=1), head=head(12))
+@net(image, a=conv(3, 12), qkv=conv(12, 24, kernel=1), proj=conv(8, 12, kernel=1), head=head(12))
 def linear_attention(s, x):
     x = F.relu(s.a(x))
     q, k, v = s.qkv(x).flatten(2).chunk(3, 1)
     context = k.softmax(-1) @ v.transpose(1, 2)
-    y = (context.transpose(1, 2) @ torch.sigmoid(q)).unflatten(2, (8, 8))
+    y = (context.transpose(1, 2) @ F.relu(q)).unflatten(2, (8, 8))
     return s.head(pooled(x + s.proj(y)))
 
 
@@ -1381,6 +1520,13 @@ def class_token(s, x):
     x = torch.cat([s.token.expand(x.shape[0], -1, -1), s.embed(x)], dim=1) + s.position
     x = x + s.back(F.gelu(s.mlp(x)))
     return s.head(x[:, 0])
+
+
+@net(tokens, embed=nn.Linear(5, 12), mlp=nn.Linear(12, 16), back=nn.Linear(16, 12), head=head(12))
+def sine_positions_computed(s, x):
+    angles = torch.arange(6.0)[:, None] * torch.exp(torch.arange(0.0, 12.0, 2.0) / -12)
+    x = s.embed(x) + torch.cat([angles.sin(), angles.cos()], 1)
+    return s.head((x + s.back(F.gelu(s.mlp(x)))).mean(1))
 
 
 @net(image, patch=nn.Conv2d(3, 12, 4, stride=4), position=weight(1, 4, 12), mlp=nn.Linear(12, 16),
@@ -1404,25 +1550,25 @@ def bilinear_product(s, x):
     return s.head(s.a(x) * torch.tanh(s.b(x)))
 
 
-@net(vector, a=nn.Linear(10, 6), b=nn.Linear(10, 8), head=head(48))
+@net(vector, 0.4, pinned="aten.flatten", a=nn.Linear(10, 6), b=nn.Linear(10, 8), head=head(48))
 def outer_product_flattened(s, x):
     x = s.a(x).unsqueeze(2) * s.b(x).unsqueeze(1)
     return s.head(F.relu(x).flatten(1))
 
 
-@net(vector, a=nn.Linear(10, 6), b=nn.Linear(10, 8), head=head(48))
+@net(vector, 0.4, pinned="aten.view", a=nn.Linear(10, 6), b=nn.Linear(10, 8), head=head(48))
 def outer_product_by_bmm(s, x):
     x = torch.bmm(s.a(x).unsqueeze(2), s.b(x).unsqueeze(1))
     return s.head(x.view(-1, 48))
 
 
-@net(image, 0.4, a=conv(3, 8), head=head(64))
+@net(image, 0.0, pinned="aten.flatten", a=conv(3, 8), head=head(64))
 def gram_matrix(s, x):
     x = s.a(x).flatten(2)
     return s.head((x @ x.transpose(1, 2) / 64).flatten(1))
 
 
-@net(vector, 0.4, a=nn.Linear(10, 6), b=nn.Linear(10, 8), join=nn.Bilinear(6, 8, 12), head=head(12))
+@net(vector, a=nn.Linear(10, 6), b=nn.Linear(10, 8), join=nn.Bilinear(6, 8, 12), head=head(12))
 def bilinear_layer(s, x):
     return s.head(F.relu(s.join(s.a(x), s.b(x))))
 
@@ -1432,10 +1578,55 @@ def dot_product(s, x):
     return (s.a(x) * s.b(x)).sum(-1)
 
 
-@net(vector, 0.9, fields=nn.Linear(10, 24), head=head(3))
+@net(vector, zeroed="all", fields=nn.Linear(10, 24), head=head(3))
 def factorisation_machine(s, x):
     v = s.fields(x).view(-1, 3, 8)
     return s.head(0.5 * ((v.sum(1).pow(2) - v.pow(2).sum(1)).sum(1, keepdim=True)).expand(-1, 3))
+
+
+@net(vector, a=nn.Linear(10, 12), b=nn.Linear(10, 12), c=nn.Linear(12, 8), head=head(8))
+def larger_of_two(s, x):
+    x = torch.max(s.a(x), torch.minimum(s.b(x), s.a(x)))
+    return s.head(F.relu(s.c(x)).lerp(s.c(-x), 0.3))
+
+
+@net(image, a=conv(3, 12), w=weight(8, 12), head=head(8))
+def einsum_as_a_conv(s, x):
+    return s.head(torch.einsum("bchw,oc->bohw", s.a(x), s.w).mean((2, 3)))
+
+
+@net(tokens, a=nn.Linear(5, 12), w=weight(8, 12), head=head(8))
+def einsum_with_dots(s, x):
+    return s.head(torch.einsum("...c,oc->...o", s.a(x), s.w)).mean(1)
+
+
+@net(image, 0.0, pinned="aten.einsum", a=conv(3, 8), head=head(8))
+def einsum_of_a_diagonal(s, x):
+    return s.head(torch.einsum("bchh->bc", s.a(x)))
+
+
+@net(tokens, a=nn.Linear(5, 12), w=weight(12, 8), head=head(8))
+def einsum_without_an_arrow(s, x):
+    return s.head(torch.einsum("btc,cz", s.a(x), s.w)).mean(1)
+
+
+@net(image, a=conv(3, 12), w=weight(12, 8), head=head(8))
+def tensordot(s, x):
+    return s.head(torch.tensordot(s.a(x), s.w, dims=([1], [0])).mean((1, 2)))
+
+
+@net(vector, a=nn.Linear(10, 12), w=weight(12), b=nn.Linear(1, 8), head=head(8))
+def times_a_vector(s, x):
+    return s.head(F.relu(s.b((F.relu(s.a(x)) @ s.w).unsqueeze(1))))
+
+
+@net(image, a=conv(3, 12), route=nn.Linear(12, 2), bank=weight(2, 8 * 12 * 9), head=head(8), zeroed="")
+def conditional_conv(s, x):
+    x = s.a(x)
+    n, c, h, w = x.shape
+    kernels = (torch.sigmoid(s.route(pooled(x))) @ s.bank).view(n * 8, 12, 3, 3)
+    x = F.conv2d(x.view(1, n * c, h, w), kernels, groups=n)
+    return s.head(pooled(x.view(n, 8, 6, 6)))
 
 
 # -- in-place -------------------------------------------------------------------------------------------------------
@@ -1466,21 +1657,21 @@ def written_out(s, x):
     return s.head(pooled(s.d(total + three)))
 
 
-@net(image, 0.4, a=conv(3, 12), b=conv(12, 8), head=head(8))
+@net(image, a=conv(3, 12), b=conv(12, 8), head=head(8))
 def partial_write(s, x):
     x = F.relu(s.a(x))
     x[:, :2] = 0
     return s.head(pooled(s.b(x)))
 
 
-@net(image, 0.3, a=conv(3, 12), side=conv(3, 4), b=conv(12, 8), head=head(8))
+@net(image, a=conv(3, 12), side=conv(3, 4), b=conv(12, 8), head=head(8))
 def partial_write_of_a_tensor(s, x):
     y = s.a(x)
     y[:, 4:8] = s.side(x)
     return s.head(pooled(s.b(y)))
 
 
-@net(image, 0.3, a=conv(3, 12), b=conv(12, 8), head=head(8))
+@net(image, a=conv(3, 12), b=conv(12, 8), head=head(8))
 def view_written(s, x):
     x = s.a(x)
     part = x[:, :4]
@@ -1495,12 +1686,26 @@ def view_of_places_written(s, x):
     return s.head(pooled(s.b(x)))
 
 
-@net(image, 0.4, a=conv(3, 6), b=conv(3, 6), c=conv(12, 8), head=head(8))
+@net(image, a=conv(3, 6), b=conv(3, 6), c=conv(12, 8), head=head(8))
 def filled_buffer(s, x):
     joined = x.new_zeros(x.shape[0], 12, 8, 8)
     joined[:, :6] = s.a(x)
     joined[:, 6:] = s.b(x)
     return s.head(pooled(s.c(joined)))
+
+
+@net(image, 0.4, pinned="aten.index_fill_", a=conv(3, 12), b=conv(12, 8), head=head(8))
+def written_by_index(s, x):
+    x = s.a(x)
+    x[:, [1, 5]] = 2.0
+    return s.head(pooled(s.b(x)))
+
+
+@net(tokens, a=nn.Linear(5, 12), b=nn.Conv1d(12, 8, 3), head=head(8))
+def transposed_in_place(s, x):
+    x = s.a(x)
+    x.transpose_(1, 2)
+    return s.head(s.b(x).squeeze_(-1).mean(2))
 
 
 # -- inputs and outputs ---------------------------------------------------------------------------------------------
@@ -1511,7 +1716,8 @@ def two_inputs(s, x, y):
     return s.head(pooled(F.relu(s.a(x) * s.b(y)[:, :, None, None])))
 
 
-@net(lambda n: (normal(n, 10), normal(n + 1, 6)[:n]), a=nn.Linear(10, 8), b=nn.Linear(6, 8), head=head(16))
+@net(lambda n: (normal(n, 10), normal(n + 1, 6)[:n]), zeroed="all", a=nn.Linear(10, 8), b=nn.Linear(6, 8),
+     head=head(16))  # fmt: skip
 def two_inputs_three_outputs(s, x, y):
     x, y = F.relu(s.a(x)), F.relu(s.b(y))
     return x.sum(1), (x * y).sum(1), s.head(torch.cat([x, y], 1))
@@ -1523,7 +1729,7 @@ def dict_output(s, x):
     return {"box": s.box(pooled(s.a(x))), "label": (s.label(pooled(x)), x.shape[0])}
 
 
-@net(image, 0.5, stem=conv(3, 12), a=conv(12, 8), head=head(8))
+@net(image, stem=conv(3, 12), a=conv(12, 8), head=head(8))
 def features_are_an_output(s, x):
     features = F.relu(s.stem(x))
     y = F.relu(s.a(features))
@@ -1541,7 +1747,7 @@ def text_cnn(s, x):
     return s.head(torch.cat([F.relu(f(x)).amax(2) for f in (s.a, s.b)], 1))
 
 
-@net(words, 0.0, bag=nn.EmbeddingBag(20, 12, mode="mean"), head=head(12))
+@net(words, bag=nn.EmbeddingBag(20, 12, mode="mean"), head=head(12))
 def embedding_bag(s, x):
     return s.head(s.bag(x))
 
@@ -1579,13 +1785,13 @@ def lstm(s, x):
     return s.head(s.rnn(s.embed(x))[0][:, -1])
 
 
-@net(tokens, 0.0, rnn=nn.LSTM(5, 8, num_layers=2, bidirectional=True, batch_first=True), mlp=nn.Linear(16, 12),
+@net(tokens, 0.4, rnn=nn.LSTM(5, 8, num_layers=2, bidirectional=True, batch_first=True), mlp=nn.Linear(16, 12),
      head=head(12))  # fmt: skip
 def lstm_both_ways(s, x):
     return s.head(F.relu(s.mlp(s.rnn(x)[0]))).mean(1)
 
 
-@net(tokens, 0.0, rnn=nn.LSTM(5, 8, proj_size=4, batch_first=True), mlp=nn.Linear(4, 12), head=head(12))
+@net(tokens, 0.4, rnn=nn.LSTM(5, 8, proj_size=4, batch_first=True), mlp=nn.Linear(4, 12), head=head(12))
 def lstm_projected(s, x):
     return s.head(F.relu(s.mlp(s.rnn(x)[0]))).mean(1)
 
@@ -1642,7 +1848,7 @@ def custom_op(s, x):
 @net(image, 0.4, pinned="aten.histc", a=conv(3, 12), b=conv(3, 8), head=head(8))
 def histogram(s, x):
     counts = torch.histc(s.a(x), bins=5, min=-1, max=1)  # the op without a row
-    return s.head(pooled(s.b(x))) + counts
+    return s.head(pooled(s.b(x))), counts
 
 
 @net(vector, 0.4, pinned="aten.fft", a=nn.Linear(10, 12), b=nn.Linear(12, 8), head=head(8))
@@ -1651,7 +1857,7 @@ def fourier(s, x):
     return s.head(s.b(x))
 
 
-@net(vector, 0.4, pinned="aten", a=nn.Linear(10, 9), b=nn.Linear(9, 8), head=head(8))
-def matrix_inverse(s, x):
-    x = torch.linalg.inv(s.a(x).view(-1, 3, 3) + 9 * torch.eye(3))  # the op without a row
+@net(vector, 0.4, pinned="aten.linalg_matrix_exp", a=nn.Linear(10, 9), b=nn.Linear(9, 8), head=head(8))
+def matrix_exponential(s, x):
+    x = torch.linalg.matrix_exp(s.a(x).view(-1, 3, 3) / 3)  # the op without a row
     return s.head(s.b(x.flatten(1)))

@@ -14,6 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 
+from slim_model.errors import InputError
 from slim_model.labels import FIXED, Birth, Replay, Walk
 from slim_model.ops import flow_of
 from slim_model.trace import Graph, module_path, source_line
@@ -112,9 +113,9 @@ def couple(
     """
     walk = Walk(graph, flow_of, pinned_nodes=pinned_nodes, heads=heads).run()
     size = walk.next_label
-    protected = _protected(walk, keep)
-    component = _components(walk, size, protected)
     roles = _roles(walk)
+    protected = _protected(walk, keep, roles)
+    component = _components(walk, size, protected)
     groups = _groups(walk, component, roles)
     unknown = tuple((str(n.target), source_line(n)) for n in walk.unknown)
     return Coupling(graph, walk, component, groups, _pinned(walk, component, protected), unknown)
@@ -132,13 +133,19 @@ def _components(walk: Walk, size: int, protected: np.ndarray) -> np.ndarray:
     return np.where(component == zero, 0, np.where(component == 0, zero, component)).astype(np.int32)
 
 
-def _protected(walk: Walk, patterns: tuple[str, ...]) -> np.ndarray:
-    chosen = [
-        np.arange(b.start, b.start + b.size, dtype=np.int32)
-        for b in walk.births
-        if any(fnmatch(b.owner, p) or fnmatch(b.owner.rpartition(".")[0], p) for p in patterns) and b.axis == 0
-    ]
-    return np.concatenate([*chosen, np.zeros(0, np.int32)])
+def _protected(walk: Walk, patterns: tuple[str, ...], roles: dict[tuple[str, int], str]) -> np.ndarray:
+    """Labels of the channels that layers or parameters matching ``patterns`` make (or hold)."""
+    chosen = [np.zeros(0, np.int32)]
+    stored = [birth for birth in walk.births if not birth.owner.startswith("@")]
+    for pattern in patterns:
+        matching = [b for b in stored if fnmatch(b.owner, pattern) or fnmatch(b.owner.rpartition(".")[0], pattern)]
+        if not matching:
+            names = ", ".join(dict.fromkeys(b.owner.removesuffix(".weight") for b in stored[:8]))
+            raise InputError(f"--keep '{pattern}' matches no layer of this model. Its layers are named {names}, ...")
+        for birth in matching:
+            if roles.get((birth.owner, birth.axis), "holds") != "reads":
+                chosen.append(np.arange(birth.start, birth.start + birth.size, dtype=np.int32))
+    return np.concatenate(chosen)
 
 
 def _birth_of(walk: Walk, label: int) -> Birth:
@@ -195,9 +202,13 @@ def _made_by(walk: Walk, component: np.ndarray) -> dict[int, fx.Node]:
 
 def _layer_name(walk: Walk, node: fx.Node) -> str:
     """The module that holds the weight; where the weight is a bare parameter, its name."""
-    owned = [walk.graph.owners.get(n.name, "") for n in node.all_input_nodes]
-    weights = [name for name in owned if name.endswith("weight")]
-    return (weights or owned or [""])[0].removesuffix(".weight") or module_path(node) or node.name
+    owned = []
+    for read in node.all_input_nodes:
+        while read.op == "call_function" and len(read.all_input_nodes) == 1:  # a transposed weight
+            read = read.all_input_nodes[0]
+        owned.append(walk.graph.owners.get(read.name, ""))
+    weights = [name for name in owned if name.endswith("weight")] or [name for name in owned if name]
+    return (weights or [""])[0].removesuffix(".weight") or module_path(node) or node.name
 
 
 def _pinned(walk: Walk, component: np.ndarray, protected: np.ndarray) -> tuple[Pinned, ...]:

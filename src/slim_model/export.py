@@ -116,10 +116,10 @@ def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
     symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape is not None and len(v.shape)}
     for value in [*model.graph.inputs, *model.graph.outputs]:
         if value.shape is not None:
-            dims = [
-                onnx_ir.SymbolicDim("batch") if str(d) in symbols and not isinstance(d, int) else d for d in value.shape
-            ]
-            value.shape = onnx_ir.Shape(dims)
+            names = [str(getattr(d, "value", d)) for d in value.shape]
+            value.shape = onnx_ir.Shape(
+                int(n) if n.isdigit() else "batch" if n in symbols else None if n == "None" else n for n in names
+            )
 
 
 def check_onnx(path: Path, graph: Graph, batches: list[tuple[Any, ...]]) -> float:

@@ -310,10 +310,10 @@ class Walk:
         """Arguments of ``node`` by their names in the operator's schema, with Values in place of nodes."""
         return {name: fx.map_arg(arg, self.values.__getitem__) for name, arg in bound(node).items()}
 
-    def out(self, axes: Sequence[Axis], index: int | None = None) -> Value:
-        """The Value of the current node's output: labelled axes are as long as their labels."""
+    def out(self, axes: Sequence[Axis], index: int = 0) -> Value:
+        """The Value of the current node's output (number ``index``): labelled axes are as long as their labels."""
         value = self.node.meta["val"]
-        shape = shape_of(value if index is None else value[index])
+        shape = shape_of(value[index] if isinstance(value, list | tuple) else value)
         axes = tuple(None if n == 1 else axis for axis, n in zip(axes, shape, strict=True))
         sizes = [n if axis is None else len(axis) for axis, n in zip(axes, shape, strict=True)]
         return Value(tuple(sizes), axes)

@@ -1,4 +1,4 @@
-"""places: where in the graph the channels of each group are read, and how a tensor there becomes (sample, channel, ...).
+"""places: where in the graph the channels of each group are read, and how a tensor there is seen by channel.
 
 A channel matters through the layers that sum over it. Those are the rows whose masked form acts on channels, where
 the channel ends: a depthwise convolution or a norm hands each channel on, so it is observed at the layer behind.
@@ -7,6 +7,7 @@ the channel ends: a depthwise convolution or a norm hands each channel on, so it
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,42 +38,60 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A tensor, and where along its ``axis`` the channels of a group sit.
+class Spot:
+    """Where channels sit in the value of ``node``: along ``axis``, each at the m positions of ``index (k, m)``."""
 
-    ``channel``: ``(k,)`` numbers within the group; ``index``: ``(k, m)`` the m positions of each. ``readers``: the
-    layers that sum over it. ``source``: the node whose value is observed, the operand itself or what it is a view
-    of. ``before``: the same channels before a smooth activation, where there is one. ``pull``: ``(k,)`` squared norm
-    of the weights that read each channel.
+    node: fx.Node
+    axis: int
+    index: Tensor
+    layout: Layout = Layout(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Channels of one group, ``channel (k,)`` by number, where the layers ``readers`` sum over them.
+
+    ``read``: the operand itself. ``seen``: what is observed, the operand or the tensor that it is a flattened view
+    of. ``before``: the same channels ahead of a smooth activation, where there is one. ``weights``: ``(k, rest)`` for
+    each reader that has some: its columns for these channels.
     """
 
     group: int
-    operand: fx.Node
-    source: fx.Node
-    axis: int
     channel: Tensor
-    index: Tensor
+    read: Spot
+    seen: Spot
+    before: Spot | None
     readers: tuple[fx.Node, ...]
-    pull: Tensor
-    layout: Layout = Layout(0)
-    before: Place | None = None
+    weights: tuple[Tensor, ...]
 
 
 def find_places(coupling: Coupling) -> list[Place]:
     """Every place where a channel that may go is read, in the order of the graph."""
-    reached = _from_inputs(coupling)
-    number, order = _numbers(coupling)
     readers: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
+    reached = _from_inputs(coupling)
     for node in coupling.graph.nodes:
         for operand, axis in _ends(coupling, node, reached):
             readers[operand, axis].append(node)
-    found = []
-    for (operand, axis), nodes in readers.items():
-        for place in _at(coupling, operand, axis, number, order):
-            pull = sum(_pull(coupling, node, operand, place) for node in nodes)
-            before = _before(coupling, operand, place, number, order)
-            found.append(dataclasses.replace(place, readers=tuple(nodes), pull=pull, before=before))
-    return _laid_out(coupling, found)
+    numbers = _numbers(coupling)
+    found = [
+        (group, channel, spot, nodes)
+        for (operand, axis), nodes in readers.items()
+        for group, channel, spot in _spots(coupling, operand, axis, numbers)
+    ]
+    fed = {group for group, _, spot, _ in found if spot.node in reached}
+    found = [f for f in found if f[2].node in reached or f[0] not in fed]  # no weights of weights beside data
+    runs = _two_runs(coupling, {n for _, _, spot, _ in found for n in _upstream(coupling, spot.node)})
+    places = []
+    for group, channel, spot, nodes in found:
+        weights = [_weights(coupling, node, spot.node, group, channel, numbers) for node in nodes]
+        seen = _unflattened(coupling, group, channel, spot, numbers, runs[0])
+        before = _before(coupling, group, channel, spot, numbers)
+        read, seen = (_laid_out(coupling, s, runs, s.node in reached) for s in (spot, seen))
+        if before is not None:
+            before = _laid_out(coupling, before, runs, before.node in reached)
+        held = tuple(w for w in weights if w is not None)
+        places.append(Place(group, channel, read, seen, before, tuple(nodes), held))
+    return places
 
 
 def _from_inputs(coupling: Coupling) -> set[fx.Node]:
@@ -85,8 +104,11 @@ def _from_inputs(coupling: Coupling) -> set[fx.Node]:
     return reached
 
 
-def _numbers(coupling: Coupling) -> tuple[np.ndarray, np.ndarray]:
-    """By component: the group it is in (-1: none), and its number within."""
+Numbers = tuple[np.ndarray, np.ndarray]
+"""By component: the group it is in (-1: none), and its number within."""
+
+
+def _numbers(coupling: Coupling) -> Numbers:
     number = np.full(coupling.component.max() + 1, -1)
     order = np.full(coupling.component.max() + 1, -1)
     for i, group in enumerate(coupling.groups):
@@ -123,62 +145,84 @@ def _twice(coupling: Coupling, value: Value, channels: np.ndarray) -> bool:
     return sum(a is not None and bool(np.isin(coupling.component[a.numpy()], channels).any()) for a in value.axes) > 1
 
 
-def _at(
-    coupling: Coupling, operand: fx.Node, axis: int, number: np.ndarray, order: np.ndarray
-) -> Iterator[Place]:
-    """One place for each group along an axis, and for each number of positions a channel takes there."""
-    component = coupling.component[coupling.walk.values[operand].axes[axis].numpy()]
+def _spots(coupling: Coupling, node: fx.Node, axis: int, numbers: Numbers) -> Iterator[tuple[int, Tensor, Spot]]:
+    """(group, channels, spot) for each group along an axis, and for each number of positions a channel takes."""
+    number, order = numbers
+    component = coupling.component[coupling.walk.values[node].axes[axis].numpy()]
     for group in np.unique(number[component]).tolist():
         if group < 0:
             continue
         positions = np.flatnonzero(number[component] == group)
-        channel = order[component[positions]]
-        by_channel = np.argsort(channel, kind="stable")
-        names, starts, counts = np.unique(channel[by_channel], return_index=True, return_counts=True)
+        positions = positions[np.argsort(order[component[positions]], kind="stable")]
+        names, starts, counts = np.unique(order[component[positions]], return_index=True, return_counts=True)
         for many in np.unique(counts).tolist():
             chosen = counts == many
-            index = positions[by_channel][starts[chosen][:, None] + np.arange(many)]
-            held = torch.from_numpy(names[chosen].astype(np.int64))
-            ones = torch.ones(len(held), dtype=torch.float64)
-            yield Place(group, operand, operand, axis, held, torch.from_numpy(index), (), ones)
+            index = positions[starts[chosen][:, None] + np.arange(many)]
+            yield group, torch.from_numpy(names[chosen].astype(np.int64)), Spot(node, axis, torch.from_numpy(index))
 
 
-def _pull(coupling: Coupling, node: fx.Node, operand: fx.Node, place: Place) -> Tensor:
-    """Squared norm of the weights by which ``node`` reads each channel; 1 where it has none."""
-    channels = coupling.groups[place.group].channels[place.channel.numpy()]
+def _spot_of(
+    coupling: Coupling, node: fx.Node, group: int, channel: Tensor, numbers: Numbers, *, near: int = 0
+) -> Spot | None:
+    """Where just these channels sit in the value of ``node``; on axis ``near`` rather than another."""
+    value = coupling.walk.values[node]
+    axes = [a for a, x in enumerate(value.axes) if x is not None] if isinstance(value, Value) else []
+    axes.sort(key=lambda axis: axis != near)
+    found = (hit for axis in axes for hit in _spots(coupling, node, axis, numbers))
+    return next((spot for g, c, spot in found if g == group and torch.equal(c, channel)), None)
+
+
+def _weights(
+    coupling: Coupling, node: fx.Node, operand: fx.Node, group: int, channel: Tensor, numbers: Numbers
+) -> Tensor | None:
+    """``(k, rest)``: the columns of the weights by which ``node`` reads these channels, if it has weights."""
     for other in node.all_input_nodes:
-        value, weight = coupling.walk.values[other], coupling.walk.constant(other)
-        if other is operand or weight is None or not isinstance(value, Value) or weight.dim() < 2:
+        weight = coupling.walk.constant(other)
+        if other is operand or weight is None or weight.dim() < 2:
             continue
-        for axis in sorted(range(weight.dim()), key=lambda a: a != 1):  # layers read along axis 1 of their weight
-            labels = value.axes[axis]
-            if labels is not None and np.isin(coupling.component[labels.numpy()], channels).any():
-                squares = weight.detach().double().square().movedim(axis, 0).flatten(1).sum(1)
-                by_component = torch.zeros(len(coupling.component), dtype=torch.float64)
-                by_component.index_add_(0, torch.from_numpy(coupling.component[labels.numpy()]).long(), squares.cpu())
-                return by_component[torch.from_numpy(channels)]
-    return torch.ones(len(channels), dtype=torch.float64)
-
-
-def _before(
-    coupling: Coupling, operand: fx.Node, place: Place, number: np.ndarray, order: np.ndarray
-) -> Place | None:
-    """Where the channels enter a smooth activation on their way to ``operand``, passing only what mixes nothing."""
-    node = operand
-    while node.op == "call_function":
-        row = row_of(node.target)
-        inputs = [n for n in node.all_input_nodes if coupling.walk.constant(n) is None]
-        if row is None or row.masks != "nothing" or not inputs:
-            return None
-        smooth = getattr(node.target, "overloadpacket", None) in _SMOOTH
-        node = inputs[0]
-        if smooth:
-            axes = enumerate(coupling.walk.values[node].axes)
-            found = [p for a, x in axes if x is not None for p in _at(coupling, node, a, number, order)]
-            return next((p for p in found if p.group == place.group and torch.equal(p.channel, place.channel)), None)
-        if len(inputs) > 1:
-            return None
+        spot = _spot_of(coupling, other, group, channel, numbers, near=1)  # layers read along axis 1 of their weight
+        if spot is not None:
+            rows = weight.detach().movedim(spot.axis, 0)
+            return rows[spot.index.to(rows.device)].flatten(1).cpu()
     return None
+
+
+def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
+    """``node`` and where its channels came from, one by one, through operators that mix none and write nowhere."""
+    yield node
+    while node.op == "call_function":
+        row, schema = row_of(node.target), getattr(node.target, "_schema", None)
+        inputs = [n for n in node.all_input_nodes if coupling.walk.constant(n) is None]
+        if row is None or row.masks != "nothing" or schema is None or schema.is_mutable or len(inputs) != 1:
+            return
+        node = inputs[0]
+        yield node
+
+
+def _before(coupling: Coupling, group: int, channel: Tensor, spot: Spot, numbers: Numbers) -> Spot | None:
+    """Where these channels enter a smooth activation on their way here."""
+    way = list(_upstream(coupling, spot.node))
+    for node, source in itertools.pairwise(way):
+        if node.target.overloadpacket in _SMOOTH:  # type: ignore[union-attr]
+            return _spot_of(coupling, source, group, channel, numbers)
+    return None
+
+
+def _unflattened(
+    coupling: Coupling, group: int, channel: Tensor, spot: Spot, numbers: Numbers, run: dict[fx.Node, Any]
+) -> Spot:
+    """Where a flattened tensor is a view of one with a channel axis of its own, that one: it has maps."""
+    if spot.index.shape[1] == 1:
+        return spot
+    flat = run[spot.node]
+    for node in _upstream(coupling, spot.node):
+        whole = run.get(node)
+        if not isinstance(whole, Tensor) or whole.numel() != flat.numel() or whole.data_ptr() != flat.data_ptr():
+            break
+        found = _spot_of(coupling, node, group, channel, numbers)
+        if found is not None and found.index.shape[1] == 1:
+            return found
+    return spot
 
 
 # -- how samples lie in a tensor ------------------------------------------------------------------------------------
@@ -198,26 +242,24 @@ class _Kept(fx.Interpreter):
         return result
 
 
-def _laid_out(coupling: Coupling, places: list[Place]) -> list[Place]:
-    """Find the axis of samples: run the example twice, the second time with its last sample changed."""
-    graph = coupling.graph
-    wanted = {n for p in places for q in (p, p.before) if q for n in _views(q.operand)}
-    runs = []
+def _two_runs(coupling: Coupling, wanted: set[fx.Node]) -> list[dict[fx.Node, Any]]:
+    """Values of some nodes on the example, and on the example with its last sample changed."""
+    graph, runs = coupling.graph, []
     for inputs in (graph.inputs, tuple(map(_last_changed, graph.inputs))):
         interpreter = _Kept(coupling, wanted)
         with torch.no_grad():
             interpreter.run(initial_env=graph.bind(inputs))
         runs.append(interpreter.kept)
-    batch = next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
-    reached = _from_inputs(coupling)
+    return runs
 
-    def located(place: Place) -> Place:
-        place = _at_source(coupling, place, runs[0])
-        same = runs[0][place.source] == runs[1][place.source]
-        layout = _layout(same, batch, place.axis) if place.source in reached else Layout(None)
-        return dataclasses.replace(place, layout=layout, before=located(place.before) if place.before else None)
 
-    return [located(place) for place in places]
+def _laid_out(coupling: Coupling, spot: Spot, runs: list[dict[fx.Node, Any]], varies: bool) -> Spot:
+    """The same spot, with the axis along which samples lie."""
+    if not varies:
+        return dataclasses.replace(spot, layout=Layout(None))
+    batch = next((x.shape[0] for x in coupling.graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+    same = runs[0][spot.node] == runs[1][spot.node]
+    return dataclasses.replace(spot, layout=_layout(same, batch, spot.axis))
 
 
 def _last_changed(x: Any) -> Any:
@@ -247,49 +289,20 @@ def _layout(same: Tensor, batch: int, channel_axis: int) -> Layout:
     return Layout(None)
 
 
-def _views(node: fx.Node) -> list[fx.Node]:
-    """``node`` and what it may be a view of, through operators with one tensor input."""
-    found = [node]
-    while node.op == "call_function" and len(node.all_input_nodes) == 1:
-        row, schema = row_of(node.target), getattr(node.target, "_schema", None)
-        if row is None or row.masks != "nothing" or schema is None or schema.is_mutable:
-            break
-        node = node.all_input_nodes[0]
-        found.append(node)
-    return found
-
-
-def _at_source(coupling: Coupling, place: Place, run: dict[fx.Node, Any]) -> Place:
-    """Where a flattened tensor is a view of one with a channel axis of its own, observe that one: it has maps."""
-    if place.index.shape[1] == 1:
-        return place
-    number, order = _numbers(coupling)
-    flat = run[place.operand]
-    for node in _views(place.operand)[1:]:
-        whole = run.get(node)
-        if not isinstance(whole, Tensor) or whole.numel() != flat.numel() or whole.data_ptr() != flat.data_ptr():
-            break
-        for axis, labels in enumerate(coupling.walk.values[node].axes):
-            for seen in _at(coupling, node, axis, number, order) if labels is not None else ():
-                if seen.group == place.group and seen.index.shape[1] == 1 and torch.equal(seen.channel, place.channel):
-                    return dataclasses.replace(place, source=node, axis=axis, index=seen.index)
-    return place
-
-
-def by_sample(tensor: Tensor, place: Place, samples: int) -> Tensor:
-    """``(sample, channel, m, *rest)`` of the tensor at ``place``; samples has one entry if it has no sample axis."""
-    layout = place.layout
+def by_sample(tensor: Tensor, spot: Spot, samples: int) -> Tensor:
+    """``(sample, channel, m, *rest)`` of the tensor at ``spot``; samples has one entry if it has no sample axis."""
+    layout = spot.layout
     if layout.axis is None:
-        tensor = tensor.movedim(place.axis, 0).unsqueeze(0)
+        tensor = tensor.movedim(spot.axis, 0).unsqueeze(0)
     else:
-        tensor = tensor.movedim((layout.axis, place.axis), (0, 1))
+        tensor = tensor.movedim((layout.axis, spot.axis), (0, 1))
         if layout.outer * layout.inner > 1:
             tensor = tensor.reshape(layout.outer, samples, layout.inner, *tensor.shape[1:])
             tensor = tensor.permute(1, 3, 0, 2, *range(4, tensor.dim()))
-    channels, many = place.index.shape
-    if many == 1 and channels == tensor.shape[1] and torch.equal(place.index[:, 0], torch.arange(channels)):
+    channels, many = spot.index.shape
+    if many == 1 and channels == tensor.shape[1] and torch.equal(spot.index[:, 0], torch.arange(channels)):
         return tensor.unsqueeze(2)
-    chosen = tensor.index_select(1, place.index.flatten().to(tensor.device))
+    chosen = tensor.index_select(1, spot.index.flatten().to(tensor.device))
     return chosen.unflatten(1, (channels, many))
 
 

@@ -69,9 +69,7 @@ def make_report(
     notes = [*compiled.warnings, *warnings]
     notes += [f"{c.runtime}: the small model is slower ({c.speedup:.2f}x)" for c in latency if c.speedup_high < 1]
     if not module_is_own:
-        notes.append(
-            "the model's forward has sizes of its own, so the small PyTorch model is the traced graph, not its class"
-        )
+        notes.append("the small PyTorch model is the traced graph: the model's own forward does not fit other widths")
     proof = asdict(compiled.proof) | {"onnx_max_rel_error": onnx_error, "tolerance": 1e-4}
     return Report(
         source=source or {},
@@ -184,7 +182,9 @@ def _widths(report: Report, limit: int) -> Table:
     for group in report.groups[:limit]:
         span = group["positions_per_channel"]
         times = f" x{span}" if span > 1 else ""
-        table.add_row(group["name"], f"{group['before']} -> {group['after']}{times}", Text(_short(group["where"]), style="dim"))
+        table.add_row(
+            group["name"], f"{group['before']} -> {group['after']}{times}", Text(_short(group["where"]), style="dim")
+        )
     if len(report.groups) > limit:
         table.add_row(f"... {len(report.groups) - limit} more (--report)", "", "")
     return table

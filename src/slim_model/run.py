@@ -21,6 +21,9 @@ from slim_model.save import check_format, save
 from slim_model.slim import Compiled, Progress, Recipe, compile_model, example_batches, small_module
 
 
+_WITHOUT_CLASS = ("exported program", "torchscript")
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """The arguments of the command."""
@@ -61,14 +64,14 @@ def run(job: Job, progress: Progress) -> Report:
         to_onnx(compiled.small, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
         error = check_onnx(temporary, compiled.small, _onnx_batches(compiled, job.recipe.seed))
         size = temporary.stat().st_size
-    if job.save:
-        save(compiled, module, own, job.save, job.recipe)
+        if job.save:
+            save(compiled, module, own, job.save, job.recipe)
     with clock("measure"):
         latency, dense_size = _measure(job, subject, compiled, module, progress) if job.bench else ([], None)
     report = make_report(
         compiled,
         job.recipe,
-        module_is_own=own,
+        module_is_own=own or subject.kind in _WITHOUT_CLASS,
         source={"name": job.source.name, "sha256": subject.sha256, "kind": subject.kind},
         files=(dense_size or compiled.dense_cost.bytes, size),
         onnx_error=error,

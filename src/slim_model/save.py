@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from slim_model.couple import Coupling, couple
 from slim_model.errors import InputError
-from slim_model.export import beside, to_program
+from slim_model.export import beside
 from slim_model.shrink import graph_module, shrink, shrink_module
 from slim_model.simplify import simplify
 from slim_model.slim import Compiled, Recipe
-from slim_model.trace import Graph, trace
+from slim_model.trace import Graph, quiet, trace
 
 FORMATS = (".pt2", ".safetensors", ".pt")
 
@@ -45,13 +45,13 @@ def save(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: R
 
 
 def _save_program(small: Graph, path: Path) -> None:
-    program = to_program(small)
-    if program is None:
-        raise InputError(
-            "this model has no torch.export program (it was traced from a run): use --save NAME.safetensors."
-        )
+    """Export once more, so that the archive holds nothing of the dense model."""
+    free = {0: torch.export.Dim.AUTO} if small.dynamic_batch else None
+    shapes = tuple(free if isinstance(x, Tensor) and x.dim() else None for x in small.inputs)
+    with quiet(), torch.no_grad():
+        program = torch.export.export(graph_module(small), small.inputs, dynamic_shapes=shapes, strict=False)
     with open(path, "wb") as file:
-        torch.export.save(program.run_decompositions({}), file)
+        torch.export.save(program, file)
 
 
 def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from slim_model.couple import Coupling
 from slim_model.errors import SlimError
@@ -165,8 +166,8 @@ def graph_module(graph: Graph) -> nn.Module:
     root = nn.Module()
     body = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    result = body.graph_copy(graph.module.graph, copies)
-    body.output(result)
+    result: Any = body.graph_copy(graph.module.graph, copies)
+    body.output(_structured(graph, result))
     parameters = graph.parameter_names
     for node in [n for n in body.nodes if n.op == "placeholder" and n.name in graph.owners]:
         owner = graph.owners[node.name]
@@ -176,6 +177,15 @@ def graph_module(graph: Graph) -> nn.Module:
         if node.op == "get_attr" and node.target not in graph.owners.values():
             setattr(root, str(node.target), getattr(graph.module, str(node.target)))
     return fx.GraphModule(root, body)
+
+
+def _structured(graph: Graph, outputs: Any) -> Any:
+    """Outputs as the model returned them: a tensor, tuple, list or dict; other containers become a tuple."""
+    spec = graph.program.call_spec.out_spec if graph.program is not None else None
+    if spec is None:
+        return outputs
+    structure = pytree.tree_unflatten(list(outputs), spec)
+    return structure if isinstance(structure, fx.Node | tuple | list | dict) else tuple(outputs)
 
 
 def _store(root: nn.Module, name: str, tensor: Tensor, is_parameter: bool) -> None:

@@ -1,7 +1,11 @@
-"""simplify: a channel shuffle written as view, transpose, view becomes one look-up by a constant.
+"""simplify: write two things so that the walk sees their channels; the graph computes exactly the same.
 
-Seen as views, a shuffle (Zhang 2018) ties every block of channels to every other, and stacked shuffles tie nearly all
-of them. Seen as a permutation it ties nothing: the small graph looks up the channels that are left.
+A channel shuffle written as view, transpose, view becomes one look-up by a constant. Seen as views, a shuffle (Zhang
+2018) ties every block of channels to every other, and stacked shuffles tie nearly all of them. Seen as a permutation
+it ties nothing: the small graph looks up the channels that are left.
+
+What the forward computes from numbers alone (positions, angles of rotary embeddings) becomes a stored tensor, which
+is sliced like a parameter.
 """
 
 from __future__ import annotations
@@ -21,10 +25,75 @@ _LINKS = {
     *(aten.flatten, aten.unflatten, aten.swapaxes, aten.swapdims, aten.channel_shuffle, aten.movedim),
 }
 _LONGEST = 6
+_LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
 
 
 def simplify(graph: Graph) -> Graph:
-    """The same graph with pure channel permutations as ``index_select``; computes exactly the same."""
+    """The same graph with pure channel permutations as ``index_select``, and computed constants stored."""
+    return _shuffles_as_look_ups(_constants_stored(graph))
+
+
+# -- numbers the forward computes -----------------------------------------------------------------------------------
+
+
+def _constants_stored(graph: Graph) -> Graph:
+    known = _known(graph)
+    tensors: dict[str, Tensor] = {}
+    for node, value in known.items():
+        if node.op == "call_function" and _worth_storing(value) and any(user not in known for user in node.users):
+            constant = _placeholder(graph, f"computed_{len(tensors)}", value, node)
+            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in known)
+            tensors[constant.name] = value
+    return _with(graph, tensors, [node for node in known if node.op == "call_function"])
+
+
+def _worth_storing(value: Tensor) -> bool:
+    return value.is_floating_point() and 1 < value.numel() <= _LARGEST and bool((value != value.flatten()[0]).any())
+
+
+def _known(graph: Graph) -> dict[fx.Node, Tensor]:
+    """Values that follow from numbers in the graph alone, and are never written to."""
+    literals = graph.program.graph_signature.lifted_tensor_constants if graph.program else ()
+    known: dict[fx.Node, Tensor] = {}
+    for node in graph.nodes:
+        if _is_written(node):
+            continue
+        if node.op == "placeholder" and graph.owners.get(node.name) in literals:
+            known[node] = graph.tensors[graph.owners[node.name]]
+        elif _is_pure(node) and all(n in known for n in node.all_input_nodes):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return known
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """One tensor from sizes or tensors, the same at every run."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target.namespace == "aten"
+        and isinstance(node.meta.get("val"), Tensor)
+        and not _writes(target)
+        and torch.Tag.nondeterministic_seeded not in target.tags
+        and "empty" not in target.overloadpacket.__name__
+    )
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Some in-place operator writes to ``node`` or to a view of it."""
+    users = [user for user in node.users if isinstance(user.target, torch._ops.OpOverload)]
+    views = [user for user in users if any(r.alias_info for r in user.target._schema.returns)]
+    return any(_writes(user.target) for user in users) or any(_is_written(view) for view in views)
+
+
+def _writes(target: torch._ops.OpOverload) -> bool:
+    return target._schema.is_mutable and target is not aten.detach_.default
+
+
+# -- channel shuffles -----------------------------------------------------------------------------------------------
+
+
+def _shuffles_as_look_ups(graph: Graph) -> Graph:
     nodes = graph.module.graph
     found = []
     done: set[fx.Node] = set()
@@ -32,26 +101,15 @@ def simplify(graph: Graph) -> Graph:
         if node not in done and _links(node) and (hit := _permutation(node)):
             done.update(hit[0])
             found.append(hit)
-    if not found:
-        return graph
-    owners, tensors = dict(graph.owners), dict(graph.tensors)
-    last_stored = [n for n in nodes.nodes if n.op == "placeholder" and n.name in owners][-1]
+    tensors: dict[str, Tensor] = {}
     for number, (chain, axis, order) in enumerate(found):
-        name = f"channel_order_{number}"
-        with nodes.inserting_after(last_stored):
-            constant = nodes.placeholder(name)
-        value = chain[-1].meta["val"]
-        constant.meta["val"] = value.fake_mode.from_tensor(order) if hasattr(value, "fake_mode") else order
+        constant = _placeholder(graph, f"channel_order_{number}", order, chain[-1])
         with nodes.inserting_after(chain[-1]):
             look_up = nodes.call_function(aten.index_select.default, (chain[0].args[0], axis, constant))
         look_up.meta = dict(chain[-1].meta)
         chain[-1].replace_all_uses_with(look_up)
-        owners[constant.name], tensors[constant.name] = constant.name, order
-    for chain, _, _ in found:
-        for node in reversed(chain):
-            nodes.erase_node(node)
-    graph.module.recompile()
-    return dataclasses.replace(graph, owners=owners, tensors=tensors)
+        tensors[constant.name] = order
+    return _with(graph, tensors, [node for chain, _, _ in found for node in chain])
 
 
 def _links(node: fx.Node) -> bool:
@@ -107,3 +165,29 @@ def _through(chain: list[fx.Node], labels: Tensor) -> Tensor:
 def _size(node: fx.Node) -> int:
     value = node.meta["val"]
     return value if isinstance(value, int) else int(value.node.hint)
+
+
+# -- both -----------------------------------------------------------------------------------------------------------
+
+
+def _placeholder(graph: Graph, name: str, tensor: Tensor, like: fx.Node) -> fx.Node:
+    """A new stored tensor, beside those that are there."""
+    nodes = graph.module.graph
+    stored = [n for n in nodes.nodes if n.op == "placeholder" and n.name in graph.owners]
+    with nodes.inserting_after(stored[-1]) if stored else nodes.inserting_before(next(iter(nodes.nodes))):
+        constant = nodes.placeholder(name)
+    mode = getattr(like.meta["val"], "fake_mode", None)
+    constant.meta["val"] = tensor if mode is None else mode.from_tensor(tensor)
+    return constant
+
+
+def _with(graph: Graph, tensors: dict[str, Tensor], unused: list[fx.Node]) -> Graph:
+    """``graph`` with these stored tensors, without those of the nodes that nothing reads any more."""
+    if not tensors:
+        return graph
+    for node in reversed(unused):
+        if not node.users:
+            graph.module.graph.erase_node(node)
+    graph.module.recompile()
+    owners = graph.owners | {name: name for name in tensors}
+    return dataclasses.replace(graph, owners=owners, tensors=graph.tensors | tensors)

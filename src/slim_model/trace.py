@@ -94,6 +94,8 @@ def trace(
     with _evaluating(model), quiet():
         if program is not None:
             return _from_program(program, inputs, ())
+        if isinstance(model, torch.jit.ScriptModule):
+            return _from_script(model, inputs)
         problems: list[str] = []
         if not static_batch and (graph := _trace_dynamic(model, inputs, problems)):
             return graph
@@ -177,6 +179,22 @@ def _trace_dynamic(model: nn.Module, inputs: tuple[Any, ...], problems: list[str
         problems.append(_first_line(error))
         return None
     return _from_program(exported, doubled, ())
+
+
+def _from_script(model: torch.jit.ScriptModule, inputs: tuple[Any, ...]) -> Graph:
+    doubled = _at_least_two(inputs)
+    try:
+        from torch._export.converter import TS2EPConverter  # private; torch 2.11 to 2.15 have it
+
+        for example in filter(None, (doubled, inputs)):
+            with contextlib.suppress(Exception):
+                return _from_program(TS2EPConverter(model, example).convert(), example, ())
+        return _from_program(TS2EPConverter(model, inputs).convert(), inputs, ())
+    except Exception as error:
+        raise InputError(
+            f"this TorchScript archive could not be converted to ATen operators: {_first_line(error)}. "
+            "Give the PyTorch model it was made from, or a .pt2 written by torch.export."
+        ) from error
 
 
 def _at_least_two(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -5,72 +5,140 @@ A criterion gets ``Slices`` and returns one score per channel, higher = keep. It
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from slim_model.couple import Coupling, Group
+from slim_model.couple import Coupling
+from slim_model.criteria import activations, gradients, reconstruction, search, weights
+from slim_model.criteria.slices import Slices, slices_of
+from slim_model.data import Data
 from slim_model.errors import InputError
+from slim_model.evidence import Count, Evidence, GroupEvidence, gather
+from slim_model.loss import Loss
+from slim_model.trials import losses_of
+
+__all__ = ["CRITERIA", "Criterion", "Ranking", "Slices", "ranking_of", "score", "slices_of"]
+
+Criterion = Callable[[Slices], Tensor]
+Needs = Literal["weights", "data", "labels", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
-class Slices:
-    """Everything a criterion may know of one group of ``width`` channels.
+class Ranking:
+    """A criterion and what it needs: ``weights`` alone, ``data``, data with ``labels``, or data and a ``loss`` (made
+    from labels if there is none); the ``statistics`` it reads by name; ``tries``: it measures the loss itself."""
 
-    ``makes``, ``reads``, ``holds``: tensors ``(channel, rest)``, float32: rows of the weights that make the channels,
-    columns of those that read them, and per-channel values of norms and biases. Positions a channel does not have
-    are zero. ``generator`` is seeded for the group.
-    """
+    function: Callable[..., Tensor]
+    needs: Needs = "weights"
+    statistics: tuple[str, ...] = ()
+    tries: bool = False
+    __name__: str = "callable"
 
-    width: int
-    makes: tuple[Tensor, ...]
-    reads: tuple[Tensor, ...]
-    holds: tuple[Tensor, ...]
-    generator: torch.Generator
-
-
-Criterion = Callable[[Slices], Tensor]
+    def __call__(self, slices: Slices) -> Tensor:
+        return self.function(slices)
 
 
-def l1(slices: Slices) -> Tensor:
-    """Sum of absolute weights of the filters that make a channel.
-
-    Li, Kadav, Durdanovic, Samet, Graf, Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.1:
-    ``s_o = sum |W[o]|``. Members of a coupled group are summed. ``W = [[1, -2], [0, 1]]`` scores ``[3, 1]``.
-    """
-    return _sum(slices, [w.abs().sum(1) for w in slices.makes])
+def _row(name: str, function: Callable[..., Tensor], needs: Needs = "weights", *statistics: str) -> Ranking:
+    return Ranking(function, needs, statistics, needs == "loss" and not statistics, name)
 
 
-def l2(slices: Slices) -> Tensor:
-    """Euclidean norm of the filters that make a channel, all members taken as one vector.
+CRITERIA: dict[str, Ranking] = {
+    row.__name__: row
+    for row in (
+        _row("random", weights.random),
+        _row("l1", weights.l1),
+        _row("l2", weights.l2),
+        _row("bn-scale", weights.bn_scale),
+        _row("fpgm", weights.fpgm),
+        _row("lamp", weights.lamp),
+        _row("mean-activation", activations.mean_activation, "data", "moments"),
+        _row("variance", activations.variance, "data", "moments"),
+        _row("apoz", activations.apoz, "data", "zeros"),
+        _row("entropy", activations.entropy, "data", "histogram"),
+        _row("hrank", activations.hrank, "data", "ranks"),
+        _row("lda", activations.lda, "labels", "classes"),
+        _row("correlation", activations.correlation, "data", "correlations"),
+        _row("taylor", gradients.taylor, "loss", "gates"),
+        _row("fisher", gradients.fisher, "loss", "gates"),
+        _row("hessian", gradients.hessian, "loss", "curvature"),
+        _row("thinet", reconstruction.thinet, "data", "contributions"),
+        _row("reconstruction", reconstruction.reconstruction, "data", "covariance"),
+        _row("random-mask", search.random_mask, "loss"),
+        _row("oracle", search.oracle, "loss"),
+    )
+}
 
-    Li 2017 (as l1): ``s_o = sqrt(sum W[o]^2)``. ``W = [[3, -4], [0, 1]]`` scores ``[5, 1]``.
-    """
-    return _sum(slices, [w.square().sum(1) for w in slices.makes]).sqrt()
+
+def ranking_of(criterion: str | Criterion) -> Ranking:
+    """The row for ``NAME`` or ``NAME:option=value,...``; the options are the keywords of the criterion's function."""
+    if isinstance(criterion, Ranking):
+        return criterion
+    if not isinstance(criterion, str):
+        return Ranking(criterion, __name__=getattr(criterion, "__name__", "callable"))
+    name, _, rest = criterion.partition(":")
+    row = CRITERIA.get(name)
+    if row is None:
+        raise InputError(f"no criterion is called '{name}'. There are: {', '.join(CRITERIA)}.")
+    if not rest:
+        return row
+    function = partial(row.function, **_options(name, row.function, rest))
+    return Ranking(function, row.needs, row.statistics, row.tries, criterion)
 
 
-def random(slices: Slices) -> Tensor:
-    """Uniform noise from the seed: the baseline every criterion has to beat (Mittal et al., WACV 2018)."""
-    return torch.rand(slices.width, generator=slices.generator)
+def _options(name: str, function: Callable[..., Tensor], text: str) -> dict[str, Any]:
+    known = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    chosen: dict[str, Any] = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        if key not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise InputError(f"criterion '{name}' has no option '{key}': {has}. Write {name}:option=value.")
+        try:
+            chosen[key] = _read(value, known[key])
+        except ValueError:
+            raise InputError(f"criterion '{name}': {key}={value} is not like {key}={known[key]}.") from None
+    if chosen.get("combine", "mean") not in ("mean", "max", "min", "sum"):
+        raise InputError(f"criterion '{name}': combine={chosen['combine']} is not mean, max, min or sum.")
+    return chosen
 
 
-def _sum(slices: Slices, scores: list[Tensor]) -> Tensor:
-    return torch.stack([*scores, torch.zeros(slices.width)]).sum(0)
+def _read(text: str, like: Any) -> Any:
+    if isinstance(like, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError(text)
+        return text.lower() in ("true", "1")
+    return type(like)(text)
 
 
-CRITERIA: dict[str, Criterion] = {"l1": l1, "l2": l2, "random": random}
-
-
-def score(coupling: Coupling, criterion: str | Criterion, *, seed: int = 0) -> list[Tensor]:
-    """One float32 tensor ``(width,)`` per group, higher = keep."""
-    rank = CRITERIA.get(criterion) if isinstance(criterion, str) else criterion
-    if rank is None:
-        raise InputError(f"no criterion is called '{criterion}'. There are: {', '.join(CRITERIA)}.")
+def score(
+    coupling: Coupling,
+    criterion: str | Criterion,
+    *,
+    seed: int = 0,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    count: Count = lambda done, total: None,
+) -> list[Tensor]:
+    """One float64 tensor ``(width,)`` per group, higher = keep. No two channels of a group are equal: ties are broken
+    by the norm of the weights that read a channel, then by its number (the first one is kept)."""
+    ranking = ranking_of(criterion)
+    _check_needs(ranking, data, loss)
+    none = Evidence(tuple(GroupEvidence() for _ in coupling.groups), 0)
+    evidence = none
+    if ranking.statistics and data is not None:
+        evidence = gather(coupling, data, ranking.statistics, loss=loss, seed=seed, count=count)
     scores = []
     for number, group in enumerate(coupling.groups):
-        result = rank(slices_of(coupling, group, seed + number))
+        losses = losses_of(coupling, group, data, loss) if ranking.tries and data is not None else None
+        slices = slices_of(coupling, group, seed + number, evidence.groups[number], losses)
+        result = ranking(slices)
         if result.shape != (group.width,):
             raise InputError(
                 f"the criterion returned {tuple(result.shape)} for '{group.name}'; it must return one score "
@@ -78,31 +146,45 @@ def score(coupling: Coupling, criterion: str | Criterion, *, seed: int = 0) -> l
             )
         if not torch.isfinite(result).all():
             raise InputError(f"the criterion gave NaN or infinity for '{group.name}'. Check the model's weights.")
-        scores.append(result.detach().float().cpu())
+        scores.append(without_ties(result.detach().double().cpu(), slices))
+        if ranking.tries:
+            count(number + 1, len(coupling.groups))
     return scores
 
 
-def slices_of(coupling: Coupling, group: Group, seed: int) -> Slices:
-    rows: dict[str, list[Tensor]] = {"makes": [], "reads": [], "holds": []}
-    for part in group.slices:
-        tensor = coupling.graph.tensors[part.parameter]
-        if tensor.is_floating_point():
-            rows[part.role].append(_by_channel(tensor, part.axis, torch.from_numpy(part.channel), group.width))
-    generator = torch.Generator().manual_seed(seed)
-    return Slices(group.width, tuple(rows["makes"]), tuple(rows["reads"]), tuple(rows["holds"]), generator)
+def _check_needs(ranking: Ranking, data: Data | None, loss: Loss | None) -> None:
+    name = ranking.__name__
+    if ranking.needs == "weights":
+        return
+    if data is None:
+        with_labels = "" if ranking.needs == "data" else " with labels"
+        raise InputError(
+            f"criterion '{name}' needs data{with_labels}, and none was given: add --data SPEC, such as mnist:DIR or "
+            "imagefolder:DIR, or data=batches in Python."
+        )
+    if data.labelled or ranking.needs == "data" or (ranking.needs == "loss" and loss is not None):
+        return
+    other = " or a loss" if ranking.needs == "loss" else ""
+    also = ", or loss=callable in Python" if ranking.needs == "loss" else ""
+    raise InputError(
+        f"criterion '{name}' needs labels{other}, and {data.name} has no labels: "
+        f"give batches of (inputs, labels){also}."
+    )
 
 
-def _by_channel(tensor: Tensor, axis: int, channel: Tensor, width: int) -> Tensor:
-    """``(channel, rest)``; a channel with several positions has them side by side, missing ones are zero."""
-    positions = torch.nonzero(channel >= 0).flatten()
-    owner = channel[positions]
-    order = torch.argsort(owner, stable=True)
-    positions, owner = positions[order], owner[order]
-    counts = torch.bincount(owner, minlength=width)
-    rank = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-    rows = tensor.detach().movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.detach()[:, None]
-    if bool((counts == 1).all()):
-        return rows[positions].float().cpu()
-    result = rows.new_zeros((width, int(counts.max()), rows.shape[1]), dtype=torch.float32)
-    result[owner, rank] = rows[positions].float()
-    return result.flatten(1).cpu()
+def without_ties(scores: Tensor, slices: Slices) -> Tensor:
+    """The same scores, equal ones moved apart by the smallest steps: by reading weights, then the first up."""
+    values = scores.numpy()
+    if len(np.unique(values)) == len(values):
+        return scores
+    read = np.zeros(len(values))
+    for weight in slices.reads:
+        read += weight.double().square().sum(1).numpy()
+    order = np.lexsort((-np.arange(len(values)), read, values))
+    apart = values[order].copy()
+    for i in range(1, len(apart)):
+        if apart[i] <= apart[i - 1]:
+            apart[i] = np.nextafter(apart[i - 1], np.inf)
+    result = np.empty_like(apart)
+    result[order] = apart
+    return torch.from_numpy(result)

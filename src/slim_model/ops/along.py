@@ -64,6 +64,14 @@ def total(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **_: 
     return _reduced(walk, self, dims, keepdim)
 
 
+def cosine_similarity(walk: Walk, x1: Value, x2: Value, dim: int = 1, **_: Any) -> Value:
+    """A removed channel counts as zero in the product and in both norms."""
+    shape, axes = walk.meet([x1, x2], "it is compared with fixed values")
+    dim %= len(shape)
+    walk.reads(axes[dim])
+    return walk.out([a for i, a in enumerate(axes) if i != dim])
+
+
 def _dims(value: Value, dim: Any) -> list[int]:
     rank = len(value.shape)
     if dim is None or dim == []:
@@ -132,6 +140,7 @@ ROWS: dict[Any, Op] = {
     **_rows(Op(total, masks="kept"), aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean),
     aten.linalg_vector_norm: Op(lambda walk, self, **k: total(walk, self, **k), masks="inputs"),
     aten.norm: Op(lambda walk, self, **k: total(walk, self, **k), masks="inputs"),
+    aten.cosine_similarity: Op(cosine_similarity, masks="inputs"),
     aten.grid_sampler: Op(grid_sample),
     aten.grid_sampler_2d: Op(grid_sample),
     **_rows(Op(triangle), aten.tril, aten.triu),

@@ -58,6 +58,15 @@ def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, 
     return walk.out((*input.axes[:at], out, *[None] * len(kernel)))
 
 
+def any_conv(walk: Walk, transposed: bool, **arguments: Any) -> Value:
+    """The one operator behind all convolutions (TorchScript traces, decomposed graphs)."""
+    return conv_transpose(walk, **arguments) if transposed else conv(walk, **arguments)
+
+
+def any_conv_macs(out: Value, transposed: bool, **arguments: Any) -> int:
+    return conv_transpose_macs(out, **arguments) if transposed else conv_macs(out, **arguments)
+
+
 def _block(axis: Axis, count: int) -> Axis:
     return None if axis is None else axis.reshape(count, -1)[0]
 
@@ -138,9 +147,8 @@ def addmm_macs(out: Value, self: Value, **factors: Any) -> int:
 
 def einsum(walk: Walk, equation: str, tensors: list[Value], **_: Any) -> Value:
     """Axes of one letter agree; letters that do not come out are summed."""
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if "." in equation or not arrow or any(len(set(t)) < len(t) for t in terms):
+    terms, output = _terms(equation, tensors)
+    if any(len(set(t)) < len(t) for t in terms):
         for tensor in tensors:
             walk.pin(tensor, "this form of einsum has no rule")
         rank: int = walk.node.meta["val"].dim()
@@ -155,11 +163,52 @@ def einsum(walk: Walk, equation: str, tensors: list[Value], **_: Any) -> Value:
     return walk.out([walk.makes(walk.agree(by_letter[letter], why)) for letter in output])
 
 
+def _terms(equation: str, tensors: list[Value]) -> tuple[list[str], str]:
+    """The letters of each operand and of the output: "...c,oc" of ranks 3 and 2 -> ["01c", "oc"], "01o"."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    counts = [len(v.shape) - len(t) + 3 if "..." in t else 0 for t, v in zip(terms, tensors, strict=True)]
+    dots = "0123456789"[: max(counts)]
+    if not arrow:
+        output = "..." * ("..." in inputs) + "".join(sorted(x for x in set(inputs) - set(".,") if inputs.count(x) == 1))
+    terms = [t.replace("...", dots[len(dots) - n :]) for t, n in zip(terms, counts, strict=True)]
+    return terms, output.replace("...", dots)
+
+
 def einsum_macs(out: Value, equation: str, tensors: list[Value], **_: Any) -> int:
     sizes: dict[str, int] = {}
-    for term, tensor in zip(equation.replace(" ", "").split("->")[0].split(","), tensors, strict=True):
+    for term, tensor in zip(_terms(equation, tensors)[0], tensors, strict=True):
         sizes |= dict(zip(term, tensor.shape, strict=False))
     return math.prod(sizes.values()) if len(tensors) > 1 else 0
+
+
+def tensordot(walk: Walk, self: Value, other: Value, dims_self: list[int], dims_other: list[int], **_: Any) -> Value:
+    mine = [d % len(self.shape) for d in dims_self]
+    theirs = [d % len(other.shape) for d in dims_other]
+    for i, j in zip(mine, theirs, strict=True):
+        walk.reads(self.axes[i], other.axes[j])
+    rows = [a for i, a in enumerate(self.axes) if i not in mine]
+    return walk.out((*rows, *[walk.makes(a) for j, a in enumerate(other.axes) if j not in theirs]))
+
+
+def tensordot_macs(out: Value, self: Value, dims_self: list[int], **_: Any) -> int:
+    return math.prod(out.shape) * math.prod(self.shape[d] for d in dims_self)
+
+
+def outer(walk: Walk, self: Value, vec2: Value) -> Value:
+    return walk.out((*self.axes, *vec2.axes))
+
+
+def bilinear(walk: Walk, input1: Value, input2: Value, weight: Value, bias: Value | None = None) -> Value:
+    """weight is ``(out, in1, in2)``: sum over both inputs."""
+    walk.reads(input1.axes[-1], weight.axes[1])
+    walk.reads(input2.axes[-1], weight.axes[2])
+    _, axes = walk.meet([Value(v.shape[:-1], v.axes[:-1]) for v in (input1, input2)], "its other axes are fixed")
+    return walk.out((*axes, walk.makes(_bias(walk, weight.axes[0], bias))))
+
+
+def bilinear_macs(out: Value, weight: Value, **_: Any) -> int:
+    return math.prod(out.shape) * math.prod(weight.shape[1:])
 
 
 # -- attention and look-up ------------------------------------------------------------------------------------------
@@ -203,8 +252,15 @@ def embedding(walk: Walk, weight: Value, indices: Value, **_: Any) -> Value:
     return walk.out((*indices.axes, walk.makes(weight.axes[1])))
 
 
+def embedding_bag(walk: Walk, weight: Value, **_: Any) -> list[Any]:
+    walk.pin(weight.axes[0], "it is looked up by the model's input")
+    rest: list[Any] = walk.fixed_outputs()[1:]
+    return [walk.out((None, walk.makes(weight.axes[1])), 0), *rest]
+
+
 _CONV = Op(conv, conv_macs, regroup, masks="inputs")
 _TRANSPOSED = Op(conv_transpose, conv_transpose_macs, regroup, masks="inputs")
+_ANY_CONV = Op(any_conv, any_conv_macs, regroup, masks="inputs")
 _ADDMM = Op(addmm, addmm_macs, masks="inputs")
 _MATMUL = Op(matmul, matmul_macs, masks="inputs")
 _MM = Op(mm, mm_macs, masks="inputs")
@@ -213,6 +269,8 @@ ROWS: dict[Any, Op] = {
     aten.conv1d: _CONV,
     aten.conv2d: _CONV,
     aten.conv3d: _CONV,
+    aten.convolution: _ANY_CONV,
+    aten._convolution: _ANY_CONV,
     aten.conv_transpose1d: _TRANSPOSED,
     aten.conv_transpose2d: _TRANSPOSED,
     aten.conv_transpose3d: _TRANSPOSED,
@@ -227,4 +285,8 @@ ROWS: dict[Any, Op] = {
     aten.einsum: Op(einsum, einsum_macs, masks="inputs"),
     aten.scaled_dot_product_attention: Op(attention, attention_macs, rescale, masks="inputs"),
     aten.embedding: Op(embedding),
+    aten.embedding_bag: Op(embedding_bag),
+    aten.tensordot: Op(tensordot, tensordot_macs, masks="inputs"),
+    aten.outer: Op(outer),
+    aten.bilinear: Op(bilinear, bilinear_macs, masks="inputs"),
 }

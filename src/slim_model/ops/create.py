@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from slim_model.labels import Axis, Value, Walk
+from slim_model.labels import Axis, Value, Walk, bound
 from slim_model.ops.movement import move, resize
 from slim_model.ops.row import Op
 
@@ -16,8 +16,13 @@ aten = torch.ops.aten
 
 def uniform(walk: Walk, size: list[Any], **_: Any) -> Value:
     """The same value everywhere: any position may go, and the sizes are rewritten."""
-    axes: list[Axis] = [walk.fresh(n, axis=i) if isinstance(n, int) else None for i, n in enumerate(size)]
+    axes: list[Axis] = [walk.fresh(n, axis=i) if written else None for i, (n, written) in enumerate(_sizes(walk, size))]
     return walk.out(axes)
+
+
+def _sizes(walk: Walk, size: list[Any]) -> list[tuple[int, bool]]:
+    """Each size, and whether it is a number in the graph: one computed from an input's size is no channel axis."""
+    return [(n, isinstance(given, int)) for n, given in zip(size, bound(walk.node)["size"], strict=True)]
 
 
 def uniform_like(walk: Walk, self: Value, size: list[Any], **_: Any) -> Value:
@@ -28,7 +33,11 @@ def expand(walk: Walk, self: Value, size: list[Any], **rest: Any) -> Any:
     """An axis of one that is repeated is uniform: any of its positions may go."""
     moved = move(walk, self=self, size=size, **rest)
     missing = len(size) - len(self.shape)
-    repeated = [i for i, n in enumerate(moved.shape) if n > 1 and (i < missing or self.shape[i - missing] == 1)]
+    repeated = [
+        i
+        for i, (_, written) in enumerate(_sizes(walk, size))
+        if written and moved.shape[i] > 1 and (i < missing or self.shape[i - missing] == 1)
+    ]
     axes = [walk.fresh(moved.shape[i], axis=i) if i in repeated else a for i, a in enumerate(moved.axes)]
     return walk.out(axes)
 

@@ -25,6 +25,9 @@ def move(walk: Walk, **arguments: Any) -> Any:
         if axis is None:
             continue
         for out, labels in zip(outputs, _each(_execute(node, source, number, axis, arguments)), strict=True):
+            if not labels.numel():
+                walk.pin(axis, "nothing of it is left for the example input")
+                continue
             where, moved = walk.settle(labels)
             if where is None:
                 continue
@@ -97,15 +100,15 @@ def fold_patches(walk: Walk, self: Value, kernel_size: list[int], **_: Any) -> V
 
 
 def strided_slice(walk: Walk, self: Value, dim: int, step: int, **rest: Any) -> Any:
-    if step != 1 and self.axes[dim] is not None:
-        walk.pin(self.axes[dim], "every n-th channel is taken")
-        self = _without(self, dim)
+    """Where every n-th channel is taken, n neighbours stay or go together: the slice stays as it is written."""
+    axis = self.axes[dim]
+    if step != 1 and axis is not None:
+        start, stop, _ = slice(rest["start"], rest["end"]).indices(len(axis))
+        if start < step and stop == len(axis):
+            walk.tie(axis[torch.arange(len(axis)) // step * step], axis)
+        else:
+            walk.pin(axis, "every n-th channel of a part is taken")
     return move(walk, self=self, dim=dim, **rest, step=step)
-
-
-def _without(value: Value, dim: int) -> Value:
-    dim %= len(value.shape)
-    return Value(value.shape, tuple(None if i == dim else a for i, a in enumerate(value.axes)))
 
 
 def index(walk: Walk, self: Value, indices: list[Any]) -> Value:
@@ -114,8 +117,8 @@ def index(walk: Walk, self: Value, indices: list[Any]) -> Value:
     nodes = bound(node)["indices"]
     addressed = [i for i, n in enumerate(nodes) if n is not None]
     real: list[Any] = [None if n is None else walk.constant(n) for n in nodes]
-    first = nodes[addressed[0]]
-    own = len(addressed) == 1 and first.op == "placeholder" and len(first.users) == 1 and first.meta["val"].dim() == 1
+    first = _stored(nodes[addressed[0]])
+    own = len(addressed) == 1 and first is not None and first.meta["val"].dim() == 1
     if any(real[i] is None for i in addressed):
         for axis in self.axes[: len(nodes)] if len(addressed) > 1 else [self.axes[i] for i in addressed]:
             walk.pin(axis, "it is indexed by computed values")
@@ -135,12 +138,28 @@ def index(walk: Walk, self: Value, indices: list[Any]) -> Value:
             None if n is None else torch.zeros(i.shape, dtype=torch.long) if r is None else r
             for n, i, r in zip(nodes, indices, real, strict=True)
         ]
-        where, moved = walk.settle(aten.index.Tensor(labels, probes))
+        looked_up = aten.index.Tensor(labels, probes)
+        if not looked_up.numel():
+            walk.pin(axis, "nothing of it is left for the example input")
+            continue
+        where, moved = walk.settle(looked_up)
         if where is not None and outputs[where] is None:
             outputs[where] = moved
         else:
             walk.pin(moved, "two channel axes are merged into one")
     return walk.out(outputs)
+
+
+_AS_STORED = (aten.lift_fresh_copy, aten.lift_fresh, aten.alias, aten.detach, aten.detach_, aten.clone)
+
+
+def _stored(node: fx.Node) -> fx.Node | None:
+    """The stored tensor that ``node`` is a copy of, where nothing else reads it."""
+    while node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _AS_STORED:
+        if len(node.users) > 1:
+            return None
+        node = node.all_input_nodes[0]
+    return node if node.op == "placeholder" and len(node.users) == 1 else None
 
 
 def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
@@ -149,7 +168,7 @@ def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
     walk.pin(index, "its positions are used as data")
     axes = list(self.axes)
     axis = axes[dim]
-    if axis is not None and (node.op != "placeholder" or len(node.users) > 1 or walk.constant(node) is None):
+    if axis is not None and (_stored(node) is None or walk.constant(node) is None):
         walk.pin(axis, "it is indexed by values that cannot be rewritten")
         axes[dim] = None
     elif axis is not None:
@@ -194,9 +213,9 @@ def reslice(cut: Cut, node: fx.Node) -> dict[str, Any]:
     arguments = bound(node)
     source: Value = cut.values[arguments["self"]]
     axis, size = source.axes[arguments["dim"]], source.shape[arguments["dim"]]
-    if axis is None:
-        return {}
     kept = cut.kept(axis, size)
+    if axis is None or kept.all() or arguments["step"] != 1:
+        return {}
     start, stop, _ = slice(arguments["start"], arguments["end"]).indices(size)
     return {"start": int(kept[:start].sum()), "end": int(kept[: max(start, stop)].sum())}
 
@@ -250,10 +269,11 @@ def reindex(cut: Cut, node: fx.Node) -> dict[str, Any]:
 
 def _remap(cut: Cut, index_node: fx.Node, source: Value, dim: int) -> None:
     """The index constant keeps the entries that stay, and counts in kept positions."""
-    if source.axes[dim] is None or index_node.name not in cut.graph.owners:
+    stored = _stored(index_node)
+    if source.axes[dim] is None or stored is None or stored.name not in cut.graph.owners:
         return
     kept = cut.kept(source.axes[dim], source.shape[dim])
-    owner = cut.graph.owners[index_node.name]
+    owner = cut.graph.owners[stored.name]
     entries = cut.graph.tensors[owner] % source.shape[dim]
     cut.tensors[owner] = (kept.cumsum(0) - 1)[entries[kept[entries]]]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.labels import Value, Walk, bound
+from slim_model.labels import Flow, Value, Walk, bound
 from slim_model.ops.row import Cut, Op
 
 aten = torch.ops.aten
@@ -63,10 +63,31 @@ def regroup_norm(cut: Cut, node: fx.Node) -> dict[str, Any]:
     return {"num_groups": cut.count(source.axes[1], source.shape[1]) * arguments["num_groups"] // source.shape[1]}
 
 
+def weight_norm(walk: Walk, v: Value, g: Value, dim: int = 0) -> Value:
+    """g * v / ||v||, the norm taken over all axes but ``dim`` (Salimans 2016)."""
+    axes = list(v.axes)
+    axes[dim] = walk.agree([axes[dim], g.axes[dim]], _FIXED)
+    return walk.out(axes)
+
+
+def with_statistics(flow: Flow) -> Flow:
+    """Decomposed graphs: the same norm, which also returns the statistics it used."""
+
+    def several(walk: Walk, **arguments: Any) -> list[Value]:
+        return [flow(walk, **arguments), *walk.fixed_outputs()[1:]]
+
+    return several
+
+
 ROWS: dict[Any, Op] = {
     aten.batch_norm: Op(batch_norm),
     aten.instance_norm: Op(instance_norm),
     aten.layer_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept"),
     aten.rms_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept"),
+    aten._weight_norm: Op(weight_norm, masks="kept"),
     aten.group_norm: Op(group_norm, rewrite=regroup_norm, masks="kept"),
+    aten._native_batch_norm_legit_no_training: Op(with_statistics(batch_norm)),
+    aten._native_batch_norm_legit: Op(with_statistics(batch_norm)),
+    aten.native_batch_norm: Op(with_statistics(batch_norm)),
+    aten.native_layer_norm: Op(with_statistics(layer_norm), rewrite=reshape_norm, masks="kept"),
 }

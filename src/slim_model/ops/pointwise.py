@@ -21,7 +21,7 @@ def pointwise(walk: Walk, **arguments: Any) -> Value:
 
 
 def cat(walk: Walk, tensors: list[Value], dim: int = 0) -> Value:
-    tensors = [t for t in tensors if t.shape != (0,)]
+    tensors = [t for t in tensors if t.shape != (0,)] or tensors
     rank = len(tensors[0].shape)
     dim %= rank
     axes: list[Axis] = [
@@ -102,6 +102,12 @@ def prelu(walk: Walk, self: Value, weight: Value) -> Value:
     return walk.out(axes)
 
 
+def unchecked(walk: Walk, a: Value, size: Any = None, stride: Any = None, **_: Any) -> None:
+    """A check of type and device, that ``.to`` leaves in the graph."""
+    if size is not None or stride is not None:
+        walk.pin(a, "its size is checked")
+
+
 _ONE_BY_ONE = (
     *(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.clone),
     *(aten.contiguous, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as, aten.expand_as),
@@ -118,6 +124,9 @@ ROWS: dict[Any, Op] = {
     aten.pad: Op(pad, rewrite=repad),
     aten.constant_pad_nd: Op(pad, rewrite=repad),
     aten.glu: Op(glu),
+    aten.max.other: Op(pointwise),
+    aten.min.other: Op(pointwise),
+    aten._assert_tensor_metadata: Op(unchecked),
     aten.prelu: Op(prelu),
     **dict.fromkeys(_ONE_BY_ONE, Op(pointwise)),
 }

@@ -1,0 +1,103 @@
+"""Criteria that rebuild what the next layers sum: remove one by one whatever costs least, given all that is gone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slim_model.criteria.slices import Slices
+from slim_model.evidence import View
+
+
+def thinet(slices: Slices, *, centre: bool = False) -> Tensor:
+    """Squared error of the next layer's sums when a channel's contributions go missing, greedily.
+
+    Luo, Wu, Lin, ThiNet, ICCV 2017, algorithm 1: with ``x_c`` the contribution of channel c to an output, add to the
+    removed set T the channel that keeps ``sum (sum_{c in T} x_c)^2`` smallest. All outputs are used, at up to 64
+    positions a sample. ``centre``: errors about the mean, which a bias can make good. The score is the largest error
+    so far, relative to that of all, in the order of removal. ``x = [[1, 1], [3, 3]]`` scores ``[1/16, 1]``.
+    """
+    gram = torch.zeros(slices.width, slices.width, dtype=torch.float64)
+    for view in slices.evidence.views:
+        held = view.statistics["contributions"]
+        here = (held.centred if centre else held.gram).cpu()
+        gram[view.channel[:, None], view.channel] += here / here.sum().clamp(min=1e-12 * float(here.trace()) + 1e-300)
+    order, errors = [], []
+    left, cost, error = torch.ones(slices.width, dtype=torch.bool), gram.diagonal().clone(), 0.0
+    for _ in range(slices.width):
+        channel = int(torch.where(left, cost, torch.inf).argmin())
+        error += float(cost[channel])
+        left[channel] = False
+        cost += 2 * gram[channel]
+        order.append(channel)
+        errors.append(error)
+    return _in_order(order, errors)
+
+
+def reconstruction(slices: Slices, *, ridge: float = 1e-4) -> Tensor:
+    """Least squares error of the next layer's sums when they are rebuilt from the channels that are left, greedily.
+
+    Optimal Brain Surgeon (Hassibi, Stork, NeurIPS 1992) on channels, as in ZipLM (Kurtic, Frantar, Alistarh, NeurIPS
+    2023) and OSSCAR (Meng et al., ICML 2024), with one covariance S between channels for all taps of a kernel: remove
+    the c of smallest ``|W[:, c]|^2 / (S^-1)_cc``, fold it into the others, and go on. With S the identity and columns
+    of norms ``[1, 2]`` the score is ``[1/5, 1]``; a channel that repeats another costs nothing. The intercept is free.
+    """
+    parts = [_Layer(view, slices.width, ridge) for view in slices.evidence.views]
+    left = torch.ones(slices.width, dtype=torch.bool)
+    order, errors, error = [], [], 0.0
+    for _ in range(slices.width):
+        cost = torch.stack([part.cost() for part in parts]).sum(0) if parts else torch.zeros(slices.width)
+        channel = int(torch.where(left, cost, torch.inf).argmin())
+        error += float(cost[channel])
+        left[channel] = False
+        for part in parts:
+            part.remove(channel)
+        order.append(channel)
+        errors.append(error)
+    return _in_order(order, errors)
+
+
+class _Layer:
+    """One place: the inverse covariance of its channels and the products of the weights that read them."""
+
+    def __init__(self, view: View, width: int, ridge: float) -> None:
+        held = view.statistics["covariance"]
+        size = held.scatter.shape[0]
+        covariance = (held.scatter / held.count).cpu()
+        gram = torch.zeros_like(covariance)
+        for weight in view.weights:
+            gram += weight.double() @ weight.double().T
+        if not view.weights:
+            gram = torch.eye(size, dtype=torch.float64)
+        self.total = float((covariance * gram).sum().clamp(min=1e-300))
+        small = ridge * float(covariance.diagonal().mean()) + 1e-300
+        damped = covariance + small * torch.eye(size, dtype=torch.float64)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        self.gram, self.channel, self.width = gram, view.channel, width
+        self.at = torch.full((width,), -1)
+        self.at[view.channel] = torch.arange(size)
+        self.left = torch.ones(size, dtype=torch.bool)
+
+    def cost(self) -> Tensor:
+        here = torch.where(self.left, self.gram.diagonal() / self.inverse.diagonal(), 0.0)
+        return here.new_zeros(self.width).index_add_(0, self.channel, here / self.total)
+
+    def remove(self, channel: int) -> None:
+        c = int(self.at[channel])
+        if c < 0:
+            return
+        fold = -self.inverse[c] / self.inverse[c, c]  # x_c = sum of fold * x_k over the others
+        fold[c] = 0
+        row = self.gram[c].clone()
+        self.gram += torch.outer(fold, row) + torch.outer(row, fold) + torch.outer(fold, fold) * row[c]
+        self.inverse -= torch.outer(self.inverse[c], self.inverse[c]) / self.inverse[c, c].clone()
+        self.left[c] = False
+        self.inverse[c, c] = 1
+
+
+def _in_order(order: list[int], errors: list[float]) -> Tensor:
+    """The largest error so far, relative to the last, for each channel; what is removed later scores a little more."""
+    errors_so_far = torch.tensor(errors, dtype=torch.float64).clamp(min=0).cummax(0).values
+    score = errors_so_far / errors_so_far[-1].clamp(min=1e-300)
+    score = score + torch.arange(len(order)) * 1e-12
+    return torch.empty_like(score).scatter_(0, torch.tensor(order), score)

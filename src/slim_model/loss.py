@@ -1,0 +1,48 @@
+"""loss: one number per batch from the model's outputs and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slim_model.errors import InputError
+
+Loss = Callable[[Any, Any], Tensor]
+"""``(outputs, labels)`` -> one loss for each sample, or their mean. Outputs: a tensor, or a list where the model has
+several; labels are None where the data has none."""
+
+
+def total_loss(loss: Loss | None, outputs: Sequence[Tensor], labels: Tensor | None, samples: int) -> Tensor:
+    """The sum over samples. Without ``loss``: cross entropy, or its binary form where there is one output."""
+    result = (loss or cross_entropy)(outputs[0] if len(outputs) == 1 else list(outputs), labels)
+    if not isinstance(result, Tensor) or result.shape not in ((), (samples,)):
+        shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise InputError(f"the loss gave {shape}; it must give one number, or one for each of {samples} samples.")
+    return result * samples if result.dim() == 0 else result.sum()
+
+
+def cross_entropy(outputs: Any, labels: Any) -> Tensor:
+    """``logits [[0, 0]], label 1 -> [0.693]``. Log-probabilities in place of logits give the same."""
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"the model has {len(outputs)} outputs, so the loss must be given: loss=callable in Python.")
+    if outputs.dim() == 1 or outputs.shape[1] == 1:
+        scores = outputs.reshape(len(outputs), -1)
+        return F.binary_cross_entropy_with_logits(
+            scores, labels.reshape(len(outputs), -1).to(scores), reduction="none"
+        ).mean(1)
+    classes = outputs.shape[1]
+    if outputs.dim() - 1 != labels.dim() or int(labels.max()) >= classes or int(labels.min()) < 0:
+        raise InputError(
+            f"labels of shape {tuple(labels.shape)} up to {int(labels.max())} do not fit outputs of shape "
+            f"{tuple(outputs.shape)}. Give class numbers from 0, one for each sample, or a loss of your own: "
+            "loss=callable in Python."
+        )
+    return F.cross_entropy(outputs, labels.long(), reduction="none").reshape(len(outputs), -1).mean(1)
+
+
+def not_finite(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())
