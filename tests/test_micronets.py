@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-import micronets
 from micronets import NETS, Micro
 from slim_model.couple import Coupling, Group, couple
 from slim_model.errors import BudgetError
@@ -35,8 +34,29 @@ pipeline = importlib.import_module("slim_model.slim")  # the package's ``slim`` 
 TOLERANCE = 1e-4
 BATCH, OTHER_BATCH = 2, 5
 RUNS = [(ratio, seed) for ratio in (0.25, 0.5, 0.7) for seed in (0, 1)]
-PRUNED = [name for name, row in NETS.items() if row.free > 0]
-WITH_ORACLE = [name for name in PRUNED if NETS[name].zeroed]
+KNOWN_FAULTS = {
+    "branch_on_values": "trace: a branch on a value of the example run is not followed",
+}
+
+
+def rows(*, pruned: bool = False, oracle: bool = False) -> list[Any]:
+    """Names of nets: all, those that have free channels, those that the oracle covers."""
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=fault) if fault else ())
+        for name, row in NETS.items()
+        for fault in [KNOWN_FAULTS.get(name)]
+        if (row.free > 0 or not (pruned or oracle)) and (row.zeroed or not oracle)
+    ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The nets are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 # -- one trace a net ------------------------------------------------------------------------------------------------
 
@@ -87,7 +107,7 @@ def assert_same(expected: list[Tensor], got: list[Tensor], what: str) -> None:
 # -- the laws -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", rows())
 def test_the_graph_computes_what_the_module_does(name: str) -> None:
     graph = graph_of(name)
     for batch in (BATCH, OTHER_BATCH) if graph.dynamic_batch else (BATCH,):
@@ -95,13 +115,14 @@ def test_the_graph_computes_what_the_module_does(name: str) -> None:
         assert_same(outputs_of(model_of(name), inputs), graph.run(tuple(pytree.tree_leaves(inputs))), "graph")
 
 
-@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize("name", rows(pruned=True))
 @pytest.mark.parametrize(("ratio", "seed"), RUNS)
 def test_slim_equals_masked(name: str, ratio: float, seed: int) -> None:
     """By the prover, and by an oracle that knows nothing of it."""
     before = {k: v.clone() for k, v in model_of(name).state_dict().items()}
     result = compiled(name, ratio, seed)
     assert result.proof.masked_max_rel_error <= TOLERANCE
+    assert result.proof.ties > 0
     assert set(result.proof.batches) == ({2, 3} if result.dense.dynamic_batch else {2})
     module, _ = small_module(model_of(name), result)
     assert count(module) < count(model_of(name))
@@ -113,7 +134,7 @@ def test_slim_equals_masked(name: str, ratio: float, seed: int) -> None:
             assert_same(outputs_of(oracle, inputs), outputs_of(module, inputs), f"batch {batch}")
 
 
-@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize("name", rows(pruned=True))
 def test_permuting_coupled_channels_changes_nothing(name: str) -> None:
     coupling, graph = coupling_of(name), graph_of(name)
     expected = graph.run(graph.inputs)
@@ -123,7 +144,7 @@ def test_permuting_coupled_channels_changes_nothing(name: str) -> None:
         assert_same(expected, permuted, f"group {group.name}")
 
 
-@pytest.mark.parametrize("name", WITH_ORACLE)
+@pytest.mark.parametrize("name", rows(oracle=True))
 def test_dead_channels_cost_nothing(name: str) -> None:
     """Where the columns that read some channels are zero, removing these channels leaves the dense output as it is."""
     found = compiled(name, 0.7, 0)
@@ -136,11 +157,11 @@ def test_dead_channels_cost_nothing(name: str) -> None:
     assert_same(outputs_of(dead, inputs), small.run(tuple(pytree.tree_leaves(inputs))), "dead channels removed")
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", rows())
 def test_what_is_not_pinned_is_free(name: str) -> None:
     row = NETS[name]
     couplings = [coupling_of(name)]
-    if name in PRUNED:
+    if row.free > 0:
         couplings += [compiled(name, ratio, seed).coupling for ratio, seed in RUNS]
     else:
         with pytest.raises(BudgetError):
@@ -159,11 +180,6 @@ def test_an_unknown_operator_is_named_with_its_line(name: str) -> None:
     line = start + next(i for i, text in enumerate(lines) if "without a row" in text)
     unknown = coupling_of(name).unknown
     assert any(NETS[name].pinned in op and where.startswith(f"micronets.py:{line} in forward") for op, where in unknown)
-
-
-def test_every_net_is_a_few_lines() -> None:
-    assert Path(micronets.__file__).name == "micronets.py"
-    assert all(len(inspect.getsource(row.forward).splitlines()) <= 12 for row in NETS.values())
 
 
 # -- the oracle: the dense module with zeros where a removed channel would be read ----------------------------------

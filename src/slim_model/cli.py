@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,11 +19,13 @@ from rich.text import Text
 from slim_model.criteria import CRITERIA
 from slim_model.errors import InputError, SlimError
 from slim_model.slim import Recipe
+from slim_model.specs import SPECS
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 _ACROSS = "Model in, model out"
 _CHOICE = "What is removed"
+_DATA = "Data to rank by"
 _MEASURE = "Measuring and reporting"
 
 
@@ -31,11 +34,16 @@ def slim_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A module, state dict, checkpoint, .safetensors, .pt2 or TorchScript file.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="Appears only when every check has passed.")],
     ratio: Annotated[float, typer.Option(help="Fraction of channels removed.", rich_help_panel=_CHOICE)] = 0.5,
-    criterion: Annotated[str, typer.Option(help=f"How channels are ranked: {', '.join(CRITERIA)}.", rich_help_panel=_CHOICE)] = "l1",
+    criterion: Annotated[str, typer.Option(metavar="NAME[:OPTION=VALUE,...]", help=f"How channels are ranked: {', '.join(CRITERIA)}.", rich_help_panel=_CHOICE)] = "l1",
     scope: Annotated[str, typer.Option(help="local: the ratio in every layer; global: one ranking over all.", rich_help_panel=_CHOICE)] = "local",
     multiple_of: Annotated[str, typer.Option(metavar="auto|N", help="Round widths to N; auto: the block of this machine's kernels.", rich_help_panel=_CHOICE)] = "auto",
     keep: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave alone, such as 'layer1.*' (repeat).", rich_help_panel=_CHOICE)] = None,
     seed: Annotated[int, typer.Option(help="For whatever is random.", rich_help_panel=_CHOICE)] = 0,
+    data: Annotated[str | None, typer.Option(metavar="SPEC", help=f"Samples for criteria that need some: {', '.join(f'{kind}:PLACE' for kind in SPECS)}, or package.module:callable.", rich_help_panel=_DATA)] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many of them are read.", rich_help_panel=_DATA)] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="How many at a time.", rich_help_panel=_DATA)] = 64,
+    mean: Annotated[str | None, typer.Option(metavar="X,...", help="Taken from the input, one number or one per channel.", rich_help_panel=_DATA)] = None,
+    std: Annotated[str | None, typer.Option(metavar="X,...", help="The input is divided by it.", rich_help_panel=_DATA)] = None,
     arch: Annotated[str | None, typer.Option(metavar="SPEC", help="Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.", rich_help_panel=_ACROSS)] = None,
     inputs: Annotated[list[str] | None, typer.Option("--input", metavar="1x3x224x224[:dtype]", help="Example input, where it cannot be known (one per input).", rich_help_panel=_ACROSS)] = None,
     save: Annotated[Path | None, typer.Option(metavar="S", help="Also the small PyTorch model: .pt2, .safetensors or .pt.", rich_help_panel=_ACROSS)] = None,
@@ -60,6 +68,11 @@ def slim_command(
         seed=seed,
         static_batch=static_batch,
         device=_device(device),
+        data=data,
+        samples=samples,
+        batch=batch,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
     )
     console = Console(stderr=False)
     job = Job(
@@ -81,6 +94,13 @@ def _multiple_of(text: str) -> int | Literal["auto"]:
         return int(text)
     except ValueError:
         raise InputError(f"--multiple-of {text}: it is 'auto' or a whole number, such as 8.") from None
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise InputError(f"{option} {text}: it is one number or one per channel, such as 0.485,0.456,0.406.") from None
 
 
 def _device(text: str) -> Literal["cpu", "cuda"]:
@@ -126,6 +146,7 @@ class _SlimByDefault(typer.core.TyperGroup):
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command and turns every exception into one message and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -8,6 +8,7 @@ where it is read; with ``x`` read and ``g`` the gradient of a sample's loss ther
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,6 +102,20 @@ def gather(
     return found
 
 
+def said(progress: Callable[[str], None], *, every_s: float = 2.0) -> Count:
+    """Counts as a bar of text, at most one in ``every_s`` seconds."""
+    last = time.perf_counter()
+
+    def count(done: int, total: int) -> None:
+        nonlocal last
+        if time.perf_counter() - last >= every_s:
+            last = time.perf_counter()
+            filled = 20 * min(done, total) // max(total, 1)
+            progress(f"ranking channels [{'=' * filled}{' ' * (20 - filled)}] {done} of {total}")
+
+    return count
+
+
 class _Observer:
     """What stays the same from batch to batch."""
 
@@ -124,11 +139,10 @@ class _Observer:
             )
 
     def look(self, batch: Batch, first: int) -> Evidence:
-        batch = _padded(batch, self.coupling)
+        batch = padded(batch, self.coupling)
         views: list[dict[str, Any]] = [{} for _ in self.places]
         if self.names:
-            with torch.no_grad():
-                _Watch(self, batch, first, views).run(initial_env=self.coupling.graph.bind(batch.inputs))
+            self._watch(batch, first, views)
         gates: dict[int, Gates] = {}
         curvature: dict[int, Curvature] = {}
         if self.gates:
@@ -143,6 +157,24 @@ class _Observer:
             GroupEvidence(tuple(by_group[g]), gates.get(g), curvature.get(g)) for g in range(len(self.coupling.groups))
         )
         return Evidence(tuple(groups), batch.samples)
+
+    def _watch(self, batch: Batch, first: int, views: list[dict[str, Any]]) -> None:
+        """One run; whatever is not finite is found, be it that a statistic fails on it."""
+        outputs: list[Tensor] = []
+        try:
+            with torch.no_grad():
+                outputs = leaves(
+                    _Watch(self, batch, first, views).run(initial_env=self.coupling.graph.bind(batch.inputs))
+                )
+        except RuntimeError:
+            if _where_not_finite(self.coupling, batch) is None:
+                raise
+            outputs = [torch.tensor(torch.nan)]
+        if any(map(not_finite, (*batch.inputs, *outputs))):
+            raise InputError(
+                f"{_where_not_finite(self.coupling, batch) or 'the outputs are'} NaN or infinite on the data, in "
+                f"samples {first} to {first + batch.samples - 1}. Remove such samples, or check the weights."
+            )
 
 
 class _Watch(fx.Interpreter):
@@ -163,9 +195,7 @@ class _Watch(fx.Interpreter):
         for number in self.due.get(n, ()):
             self._observe(number, self.observer.places[number])
         result = super().run_node(n)
-        if n.op == "output":
-            self._check(result)
-        elif n in self.wanted:  # the same memory as what is read, or the value ahead of its activation
+        if n in self.wanted:  # the same memory as what is read, or the value ahead of its activation
             self.held[n] = result
         return result
 
@@ -188,24 +218,18 @@ class _Watch(fx.Interpreter):
         readers = [n for n in place.readers if all(m in self.env for m in n.all_input_nodes)]
         return tuple(patch(n, place.read, self.env, first=self.first, samples=self.rows) for n in readers)
 
-    def _check(self, result: Any) -> None:
-        if any(not_finite(x) for x in (*self.batch.inputs, *leaves(result))):
-            raise InputError(
-                f"{_where_not_finite(self.observer.coupling, self.batch)} NaN or infinite on the data, in samples "
-                f"{self.first} to {self.first + self.batch.samples - 1}. Remove such samples, or check the weights."
-            )
 
-
-def _where_not_finite(coupling: Coupling, batch: Batch) -> str:
+def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:
+    """The first values on the way that are NaN or infinite."""
     if any(not_finite(x) for x in batch.inputs):
         return "the inputs are"
 
     class Search(fx.Interpreter):
-        found = "the outputs are"
+        found: str | None = None
 
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if n.op == "call_function" and self.found == "the outputs are" and any(map(not_finite, leaves(result))):
+            if n.op == "call_function" and self.found is None and any(map(not_finite, leaves(result))):
                 self.found = f"the values of {n.target} ({source_line(n)}) are"
             return result
 
@@ -219,7 +243,7 @@ def _rows(batch: Batch) -> int:
     return next((x.shape[0] for x in batch.inputs if isinstance(x, Tensor) and x.dim()), 1)
 
 
-def _padded(batch: Batch, coupling: Coupling) -> Batch:
+def padded(batch: Batch, coupling: Coupling) -> Batch:
     """A graph whose batch is fixed takes a short last batch filled up with copies, which are not counted."""
     graph = coupling.graph
     wanted = next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)

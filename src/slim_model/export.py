@@ -65,8 +65,10 @@ def to_program(graph: Graph) -> ExportedProgram | None:
     return result
 
 
-def to_onnx(graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, str]) -> None:
-    """Write ``graph`` as ONNX at ``path`` (no checks yet)."""
+def to_onnx(
+    graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, str], weights_beside: bool = False
+) -> None:
+    """Write ``graph`` as ONNX at ``path`` (no checks yet). ``weights_beside`` takes less memory, but two files."""
     program = to_program(graph)
     options: Any = {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
     with quiet():
@@ -80,7 +82,7 @@ def to_onnx(graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, 
     _name_axes(result.model, graph)
     large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > _LARGEST_PROTOBUF
     try:
-        result.save(str(path), external_data=large)
+        result.save(str(path), external_data=large or weights_beside)
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
 

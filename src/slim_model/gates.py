@@ -86,7 +86,7 @@ def probes_of(coupling: Coupling, seed: int) -> Tensor:
 def gate_gradients(coupling: Coupling, places: list[Place], batch: Batch, loss: Loss | None) -> dict[int, Gates]:
     """For each group, from one backward pass over one batch."""
     if batch.samples > 1 and any(p.read.layout.axis is None for p in places):  # a value that all samples share
-        return _merged([gate_gradients(coupling, places, one, loss) for one in batch.split(1)])
+        return _merged([gate_gradients(coupling, places, one, loss) for one in _alone(batch, coupling)])
     run = _Graded(coupling, places)
     with torch.enable_grad():
         total = _loss_of(run, coupling, batch, loss)
@@ -101,6 +101,22 @@ def gate_gradients(coupling: Coupling, places: list[Place], batch: Batch, loss: 
             t = by_sample(slope * value, place.read, rows).flatten(2).sum(2, dtype=torch.float64)
             gradients[place.group].index_add_(1, place.channel, t[: batch.samples].cpu())
     return {g: Gates(batch.samples, t.sum(0), t.abs().sum(0), t.square().sum(0)) for g, t in gradients.items()}
+
+
+def _alone(batch: Batch, coupling: Coupling) -> list[Batch]:
+    """Batches in which one sample counts; where the batch is fixed it stands in front of the others."""
+    if coupling.graph.dynamic_batch:
+        return batch.split(1)
+    rows = len(next(x for x in batch.inputs if isinstance(x, Tensor)))
+    order = [[i, *range(i), *range(i + 1, rows)] for i in range(batch.samples)]
+    return [
+        Batch(
+            tuple(x[o] if isinstance(x, Tensor) and x.dim() else x for x in batch.inputs),
+            None if batch.labels is None else batch.labels[i : i + 1],
+            1,
+        )
+        for i, o in enumerate(order)
+    ]
 
 
 def _merged(parts: list[dict[int, Gates]]) -> dict[int, Gates]:

@@ -16,6 +16,10 @@ Loss = Callable[[Any, Any], Tensor]
 several; labels are None where the data has none."""
 
 
+Losses = Callable[[Tensor], Tensor]
+"""bool ``(trials, channel)``, what is removed -> the mean loss of each trial."""
+
+
 def total_loss(loss: Loss | None, outputs: Sequence[Tensor], labels: Tensor | None, samples: int) -> Tensor:
     """The sum over samples. Without ``loss``: cross entropy, or its binary form where there is one output."""
     result = (loss or cross_entropy)(outputs[0] if len(outputs) == 1 else list(outputs), labels)

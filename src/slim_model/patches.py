@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from slim_model.labels import bound
 from slim_model.places import Spot
-from slim_model.statistics import Patch, places
+from slim_model.statistics import SUMMED, Patch, places
 
 aten = torch.ops.aten
 
@@ -53,7 +53,7 @@ def _of_convolution(arguments: dict[str, Any], first: int) -> tuple[Tensor, Tens
     else:
         sides = [n for p in reversed(_pair(0 if padding == "valid" else padding, 0)) for n in (p, p)]
     columns = F.unfold(F.pad(x, sides), kernel, tuple(dilation), 0, tuple(stride)).unflatten(1, (x.shape[1], -1))
-    at = places(first, len(x), columns.shape[-1]).to(x.device)
+    at = places(first, len(x), columns.shape[-1], wanted=SUMMED).to(x.device)
     inputs = columns.gather(3, at[:, None, None].expand(-1, *columns.shape[1:3], -1))
     return inputs.movedim(3, 1).flatten(0, 1), _ungrouped(weight.flatten(2), arguments["groups"])
 
@@ -76,7 +76,7 @@ def _ungrouped(weight: Tensor, groups: int) -> Tensor:
 def _of_linear(arguments: dict[str, Any], first: int, samples: int) -> tuple[Tensor, Tensor]:
     x, weight = arguments["input"].detach(), arguments["weight"].detach()
     rows = x.reshape(samples, -1, x.shape[-1])
-    at = places(first, samples, rows.shape[1]).to(x.device)
+    at = places(first, samples, rows.shape[1], wanted=SUMMED).to(x.device)
     inputs = rows.gather(1, at[..., None].expand(-1, -1, rows.shape[2]))
     return inputs.flatten(0, 1)[..., None], weight[..., None]
 
@@ -89,7 +89,7 @@ def _one_by_one(node: fx.Node, spot: Spot, env: dict[fx.Node, Any], first: int, 
         return node.target(*arguments[0], **arguments[1]).detach().reshape(samples, -1)  # type: ignore[operator]
 
     nothing = run(torch.zeros_like(whole))
-    at = places(first, samples, nothing.shape[1]).to(whole.device)
+    at = places(first, samples, nothing.shape[1], wanted=SUMMED).to(whole.device)
     added = []
     for positions in spot.index.to(whole.device):
         alone = torch.zeros_like(whole).index_copy_(spot.axis, positions, whole.index_select(spot.axis, positions))

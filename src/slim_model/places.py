@@ -19,8 +19,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from slim_model.couple import Coupling
+from slim_model.errors import InputError
 from slim_model.labels import Value, tensors_in
 from slim_model.ops import row_of
+from slim_model.trace import source_line
 
 aten = torch.ops.aten
 # Activations without exact zeros: a unit counts as off where its pre-activation is at most 0.
@@ -258,8 +260,14 @@ def _laid_out(coupling: Coupling, spot: Spot, runs: list[dict[fx.Node, Any]], va
     if not varies:
         return dataclasses.replace(spot, layout=Layout(None))
     batch = next((x.shape[0] for x in coupling.graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
-    same = runs[0][spot.node] == runs[1][spot.node]
-    return dataclasses.replace(spot, layout=_layout(same, batch, spot.axis))
+    one, two = runs[0][spot.node], runs[1][spot.node]
+    layout = _layout((one == two) | (one.isnan() & two.isnan()), batch, spot.axis)
+    if layout.axis is None:
+        raise InputError(
+            f"samples of a batch mix before {source_line(spot.node)}, so data cannot rank channels there. "
+            "Use a criterion of weights."
+        )
+    return dataclasses.replace(spot, layout=layout)
 
 
 def _last_changed(x: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +24,15 @@ SCHEMA = "slim-model-report/1"
 @dataclass(frozen=True, slots=True)
 class Report:
     """What was done, in the words of the JSON report (``as_dict``). Counts of ``params``, ``macs`` (per example) and
-    ``bytes`` are for the dense and the slim model; ``free_share`` is the share of channels that could go."""
+    ``bytes`` are for the dense and the slim model; ``free_share`` is the share of channels that could go, and
+    ``channels`` counts these before and after."""
 
     source: dict[str, Any]
     recipe: dict[str, Any]
     dense: dict[str, int]
     slim: dict[str, int]
     free_share: float
+    channels: dict[str, float]
     groups: list[dict[str, Any]]
     pinned: list[dict[str, Any]]
     unknown_ops: list[dict[str, str]]
@@ -67,6 +69,9 @@ def make_report(
         dense["bytes"], small["bytes"] = files
     latency = list(latency)
     notes = [*compiled.warnings, *warnings]
+    if abs(_counted(compiled)["removed_share"] - recipe.ratio) > 0.03 and recipe.block > 1 and recipe.scope == "local":
+        notes.append(f"widths were rounded to multiples of {recipe.block} (or of 8, 4, 2 in narrow layers), which "
+                     "changed the ratio; --multiple-of 1 keeps to it, and may run slower")  # fmt: skip
     notes += [f"{c.runtime}: the small model is slower ({c.speedup:.2f}x)" for c in latency if c.speedup_high < 1]
     if not module_is_own:
         notes.append("the small PyTorch model is the traced graph: the model's own forward does not fit other widths")
@@ -77,6 +82,7 @@ def make_report(
         dense=dense,
         slim=small,
         free_share=round(compiled.coupling.free_share, 4),
+        channels=_counted(compiled),
         groups=_groups(compiled),
         pinned=[asdict(p) for p in compiled.coupling.pinned],
         unknown_ops=[{"op": op, "where": where} for op, where in compiled.coupling.unknown],
@@ -88,11 +94,22 @@ def make_report(
     )
 
 
+def _counted(compiled: Compiled) -> dict[str, float]:
+    """Free channels of layers' outputs before and after; heads that share a channel count each."""
+    spans = [group.span for group in compiled.coupling.groups]
+    before = sum(width * span for (width, _), span in zip(compiled.plan.widths, spans, strict=True))
+    after = sum(width * span for (_, width), span in zip(compiled.plan.widths, spans, strict=True))
+    return {"dense": before, "slim": after, "removed_share": round(1 - after / before, 4)}
+
+
 def _recipe(recipe: Recipe) -> dict[str, Any]:
-    fields = asdict(recipe)
-    if callable(fields["criterion"]):
-        fields["criterion"] = getattr(fields["criterion"], "__name__", "callable")
-    return fields | {"block": recipe.block}
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    for name in ("criterion", "loss"):
+        if callable(values[name]):
+            values[name] = getattr(values[name], "__name__", "callable")
+    if values["data"] is not None and not isinstance(values["data"], str):
+        values["data"] = f"given in Python ({type(values['data']).__name__})"
+    return values | {"block": recipe.block}
 
 
 def _groups(compiled: Compiled) -> list[dict[str, Any]]:
@@ -134,6 +151,7 @@ def _summary(report: Report) -> Table:
     table.add_column("dense", justify="right", no_wrap=True)
     table.add_column("slim", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    table.add_row("channels", *_channels(report))
     for label, key, unit in (("parameters", "params", "M"), ("multiply-adds", "macs", "M"), ("file", "bytes", "MB")):
         before, after = report.dense[key], report.slim[key]
         table.add_row(label, f"{before / 1e6:,.2f} {unit}", f"{after / 1e6:,.2f} {unit}", _times(before, after))
@@ -145,6 +163,13 @@ def _summary(report: Report) -> Table:
     if proof["onnx_max_rel_error"] is not None:
         table.add_row("proof: onnxruntime", "", f"error {proof['onnx_max_rel_error']:.0e}", "against PyTorch")
     return table
+
+
+def _channels(report: Report) -> tuple[str, str, str]:
+    removed = report.channels["removed_share"]
+    asked = report.recipe["ratio"]
+    off = f" (asked: {asked:.0%})" if abs(removed - asked) > 0.015 else ""
+    return f"{report.channels['dense']:,}", f"{report.channels['slim']:,}", f"{removed:.0%} removed{off}"
 
 
 def _add_latency(table: Table, row: dict[str, Any]) -> None:

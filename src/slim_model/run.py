@@ -20,7 +20,6 @@ from slim_model.report import Report, make_report
 from slim_model.save import check_format, save
 from slim_model.slim import Compiled, Progress, Recipe, compile_model, example_batches, small_module
 
-
 _WITHOUT_CLASS = ("exported program", "torchscript")
 
 
@@ -131,13 +130,13 @@ def _measure(
     with tempfile.TemporaryDirectory() as folder:
         progress("exporting the dense model to compare with")
         dense = Path(folder) / "dense.onnx"
-        to_onnx(compiled.dense, dense, opset=job.opset, metadata={})
+        to_onnx(compiled.dense, dense, opset=job.opset, metadata={}, weights_beside=True)
         rows = []
         pairs = {"onnxruntime": (dense, job.target), "pytorch": (subject.model, module)}
         for runtime, (big, small) in pairs.items():
             progress(f"measuring latency in {runtime}")
             rows.append(compare(runtime + suffix, big, small, inputs, threads=job.threads))
-        return rows, dense.stat().st_size
+        return rows, sum(file.stat().st_size for file in Path(folder).iterdir())
 
 
 class _Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ def save(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: R
     metadata (see ``restore``). ``.pt``: the pickled module.
     """
     check_format(path)
-    with beside(path) as temporary:
-        if path.suffix == ".pt2":
-            _save_program(compiled.small, temporary)
-        elif path.suffix == ".safetensors":
-            _save_weights(compiled, module, own, temporary, recipe)
-        else:
-            torch.save(module, temporary)
+    try:
+        with beside(path) as temporary:
+            if path.suffix == ".pt2":
+                _save_program(compiled.small, temporary)
+            elif path.suffix == ".safetensors":
+                _save_weights(compiled, module, own, temporary, recipe)
+            else:
+                torch.save(module, temporary)
+    except (OSError, RuntimeError, safetensors.SafetensorError, pickle.PicklingError, AttributeError) as error:
+        hint = " Try .pt2 or .safetensors." if path.suffix == ".pt" else ""
+        raise InputError(f"cannot write {path}: {(str(error).splitlines() or [''])[0]}.{hint}") from error
 
 
 def _save_program(small: Graph, path: Path) -> None:

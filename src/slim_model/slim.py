@@ -19,7 +19,10 @@ from slim_model.budget import SCOPES, Plan, budget
 from slim_model.cost import Cost, cost
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import Criterion, score
+from slim_model.data import Data, open_data
 from slim_model.errors import InputError, ProofError
+from slim_model.evidence import said
+from slim_model.loss import Loss
 from slim_model.measure import vector_width_channels
 from slim_model.prove import TOLERANCE, Proof, prove, relative_error
 from slim_model.report import Report, make_report
@@ -35,7 +38,10 @@ class Recipe:
     """What the user asked for. The command line and the Python call have these fields as options.
 
     ``ratio``: fraction of channels removed. ``multiple_of``: layer widths are rounded to it; ``"auto"`` takes the
-    block of the machine's kernels. ``keep``: glob patterns of layers that are not touched.
+    block of the machine's kernels. ``keep``: glob patterns of layers that are not touched. ``data``: for criteria
+    that need it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
+    normalised by ``mean`` and ``std``. ``loss``: ``(outputs, labels)`` -> one for each sample, or their mean; default
+    cross entropy.
     """
 
     ratio: float = 0.5
@@ -46,6 +52,12 @@ class Recipe:
     seed: int = 0
     static_batch: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    data: Any = None
+    samples: int = 1024
+    batch: int = 64
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    loss: Loss | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -111,6 +123,7 @@ def compile_model(
     """trace -> simplify -> couple -> score -> budget -> shrink -> prove."""
     progress("tracing the model")
     graph = simplify(trace(model, inputs, static_batch=recipe.static_batch, program=program))
+    data = calibration(graph, recipe)
     pinned: dict[str, str] = {}
     while True:
         progress("finding coupled channels")
@@ -118,7 +131,9 @@ def compile_model(
         progress("ranking channels")
         plan = budget(
             coupling,
-            score(coupling, recipe.criterion, seed=recipe.seed),
+            score(
+                coupling, recipe.criterion, seed=recipe.seed, data=data, loss=recipe.loss, count=said(progress)
+            ),
             ratio=recipe.ratio,
             scope=recipe.scope,
             multiple_of=recipe.block,
@@ -138,6 +153,22 @@ def compile_model(
             pinned[failed.node] = f"removing channels here could not be shown to be exact ({failed.reason})"
     notes = (*graph.warnings, *_vacuous(small, recipe.seed))
     return Compiled(graph, small, coupling, plan, proof, cost(coupling), cost(coupling, plan.keep), notes)
+
+
+def calibration(graph: Graph, recipe: Recipe) -> Data | None:
+    """The recipe's data as batches that fit the model's inputs."""
+    if recipe.data is None:
+        return None
+    return open_data(
+        recipe.data,
+        graph.inputs,
+        samples=recipe.samples,
+        batch=recipe.batch,
+        mean=recipe.mean,
+        std=recipe.std,
+        seed=recipe.seed,
+        fixed_batch=not graph.dynamic_batch,
+    )
 
 
 def example_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:

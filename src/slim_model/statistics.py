@@ -19,7 +19,9 @@ from torch import Tensor
 CELLS = 128
 """A histogram has between half of these and all of them across its range, unless that is a single value."""
 SAMPLED = 64
-"""Positions of an image that enter covariances and contributions; all of them where there are fewer."""
+"""Positions of an image that enter covariances; all of them where there are fewer."""
+SUMMED = 10
+"""Positions of a layer's output that enter contributions and correlations, as many as in ThiNet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +262,11 @@ def _contributed(patch: Patch, memory: int = 1 << 22) -> tuple[int, Tensor, Tens
     for some in weights.split(max(1, memory // max(1, positions * channels))):
         added = torch.einsum("sct,oct->osc", inputs, some)
         mean = added.mean(1, keepdim=True)
-        gram += torch.einsum("osc,osd->cd", added, added)
-        centred += torch.einsum("osc,osd->cd", added - mean, added - mean)
         means.append(mean[:, 0])
-    return positions, gram, torch.cat(means), centred
+        around = (added - mean).flatten(0, 1)
+        centred += around.T @ around
+        gram += positions * means[-1].T @ means[-1]
+    return positions, gram + centred, torch.cat(means), centred
 
 
 @dataclass(frozen=True, slots=True)

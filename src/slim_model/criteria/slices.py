@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -12,10 +11,9 @@ from torch import Tensor, fx
 from slim_model.couple import Coupling, Group
 from slim_model.evidence import GroupEvidence, View
 from slim_model.labels import Value, bound
+from slim_model.loss import Losses
 
 aten = torch.ops.aten
-Combine = Literal["mean", "max", "min", "sum"]
-Losses = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Slices:
     name: str = ""
     folded: Callable[[], tuple[Tensor, ...]] = tuple
     scales: Callable[[], tuple[Tensor, ...]] = tuple
-    evidence: GroupEvidence = GroupEvidence()
+    evidence: GroupEvidence = field(default_factory=GroupEvidence)
     losses: Losses | None = None
 
     def over_places(self, score: Callable[[View], Tensor], combine: str = "mean") -> Tensor:
@@ -113,7 +111,8 @@ def _norms(coupling: Coupling) -> list[tuple[fx.Node, fx.Node]]:
 
 def _constant(coupling: Coupling, node: fx.Node, name: str) -> Tensor | None:
     argument = bound(node)[name]
-    return coupling.walk.constant(argument).detach() if isinstance(argument, fx.Node) else None
+    value = coupling.walk.constant(argument) if isinstance(argument, fx.Node) else None
+    return None if value is None else value.detach()
 
 
 def _folded(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:

@@ -28,7 +28,7 @@ def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: in
     channels, (out, taken, *kernel) = input.axes[at], weight.axes
     for axis in (*input.axes[at + 1 :], *kernel):
         walk.pin(axis, _SPATIAL)
-    if groups == 1:
+    if not _grouped(walk, groups):
         walk.reads(channels, taken)
     elif walk.blocks((channels, out), groups):
         walk.pin(taken, "the blocks of a grouped convolution keep their width")
@@ -47,7 +47,7 @@ def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, 
         walk.pin(axis, _SPATIAL)
     walk.reads(channels, taken)
     out = given
-    if groups > 1:
+    if _grouped(walk, groups):
         if walk.blocks((channels,), groups):
             walk.pin(given, "the blocks of a grouped convolution keep their width")
             assert channels is not None
@@ -56,6 +56,11 @@ def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, 
             out = given.repeat(groups)
     out = walk.makes(_bias(walk, out, bias))
     return walk.out((*input.axes[:at], out, *[None] * len(kernel)))
+
+
+def _grouped(walk: Walk, groups: int) -> bool:
+    """As in the dense graph: where whole groups go, the small graph may be left with one."""
+    return bool(walk._choose(lambda: groups > 1))
 
 
 def any_conv(walk: Walk, transposed: bool, **arguments: Any) -> Value:
@@ -84,7 +89,7 @@ def regroup(cut: Cut, node: fx.Node) -> dict[str, Any]:
     """Where whole blocks went, fewer groups are left."""
     arguments = bound(node)
     groups = arguments["groups"]
-    if groups == 1 or not cut.choices[node.name][0]:
+    if groups == 1 or not cut.choices[node.name][-1]:
         return {}
     source: Value = cut.values[arguments["input"]]
     at = len(source.shape) - len(cut.values[arguments["weight"]].shape) + 1
