@@ -19,15 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import evaluate
-import nets
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from train import TRAINED
 
+import datasets
+import evaluate
+import nets
 from slim_model.budget import budget
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import CRITERIA, score
@@ -38,6 +37,7 @@ from slim_model.prove import check_structure
 from slim_model.shrink import shrink
 from slim_model.simplify import simplify
 from slim_model.trace import Graph, trace
+from train import TRAINED
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 5
@@ -272,7 +272,8 @@ def plot(rows: list[Row], path: Path) -> None:
     for axis, net in zip(axes[0], shown, strict=True):
         for ratio, colour in zip(CASES[net].ratios, ("#9ecae1", "#3182bd", "#08306b"), strict=True):
             points = [(found[net, c, ratio].value, i) for i, c in enumerate(names) if (net, c, ratio) in found]
-            axis.plot([100 * x for x, _ in points], [i for _, i in points], "o", color=colour, ms=4, label=f"{ratio:.0%}")
+            values, places = [100 * x for x, _ in points], [i for _, i in points]
+            axis.plot(values, places, "o", color=colour, ms=4, label=f"{ratio:.0%}")
             chance = found.get((net, "random", ratio))
             if chance is not None:
                 axis.axvspan(100 * min(chance.last), 100 * max(chance.last), color=colour, alpha=0.25, lw=0)

@@ -205,8 +205,8 @@ def clone_and_copy(s, x):
     return s.head(torch.empty_like(x).copy_(x).nan_to_num().clamp(-2, 2))
 
 
-@net(image, 0.4, pinned="aten.max_unpool2d", a=conv(3, 12), pool=nn.MaxPool2d(2, return_indices=True), b=conv(12, 8),
-     unpool=nn.MaxUnpool2d(2), head=head(8))  # fmt: skip
+@net(image, a=conv(3, 12), pool=nn.MaxPool2d(2, return_indices=True), unpool=nn.MaxUnpool2d(2), b=conv(12, 8),
+     head=head(8))  # fmt: skip
 def max_unpool(s, x):
     return s.head(pooled(s.b(s.unpool(*s.pool(s.a(x))))))
 

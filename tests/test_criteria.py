@@ -43,7 +43,7 @@ class Net(nn.Module):
         for tensor in (self.bn.weight, self.bn.running_mean):
             nn.init.normal_(tensor)
         nn.init.uniform_(self.bn.bias, 0, 0.5)
-        nn.init.uniform_(self.conv2.bias, 0, 0.5)
+        nn.init.uniform_(self.conv2.bias, 0.5, 1.5)
         nn.init.uniform_(self.bn.running_var, 0.5, 2)
 
     def hidden(self, x: Tensor) -> Tensor:

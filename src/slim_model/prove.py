@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from slim_model.errors import InputError, ProofError
 from slim_model.labels import Replay, Value, Walk, bound
 from slim_model.ops import Cut, flow_of, row_of
 from slim_model.shrink import CutFailed
@@ -34,6 +36,37 @@ class Proof:
     batches: tuple[int, ...]
     float64: bool = False
     onnx_max_rel_error: float | None = None
+
+
+def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> float:
+    """The traced graph against the model itself, on the example input; the largest relative error."""
+    example = pytree.tree_unflatten(graph.inputs, pytree.tree_structure(inputs))
+    expected = _outputs(model, example)
+    got = graph.run(graph.inputs)[-len(expected) :]  # buffers that the forward updates come first
+    error = _largest(expected, got)
+    if error <= TOLERANCE:
+        return error
+    if not _largest(expected, _outputs(model, example)) <= TOLERANCE:
+        raise InputError(
+            "the model gives other outputs when it is run again on the same input, so nothing can be proven of it. "
+            "Make its forward deterministic in eval mode (random numbers, dropout left on, a counter?)."
+        )
+    raise ProofError(
+        f"the traced graph differs from the model by {error:.1e} (relative; allowed {TOLERANCE:.0e}). Nothing was "
+        "written. Give a .pt2 made by torch.export, or report the model."
+    )
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    copies = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+    with torch.no_grad():
+        return [x for x in pytree.tree_leaves(model(*copies)) if isinstance(x, Tensor)]
+
+
+def _largest(expected: list[Tensor], got: list[Tensor]) -> float:
+    if len(expected) != len(got):
+        return math.inf
+    return max((relative_error(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
 
 
 def prove(dense: Graph, small: Graph, cut: Cut, replay: Replay, batches: list[tuple[Any, ...]]) -> Proof:

@@ -81,9 +81,13 @@ def _is_pure(node: fx.Node) -> bool:
 
 def _is_written(node: fx.Node) -> bool:
     """Some in-place operator writes to ``node`` or to a view of it."""
-    users = [user for user in node.users if isinstance(user.target, torch._ops.OpOverload)]
-    views = [user for user in users if any(r.alias_info for r in user.target._schema.returns)]
-    return any(_writes(user.target) for user in users) or any(_is_written(view) for view in views)
+    for user in node.users:
+        target = user.target
+        if isinstance(target, torch._ops.OpOverload):
+            is_view = any(result.alias_info for result in target._schema.returns)
+            if _writes(target) or (is_view and _is_written(user)):
+                return True
+    return False
 
 
 def _writes(target: torch._ops.OpOverload) -> bool:

@@ -24,11 +24,11 @@ from slim_model.errors import InputError, ProofError
 from slim_model.evidence import said
 from slim_model.loss import Loss
 from slim_model.measure import vector_width_channels
-from slim_model.prove import TOLERANCE, Proof, prove, relative_error
+from slim_model.prove import TOLERANCE, Proof, check_trace, prove, relative_error
 from slim_model.report import Report, make_report
 from slim_model.shrink import CutFailed, cut_of, graph_module, shrink, shrink_module
 from slim_model.simplify import simplify
-from slim_model.trace import Graph, trace
+from slim_model.trace import Graph, evaluating, trace
 
 _ATTEMPTS = 40  # each failed attempt pins one more operator
 
@@ -123,6 +123,8 @@ def compile_model(
     """trace -> simplify -> couple -> score -> budget -> shrink -> prove."""
     progress("tracing the model")
     graph = simplify(trace(model, inputs, static_batch=recipe.static_batch, program=program))
+    with evaluating(model):
+        check_trace(model, graph, inputs)
     data = calibration(graph, recipe)
     pinned: dict[str, str] = {}
     while True:

@@ -91,7 +91,7 @@ def trace(
 
     A batch of one is doubled first: export specialises sizes 0 and 1. The model's training flags are put back.
     """
-    with _evaluating(model), quiet():
+    with evaluating(model), quiet():
         if program is not None:
             return _from_program(program, inputs, ())
         if isinstance(model, torch.jit.ScriptModule):
@@ -156,8 +156,9 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, without gradients; its training flags are put back."""
+    training = [module for module in model.modules() if module.training and not isinstance(model, fx.GraphModule)]
     for module in training:
         module.training = False
     try:

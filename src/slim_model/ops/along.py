@@ -24,6 +24,15 @@ def spatial(count: int) -> Any:
     return flow
 
 
+def unpool(walk: Walk, self: Value, indices: Value, **_: Any) -> Value:
+    """Each channel's places come from the pooling of the same channel."""
+    count = 3 if walk.node.target is aten.max_unpool3d.default else 2
+    axes = walk.meet([self, indices], "its places come from fixed channels")[1]
+    for axis in axes[-count:]:
+        walk.pin(axis, "its positions are places")
+    return walk.out((*axes[:-count], *[None] * count))
+
+
 def along(walk: Walk, self: Value, dim: int | list[int] = -1, **_: Any) -> Any:
     """softmax, cumsum, sort, ...: positions along ``dim`` are compared or accumulated."""
     dims = dim if isinstance(dim, list | tuple) else [dim]
@@ -126,6 +135,7 @@ ROWS: dict[Any, Op] = {
         *(aten.max_pool3d, aten.avg_pool3d, aten.adaptive_avg_pool3d, aten.adaptive_max_pool3d),
         *(aten.upsample_nearest3d, aten.upsample_trilinear3d, aten.max_pool3d_with_indices),
     ),
+    **_rows(Op(unpool), aten.max_unpool2d, aten.max_unpool3d),
     **_rows(
         Op(along),
         *(aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod),

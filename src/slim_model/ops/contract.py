@@ -208,7 +208,8 @@ def bilinear(walk: Walk, input1: Value, input2: Value, weight: Value, bias: Valu
     """weight is ``(out, in1, in2)``: sum over both inputs."""
     walk.reads(input1.axes[-1], weight.axes[1])
     walk.reads(input2.axes[-1], weight.axes[2])
-    _, axes = walk.meet([Value(v.shape[:-1], v.axes[:-1]) for v in (input1, input2)], "its other axes are fixed")
+    others = [Value(v.shape[:-1], v.axes[:-1]) for v in (input1, input2)]
+    axes = walk.meet(others, "its other axes are fixed")[1]
     return walk.out((*axes, walk.makes(_bias(walk, weight.axes[0], bias))))
 
 
@@ -231,7 +232,7 @@ def attention(walk: Walk, query: Value, key: Value, value: Value, attn_mask: Val
         for part in batch:
             walk.pin(part, "grouped-query heads are shared out by their number")
     elif batch:
-        _, axes = walk.meet(batch, "it is combined with a fixed number of heads")
+        axes = walk.meet(batch, "it is combined with a fixed number of heads")[1]
     if attn_mask is not None and len(attn_mask.shape) > 1:
         for axis in attn_mask.axes[-2:]:
             walk.pin(axis, "tokens are fixed")
