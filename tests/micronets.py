@@ -1705,7 +1705,7 @@ def written_by_index(s, x):
 def transposed_in_place(s, x):
     x = s.a(x)
     x.transpose_(1, 2)
-    return s.head(s.b(x).squeeze_(-1).mean(2))
+    return s.head(s.b(x).mean(2))
 
 
 # -- inputs and outputs ---------------------------------------------------------------------------------------------
@@ -1785,13 +1785,13 @@ def lstm(s, x):
     return s.head(s.rnn(s.embed(x))[0][:, -1])
 
 
-@net(tokens, 0.4, rnn=nn.LSTM(5, 8, num_layers=2, bidirectional=True, batch_first=True), mlp=nn.Linear(16, 12),
+@net(tokens, 0.04, rnn=nn.LSTM(5, 8, num_layers=2, bidirectional=True, batch_first=True), mlp=nn.Linear(16, 12),
      head=head(12))  # fmt: skip
 def lstm_both_ways(s, x):
     return s.head(F.relu(s.mlp(s.rnn(x)[0]))).mean(1)
 
 
-@net(tokens, 0.4, rnn=nn.LSTM(5, 8, proj_size=4, batch_first=True), mlp=nn.Linear(4, 12), head=head(12))
+@net(tokens, 0.15, rnn=nn.LSTM(5, 8, proj_size=4, batch_first=True), mlp=nn.Linear(4, 12), head=head(12))
 def lstm_projected(s, x):
     return s.head(F.relu(s.mlp(s.rnn(x)[0]))).mean(1)
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from torch import nn
 import samples
 import slim_model
 from samples import SHAPE, HardCoded, OnlyOutputs, Raises, Residual, images, trained
-from slim_model.cli import _run
+from slim_model.cli import _run, main
 
 ARCH = f"{samples.__file__}:Residual"
 OLD = b"an older file"
@@ -582,14 +581,32 @@ def test_a_fault_of_ours_is_called_that(
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a stage divided by zero")
 
-    monkeypatch.setattr(pipeline(), "budget", fail)
+    monkeypatch.setattr(pipeline(), "couple", fail)
     ran = command(weights, out, *RESIDUAL)
     assert ran.code == 1
     assert "ZeroDivisionError: a stage divided by zero" in ran.message
     assert "fault of slim-model" in ran.err
     assert untouched(out)
+    assert "Traceback" not in ran.err
     monkeypatch.setenv("SLIM_MODEL_DEBUG", "1")
     assert "Traceback" in command(weights, out, *RESIDUAL).err
+
+
+@pytest.mark.xfail(
+    strict=True, reason="OUT.onnx is in place before it is measured; yet the message says it is as it was"
+)
+@pytest.mark.parametrize("stage", ["_measure", "make_report"])
+def test_a_fault_after_the_checks_leaves_the_older_file_too(
+    command: Command, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a late stage divided by zero")
+
+    monkeypatch.setattr(run_module(), stage, fail)
+    ran = command(weights, out, *RESIDUAL)
+    assert ran.code == 1
+    assert "OUT.onnx is as it was" in ran.err
+    assert untouched(out)
 
 
 def pipeline() -> Any:
@@ -670,24 +687,6 @@ def test_a_signal_leaves_no_partial_file(weights: Path, out: Path, stage: str, n
     assert running.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
 
 
-def test_ctrl_c_while_python_imports(weights: Path, out: Path) -> None:
-    """The first second or two: PyTorch is large."""
-    with process(weights, out, *RESIDUAL, code=ENTRY) as running:
-        time.sleep(0.4)
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=TIMEOUT)
-    assert running.returncode in (130, -signal.SIGINT)
-    assert "Traceback" not in err
-    assert untouched(out)
-
-
-ENTRY = """
-    import sys
-    from slim_model.cli import main
-    main()
-"""
-
-
 # -- places to print to ---------------------------------------------------------------------------------------------
 
 
@@ -696,22 +695,12 @@ def test_a_screen_without_unicode(weights: Path, out: Path, monkeypatch: pytest.
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr(sys, "stdout", screen)
-    assert _run([str(argument) for argument in (weights, out, *RESIDUAL, *QUICK)]) == 0
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in (weights, out, *RESIDUAL, *QUICK)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.value.code == 0
     screen.seek(0)
     assert "16 -> 8" in screen.read()
-
-
-def test_a_pipe_that_nobody_reads(
-    weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As in ``slim-model ... | head -1``: the file is written, and nobody is to blame."""
-
-    class Gone(io.StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-    monkeypatch.setattr(sys, "stdout", Gone())
-    code = _run([str(argument) for argument in (weights, out, *RESIDUAL, *QUICK)])
-    assert "fault of slim-model" not in capsys.readouterr().err
-    assert code != 1
-    onnx.checker.check_model(str(out), full_check=True)

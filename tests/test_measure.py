@@ -152,16 +152,12 @@ def test_interval_is_always_alike_and_narrows_with_more_rounds() -> None:
 
 
 def test_unknown_runtime_names_the_choices() -> None:
-    with pytest.raises(
-        InputError, match="unknown runtime 'tvm': choose from onnxruntime, onnxruntime-cuda, pytorch"
-    ):
+    with pytest.raises(InputError, match="unknown runtime 'tvm': choose from onnxruntime, onnxruntime-cuda, pytorch"):
         compare("tvm", None, None, [])
 
 
 def test_missing_runtime_says_why() -> None:
-    with pytest.raises(
-        InputError, match=r"cannot measure with 'fake': not installed\. Usable here: .*pytorch"
-    ):
+    with pytest.raises(InputError, match=r"cannot measure with 'fake': not installed\. Usable here: .*pytorch"):
         compare(fake_runtime(FakeClock(), reason="not installed"), None, None, [])
 
 
@@ -224,9 +220,7 @@ def test_threads_and_garbage_collection_are_put_back(artifacts: dict[str, Any]) 
     def spy(*_: torch.Tensor) -> None:
         seen.append((torch.get_num_threads(), gc.isenabled()))
 
-    compare(
-        "pytorch", spy, artifacts["module"], [torch.zeros(1, 4)], threads=before + 1, rounds=1, budget_s=0.1
-    )
+    compare("pytorch", spy, artifacts["module"], [torch.zeros(1, 4)], threads=before + 1, rounds=1, budget_s=0.1)
     assert set(seen) == {(before + 1, False)}
     assert (torch.get_num_threads(), gc.isenabled()) == (before, True)
 

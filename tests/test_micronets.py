@@ -34,17 +34,13 @@ pipeline = importlib.import_module("slim_model.slim")  # the package's ``slim`` 
 TOLERANCE = 1e-4
 BATCH, OTHER_BATCH = 2, 5
 RUNS = [(ratio, seed) for ratio in (0.25, 0.5, 0.7) for seed in (0, 1)]
-KNOWN_FAULTS = {
-    "branch_on_values": "trace: a branch on a value of the example run is not followed",
-}
 
 
 def rows(*, pruned: bool = False, oracle: bool = False) -> list[Any]:
     """Names of nets: all, those that have free channels, those that the oracle covers."""
     return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=fault) if fault else ())
+        pytest.param(name)
         for name, row in NETS.items()
-        for fault in [KNOWN_FAULTS.get(name)]
         if (row.free > 0 or not (pruned or oracle)) and (row.zeroed or not oracle)
     ]
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from slim_model.criteria import CRITERIA
+from slim_model.engines import ENGINES
 from slim_model.errors import InputError, SlimError
 from slim_model.slim import Recipe
 from slim_model.specs import SPECS
@@ -38,6 +39,7 @@ def slim_command(
     scope: Annotated[str, typer.Option(help="local: the ratio in every layer; global: one ranking over all.", rich_help_panel=_CHOICE)] = "local",
     multiple_of: Annotated[str, typer.Option(metavar="auto|N", help="Round widths to N; auto: the block of this machine's kernels.", rich_help_panel=_CHOICE)] = "auto",
     keep: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave alone, such as 'layer1.*' (repeat).", rich_help_panel=_CHOICE)] = None,
+    engine: Annotated[str, typer.Option(metavar="|".join(ENGINES), help="Whose pruner turns the ranking into channels.", rich_help_panel=_CHOICE)] = "slim",
     seed: Annotated[int, typer.Option(help="For whatever is random.", rich_help_panel=_CHOICE)] = 0,
     data: Annotated[str | None, typer.Option(metavar="SPEC", help=f"Samples for criteria that need some: {', '.join(f'{kind}:PLACE' for kind in SPECS)}, or package.module:callable.", rich_help_panel=_DATA)] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many of them are read.", rich_help_panel=_DATA)] = 1024,
@@ -73,6 +75,7 @@ def slim_command(
         batch=batch,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
+        engine=cast(Literal["slim", "torch-pruning"], engine),
     )
     console = Console(stderr=False)
     job = Job(
@@ -147,6 +150,8 @@ class _SlimByDefault(typer.core.TyperGroup):
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command and turns every exception into one message and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    for stream in (sys.stdout, sys.stderr):
+        cast(Any, stream).reconfigure(errors="replace")  # a terminal without '…' is no reason to fail
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -155,17 +160,21 @@ def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name="slim-model", standalone_mode=False)
-        return int(result or 0)
+        return _interrupted(errors) if result == 130 else int(result or 0)  # typer makes 130 of Ctrl-C
     except SlimError as error:
         errors.print(Text("error: ", style="bold red") + Text(str(error)))
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        errors.print(Text("interrupted: OUT.onnx is either whole and checked, or as it was"))
-        return 130
+        return _interrupted(errors)
     except typer.Exit as stop:
         return stop.exit_code
     except Exception as error:
         return _unexpected(error, errors)
+
+
+def _interrupted(errors: Console) -> int:
+    errors.print(Text("interrupted: OUT.onnx is either whole and checked, or as it was"))
+    return 130
 
 
 def _unexpected(error: Exception, errors: Console) -> int:

@@ -78,12 +78,13 @@ class Coupling:
     @property
     def free(self) -> int:
         """Channels of layers' outputs that may go."""
-        return sum(g.width * g.span for g in self.groups)
+        return sum(g.width * g.span for g in self.groups if g.width > 1)
 
     @property
     def free_share(self) -> float:
         """Share of the channels that are free, leaving out those that are the model's own outputs."""
-        total = self.free + sum(p.channels for p in self.pinned if not p.is_output)
+        single = sum(g.span for g in self.groups if g.width == 1)
+        total = self.free + single + sum(p.channels for p in self.pinned if not p.is_output)
         return self.free / total if total else 0.0
 
     def births_of(self, owner: str) -> list[Birth]:
@@ -245,7 +246,7 @@ def _reasons(walk: Walk, component: np.ndarray, protected: np.ndarray) -> dict[i
     reasons: dict[int, tuple[fx.Node | None, str]] = {}
     for label in protected.tolist():
         reasons[label] = (None, "you asked to keep it (--keep)")
-    for pin in walk.pins:
+    for pin in sorted(walk.pins, key=lambda pin: pin.node.op != "output"):
         for label in pin.labels.tolist():
             if label != FIXED:
                 reasons.setdefault(label, (pin.node, pin.why))

@@ -78,6 +78,9 @@ def to_onnx(
             result = torch.onnx.export(graph_module(graph).eval(), graph.inputs, **options)
         assert result is not None
         _tidy(result.model)
+    written = result.model.opset_imports.get("", opset)
+    if opset not in (None, written):
+        raise InputError(f"--opset {opset}: torch {torch.__version__} wrote opset {written} instead. Ask for another.")
     result.model.metadata_props.update(metadata)
     _name_axes(result.model, graph)
     large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > _LARGEST_PROTOBUF
@@ -97,6 +100,8 @@ def _tidy(model: onnx_ir.Model) -> None:
     onnxscript.rewriter.rewrite(model, _RULES)
     CommonSubexpressionEliminationPass()(model)
     onnxscript.optimizer.remove_unused_nodes(model)
+    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.clear()  # stack traces with the paths of this machine, a third of a small file
 
 
 _RULES = [

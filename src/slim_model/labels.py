@@ -127,6 +127,9 @@ class Walk:
         flow = self._flow_of(node)
         if flow is None:
             self.unknown.append(node)
+            for weight in tensors_in(arguments.values()):
+                if len(weight.shape) > 1 and any(weight is stored for stored in self._stored.values()):
+                    self.makes(weight.axes[0])
             return self._pin_all(arguments, "this operation has no rule")
         if node.name in self.pinned_nodes:
             return self._pin_all(arguments, self.pinned_nodes[node.name])
@@ -250,7 +253,7 @@ class Walk:
         one that keeps most channels apart (fewest with ``heads``). Labels that vary along none are a channel read by
         its number: it is pinned.
         """
-        keep = self._choose(lambda: self._axis_to_keep(labels))
+        keep = self.choose(lambda: self._axis_to_keep(labels))
         if keep is None:
             self.pin(labels.reshape(-1)[:1], "a single position of its axis is read by number")
             return None, None
@@ -276,14 +279,14 @@ class Walk:
         """
         sides = [None if axis is None else axis.reshape(count, -1) for axis in axes]
         labelled = [side for side in sides if side is not None]
-        whole = self._choose(lambda: len(labelled) == len(sides) and count > max(side.shape[1] for side in labelled))
+        whole = self.choose(lambda: len(labelled) == len(sides) and count > max(side.shape[1] for side in labelled))
         for side in labelled:
             self.tie(side[:, :1] if whole else side[:1], side)
         if whole:
             self.agree([side[:, 0] for side in labelled], "")
         return bool(whole)
 
-    def _choose(self, decide: Callable[[], Any]) -> Any:
+    def choose(self, decide: Callable[[], Any]) -> Any:
         """What ``decide`` says; in a replay, what was said at this place in the dense walk."""
         made = self.choices[self.node.name]
         if self._replay is None:

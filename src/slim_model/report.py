@@ -203,12 +203,14 @@ def _widths(report: Report, limit: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("layer", no_wrap=True)
     table.add_column("width", justify="right", no_wrap=True, min_width=14)
-    table.add_column("made at", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("made at")  # the only one that may be cut: rich shrinks no_wrap columns alike
     for group in report.groups[:limit]:
         span = group["positions_per_channel"]
         times = f" x{span}" if span > 1 else ""
         table.add_row(
-            group["name"], f"{group['before']} -> {group['after']}{times}", Text(_short(group["where"]), style="dim")
+            group["name"],
+            f"{group['before']} -> {group['after']}{times}",
+            Text(_short(group["where"]), style="dim", no_wrap=True, overflow="ellipsis"),
         )
     if len(report.groups) > limit:
         table.add_row(f"... {len(report.groups) - limit} more (--report)", "", "")

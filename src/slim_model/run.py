@@ -88,7 +88,11 @@ def _check_places(job: Job) -> None:
     """Say before any work is done where results could not be written."""
     if job.save:
         check_format(job.save)
+    taken = {job.source.resolve()}
     for place in filter(None, (job.target, job.save, job.report)):
+        if place.resolve() in taken:
+            raise InputError(f"{place} would be written over the same file as IN or another output. Give another name.")
+        taken.add(place.resolve())
         if place.is_dir():
             raise InputError(f"{place} is a folder; give the name of a file to write.")
         if not place.parent.is_dir():

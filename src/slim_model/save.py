@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -55,8 +56,9 @@ def _save_program(small: Graph, path: Path) -> None:
     shapes = tuple(free if isinstance(x, Tensor) and x.dim() else None for x in small.inputs)
     with quiet(), torch.no_grad():
         program = torch.export.export(graph_module(small), small.inputs, dynamic_shapes=shapes, strict=False)
-    with open(path, "wb") as file:
-        torch.export.save(program, file)
+    archive = io.BytesIO()  # PyTorch's writer aborts the process where a disk is full
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
 
 
 def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from slim_model.couple import Coupling
 from slim_model.errors import SlimError
 from slim_model.labels import Replay, bound, tensors_in
 from slim_model.ops import Cut, row_of
-from slim_model.trace import Graph
+from slim_model.trace import Graph, copy_graph
 
 
 class CutFailed(SlimError):
@@ -39,11 +39,7 @@ def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
 def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
     """The small graph, and the labels its stored tensors carry (for the walk that checks it)."""
     dense, cut = coupling.graph, cut_of(coupling, keep)
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    result: Any = graph.graph_copy(dense.module.graph, copies, return_output_node=True)
-    output, original = result
-    graph.output(output).meta = dict(original.meta)
+    graph, copies = copy_graph(dense.module.graph)
     for node, small in copies.items():
         if node.op == "call_function":
             _rewrite(cut, node, small, copies)
@@ -52,7 +48,6 @@ def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
         first = coupling.walk.shared.get(owner)
         tensors[owner] = tensors[first] if first else _sliced(coupling, cut, owner)
     for node, small in copies.items():
-        small.name = node.name
         if node.op == "placeholder" and node.name in dense.owners:
             _retype(small, tensors[dense.owners[node.name]])
     module = fx.GraphModule(dense.module, graph)
@@ -137,6 +132,8 @@ def _update_attributes(module: nn.Module) -> None:
         return
     shape = weight.shape
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if module.groups > 1 and shape[1] == module.out_channels // module.groups:  # whole groups went
+            module.groups = module.groups * shape[0] // module.in_channels
         module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
     elif isinstance(module, nn.modules.conv._ConvNd):
         module.groups = _groups_left(module, shape)

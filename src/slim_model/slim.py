@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from slim_model.budget import SCOPES, Plan, budget
+from slim_model.budget import SCOPES, Plan
 from slim_model.cost import Cost, cost
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import Criterion, score
 from slim_model.data import Data, open_data
+from slim_model.engines import ENGINES
 from slim_model.errors import InputError, ProofError
 from slim_model.evidence import said
 from slim_model.loss import Loss
@@ -41,7 +42,7 @@ class Recipe:
     block of the machine's kernels. ``keep``: glob patterns of layers that are not touched. ``data``: for criteria
     that need it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
     normalised by ``mean`` and ``std``. ``loss``: ``(outputs, labels)`` -> one for each sample, or their mean; default
-    cross entropy.
+    cross entropy. ``engine``: whose pruner turns scores into channels.
     """
 
     ratio: float = 0.5
@@ -58,6 +59,7 @@ class Recipe:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     loss: Loss | None = None
+    engine: Literal["slim", "torch-pruning"] = "slim"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -66,6 +68,8 @@ class Recipe:
             )
         if self.scope not in SCOPES:
             raise InputError(f"scope '{self.scope}' is unknown; it is one of {', '.join(SCOPES)}.")
+        if self.engine not in ENGINES:
+            raise InputError(f"engine '{self.engine}' is unknown; it is one of {', '.join(ENGINES)}.")
         if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
             raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
 
@@ -131,20 +135,16 @@ def compile_model(
         progress("finding coupled channels")
         coupling = couple(graph, keep=recipe.keep, pinned_nodes=pinned)
         progress("ranking channels")
-        plan = budget(
-            coupling,
-            score(
-                coupling, recipe.criterion, seed=recipe.seed, data=data, loss=recipe.loss, count=said(progress)
-            ),
-            ratio=recipe.ratio,
-            scope=recipe.scope,
-            multiple_of=recipe.block,
-        )
+        scores = score(coupling, recipe.criterion, seed=recipe.seed, data=data, loss=recipe.loss, count=said(progress))
+        chosen = ENGINES[recipe.engine](model, coupling, scores, recipe)
+        plan = chosen.plan
         try:
             progress("removing channels")
             small, replay = shrink(coupling, plan.keep)
             progress("proving that the small model equals the masked one")
-            proof = prove(graph, small, cut_of(coupling, plan.keep), replay, example_batches(graph, recipe.seed))
+            batches = example_batches(graph, recipe.seed)
+            proof = prove(graph, small, cut_of(coupling, plan.keep), replay, batches)
+            chosen.check(small, batches)
             break
         except CutFailed as failed:  # pin what reaches that operator, and say so in the report
             if failed.node in pinned or len(pinned) >= _ATTEMPTS:

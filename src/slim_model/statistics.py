@@ -8,6 +8,7 @@ means and variances are merged by Chan, Golub, LeVeque 1979: ``M2 = M2a + M2b + 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch import Tensor
 
 CELLS = 128
 """A histogram has between half of these and all of them across its range, unless that is a single value."""
+WAITING = 1024
+"""Samples a histogram holds before it counts them."""
 SAMPLED = 64
 """Positions of an image that enter covariances; all of them where there are fewer."""
 SUMMED = 10
@@ -47,8 +50,9 @@ class Seen:
     patches: Callable[[], tuple[Patch, ...]]
 
     def pooled(self) -> Tensor:
-        """``(sample, channel)`` means over positions, float64."""
-        return self.values.mean(2, dtype=torch.float64)
+        """``(sample, channel)`` means over positions: of one map in the model's precision, which is six times faster
+        than in float64 and as precise as the map; all that runs over samples is float64."""
+        return self.values.mean(2).double()
 
 
 class Statistic(Protocol):
@@ -91,9 +95,12 @@ class Zeros:
 
     @classmethod
     def of(cls, seen: Seen) -> Zeros:
-        on = seen.values != 0 if seen.before is None else seen.before > 0
+        values = seen.values if seen.before is None else seen.before.clamp(min=0)
+        on = torch.empty_like(values, memory_format=torch.contiguous_format)
+        torch.ne(values, 0, out=on)  # with the product below four times faster than count_nonzero
+        counts = (on @ on.new_ones(on.shape[2])).double().sum(0).long()
         total = on.shape[0] * on.shape[2]
-        return cls(total - torch.count_nonzero(on, dim=(0, 2)).cpu(), total)
+        return cls(total - counts.cpu(), total)
 
     def merge(self, other: Zeros) -> Zeros:
         return Zeros(self.off + other.off, self.total + other.total)
@@ -103,21 +110,42 @@ class Zeros:
 class Histogram:
     """Of the mean of each map. Cells are ``[j, j + 1) * 2^exponent``, with the smallest exponent of a channel for
     which its values fall into ``CELLS`` cells: powers of two nest, so counts stay exact when the range grows.
-    ``counts[c, i]`` belongs to ``j = origin[c] + i``."""
+    ``counts[c, i]`` is of the i-th cell from that of ``low[c]``. The first samples wait as they are, ``(sample,
+    channel)``, to be counted together."""
 
     low: Tensor
     high: Tensor
     counts: Tensor
+    waiting: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, seen: Seen) -> Histogram:
         pooled = seen.pooled().cpu()
-        low, high = pooled.amin(0), pooled.amax(0)
-        cells = _cell(pooled, _exponent(low, high)) - _cell(low, _exponent(low, high))
-        counts = torch.zeros(len(low), CELLS, dtype=torch.int64)
-        return cls(low, high, counts.scatter_add_(1, cells.T, torch.ones_like(cells.T)))
+        infinite = pooled.new_full(pooled.shape[1:], torch.inf)
+        return cls(infinite, -infinite, torch.zeros(pooled.shape[1], CELLS, dtype=torch.int64), (pooled,))
 
     def merge(self, other: Histogram) -> Histogram:
+        if sum(map(len, (*self.waiting, *other.waiting))) <= WAITING:
+            both = self if other._empty else other if self._empty else self._joined(other)
+            return dataclasses.replace(both, waiting=(*self.waiting, *other.waiting))
+        return self.counted()._joined(other.counted())
+
+    @property
+    def _empty(self) -> bool:
+        return not bool(torch.isfinite(self.low).any())
+
+    def counted(self) -> Histogram:
+        """The same with nothing waiting."""
+        if not self.waiting:
+            return self
+        pooled = torch.cat(self.waiting)
+        low, high = pooled.amin(0), pooled.amax(0)
+        exponent = _exponent(low, high)
+        cells = (_cell(pooled, exponent) - _cell(low, exponent)).T
+        fresh = Histogram(low, high, torch.zeros_like(self.counts).scatter_add_(1, cells, torch.ones_like(cells)))
+        return fresh if self._empty else dataclasses.replace(self, waiting=())._joined(fresh)
+
+    def _joined(self, other: Histogram) -> Histogram:
         low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
         exponent = _exponent(low, high)
         return Histogram(low, high, self.coarsened(exponent, low) + other.coarsened(exponent, low))
@@ -132,11 +160,12 @@ class Histogram:
 
     def shares(self, *, shared_range: bool) -> Tensor:
         """``(channel, CELLS)`` shares of the samples; cells as wide for each channel as the widest needs if shared."""
-        counts = self.counts
+        whole = self.counted()
+        counts = whole.counts
         if shared_range:
-            wide = _exponent(self.low.amin()[None], self.high.amax()[None]).expand_as(self.low)
-            own = _exponent(self.low, self.high)
-            counts = self.coarsened(torch.maximum(wide, own), self.low)
+            wide = _exponent(whole.low.amin()[None], whole.high.amax()[None]).expand_as(whole.low)
+            own = _exponent(whole.low, whole.high)
+            counts = whole.coarsened(torch.maximum(wide, own), whole.low)
         return counts / counts.sum(1, keepdim=True)
 
 

@@ -13,6 +13,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from slim_model.couple import Coupling, couple
 from slim_model.criteria import Criterion, score
 from slim_model.data import open_data
 from slim_model.errors import InputError, ProofError
+from slim_model.guess import describe
 from slim_model.loss import Loss
 from slim_model.places import leaves
 from slim_model.prove import TOLERANCE, relative_error
@@ -95,10 +97,11 @@ class _Table:
             found = by_component[self.coupling.component[labels]]
             if not np.isnan(found).all():
                 highest = np.nanmax(found)
-                return torch.from_numpy(np.where(np.isnan(found), highest + abs(highest) + 1, found)).float()
+                return torch.from_numpy(np.where(np.isnan(found), highest + abs(highest) + 1, found))
+        name = names.get(group[0].dep.target.module, "?")
         raise InputError(
-            f"slim-model ranks no channel of the group of '{names.get(group[0].dep.target.module, '?')}': they are fixed "
-            "or made by no layer. Put the layer in ignored_layers."
+            f"slim-model ranks no channel of the group of '{name}': they are fixed, or made by no layer. "
+            "Put the layer in ignored_layers."
         )
 
     def _labels(self, item: Any, names: dict[nn.Module, str]) -> np.ndarray | None:
@@ -127,7 +130,9 @@ class Peer:
     plan: Plan
 
 
-def prune(model: nn.Module, coupling: Coupling, scores: list[Tensor], *, ratio: float, scope: str, round_to: int) -> Peer:
+def prune(
+    model: nn.Module, coupling: Coupling, scores: list[Tensor], *, ratio: float, scope: str, round_to: int
+) -> Peer:
     """Run Torch-Pruning on a copy of ``model`` with our scores. Raises ProofError where it fails or parts what is
     coupled."""
     twin = copy.deepcopy(model).eval()
@@ -156,7 +161,7 @@ def prune(model: nn.Module, coupling: Coupling, scores: list[Tensor], *, ratio: 
     except InputError:
         raise
     except Exception as error:  # whatever its tracer and pruners raise
-        raise _refused(f"it failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+        raise _refused(f"it failed with {describe(error)}") from error
     return Peer(twin, _plan(coupling, kept))
 
 
@@ -167,7 +172,7 @@ def check(peer: Peer, small: Graph, batches: Sequence[tuple[Any, ...]]) -> None:
             with torch.no_grad():
                 outputs = leaves(peer.module(*(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
         except Exception as error:  # the user's forward may fail in any way on other sizes
-            raise _refused(f"its module does not run: {str(error).splitlines()[0]}") from error
+            raise _refused(f"its module does not run: {describe(error)}") from error
         errors = [relative_error(a, b) for a, b in zip(small.run(inputs), outputs, strict=True)]
         if max(errors, default=0.0) > TOLERANCE:
             raise _refused(f"its module differs from the masked dense model by {max(errors):.1e}")
@@ -175,7 +180,7 @@ def check(peer: Peer, small: Graph, batches: Sequence[tuple[Any, ...]]) -> None:
 
 def _refused(why: str) -> ProofError:
     return ProofError(
-        f"Torch-Pruning {tp.__version__} gave no right result: {why}. Nothing was written. "
+        f"Torch-Pruning {version('torch-pruning')} gave no right result: {why}. Nothing was written. "
         "Leave out --engine torch-pruning."
     )
 
@@ -199,21 +204,18 @@ def _untagged(module: nn.Module, originals: dict[str, Tensor]) -> dict[tuple[str
         original, tags = originals[name], tensor.detach().long()
         if tags.dim() != original.dim() or not tags.numel():
             raise ValueError(f"{name} became {tuple(tags.shape)}")
-        value = original
+        value, numbers = original, torch.arange(original.numel()).view(original.shape)
         for axis in range(tags.dim()):
-            line = tags.movedim(axis, 0).flatten(1)[:, 0]
+            line = tags.movedim(axis, 0).reshape(tags.shape[axis], -1)[:, 0]
             inside = int(np.prod(original.shape[axis + 1 :]))
             left = line // inside % original.shape[axis]
             kept[name, axis] = left.numpy()
             value = value.index_select(axis, left)
-        if not torch.equal(torch.arange(original.numel()).view(original.shape)[np.ix_(*_axes(kept, name, tags))], tags):
+            numbers = numbers.index_select(axis, left)
+        if not torch.equal(numbers, tags):
             raise ValueError(f"{name} holds values out of order")
         tensor.data = value.clone()
     return kept
-
-
-def _axes(kept: dict[tuple[str, int], np.ndarray], name: str, tags: Tensor) -> list[np.ndarray]:
-    return [kept[name, axis] for axis in range(tags.dim())]
 
 
 def _plan(coupling: Coupling, kept: dict[tuple[str, int], np.ndarray]) -> Plan:

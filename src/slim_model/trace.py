@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from slim_model.errors import InputError
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
 
 
@@ -174,12 +175,14 @@ def _trace_dynamic(model: nn.Module, inputs: tuple[Any, ...], problems: list[str
     if doubled is None:
         return None
     shapes = pytree.tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None, doubled)
-    try:
-        exported = torch.export.export(model, doubled, dynamic_shapes=shapes, strict=False)
-    except Exception as error:
-        problems.append(_first_line(error))
-        return None
-    return _from_program(exported, doubled, ())
+    for spec in (shapes, (shapes,)):  # the second form is that of forward(self, *inputs)
+        try:
+            exported = torch.export.export(model, doubled, dynamic_shapes=spec, strict=False)
+        except Exception as error:
+            problems.append(_first_line(error))
+        else:
+            return _from_program(exported, doubled, ())
+    return None
 
 
 def _from_script(model: torch.jit.ScriptModule, inputs: tuple[Any, ...]) -> Graph:
@@ -214,7 +217,8 @@ def _fixed_batch(inputs: tuple[Any, ...]) -> str:
 
 
 def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], notes: tuple[str, ...]) -> Graph:
-    module = _inlined(program.graph_module)
+    graph, _ = copy_graph(program.graph_module.graph)  # the program is the user's
+    module = _inlined(fx.GraphModule(program.graph_module, graph))
     owners, tensors = {}, {}
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
@@ -230,6 +234,18 @@ def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], notes: tupl
     if not free and not notes:
         notes = (_fixed_batch(inputs),)
     return Graph(module, owners, tensors, flat, program, free, notes)
+
+
+def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of ``graph`` whose nodes have the same names, and the copy of each node (but the output)."""
+    result = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    ends: Any = result.graph_copy(graph, copies, return_output_node=True)
+    values, original = ends
+    result.output(values).meta = dict(original.meta)
+    for node, copied in copies.items():
+        copied.name = node.name
+    return result, copies
 
 
 def _inlined(module: fx.GraphModule) -> fx.GraphModule:
@@ -269,13 +285,20 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> Graph:
         result = torch.func.functional_call(model, dict(zip(names, tensors, strict=True)), arguments)
         return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
 
-    recorder = make_fx(forward, tracing_mode="real", pre_dispatch=True, record_stack_traces=True)
+    recorder = make_fx(
+        forward,
+        tracing_mode="real",
+        pre_dispatch=True,
+        record_stack_traces=True,
+        _error_on_data_dependent_ops=False,  # a branch goes the way it went for the example
+    )
     with torch.no_grad():
         module = recorder([t.detach() for t in state.values()], list(flat))
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     owners = {n.name: name for n, name in zip(placeholders, names, strict=False)}
     tensors = {name: state[name].detach() for name in names}
     module.graph.set_codegen(fx.graph.CodeGen())
+    module.graph.eliminate_dead_code(lambda node: node.is_impure() and node.target not in _READINGS)
     module.recompile()
     note = "traced from one run of the example: sizes and branches are those of the example input"
     return Graph(module, owners, tensors, tuple(flat), None, False, (note,))

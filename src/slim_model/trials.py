@@ -40,7 +40,8 @@ def losses_of(coupling: Coupling, group: Group, data: Data, loss: Loss | None) -
 
 def _of_batch(coupling: Coupling, group: Group, batch: Batch, loss: Loss | None, removed: Tensor) -> Tensor:
     nodes = list(coupling.graph.nodes)
-    start = _first_read(coupling, group, nodes)
+    touched = _touched(coupling, group, nodes)
+    start = next((i for i, node in enumerate(nodes) if node in touched), len(nodes) - 1)
     keep = torch.ones(int(coupling.component.max()) + 1, dtype=torch.bool)
     ahead = Masked(coupling.graph, cut_of(coupling, keep.numpy()))
     ahead.env = coupling.graph.bind(batch.inputs)
@@ -54,25 +55,37 @@ def _of_batch(coupling: Coupling, group: Group, batch: Batch, loss: Loss | None,
         for row in removed:
             kept = keep.clone()
             kept[torch.from_numpy(group.channels).long()[row]] = False
-            trial = Masked(coupling.graph, cut_of(coupling, kept.numpy()))
+            trial = _Trial(coupling, kept, touched)
             trial.env = {n: x.clone() if copies and isinstance(x, Tensor) else x for n, x in live.items()}
             results.append(_finished(trial, nodes[start:], batch, loss))
     return torch.stack(results)
 
 
-def _first_read(coupling: Coupling, group: Group, nodes: list[fx.Node]) -> int:
-    """Where the first node stands that treats removed channels of the group in a way of its own."""
+class _Trial(Masked):
+    """The masked model, which looks at nothing but the nodes that channels of one group touch."""
+
+    def __init__(self, coupling: Coupling, kept: Tensor, touched: set[fx.Node]) -> None:
+        super().__init__(coupling.graph, cut_of(coupling, kept.numpy()))
+        self.touched = touched
+
+    def run_node(self, n: fx.Node) -> Any:
+        return super().run_node(n) if n in self.touched else fx.Interpreter.run_node(self, n)
+
+
+def _touched(coupling: Coupling, group: Group, nodes: list[fx.Node]) -> set[fx.Node]:
+    """The nodes that treat removed channels of the group in a way of their own."""
+    found = set()
     mine = torch.zeros(int(coupling.component.max()) + 1, dtype=torch.bool)
     mine[torch.from_numpy(group.channels).long()] = True
-    for number, node in enumerate(nodes):
+    for node in nodes:
         row = row_of(node.target) if node.op == "call_function" else None
         if row is None or row.masks == "nothing":
             continue
         for value in (coupling.walk.values[n] for n in node.all_input_nodes):
             axes = [a for a in value.axes if a is not None] if isinstance(value, Value) else []
             if any(bool(mine[torch.from_numpy(coupling.component[a.numpy()]).long()].any()) for a in axes):
-                return number
-    return len(nodes) - 1
+                found.add(node)
+    return found
 
 
 def _live(env: dict[fx.Node, Any], rest: list[fx.Node]) -> dict[fx.Node, Any]:

@@ -60,7 +60,7 @@ def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, 
 
 def _grouped(walk: Walk, groups: int) -> bool:
     """As in the dense graph: where whole groups go, the small graph may be left with one."""
-    return bool(walk._choose(lambda: groups > 1))
+    return bool(walk.choose(lambda: groups > 1))
 
 
 def any_conv(walk: Walk, transposed: bool, **arguments: Any) -> Value:
