@@ -86,8 +86,12 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def slimmed(command: Command, weights: Path, out: Path) -> Callable[..., dict[str, Any]]:
-    """Runs the command on Residual and returns its JSON report."""
+def slimmed(
+    command: Command, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """Runs the command on Residual, all but the export, and returns its JSON report."""
+    monkeypatch.setattr(run_module(), "to_onnx", lambda *_, **__: None)
+    monkeypatch.setattr(run_module(), "check_onnx", lambda *_, **__: 0.0)
 
     def run(*options: Any) -> dict[str, Any]:
         report = out.parent / "report.json"
@@ -492,7 +496,7 @@ def test_an_output_may_not_replace_the_input_or_another_output(
         assert untouched(out)
 
 
-@pytest.mark.parametrize("opset", [3, 17, 99])
+@pytest.mark.parametrize("opset", [17, 99])
 def test_an_opset_that_cannot_be_written(command: Command, weights: Path, out: Path, opset: int) -> None:
     """The exporter takes any number and writes another."""
     ran = command(weights, out, *RESIDUAL, *QUICK, "--opset", opset)
@@ -603,7 +607,7 @@ def test_a_fault_after_the_checks_leaves_the_older_file_too(
         raise ZeroDivisionError("a late stage divided by zero")
 
     monkeypatch.setattr(run_module(), stage, fail)
-    ran = command(weights, out, *RESIDUAL)
+    ran = command(weights, out, *RESIDUAL, *(QUICK if stage == "make_report" else ()))
     assert ran.code == 1
     assert "OUT.onnx is as it was" in ran.err
     assert untouched(out)

@@ -245,11 +245,9 @@ def test_texts_become_numbers_by_a_callable(tmp_path: Path, packing: str) -> Non
     (tmp_path / "words.py").write_text(TOKENIZER)
     tokenizer, example = f"tokenizer={tmp_path}/words.py:lengths", (torch.zeros(2, 2).long(),)
     lines = "label\ttext\n" + "".join(f'{"pos" if i % 2 else "neg"}\t{"a " * i}"\n' for i in range(10))
-    write = {"": Path.write_bytes, ".gz": None, ".xz": None}[packing]
     path = tmp_path / f"a.tsv{packing}"
     packed = {"": lambda b: b, ".gz": gzip.compress, ".xz": lzma.compress}[packing](lines.encode())
     path.write_bytes(packed)
-    assert write is not None or packing
     batch = next(open_data(f"tsv:{path},{tokenizer}", example).batches())
     assert batch.labels is not None
     assert torch.equal(batch.inputs[0][:, 1] % 2, batch.labels)

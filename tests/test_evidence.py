@@ -20,7 +20,18 @@ from slim_model.data import open_data
 from slim_model.evidence import Evidence, gather, said
 from slim_model.places import Layout, by_sample, find_places
 from slim_model.simplify import simplify
-from slim_model.statistics import CELLS, STATISTICS, Covariance, Histogram, Moments, Seen, Zeros, places, together
+from slim_model.statistics import (
+    CELLS,
+    STATISTICS,
+    Classes,
+    Covariance,
+    Histogram,
+    Moments,
+    Seen,
+    Zeros,
+    places,
+    together,
+)
 from slim_model.trace import Graph, trace
 
 UNREAD = {"slice_first", "narrow_channels"}  # half of their channels are cut away in the forward
@@ -213,7 +224,7 @@ def test_parts_of_the_data_merge_to_the_whole() -> None:
         assert torch.allclose(one["moments"].m2, two["moments"].m2, rtol=1e-10)
         assert torch.equal(one["zeros"].off, two["zeros"].off)
         assert torch.equal(one["histogram"].counted().counts, two["histogram"].counted().counts)
-        assert torch.allclose(one["classes"].m2, two["classes"].m2, rtol=1e-9)
+        assert torch.allclose(one["classes"].counted().m2, two["classes"].counted().m2, rtol=1e-9)
         assert torch.allclose(one["covariance"].scatter, two["covariance"].scatter, rtol=1e-9)
         assert torch.allclose(one["contributions"].centred, two["contributions"].centred, rtol=1e-9)
         assert a.gates is not None
@@ -441,3 +452,20 @@ def test_every_statistic_has_a_row() -> None:
 
 def test_graph_type_is_what_places_take() -> None:
     assert isinstance(small()[0].graph, Graph)
+
+
+@pytest.mark.parametrize("waiting", [0, 10, 1000])
+def test_classes_are_the_same_however_long_samples_wait(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "WAITING", waiting)
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(40, 3, 5, generator=generator).double(), torch.arange(40) % 4
+    labels[0] = 9  # a class of one sample, in the first batch only
+    sizes = [3, 20, 1, 16]
+    parts = zip(values.split(sizes), labels.split(sizes), strict=True)
+    found = together([Classes.of(seen(x, y)) for x, y in parts]).counted()
+    fire = values.amax(2)
+    assert found.ids.tolist() == [0, 1, 2, 3, 9]
+    for k, mean, m2 in zip(found.ids, found.mean, found.m2, strict=True):
+        own = fire[labels == k]
+        assert torch.allclose(mean, own.mean(0))
+        assert torch.allclose(m2, (own - own.mean(0)).square().sum(0), atol=1e-12)

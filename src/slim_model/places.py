@@ -308,8 +308,9 @@ def by_sample(tensor: Tensor, spot: Spot, samples: int) -> Tensor:
             tensor = tensor.reshape(layout.outer, samples, layout.inner, *tensor.shape[1:])
             tensor = tensor.permute(1, 3, 0, 2, *range(4, tensor.dim()))
     channels, many = spot.index.shape
-    if many == 1 and channels == tensor.shape[1] and torch.equal(spot.index[:, 0], torch.arange(channels)):
-        return tensor.unsqueeze(2)
+    start = int(spot.index[0, 0])
+    if many == 1 and torch.equal(spot.index[:, 0], torch.arange(start, start + channels)):
+        return tensor.narrow(1, start, channels).unsqueeze(2)  # no copy
     chosen = tensor.index_select(1, spot.index.flatten().to(tensor.device))
     return chosen.unflatten(1, (channels, many))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 CELLS = 128
 """A histogram has between half of these and all of them across its range, unless that is a single value."""
 WAITING = 1024
-"""Samples a histogram holds before it counts them."""
+"""Samples that histograms and classes hold before they count them: many at once is faster."""
 SAMPLED = 64
 """Positions of an image that enter covariances; all of them where there are fewer."""
 SUMMED = 10
@@ -188,24 +188,40 @@ def _exponent(low: Tensor, high: Tensor) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class Classes:
     """Moments of each map's largest value (its fire score, Tian 2017), by class: ``ids (K,)``, ``count (K,)``,
-    ``mean`` and ``m2 (K, channel)``."""
+    ``mean`` and ``m2 (K, channel)``. The first samples wait, as pairs (values, labels), to be counted together."""
 
     ids: Tensor
     count: Tensor
     mean: Tensor
     m2: Tensor
+    waiting: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @classmethod
     def of(cls, seen: Seen) -> Classes:
         assert seen.labels is not None
-        fire = seen.values.amax(2).double()
-        ids, member = torch.unique(seen.labels.to(fire.device), return_inverse=True)
+        fire = seen.values.amax(2).cpu()
+        none = torch.zeros(0, fire.shape[1], dtype=torch.float64)
+        return cls(seen.labels.cpu()[:0], none[:, 0], none, none, ((fire, seen.labels.cpu()),))
+
+    def merge(self, other: Classes) -> Classes:
+        waiting = (*self.waiting, *other.waiting)
+        if sum(len(labels) for _, labels in waiting) <= WAITING:
+            both = self if not len(other.ids) else other if not len(self.ids) else self._joined(other)
+            return dataclasses.replace(both, waiting=waiting)
+        return self.counted()._joined(other.counted())
+
+    def counted(self) -> Classes:
+        """The same with nothing waiting."""
+        if not self.waiting:
+            return self
+        fire = torch.cat([values for values, _ in self.waiting]).double()
+        ids, member = torch.unique(torch.cat([labels for _, labels in self.waiting]), return_inverse=True)
         count = torch.bincount(member, minlength=len(ids)).double()
         mean = fire.new_zeros(len(ids), fire.shape[1]).index_add_(0, member, fire) / count[:, None]
         m2 = torch.zeros_like(mean).index_add_(0, member, (fire - mean[member]).square())
-        return cls(ids, count, mean, m2)
+        return dataclasses.replace(self, waiting=())._joined(Classes(ids, count, mean, m2))
 
-    def merge(self, other: Classes) -> Classes:
+    def _joined(self, other: Classes) -> Classes:
         ids = torch.unique(torch.cat([self.ids, other.ids]))
         a, b = self._spread(ids), other._spread(ids)
         count, delta = a.count + b.count, b.mean - a.mean
@@ -214,8 +230,10 @@ class Classes:
 
     def _spread(self, ids: Tensor) -> Classes:
         at = torch.searchsorted(ids, self.ids)
-        rows = [x.new_zeros(len(ids), *x.shape[1:]).index_copy_(0, at, x) for x in (self.count, self.mean, self.m2)]
-        return Classes(ids, *rows)
+        count, mean, m2 = (
+            x.new_zeros(len(ids), *x.shape[1:]).index_copy_(0, at, x) for x in (self.count, self.mean, self.m2)
+        )
+        return Classes(ids, count, mean, m2)
 
 
 @dataclass(frozen=True, slots=True)

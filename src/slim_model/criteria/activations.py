@@ -108,7 +108,7 @@ def lda(slices: Slices, *, form: str = "ratio", combine: str = "mean") -> Tensor
     """
     if form not in ("ratio", "icc1"):
         raise InputError(f"lda:form={form} is unknown; it is ratio or icc1.")
-    return slices.over_places(lambda view: _icc(view.statistics["classes"], form), combine)
+    return slices.over_places(lambda view: _icc(view.statistics["classes"].counted(), form), combine)
 
 
 def _icc(classes: Classes, form: str) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -14,6 +16,19 @@ from slim_model.labels import Value, bound
 from slim_model.loss import Losses
 
 aten = torch.ops.aten
+
+
+class Rows(Sequence[Tensor]):
+    """Tensors that are cut out when they are first looked at: most criteria look at few."""
+
+    def __init__(self, parts: list[Callable[[], Tensor]]) -> None:
+        self._parts = [functools.cache(part) for part in parts]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: Any) -> Any:
+        return [part() for part in self._parts[number]] if isinstance(number, slice) else self._parts[number]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +43,9 @@ class Slices:
     """
 
     width: int
-    makes: tuple[Tensor, ...]
-    reads: tuple[Tensor, ...]
-    holds: tuple[Tensor, ...]
+    makes: Sequence[Tensor]
+    reads: Sequence[Tensor]
+    holds: Sequence[Tensor]
     generator: torch.Generator
     name: str = ""
     folded: Callable[[], tuple[Tensor, ...]] = tuple
@@ -63,16 +78,17 @@ def slices_of(
     evidence: GroupEvidence = GroupEvidence(),  # noqa: B008 (it is frozen)
     losses: Losses | None = None,
 ) -> Slices:
-    rows: dict[str, list[Tensor]] = {"makes": [], "reads": [], "holds": []}
+    rows: dict[str, list[Callable[[], Tensor]]] = {"makes": [], "reads": [], "holds": []}
     for part in group.slices:
         tensor = coupling.graph.tensors[part.parameter]
         if tensor.is_floating_point():
-            rows[part.role].append(_by_channel(tensor, part.axis, torch.from_numpy(part.channel), group.width))
+            channel = torch.from_numpy(part.channel)
+            rows[part.role].append(functools.partial(_by_channel, tensor, part.axis, channel, group.width))
     return Slices(
         group.width,
-        tuple(rows["makes"]),
-        tuple(rows["reads"]),
-        tuple(rows["holds"]),
+        Rows(rows["makes"]),
+        Rows(rows["reads"]),
+        Rows(rows["holds"]),
         torch.Generator().manual_seed(seed),
         group.name,
         lambda: _folded(coupling, group),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -80,7 +82,7 @@ def lamp(slices: Slices) -> Tensor:
     return torch.where(above > 0, squares / above, 0.0)
 
 
-def _made(slices: Slices, fold_bn: bool) -> tuple[Tensor, ...]:
+def _made(slices: Slices, fold_bn: bool) -> Sequence[Tensor]:
     return slices.folded() if fold_bn else slices.makes
 
 

@@ -1,0 +1,152 @@
+"""What keeps the source readable: imports point one way, one row an operator, one place for each fact."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import slim_model
+from slim_model.criteria import CRITERIA
+from slim_model.ops import OPS, row_of
+from slim_model.ops.row import Op
+
+SOURCE = Path(slim_model.__file__).parent
+PROJECT = Path(__file__).parents[1]
+
+ORDER = """
+    errors
+    trace labels ops simplify couple shrink prove cost
+    data loss places statistics patches gates evidence trials
+    criteria budget
+    guess torch_pruning engines
+    measure export report slim
+    build unpickle checkpoint vet load
+    specs save run cli __main__
+""".split()
+"""A module may import what stands before it. Packages (ops, criteria) stand as one."""
+
+LATE = {("data", "specs")}
+"""Looked up by name when a user names one, so that it need not be imported before."""
+
+
+def files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """``ops/norm.py`` belongs to ``ops``; the package itself is ``__init__``."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of ours that a file imports, at the top or inside a function, but not for annotations only."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: write the whole name, slim_model.{node.module}"
+            whole = [node.module or ""] if node.module != "slim_model" else [f"slim_model.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            whole = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in whole:
+            package, _, module = name.partition(".")
+            if package == "slim_model" and module != "__version__":
+                yield module.partition(".")[0]
+
+
+def test_every_module_has_its_place() -> None:
+    modules = {name_of(path) for path in files()} - {"__init__"}
+    assert modules == set(ORDER), "a module is added to ORDER, or taken from it, with the change that makes it"
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path: Path) -> None:
+    module = name_of(path)
+    if module == "__init__":
+        return
+    for other in imports(path):
+        allowed = other == module or (module, other) in LATE
+        assert allowed or ORDER.index(other) < ORDER.index(module), f"{module} imports {other}, which stands after it"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_are_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_names_of_files_say_something() -> None:
+    empty_words = {"utils", "util", "helpers", "base", "core", "manager", "engine", "misc", "common"}
+    assert not {path.stem for path in files()} & empty_words
+
+
+@pytest.mark.parametrize("target", OPS, ids=str)
+def test_every_operator_has_one_row(target: object) -> None:
+    row = OPS[target]
+    assert isinstance(row, Op)
+    assert callable(row.flow)
+    assert row.macs is None or callable(row.macs)
+    assert row.rewrite is None or callable(row.rewrite)
+    assert row.masks in ("nothing", "inputs", "kept")
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        assert target.__name__
+    overloads = (
+        [getattr(target, name) for name in target.overloads()]
+        if isinstance(target, torch._ops.OpOverloadPacket)
+        else [target]
+    )
+    assert all(row_of(overload) is not None for overload in overloads)
+
+
+def test_every_criterion_says_what_it_needs() -> None:
+    for name, row in CRITERIA.items():
+        assert row.__name__ == name
+        assert callable(row.function)
+        assert (row.function.__doc__ or "").strip(), f"{name} says what it computes, with its paper"
+
+
+# -- facts that stand in one place ----------------------------------------------------------------------------------
+
+
+def test_the_version_is_stated_once() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", slim_model.__version__)
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["hatch"]["version"]["path"] == "src/slim_model/__init__.py"
+    stated = [path.name for path in files() if f'"{slim_model.__version__}"' in path.read_text()]
+    assert stated == ["__init__.py"]
+
+
+def test_the_constraints_meet_the_requirements() -> None:
+    """scripts/demo and scripts/test install exactly these versions."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert all(name == canonicalize_name(name) for name in pinned)
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), text
+
+
+def test_scripts_can_be_run() -> None:
+    for name in ("scripts/demo", "scripts/test", ".ci/run"):
+        path = PROJECT / name
+        assert path.stat().st_mode & 0o111, f"{name} is not executable"
+        assert path.read_text().startswith("#!/usr/bin/env bash\n")
