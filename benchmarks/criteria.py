@@ -76,9 +76,7 @@ def _cifar10(split: str) -> datasets.Split:
 CASES = {
     "mnist": Case(_trained("mnist", nets.MnistNet), datasets.mnist, (0.25, 0.5, 0.75)),
     "fashion": Case(_trained("fashion", nets.FashionNet), datasets.fashion_mnist, (0.25, 0.5, 0.75)),
-    "vit_mnist": Case(
-        lambda: evaluate.load_published("vit_mnist"), datasets.mnist, (0.1, 0.25, 0.5), few=16, masks=16
-    ),
+    "vit_mnist": Case(lambda: evaluate.load_published("vit_mnist"), datasets.mnist, (0.1, 0.25, 0.5), few=16, masks=16),
     "resnet20": Case(
         lambda: evaluate.load_published("resnet20"), _cifar10, (0.1, 0.25, 0.5), few=64, test=1000, masks=16
     ),
@@ -116,7 +114,7 @@ def rows_of(name: str, case: Case, done: set[tuple[str, str, int, float]]) -> It
     if not wanted:
         return
     net = case.load()
-    train, test = _first(case.split("train"), 10_000), _first(case.split("test"), case.test)
+    train, test = case.split("train"), _first(case.split("test"), case.test)
     coupling = couple(simplify(trace(net, (train.inputs[:2],))))
     settle = open_data(tuple(train), coupling.graph.inputs, samples=case.samples, seed=1)
     if (name, "dense", 0, 0.0) not in done:
@@ -249,7 +247,7 @@ def _cell(
 ) -> str:
     cell, chance = found.get((net, name, ratio)), found[net, "random", ratio]
     if cell is None:
-        return "refused" if (net, name) in refused else "–"
+        return "refused" if (net, name) in refused else "not run"
     text = f"{100 * np.mean(cell.first):.1f}"
     if cell.last != cell.first:
         text += f" → {100 * cell.value:.1f}"
@@ -334,7 +332,7 @@ def main() -> None:
     title = "# Criteria at equal widths\n\nAccuracy in %, right after removal → after BatchNorm recalibration; "
     legend = (
         "bold: better than all five seeds of random; random: mean ± standard deviation. *s*: longest scoring time, on a "
-        "busy machine. Nothing is trained. –: not measured.\n\n"
+        "busy machine. Nothing is trained.\n\n"
     )
     text = title + legend + table(rows) + "\n\n" + verdict(rows) + "\n\n![plot](criteria.png)\n"
     (RESULTS / "criteria.md").write_text(text)

@@ -84,9 +84,7 @@ def cifar10(split: str = "train", *, norm: Norm | None = CIFAR10_NORM) -> Split:
     sheets = sorted((data_root() / "cifar10").glob(f"{split}_*.webp"))
     pixels = np.concatenate([_sheet(path) for path in sheets])
     if len(pixels) != len(labels):
-        raise FileNotFoundError(
-            f"cifar10: {len(sheets)} {split} sheets hold {len(pixels)} images of {len(labels)}."
-        )
+        raise FileNotFoundError(f"cifar10: {len(sheets)} {split} sheets hold {len(pixels)} images of {len(labels)}.")
     return Split(_normalise(pixels, norm), torch.from_numpy(labels).long())
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import nets
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+import datasets
+import nets
 
 Predictor = Callable[[Tensor], "Tensor | np.ndarray"]
 
@@ -66,12 +67,8 @@ def _cifar10_test() -> datasets.Split:
 
 
 PUBLISHED = {
-    "resnet20": Published(
-        nets.cifar_resnet20, "weights/resnet-cifar10/resnet20-12fca82f.th", _cifar10_test, 0.9173
-    ),
-    "resnet56": Published(
-        nets.cifar_resnet56, "weights/resnet-cifar10/resnet56-4bfd9763.th", _cifar10_test, 0.9339
-    ),
+    "resnet20": Published(nets.cifar_resnet20, "weights/resnet-cifar10/resnet20-12fca82f.th", _cifar10_test, 0.9173),
+    "resnet56": Published(nets.cifar_resnet56, "weights/resnet-cifar10/resnet56-4bfd9763.th", _cifar10_test, 0.9339),
     "vit_mnist": Published(
         nets.vit_mnist, "weights/vit-mnist/vit_mnist_gpu.pt", lambda: datasets.mnist("test"), 0.9721
     ),

@@ -169,10 +169,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, _ = x.shape
-        q, k, v = (
-            part.reshape(n, tokens, self.heads, -1).transpose(1, 2)
-            for part in self.to_qkv(x).chunk(3, dim=-1)
-        )
+        q, k, v = (part.reshape(n, tokens, self.heads, -1).transpose(1, 2) for part in self.to_qkv(x).chunk(3, dim=-1))
         weights = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1)
         return self.to_out((weights @ v).transpose(1, 2).reshape(n, tokens, -1))
 
@@ -202,9 +199,7 @@ class Transformer(nn.Module):
     def __init__(self, dim: int, depth: int, heads: int, width: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [PreNorm(dim, Attention(dim, heads, width)), PreNorm(dim, FeedForward(dim, hidden))]
-            )
+            nn.ModuleList([PreNorm(dim, Attention(dim, heads, width)), PreNorm(dim, FeedForward(dim, hidden))])
             for _ in range(depth)
         )
 
@@ -219,9 +214,7 @@ class Transformer(nn.Module):
 class VitMnist(nn.Module):
     """Vision transformer with a class token (Dosovitskiy et al. 2021); (N, 1, 28, 28) -> logits (N, 10)."""
 
-    def __init__(
-        self, dim: int = 64, depth: int = 6, heads: int = 4, width: int = 64, hidden: int = 128
-    ) -> None:
+    def __init__(self, dim: int = 64, depth: int = 6, heads: int = 4, width: int = 64, hidden: int = 128) -> None:
         super().__init__()
         patch = 4
         self.pos_embedding = nn.Parameter(torch.randn(1, (28 // patch) ** 2 + 1, dim))

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-import nets
 import torch
 import torch.nn.functional as F
-from evaluate import accuracy
 from torch import Tensor, nn
+
+import datasets
+import nets
+from evaluate import accuracy
 
 TRAINED = Path(__file__).resolve().parents[1] / "build" / "trained"
 
@@ -91,9 +92,7 @@ def save(net: nn.Module, name: str, folder: Path = TRAINED) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the small nets of the benchmarks.")
-    parser.add_argument(
-        "names", nargs="*", default=["mnist", "fashion", "text"], help=f"of {', '.join(RECIPES)}"
-    )
+    parser.add_argument("names", nargs="*", default=["mnist", "fashion", "text"], help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
