@@ -228,8 +228,9 @@ def in_process(task: dict[str, Any]) -> dict[str, Any]:
 # -- the parts ------------------------------------------------------------------------------------------------------
 
 
-def compare(names: list[str], rounds: int, *, cold: bool, threads: int, limit: int) -> list[dict[str, Any]]:
-    """Rounds of both sides, who goes first in turns; a side that gave no answer is not asked again."""
+def compare(names: list[str], rounds: int, *, cold: bool, threads: int, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """What is known after each round of both sides, who goes first in turns; a side that gave no answer is not asked
+    again."""
     samples: dict[tuple[str, str], list[dict[str, Any]]] = {(name, side): [] for name in names for side in SIDES}
     for number in range(rounds):
         for name in names:
@@ -240,7 +241,7 @@ def compare(names: list[str], rounds: int, *, cold: bool, threads: int, limit: i
                 task = {"part": "compare", "side": side, "model": name, "cold": cold, "limit": limit}
                 taken.append(in_process(task | {"threads": threads}))
                 print(f"{name:14} {side:14} {_said(taken[-1])}", flush=True)
-    return [_compared(name, *(samples[name, side] for side in SIDES), cold=cold, limit=limit) for name in names]
+        yield [_compared(name, *(samples[name, side] for side in SIDES), cold=cold, limit=limit) for name in names]
 
 
 def _said(sample: dict[str, Any]) -> str:
@@ -441,14 +442,14 @@ def main() -> None:
         return
     parts = given.parts or ("compare", "couple", "memory")
     stamp = provenance() | {"threads": given.threads}
-    rows: list[dict[str, Any]] = []
     if "couple" in parts:
-        rows += label_analysis(given.threads)
+        write(given.out, [row | stamp for row in label_analysis(given.threads)])
     if "memory" in parts:
-        rows += memory()
+        write(given.out, [row | stamp for row in memory()])
     if "compare" in parts:
-        rows += compare(given.only, given.rounds, cold=given.cold, threads=given.threads, limit=given.limit)
-    write(given.out, [row | stamp for row in rows])
+        options = {"cold": given.cold, "threads": given.threads, "limit": given.limit}
+        for rows in compare(given.only, given.rounds, **options):
+            write(given.out, [row | stamp for row in rows])
 
 
 if __name__ == "__main__":

@@ -331,8 +331,8 @@ def main() -> None:
             print(f"{row.net:10} {row.criterion:24} {row.ratio:.2f} seed {row.seed}: {said}", flush=True)
     title = "# Criteria at equal widths\n\nAccuracy in %, right after removal → after BatchNorm recalibration; "
     legend = (
-        "bold: better than all five seeds of random; random: mean ± standard deviation. *s*: longest scoring time, on a "
-        "busy machine. Nothing is trained.\n\n"
+        "bold: better than all five seeds of random; random: mean ± standard deviation. *s*: longest scoring time, on "
+        "a busy machine. Nothing is trained.\n\n"
     )
     text = title + legend + table(rows) + "\n\n" + verdict(rows) + "\n\n![plot](criteria.png)\n"
     (RESULTS / "criteria.md").write_text(text)

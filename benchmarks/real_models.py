@@ -183,14 +183,14 @@ def _recorded(report: dict[str, Any]) -> dict[str, Any]:
     row = {
         "block": report["recipe"]["block"],
         "free_share": report["free_share"],
-        "removed_share": _removed_share(report["groups"]),
+        "removed_share": report["channels"]["removed_share"],
         "dense": report["dense"],
         "slim": report["slim"],
         **errors,
         "ties": proof["ties"],
         "float64": proof["float64"],
         "batches": proof["batches"],
-        "own_class": not any("its class" in note for note in report["warnings"]),
+        "own_class": not any("model is the traced graph" in note for note in report["warnings"]),
         "pinned": _pinned(report["pinned"]),
         "unknown_ops": report["unknown_ops"],
         "warnings": report["warnings"],
@@ -200,12 +200,6 @@ def _recorded(report: dict[str, Any]) -> dict[str, Any]:
     if any(not error <= TOLERANCE for error in errors.values()):
         row["fault"] = f"an error is above {TOLERANCE:.0e}"
     return row
-
-
-def _removed_share(groups: list[dict[str, Any]]) -> float:
-    """Of the channels that were free to go."""
-    before, after = (sum(g[side] * g["positions_per_channel"] for g in groups) for side in ("before", "after"))
-    return round(1 - after / before, 4)
 
 
 def _pinned(pins: list[dict[str, Any]]) -> list[dict[str, Any]]:
