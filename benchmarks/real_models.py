@@ -160,7 +160,7 @@ def one_run(case: Case, source: Path, ratio: float, seed: int, *, bench: bool, t
         try:
             report = run(job, lambda stage: None).as_dict()
         except SlimError as error:
-            return row | {"fault": f"{type(error).__name__}: {error}"}
+            return row | {"fault": f"{type(error).__name__}: {error}".replace(f"{source.parent}{os.sep}", "")}
         except Exception as error:
             traceback.print_exc()
             return row | {"fault": f"crash: {''.join(traceback.format_exception_only(error)).strip()}"}

@@ -34,9 +34,10 @@ from slim_model.statistics import (
 )
 from slim_model.trace import Graph, trace
 
-UNREAD = {"slice_first", "narrow_channels"}  # half of their channels are cut away in the forward
-# Weights computed from weights alone, frequencies, or a trace that refuses a second batch: data says nothing.
-SOME = ["conv_bn_relu", "mlp", "windows", "multihead_attention", "stacked_experts", "cat_batch", "channel_shuffle"]
+SOME = [
+    *("conv_bn_relu", "mlp", "windows", "multihead_attention", "stacked_experts", "cat_batch", "channel_shuffle"),
+    *("grouped_few", "depthwise_multiplier", "pixel_unshuffle", "rotary", "group_norm_between", "conv3d_flatten"),
+]
 
 
 @functools.cache
@@ -89,6 +90,21 @@ def _values(coupling: Coupling, inputs: tuple[Any, ...]) -> list[Tensor]:
             Keep(coupling.graph.module).run(initial_env=coupling.graph.bind(inputs))
         found.append(by_sample(values[place.seen.node], place.seen, len(inputs[0])).flatten(2))
     return found
+
+
+@pytest.mark.parametrize("name", [n for n in SOME if n in NETS])
+def test_every_statistic_can_be_had(name: str) -> None:
+    coupling, inputs = coupling_of(name), NETS[name].inputs(4)
+    names = tuple(n for n in STATISTICS if n != "classes")
+    data = open_data([inputs], coupling.graph.inputs)
+    found = gather(coupling, data, names)
+    graded = gather(coupling, data, ("gates", "curvature"), loss=lambda out, _: out.square().mean())
+    for number, group in enumerate(coupling.groups):
+        for view in found.groups[number].views:
+            assert view.statistics["moments"].mean.shape == view.channel.shape
+            assert all(bool(torch.isfinite(view.statistics[n].gram).all()) for n in names if n == "contributions")
+        gates = graded.groups[number].gates
+        assert gates is None or (gates.count, gates.squared.shape) == (4, (group.width,))
 
 
 def test_a_depthwise_layer_and_a_norm_hand_on() -> None:

@@ -114,7 +114,6 @@ def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
         assert text.encode() not in data
 
 
-@pytest.mark.xfail(strict=True, reason="the file with the weights keeps the name of the temporary file")
 def test_weights_that_one_file_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond 2 GB they lie beside the ONNX file, which names them."""
     monkeypatch.setattr(export, "_LARGEST_PROTOBUF", 0)

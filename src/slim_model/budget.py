@@ -55,13 +55,17 @@ def _local(coupling: Coupling, ratio: float) -> list[float]:
 
 
 def _global(coupling: Coupling, scores: list[Tensor], ratio: float) -> list[float]:
-    """One threshold for all groups; scores are divided by their group's mean so that groups compare."""
-    relative = [score / score.mean().clamp(min=1e-12) for score in scores]
-    everything = torch.cat(relative)
-    removed = int(len(everything) * ratio)
-    threshold = torch.sort(everything).values[removed] if removed < len(everything) else everything.max()
-    floors = [max(1.0, group.width * _GLOBAL_FLOOR) for group in coupling.groups]
-    return [max(floor, float((r >= threshold).sum())) for r, floor in zip(relative, floors, strict=True)]
+    """One ranking over all groups; scores are divided by their group's mean size so that groups compare. Equal
+    scores are taken from all groups alike."""
+    relative = [score / score.abs().mean().clamp(min=1e-30) for score in scores]
+    owner = torch.cat([torch.full((len(score),), i) for i, score in enumerate(scores)])
+    place = torch.cat([torch.arange(len(score)) / len(score) for score in scores])
+    order = np.lexsort((place.numpy(), torch.cat(relative).numpy()))
+    removed = torch.bincount(owner[order[: int(len(order) * ratio)]], minlength=len(scores)).tolist()
+    return [
+        max(1.0, group.width * _GLOBAL_FLOOR, group.width - gone)
+        for group, gone in zip(coupling.groups, removed, strict=True)
+    ]
 
 
 def _rounded(target: float, width: int, span: int, multiple_of: int) -> int:
@@ -74,8 +78,8 @@ def _rounded(target: float, width: int, span: int, multiple_of: int) -> int:
     while block > 1 and target * span < block:
         block //= 2
     step = block // np.gcd(block, span)
-    count = max(1, round(target / step)) * step
-    return int(min(width, max(1, count)))
+    count = min(width, max(1, round(target / step)) * step)
+    return width if abs(width - target) < abs(count - target) else int(count)
 
 
 def _refill(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> None:

@@ -85,7 +85,7 @@ def to_onnx(
     _name_axes(result.model, graph)
     large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > _LARGEST_PROTOBUF
     try:
-        result.save(str(path), external_data=large or weights_beside)
+        onnx_ir.save(result.model, path, external_data=f"{_final_name(path)}.data" if large or weights_beside else None)
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
 
@@ -170,6 +170,11 @@ def beside(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _final_name(path: Path) -> str:
+    """What a file from ``beside`` will be called in the end."""
+    return path.name[1:].rsplit(".", 2)[0] if path.suffix == ".part" else path.name
 
 
 def _umask() -> int:

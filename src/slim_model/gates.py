@@ -91,7 +91,7 @@ def gate_gradients(coupling: Coupling, places: list[Place], batch: Batch, loss: 
     with torch.enable_grad():
         total = _loss_of(run, coupling, batch, loss)
         taps = [tap for tap, _ in run.taps.values()]
-        slopes = torch.autograd.grad(total, taps, allow_unused=True)
+        slopes = _gradient(total, taps)
     gradients = {
         g: torch.zeros(batch.samples, coupling.groups[g].width, dtype=torch.float64) for g in {p.group for p in places}
     }
@@ -134,6 +134,18 @@ def _loss_of(run: fx.Interpreter, coupling: Coupling, batch: Batch, loss: Loss |
     if not total.requires_grad:
         raise InputError("the loss has no gradient: it does not depend on the model's channels, or detaches them.")
     return total
+
+
+def _gradient(total: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> Any:
+    try:
+        return torch.autograd.grad(total, inputs, allow_unused=True, create_graph=create_graph)
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise InputError(
+            "the model writes in place over values that its gradient needs, as it would in training. "
+            "Use a criterion without gradients, or operators that do not write in place."
+        ) from error
 
 
 def _bound(coupling: Coupling, batch: Batch) -> dict[fx.Node, Any]:
@@ -200,7 +212,7 @@ def gate_curvature(
     gates = torch.ones(sum(widths), dtype=torch.float64, requires_grad=True)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         total = _loss_of(_Gated(coupling, places, gates, starts), coupling, batch, loss)
-        (slope,) = torch.autograd.grad(total, gates, create_graph=True)
+        (slope,) = _gradient(total, [gates], create_graph=True)
         products = [torch.autograd.grad(slope @ probe, gates, retain_graph=True)[0] for probe in probes]
     rows = torch.stack(products)
     return {

@@ -103,8 +103,6 @@ class Walk:
         self.shared: dict[str, str] = {}
         self._constants: dict[fx.Node, Tensor | None] = {}
 
-    # -- the pass -----------------------------------------------------------------------------------------------
-
     def run(self) -> Walk:
         for node in self.graph.nodes:
             self.node = node
@@ -188,8 +186,6 @@ class Walk:
     @property
     def starts(self) -> list[int]:
         return [birth.start for birth in self.births]
-
-    # -- what the rules say -------------------------------------------------------------------------------------
 
     def fresh(self, size: int, owner: str = "", axis: int = 0) -> Axis:
         """New labels for an axis; an axis of one position cannot lose it and is fixed.
@@ -306,8 +302,6 @@ class Walk:
         if axis is not None:
             self.made.append((axis, self.node))
         return axis
-
-    # -- looking things up --------------------------------------------------------------------------------------
 
     def arguments(self, node: fx.Node) -> dict[str, Any]:
         """Arguments of ``node`` by their names in the operator's schema, with Values in place of nodes."""

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from slim_model.errors import InputError
 from slim_model.labels import bound
 from slim_model.places import Spot
 from slim_model.statistics import SUMMED, Patch, places
+from slim_model.trace import source_line
 
 aten = torch.ops.aten
 
@@ -86,7 +88,13 @@ def _one_by_one(node: fx.Node, spot: Spot, env: dict[fx.Node, Any], first: int, 
 
     def run(operand: Tensor) -> Tensor:
         arguments = fx.map_arg((node.args, node.kwargs), lambda n: operand if n is spot.node else env[n])
-        return node.target(*arguments[0], **arguments[1]).detach().reshape(samples, -1)  # type: ignore[operator]
+        result = node.target(*arguments[0], **arguments[1]).detach()  # type: ignore[operator]
+        if result.numel() % samples:
+            raise InputError(
+                f"samples of a batch are summed at {source_line(node)}, so this criterion cannot rank what is read "
+                "there. Use another one."
+            )
+        return result.reshape(samples, -1)
 
     nothing = run(torch.zeros_like(whole))
     at = places(first, samples, nothing.shape[1], wanted=SUMMED).to(whole.device)

@@ -58,29 +58,30 @@ def run(job: Job, progress: Progress) -> Report:
     with clock("compile"):
         compiled = compile_model(subject.model, subject.inputs, job.recipe, program=subject.program, progress=progress)
         module, own = small_module(subject.model, compiled)
-    with clock("export"), beside(job.target) as temporary:
-        progress("writing and checking ONNX")
-        to_onnx(compiled.small, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
-        error = check_onnx(temporary, compiled.small, _onnx_batches(compiled, job.recipe.seed))
-        size = temporary.stat().st_size
-        if job.save:
-            save(compiled, module, own, job.save, job.recipe)
-    with clock("measure"):
-        latency, dense_size = _measure(job, subject, compiled, module, progress) if job.bench else ([], None)
-    report = make_report(
-        compiled,
-        job.recipe,
-        module_is_own=own or subject.kind in _WITHOUT_CLASS,
-        source={"name": job.source.name, "sha256": subject.sha256, "kind": subject.kind},
-        files=(dense_size or compiled.dense_cost.bytes, size),
-        onnx_error=error,
-        warnings=subject.notes,
-        latency=latency,
-        seconds=clock.seconds,
-    )
-    if job.report:
-        with beside(job.report) as temporary:
-            temporary.write_text(report.as_json())
+    with beside(job.target) as temporary:  # OUT.onnx appears when nothing can fail any more
+        with clock("export"):
+            progress("writing and checking ONNX")
+            to_onnx(compiled.small, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
+            error = check_onnx(temporary, compiled.small, _onnx_batches(compiled, job.recipe.seed))
+            size = temporary.stat().st_size
+            if job.save:
+                save(compiled, module, own, job.save, job.recipe)
+        with clock("measure"):
+            measured = _measure(job, subject, compiled, module, temporary, progress) if job.bench else ([], None)
+        report = make_report(
+            compiled,
+            job.recipe,
+            module_is_own=own or subject.kind in _WITHOUT_CLASS,
+            source={"name": job.source.name, "sha256": subject.sha256, "kind": subject.kind},
+            files=(measured[1] or compiled.dense_cost.bytes, size),
+            onnx_error=error,
+            warnings=subject.notes,
+            latency=measured[0],
+            seconds=clock.seconds,
+        )
+        if job.report:
+            with beside(job.report) as text:
+                text.write_text(report.as_json())
     return report
 
 
@@ -126,7 +127,7 @@ def _first_of(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _measure(
-    job: Job, subject: Subject, compiled: Compiled, module: nn.Module, progress: Progress
+    job: Job, subject: Subject, compiled: Compiled, module: nn.Module, written: Path, progress: Progress
 ) -> tuple[list[Comparison], int]:
     """Dense against slim, in turns, in onnxruntime and in PyTorch; also the bytes of the dense ONNX file."""
     inputs = _first_of(compiled.dense.inputs) if compiled.dense.dynamic_batch else compiled.dense.inputs
@@ -136,7 +137,7 @@ def _measure(
         dense = Path(folder) / "dense.onnx"
         to_onnx(compiled.dense, dense, opset=job.opset, metadata={}, weights_beside=True)
         rows = []
-        pairs = {"onnxruntime": (dense, job.target), "pytorch": (subject.model, module)}
+        pairs = {"onnxruntime": (dense, written), "pytorch": (subject.model, module)}
         for runtime, (big, small) in pairs.items():
             progress(f"measuring latency in {runtime}")
             rows.append(compare(runtime + suffix, big, small, inputs, threads=job.threads))

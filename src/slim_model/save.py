@@ -105,15 +105,32 @@ def restore(model: nn.Module, file: str | Path) -> nn.Module:
     if metadata.get("format") != "slim-model/1":
         raise InputError(f"{file} was not written by slim-model --save: it holds no plan.")
     if metadata["form"] == "module":
-        return _restore_module(model, tensors, str(file))
+        return _restore_module(model, tensors, metadata, str(file))
     return _restore_graph(model, tensors, metadata, str(file))
 
 
-def _restore_module(model: nn.Module, tensors: dict[str, Tensor], file: str) -> nn.Module:
-    missing = [name for name in tensors if name not in model.state_dict(keep_vars=True)]
-    if missing:
-        raise InputError(f"{file} does not belong to this model: it has no '{missing[0]}' ({len(missing)} in all).")
+def _restore_module(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
+    _check_belongs(model, tensors, json.loads(metadata["removed"]), file)
     return shrink_module(model, tensors).eval()
+
+
+def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[str, Any], file: str) -> None:
+    """Every tensor of the file is one of ``model`` less what was removed, and the other way round."""
+    state = model.state_dict(keep_vars=True)
+    own = {id(tensor) for name, tensor in state.items() if name in tensors}
+    missing = [name for name in tensors if name not in state] or [n for n, t in state.items() if id(t) not in own]
+    if missing:
+        raise InputError(
+            f"{file} does not belong to this model: '{missing[0]}' is not in both ({len(missing)} in all)."
+        )
+    for name, tensor in tensors.items():
+        kept = list(state[name].shape)
+        for axis, gone in removed.get(name, {}).items():
+            kept[int(axis)] -= len(gone)
+        if kept != list(tensor.shape):
+            raise InputError(
+                f"{file} does not belong to this model: '{name}' would be {kept} here, and is {list(tensor.shape)} there."
+            )
 
 
 def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
@@ -124,11 +141,16 @@ def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[
     keep = np.ones(coupling.component.max() + 1, bool)
     for owner, axes in json.loads(metadata["removed"]).items():
         births = {str(b.axis): b for b in coupling.births_of(owner)}
-        if not axes.keys() <= births.keys():
+        if any(axis not in births or max(gone) >= births[axis].size for axis, gone in axes.items()):
             raise InputError(f"{file} does not belong to this model: it cuts '{owner}', which this one lacks.")
         for axis, gone in axes.items():
             keep[coupling.component[births[axis].start + np.array(gone)]] = False
     small, _ = shrink(coupling, keep)
+    for name, tensor in tensors.items():
+        here = small.tensors.get(name)
+        if here is None or here.shape != tensor.shape:
+            sizes = "missing here" if here is None else f"{list(here.shape)} here, {list(tensor.shape)} there"
+            raise InputError(f"{file} does not belong to this model: '{name}' is {sizes}.")
     return graph_module(small.with_tensors(small.tensors | tensors)).eval()
 
 

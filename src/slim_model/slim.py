@@ -62,6 +62,8 @@ class Recipe:
     engine: Literal["slim", "torch-pruning"] = "slim"
 
     def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
         if not 0 < self.ratio < 1:
             raise InputError(
                 f"ratio {self.ratio} is not between 0 and 1. It is the fraction of channels removed: 0.5 halves widths."

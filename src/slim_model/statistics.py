@@ -238,7 +238,7 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """``total``: sum over samples of the rank of each map, of ``count`` samples."""
+    """``total``: sum over samples of the rank of a channel's map (the mean, where it has several), of ``count``."""
 
     total: Tensor
     count: int
@@ -246,8 +246,8 @@ class Ranks:
 
     @classmethod
     def of(cls, seen: Seen) -> Ranks:
-        maps = seen.values.unflatten(2, seen.grid)
-        return cls(torch.linalg.matrix_rank(maps).sum(0), len(maps), min(seen.grid))
+        maps = seen.values.unflatten(2, (-1, *seen.grid))
+        return cls(torch.linalg.matrix_rank(maps).double().mean(2).sum(0), len(maps), min(seen.grid))
 
     def merge(self, other: Ranks) -> Ranks:
         return Ranks(self.total + other.total, self.count + other.count, self.full)
