@@ -85,7 +85,10 @@ def to_onnx(
     _name_axes(result.model, graph)
     large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > _LARGEST_PROTOBUF
     try:
-        onnx_ir.save(result.model, path, external_data=f"{_final_name(path)}.data" if large or weights_beside else None)
+        if large:  # named after the file that ``path`` will become
+            onnx_ir.save(result.model, path, external_data=f"{_final_name(path)}.data")
+        else:
+            result.save(str(path), external_data=weights_beside)
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
 

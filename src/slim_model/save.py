@@ -129,7 +129,7 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[s
             kept[int(axis)] -= len(gone)
         if kept != list(tensor.shape):
             raise InputError(
-                f"{file} does not belong to this model: '{name}' would be {kept} here, and is {list(tensor.shape)} there."
+                f"{file} does not belong to this model: '{name}' is {kept} here, and {list(tensor.shape)} there."
             )
 
 
