@@ -36,9 +36,8 @@ from provenance import RESULTS, peak_bytes, provenance, summary
 from real_models import enliven
 from slim_model.couple import couple
 from slim_model.export import check_onnx, to_onnx
-from slim_model.run import _onnx_batches
 from slim_model.simplify import simplify
-from slim_model.slim import Recipe, compile_model, small_module
+from slim_model.slim import Recipe, compile_model, onnx_batches, small_module
 from slim_model.trace import trace
 
 GOALS = ("resnet50", "vgg16_bn", "densenet121", "vit_b_16")
@@ -94,7 +93,7 @@ def ours(model: nn.Module, inputs: Tensor, target: Path) -> dict[str, Any]:
     laps("writing ONNX")
     to_onnx(compiled.small, target, opset=None, metadata={})
     laps("checking ONNX")
-    error = check_onnx(target, compiled.small, _onnx_batches(compiled, recipe.seed))
+    error = check_onnx(target, compiled.small, onnx_batches(compiled.small, recipe.seed))
     return laps.end() | {"params": compiled.slim_cost.params, "error": error}
 
 

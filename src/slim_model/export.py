@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,23 @@ import onnxscript.rewriter
 import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from onnxscript.rewriter.rules import common as rules
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from slim_model.errors import InputError, ProofError
+from slim_model.lower import Lowered, lowered, with_shapes
 from slim_model.prove import TOLERANCE, relative_error
 from slim_model.shrink import graph_module
 from slim_model.trace import Graph, quiet
 
 
-def to_program(graph: Graph) -> ExportedProgram | None:
+def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> ExportedProgram | None:
     """The graph as a torch.export program over its own tensors; None where it was traced from a run."""
     program = graph.program
     if program is None:
         return None
+    with_shapes(graph.module)
     signature = program.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     inputs = [
@@ -49,7 +52,7 @@ def to_program(graph: Graph) -> ExportedProgram | None:
         if name in named
     }
     constants = {name: tensor for name, tensor in graph.tensors.items() if name not in state}
-    result = ExportedProgram(
+    result = kind(
         root=graph.module,
         graph=graph.module.graph,
         graph_signature=ExportGraphSignature(inputs, signature.output_specs),
@@ -69,7 +72,7 @@ def to_onnx(
     graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, str], weights_beside: bool = False
 ) -> None:
     """Write ``graph`` as ONNX at ``path`` (no checks yet). ``weights_beside`` takes less memory, but two files."""
-    program = to_program(graph)
+    program = to_program(_copied(graph, lowered), Lowered)
     options: Any = {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
     with quiet():
         if program is not None:
@@ -91,6 +94,10 @@ def to_onnx(
             result.save(str(path), external_data=weights_beside)
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
+
+
+def _copied(graph: Graph, change: Callable[[fx.Graph], fx.Graph]) -> Graph:
+    return dataclasses.replace(graph, module=fx.GraphModule(graph.module, change(graph.module.graph)))
 
 
 _LARGEST_PROTOBUF = 1_900_000_000  # bytes; beyond it ONNX stores weights beside the file

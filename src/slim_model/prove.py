@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError, ProofError
-from slim_model.labels import Replay, Value, Walk, bound
+from slim_model.labels import Replay, Value, Walk, bound, tensors_in
 from slim_model.ops import Cut, flow_of, row_of
 from slim_model.shrink import CutFailed
-from slim_model.trace import Graph, source_line
+from slim_model.trace import Graph, first_of, source_line
 
 TOLERANCE = 1e-4
 
@@ -38,15 +38,16 @@ class Proof:
     onnx_max_rel_error: float | None = None
 
 
-def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> float:
-    """The traced graph against the model itself, on the example input; the largest relative error."""
-    example = pytree.tree_unflatten(graph.inputs, pytree.tree_structure(inputs))
-    expected = _outputs(model, example)
-    got = graph.run(graph.inputs)[-len(expected) :]  # buffers that the forward updates come first
-    error = _largest(expected, got)
+def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """The traced graph against the model itself, on the example input; returns what the user should be warned of."""
+    single = first_of(graph)
+    if graph.dynamic_batch and _trace_error(model, graph, inputs, single) <= TOLERANCE:
+        return ()
+    error = _trace_error(model, graph, inputs, graph.inputs)
     if error <= TOLERANCE:
-        return error
-    if not _largest(expected, _outputs(model, example)) <= TOLERANCE:
+        return () if not graph.dynamic_batch else (_OTHER_AT_ONE,)
+    again = [_outputs(model, pytree.tree_unflatten(graph.inputs, pytree.tree_structure(inputs))) for _ in range(2)]
+    if not _largest(*again) <= TOLERANCE:
         raise InputError(
             "the model gives other outputs when it is run again on the same input, so nothing can be proven of it. "
             "Make its forward deterministic in eval mode (random numbers, dropout left on, a counter?)."
@@ -55,6 +56,21 @@ def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> floa
         f"the traced graph differs from the model by {error:.1e} (relative; allowed {TOLERANCE:.0e}). Nothing was "
         "written. Give a .pt2 made by torch.export, or report the model."
     )
+
+
+_OTHER_AT_ONE = (
+    "the model itself treats a batch of one in another way than larger batches (a squeeze, or a branch on the batch "
+    "size?); the small model treats it as it does larger ones. --static-batch --input 1x... is traced at one"
+)
+
+
+def _trace_error(model: nn.Module, graph: Graph, inputs: tuple[Any, ...], flat: tuple[Any, ...]) -> float:
+    """The largest relative error over the outputs; infinite where the model does not run or has others."""
+    try:
+        expected = _outputs(model, pytree.tree_unflatten(flat, pytree.tree_structure(inputs)))
+    except Exception:  # the user's forward, on a batch size that it was not given with
+        return math.inf
+    return _largest(expected, graph.run(flat)[-len(expected) :])  # buffers that the forward updates come first
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
@@ -139,17 +155,22 @@ class Masked(fx.Interpreter):
         if not touched:
             return super().run_node(n)
         held = {m: self.env[m] for m in touched}
-        change = self._zeroed if row.masks == "inputs" else self._gathered
-        self.env.update({m: change(self.env[m], value) for m, value in touched.items()})
+        for m, value in touched.items():
+            inputs = row.masks == "inputs"
+            self.env[m] = self._zeroed(n, m, value) if inputs else self._gathered(self.env[m], value)
         try:
             return super().run_node(n) if row.masks == "inputs" else self._scattered(n, self._on_kept(n, row))
         finally:
             self.env.update(held)
 
-    def _zeroed(self, tensor: Tensor, value: Value) -> Tensor:
+    def _zeroed(self, node: fx.Node, operand: fx.Node, value: Value) -> Tensor:
+        """A weight's axis that ``node`` hands on as it is stays: what comes out there is zeroed where it is read."""
+        made = [axis for out in tensors_in([self.cut.values[node]]) for axis in out.axes]
+        tensor = self.env[operand]
         for i, axis in enumerate(value.axes):
             removed = torch.nonzero(~self.cut.kept(axis, value.shape[i])).flatten()
-            if len(removed):
+            handed_on = operand.op == "placeholder" and any(axis is other for other in made)
+            if len(removed) and not handed_on:
                 tensor = tensor.index_fill(i, removed.to(tensor.device), 0)
         return tensor
 

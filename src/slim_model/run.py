@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from slim_model.errors import InputError
 from slim_model.export import beside, check_onnx, to_onnx
@@ -18,7 +17,8 @@ from slim_model.load import Subject, load
 from slim_model.measure import Comparison, compare
 from slim_model.report import Report, make_report
 from slim_model.save import check_format, save
-from slim_model.slim import Compiled, Progress, Recipe, compile_model, example_batches, small_module
+from slim_model.slim import Compiled, Progress, Recipe, compile_model, onnx_batches, small_module
+from slim_model.trace import first_of
 
 _WITHOUT_CLASS = ("exported program", "torchscript")
 
@@ -62,7 +62,7 @@ def run(job: Job, progress: Progress) -> Report:
         with clock("export"):
             progress("writing and checking ONNX")
             to_onnx(compiled.small, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
-            error = check_onnx(temporary, compiled.small, _onnx_batches(compiled, job.recipe.seed))
+            error = check_onnx(temporary, compiled.small, onnx_batches(compiled.small, job.recipe.seed))
             size = temporary.stat().st_size
             if job.save:
                 save(compiled, module, own, job.save, job.recipe)
@@ -116,21 +116,11 @@ def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:
     }
 
 
-def _onnx_batches(compiled: Compiled, seed: int) -> list[tuple[Any, ...]]:
-    batches = example_batches(compiled.dense, seed)
-    return [*batches, _first_of(batches[0])] if compiled.dense.dynamic_batch else batches
-
-
-def _first_of(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A batch of one."""
-    return tuple(x[:1] if isinstance(x, Tensor) and x.dim() else x for x in inputs)
-
-
 def _measure(
     job: Job, subject: Subject, compiled: Compiled, module: nn.Module, written: Path, progress: Progress
 ) -> tuple[list[Comparison], int]:
     """Dense against slim, in turns, in onnxruntime and in PyTorch; also the bytes of the dense ONNX file."""
-    inputs = _first_of(compiled.dense.inputs) if compiled.dense.dynamic_batch else compiled.dense.inputs
+    inputs = first_of(compiled.dense)
     suffix = "" if job.recipe.device == "cpu" else "-cuda"
     with tempfile.TemporaryDirectory() as folder:
         progress("exporting the dense model to compare with")

@@ -29,7 +29,7 @@ from slim_model.prove import TOLERANCE, Proof, check_trace, prove, relative_erro
 from slim_model.report import Report, make_report
 from slim_model.shrink import CutFailed, cut_of, graph_module, shrink, shrink_module
 from slim_model.simplify import simplify
-from slim_model.trace import Graph, evaluating, trace
+from slim_model.trace import Graph, evaluating, first_of, trace
 
 _ATTEMPTS = 40  # each failed attempt pins one more operator
 
@@ -130,7 +130,7 @@ def compile_model(
     progress("tracing the model")
     graph = simplify(trace(model, inputs, static_batch=recipe.static_batch, program=program))
     with evaluating(model):
-        check_trace(model, graph, inputs)
+        doubts = check_trace(model, graph, inputs)
     data = calibration(graph, recipe)
     pinned: dict[str, str] = {}
     while True:
@@ -144,7 +144,7 @@ def compile_model(
             progress("removing channels")
             small, replay = shrink(coupling, plan.keep)
             progress("proving that the small model equals the masked one")
-            batches = example_batches(graph, recipe.seed)
+            batches = [graph.inputs, *other_batches(graph, (1,), recipe.seed)]
             proof = prove(graph, small, cut_of(coupling, plan.keep), replay, batches)
             chosen.check(small, batches)
             break
@@ -155,7 +155,7 @@ def compile_model(
                     "This is a fault of slim-model: please report the model; --keep GLOB leaves layers out."
                 ) from failed
             pinned[failed.node] = f"removing channels here could not be shown to be exact ({failed.reason})"
-    notes = (*graph.warnings, *_vacuous(small, recipe.seed))
+    notes = (*graph.warnings, *doubts, *_vacuous(small, recipe.seed))
     return Compiled(graph, small, coupling, plan, proof, cost(coupling), cost(coupling, plan.keep), notes)
 
 
@@ -175,16 +175,21 @@ def calibration(graph: Graph, recipe: Recipe) -> Data | None:
     )
 
 
-def example_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:
-    """The example input, and random ones of another batch size where the batch is free.
+def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple[Any, ...]]:
+    """Random inputs of other batch sizes; of the example's size where the batch is fixed, of which one is enough.
 
-    A graph that follows one run holds for that run's input only.
+    A graph that follows one run holds for that run's input only: there are no others.
     """
     if graph.program is None:
-        return [graph.inputs]
+        return []
     generator = torch.Generator().manual_seed(seed)
-    other = 3 if graph.dynamic_batch else None
-    return [graph.inputs, tuple(_another(x, other, generator) for x in graph.inputs)]
+    free = sizes if graph.dynamic_batch else (None,)
+    return [tuple(_another(x, size, generator) for x in graph.inputs) for size in free]
+
+
+def onnx_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:
+    """One example, which is what most will run, and random inputs of a batch size that was never traced."""
+    return [first_of(graph), *other_batches(graph, (3,), seed)]
 
 
 def _another(x: Any, batch: int | None, generator: torch.Generator) -> Any:
@@ -223,12 +228,9 @@ def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]
 
 def _vacuous(small: Graph, seed: int) -> tuple[str, ...]:
     """Outputs that do not depend on the input cannot show a fault in the exported file."""
-    first, second = (small.run(x) for x in (small.inputs, _changed(small.inputs, seed)))
+    generator = torch.Generator().manual_seed(seed + 1)
+    example = first_of(small)
+    first, second = (small.run(x) for x in (example, tuple(_another(x, None, generator) for x in example)))
     if all(relative_error(a, b) < 1e-6 for a, b in zip(first, second, strict=True)):
         return ("the model's output is the same for every input tried, so comparing outputs says little",)
     return ()
-
-
-def _changed(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(seed + 1)
-    return tuple(_another(x, None, generator) for x in inputs)

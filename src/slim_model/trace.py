@@ -113,6 +113,13 @@ def trace(
             ) from error
 
 
+def first_of(graph: Graph) -> tuple[Any, ...]:
+    """The example input as a batch of one, where the batch is free."""
+    if not graph.dynamic_batch:
+        return graph.inputs
+    return tuple(x[:1] if isinstance(x, Tensor) and x.dim() else x for x in graph.inputs)
+
+
 def describe(inputs: tuple[Any, ...]) -> str:
     """``'2x3x224x224:float32'``: inputs as the user would type them."""
     return ", ".join(

@@ -175,11 +175,13 @@ def _check_needs(ranking: Ranking, data: Data | None, loss: Loss | None) -> None
 def without_ties(scores: Tensor, slices: Slices) -> Tensor:
     """The same scores, equal ones moved apart by the smallest steps: by reading weights, then the first up."""
     values = scores.numpy()
-    if len(np.unique(values)) == len(values):
+    _, number, many = np.unique(values, return_inverse=True, return_counts=True)
+    tied = np.flatnonzero(many[number] > 1)
+    if not len(tied):
         return scores
     read = np.zeros(len(values))
     for weight in slices.reads:
-        read += weight.double().square().sum(1).numpy()
+        read[tied] += weight[torch.from_numpy(tied)].double().square().sum(1).numpy()
     order = np.lexsort((-np.arange(len(values)), read, values))
     apart = values[order].copy()
     for i in range(1, len(apart)):

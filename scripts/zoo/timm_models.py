@@ -1,0 +1,45 @@
+"""timm: the smallest model of every family (a family is a module of ``timm.models``), or with ``--all`` every one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from timm.models import list_modules
+from torch import nn
+
+Inputs = tuple[Any, ...]
+_SIDE = 64
+"""Pixels where a model takes any size: convolutional nets do."""
+
+
+def _build(name: str) -> tuple[nn.Module, Inputs]:
+    model = timm.create_model(name, pretrained=False)
+    channels, *shape = model.pretrained_cfg["input_size"]
+    return model, (torch.randn(1, channels, *shape),)
+
+
+def _parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
+
+
+def smallest(family: str) -> str | None:
+    """The name with the fewest parameters; meta tensors, so that this takes no memory."""
+    sizes = {}
+    for name in timm.list_models(module=family):
+        try:
+            sizes[name] = _parameters(name)
+        except Exception:  # some builders need real tensors
+            continue
+    return min(sizes, key=sizes.__getitem__, default=None)
+
+
+FAMILIES = sorted(list_modules())
+
+
+def models(names: list[str]) -> dict[str, Callable[[], tuple[nn.Module, Inputs]]]:
+    return {name: functools.partial(_build, name) for name in names}
