@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 
 from slim_model.errors import InputError
-from slim_model.labels import FIXED, Birth, Replay, Walk
+from slim_model.labels import FIXED, Birth, Replay, Value, Walk
 from slim_model.ops import flow_of
 from slim_model.trace import Graph, module_path, source_line
 
@@ -87,6 +87,17 @@ class Coupling:
         total = self.free + single + sum(p.channels for p in self.pinned if not p.is_output)
         return self.free / total if total else 0.0
 
+    @property
+    def batch_holds_channels(self) -> bool:
+        """Some axis with channels is as long as the batch says (filters of their own for each sample, side by side):
+        its labels hold for the example's batch only."""
+        return any(
+            axis is not None and _varies(size)
+            for node, value in self.walk.values.items()
+            if isinstance(value, Value) and isinstance(node.meta.get("val"), Tensor)
+            for axis, size in zip(value.axes, node.meta["val"].shape, strict=True)
+        )
+
     def births_of(self, owner: str) -> list[Birth]:
         """Where labels of this stored tensor begin, for each of its axes; shared tensors have one set."""
         return self.walk.births_of.get(self.walk.shared.get(owner, owner), [])
@@ -98,6 +109,13 @@ class Coupling:
             labels = np.arange(birth.start, birth.start + birth.size)
             axes[birth.owner, birth.axis] = self.component[labels[keep[labels]]]
         return Replay(_as_tensors(axes), self.walk.choices, self.walk.pinned_nodes)
+
+
+def _varies(size: int | torch.SymInt) -> bool:
+    if isinstance(size, int):
+        return False
+    expression = size.node.expr  # (12 * b) // b does not
+    return len({expression.subs(dict.fromkeys(expression.free_symbols, b)) for b in (2, 3)}) > 1
 
 
 def couple(

@@ -144,7 +144,10 @@ def compile_model(
             progress("removing channels")
             small, replay = shrink(coupling, plan.keep)
             progress("proving that the small model equals the masked one")
-            batches = [graph.inputs, *other_batches(graph, (1,), recipe.seed)]
+            batches = [
+                graph.inputs,
+                *(() if coupling.batch_holds_channels else other_batches(graph, (1,), recipe.seed)),
+            ]
             proof = prove(graph, small, cut_of(coupling, plan.keep), replay, batches)
             chosen.check(small, batches)
             break
