@@ -181,7 +181,7 @@ def _placeholder(graph: Graph, name: str, tensor: Tensor, like: fx.Node) -> fx.N
     with nodes.inserting_after(stored[-1]) if stored else nodes.inserting_before(next(iter(nodes.nodes))):
         constant = nodes.placeholder(name)
     mode = getattr(like.meta["val"], "fake_mode", None)
-    constant.meta["val"] = tensor if mode is None else mode.from_tensor(tensor)
+    constant.meta["val"] = tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
     return constant
 
 
