@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 
 from slim_model.labels import bound
@@ -124,6 +125,6 @@ def with_shapes(module: fx.GraphModule) -> fx.GraphModule:
     inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     mode = next((mode for x in inputs if (mode := getattr(x, "fake_mode", None))), None)
     if mode is not None:
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), enable_python_dispatcher():  # without it some kernels fix a symbolic size
             _Shapes(module, garbage_collect_values=False).run(*inputs, enable_io_processing=False)
     return module

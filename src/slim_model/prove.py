@@ -222,11 +222,39 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> 
                 other.env[copied] = other.run_node(copied)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise CutFailed(node.name, str(error).splitlines()[0]) from error
+            _decide_once(node, copied, masked, other)
             layers = max(layers, _layer_error(node, copied, masked, other))
             for dead, dead_copy in last_use.get(node, ()):
                 masked.env.pop(dead, None)
                 other.env.pop(dead_copy, None)
     raise AssertionError("a graph ends with its output")
+
+
+_STEPS = {
+    *(torch.ops.aten.floor, torch.ops.aten.ceil, torch.ops.aten.round, torch.ops.aten.trunc, torch.ops.aten.sign),
+    *(torch.ops.aten.remainder, torch.ops.aten.fmod, torch.ops.aten.floor_divide),
+}
+"""They decide as a comparison does, though what comes out is no index and no flag."""
+
+
+def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> None:
+    """A sort, a threshold, the largest value: rounding alone may turn them. Where the values that they look at agree
+    on both sides, both go on with one decision; where these differ, it is left to differ and is found behind."""
+    taken, own = pytree.tree_leaves(masked.env[node]), pytree.tree_leaves(other.env[copied])
+    tensors = [x for x in taken if isinstance(x, Tensor)]
+    decides = any(not x.is_floating_point() for x in tensors) or getattr(node.target, "overloadpacket", None) in _STEPS
+    if not decides or not tensors or any(not isinstance(x, Tensor) for x in taken):
+        return
+    values = tensors_in([masked.cut.values[node]])
+    taken = [masked._gathered(x, v) for x, v in zip(taken, values, strict=True)]
+    if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(taken, own, strict=True)):
+        return
+    for read, other_read in zip(node.all_input_nodes, copied.all_input_nodes, strict=True):
+        value, a, b = masked.cut.values[read], masked.env[read], other.env[other_read]
+        compared = isinstance(a, Tensor) and isinstance(value, Value)
+        if compared and not relative_error(masked._gathered(a, value), b) <= TOLERANCE:
+            return
+    other.env[copied] = taken[0] if isinstance(masked.env[node], Tensor) else type(masked.env[node])(taken)
 
 
 def _layer_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
