@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx
 
 from slim_model.couple import Coupling
-from slim_model.labels import Value, fixed
+from slim_model.labels import Value, fixed, tensors_in
 from slim_model.ops import Cut, row_of
 from slim_model.shrink import cut_of
 
@@ -43,10 +43,11 @@ def layer_macs(coupling: Coupling, cut: Cut) -> dict[fx.Node, int]:
     counted = {}
     for node in graph.nodes:
         row = row_of(node.target) if node.op == "call_function" else None
-        if row is None or row.macs is None or not isinstance(cut.values[node], Value):
+        outputs = tensors_in([cut.values[node]])
+        if row is None or row.macs is None or not outputs:
             continue
         shapes = _kept(cut, coupling.walk.arguments(node))
-        counted[node] = row.macs(fixed(cut.shape(cut.values[node])), **shapes) // batch
+        counted[node] = row.macs(fixed(cut.shape(outputs[0])), **shapes) // batch
     return counted
 
 

@@ -127,6 +127,8 @@ def shrink_module(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
 def _update_attributes(module: nn.Module) -> None:
     """Sizes that standard layers remember beside their weights."""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        _update_recurrent(module)
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return
@@ -148,6 +150,15 @@ def _update_attributes(module: nn.Module) -> None:
         module.normalized_shape = tuple(shape)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = shape
+
+
+def _update_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+    rows, module.input_size = getattr(module, f"weight_ih{layer}").shape
+    gates = 4 if isinstance(module, nn.LSTM | nn.LSTMCell) else 3 if isinstance(module, nn.GRU | nn.GRUCell) else 1
+    module.hidden_size = rows // gates
+    if getattr(module, "proj_size", 0):
+        module.proj_size = len(getattr(module, f"weight_hr{layer}"))
 
 
 def _groups_left(conv: nn.modules.conv._ConvNd, shape: torch.Size) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.ops import along, contract, create, movement, norm, pointwise
+from slim_model.ops import along, contract, create, movement, norm, pointwise, recurrent
 from slim_model.ops.row import Cut, Op
 
 __all__ = ["OPS", "Cut", "Op", "flow_of", "row_of"]
@@ -25,6 +25,7 @@ OPS: dict[Any, Op] = {
     **norm.ROWS,
     **along.ROWS,
     **create.ROWS,
+    **recurrent.ROWS,
 }
 
 
