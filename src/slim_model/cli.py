@@ -1,4 +1,5 @@
-"""The command line: ``slim-model IN OUT.onnx``. Options are the fields of Recipe; nothing is decided here."""
+"""The command line: ``slim-model IN OUT.onnx`` and ``slim-model explain IN``. Options are the fields of Recipe; nothing
+is decided here."""
 
 from __future__ import annotations
 
@@ -22,15 +23,33 @@ from slim_model.errors import InputError, SlimError
 from slim_model.slim import Recipe
 from slim_model.specs import SPECS
 
-app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+class _SlimByDefault(typer.core.TyperGroup):
+    """``slim-model IN OUT`` means ``slim-model slim IN OUT``, and its help is the help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = args[:1] and args[0] in self.commands
+        return super().parse_args(ctx, args if named else ["slim", *args])
+
+
+app = typer.Typer(
+    cls=_SlimByDefault,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 _ACROSS = "Model in, model out"
 _CHOICE = "What is removed"
 _DATA = "Data to rank by"
 _MEASURE = "Measuring and reporting"
+_IN = "Model in"
+_SHOW = "What is shown"
 
 
-@app.command(name="slim")
+@app.command(
+    name="slim",
+    epilog="Other commands: slim-model explain IN says which channels go together, and what the others wait for.",
+)
 def slim_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A module, state dict, checkpoint, .safetensors, .pt2 or TorchScript file.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="Appears only when every check has passed.")],
@@ -114,6 +133,38 @@ def _device(text: str) -> Literal["cpu", "cuda"]:
     return cast(Literal["cpu", "cuda"], text)
 
 
+@app.command(name="explain")
+def explain_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A model, as for slim-model IN OUT.onnx.")],
+    layer: Annotated[str | None, typer.Option(metavar="NAME", help="Only what touches these layers: a name, its beginning (layer3) or a glob.", rich_help_panel=_SHOW)] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="F", help="Everything, for machines.", rich_help_panel=_SHOW)] = None,
+    as_dot: Annotated[Path | None, typer.Option("--dot", metavar="F", help="The coupling as graphviz text.", rich_help_panel=_SHOW)] = None,
+    as_svg: Annotated[Path | None, typer.Option("--svg", metavar="F", help="The coupling as a picture.", rich_help_panel=_SHOW)] = None,
+    keep: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="As if these layers were left alone (repeat).", rich_help_panel=_CHOICE)] = None,
+    arch: Annotated[str | None, typer.Option(metavar="SPEC", help="Builds the model of a state dict.", rich_help_panel=_IN)] = None,
+    inputs: Annotated[list[str] | None, typer.Option("--input", metavar="1x3x224x224[:dtype]", help="Example input, where it cannot be known (one per input).", rich_help_panel=_IN)] = None,
+    static_batch: Annotated[bool, typer.Option("--static-batch", help="Fix the batch size at that of --input.", rich_help_panel=_IN)] = False,
+    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside IN. Only for files you made.", rich_help_panel=_IN)] = False,
+    code: Annotated[Path | None, typer.Option(metavar="FILE.py", help="With --trust-pickle: the script that defines the model's class.", rich_help_panel=_IN)] = None,
+) -> None:  # fmt: skip
+    """Say which channels go together and why, what cannot go, and what would free it. Nothing is removed."""
+    from slim_model import draw
+    from slim_model.run import Question, answer, publish
+
+    question = Question(source, tuple(keep or ()), arch, tuple(inputs or ()), static_batch, trust_pickle, code)
+    drawn = [
+        (place, render)
+        for place, render in ((as_json, draw.json_text), (as_dot, draw.dot), (as_svg, draw.svg))
+        if place
+    ]
+    with _status(Console()) as progress:
+        explanation = answer(question, [place for place, _ in drawn], progress)
+    shown = explanation.about(layer) if layer else explanation
+    for place, render in drawn:
+        publish(place, render(shown))
+    sys.stdout.write(draw.text(shown) + "\n")
+
+
 class _status:
     """Says what is being done: a spinner on a terminal, one line a stage elsewhere."""
 
@@ -136,15 +187,6 @@ class _status:
     def __exit__(self, *_: Any) -> None:
         if self.spinner:
             self.spinner.stop()
-
-
-class _SlimByDefault(typer.core.TyperGroup):
-    """``slim-model IN OUT`` means ``slim-model slim IN OUT``."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands:
-            args = ["slim", *args]
-        return super().resolve_command(ctx, args)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ from slim_model.errors import InputError
 from slim_model.labels import FIXED, Birth, Replay, Value, Walk
 from slim_model.ops import flow_of
 from slim_model.trace import Graph, module_path, source_line
+
+ASKED = "you asked to keep it (--keep)"
+MEETS_FIXED = "it meets positions that are fixed"
+
+_WEIGHT = re.compile(r"\.weight(_ih(_l0)?)?$")  # a recurrent layer has several
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """``component[label]`` is the channel a label belongs to; 0 is fixed."""
+    """``component[label]`` is the channel a label belongs to; 0 is fixed. ``protected``: labels the user keeps."""
 
     graph: Graph
     walk: Walk
@@ -74,6 +80,7 @@ class Coupling:
     groups: tuple[Group, ...]
     pinned: tuple[Pinned, ...]
     unknown: tuple[tuple[str, str], ...]
+    protected: np.ndarray
 
     @property
     def free(self) -> int:
@@ -132,12 +139,12 @@ def couple(
     """
     walk = Walk(graph, flow_of, pinned_nodes=pinned_nodes, heads=heads).run()
     size = walk.next_label
-    roles = _roles(walk)
+    roles = roles_of(walk)
     protected = _protected(walk, keep, roles)
     component = _components(walk, size, protected)
     groups = _groups(walk, component, roles)
     unknown = tuple((str(n.target), source_line(n)) for n in walk.unknown)
-    return Coupling(graph, walk, component, groups, _pinned(walk, component, protected), unknown)
+    return Coupling(graph, walk, component, groups, _pinned(walk, component, protected), unknown, protected)
 
 
 def _components(walk: Walk, size: int, protected: np.ndarray) -> np.ndarray:
@@ -172,7 +179,7 @@ def _birth_of(walk: Walk, label: int) -> Birth:
     return walk.births[int(np.searchsorted(starts, label, side="right")) - 1]
 
 
-def _roles(walk: Walk) -> dict[tuple[str, int], str]:
+def roles_of(walk: Walk) -> dict[tuple[str, int], str]:
     """(parameter, axis) -> 'makes' or 'reads', from the layers that used them."""
     roles: dict[tuple[str, int], str] = {}
     for axes, role in (([a for a, _ in walk.made], "makes"), (walk.read, "reads")):
@@ -206,7 +213,7 @@ def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]
                 held = np.where(number[here] == index, order[here], -1)
                 slices[index].append(Slice(birth.owner, birth.axis, held, role))
     return tuple(
-        Group(_layer_name(walk, node), np.array(channels), tuple(parts), source_line(node))
+        Group(layer_name(walk, node), np.array(channels), tuple(parts), source_line(node))
         for (node, channels), parts in zip(members.items(), slices, strict=True)
     )
 
@@ -219,15 +226,15 @@ def _made_by(walk: Walk, component: np.ndarray) -> dict[int, fx.Node]:
     return made
 
 
-def _layer_name(walk: Walk, node: fx.Node) -> str:
+def layer_name(walk: Walk, node: fx.Node) -> str:
     """The module that holds the weight; where the weight is a bare parameter, its name."""
     owned = []
     for read in node.all_input_nodes:
         while read.op == "call_function" and len(read.all_input_nodes) == 1:  # a transposed weight
             read = read.all_input_nodes[0]
         owned.append(walk.graph.owners.get(read.name, ""))
-    weights = [name for name in owned if name.endswith("weight")] or [name for name in owned if name]
-    return (weights or [""])[0].removesuffix(".weight") or module_path(node) or node.name
+    weights = [name for name in owned if _WEIGHT.search(name)] or [name for name in owned if name]
+    return _WEIGHT.sub("", (weights or [""])[0]) or module_path(node) or node.name
 
 
 def _pinned(walk: Walk, component: np.ndarray, protected: np.ndarray) -> tuple[Pinned, ...]:
@@ -240,10 +247,10 @@ def _pinned(walk: Walk, component: np.ndarray, protected: np.ndarray) -> tuple[P
         if not labels:
             continue
         seen.update(labels)
-        culprit, why = reasons.get(labels[0], (None, "you asked to keep it (--keep)"))
+        culprit, why = reasons.get(labels[0], (None, ASKED))
         op = "" if culprit is None else str(culprit.target)
         where = "" if culprit is None else source_line(culprit)
-        name = _layer_name(walk, node)
+        name = layer_name(walk, node)
         previous = found.get((name, op, where))
         count = len(labels) + (previous.channels if previous else 0)
         found[name, op, where] = Pinned(name, count, op, where, why, culprit is not None and culprit.op == "output")
@@ -260,10 +267,10 @@ def _reasons(walk: Walk, component: np.ndarray, protected: np.ndarray) -> dict[i
             neighbours[x].append(y)
             neighbours[y].append(x)
             if FIXED in (x, y) and x != y:
-                met.setdefault(max(x, y), (node, "it meets positions that are fixed"))
+                met.setdefault(max(x, y), (node, MEETS_FIXED))
     reasons: dict[int, tuple[fx.Node | None, str]] = {}
     for label in protected.tolist():
-        reasons[label] = (None, "you asked to keep it (--keep)")
+        reasons[label] = (None, ASKED)
     for pin in sorted(walk.pins, key=lambda pin: pin.node.op != "output"):
         for label in pin.labels.tolist():
             if label != FIXED:

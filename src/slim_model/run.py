@@ -1,24 +1,27 @@
-"""run: the whole command, from the file IN to the files OUT.onnx, --save and --report."""
+"""run: the whole commands: from the file IN to the files OUT.onnx, --save and --report, or to an explanation."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from slim_model.couple import couple
 from slim_model.errors import InputError
+from slim_model.explain import Explanation, explain
 from slim_model.export import beside, check_onnx, to_onnx
 from slim_model.load import Subject, load
 from slim_model.measure import Comparison, compare
 from slim_model.report import Report, make_report
 from slim_model.save import check_format, save
+from slim_model.simplify import simplify
 from slim_model.slim import Compiled, Progress, Recipe, compile_model, onnx_batches, small_module
-from slim_model.trace import first_of
+from slim_model.trace import first_of, trace
 
 _WITHOUT_CLASS = ("exported program", "torchscript")
 
@@ -41,9 +44,24 @@ class Job:
     threads: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The arguments of ``explain``."""
+
+    source: Path
+    keep: tuple[str, ...] = ()
+    arch: str | None = None
+    inputs: tuple[str, ...] = ()
+    static_batch: bool = False
+    trust_pickle: bool = False
+    code: Path | None = None
+
+
 def run(job: Job, progress: Progress) -> Report:
     """load -> compile -> export, checked -> publish -> save -> measure -> report."""
-    _check_places(job)
+    if job.save:
+        check_format(job.save)
+    _check_places(job.source, filter(None, (job.target, job.save, job.report)))
     clock = _Clock()
     with clock("load"):
         progress(f"reading {job.source.name}")
@@ -80,17 +98,36 @@ def run(job: Job, progress: Progress) -> Report:
             seconds=clock.seconds,
         )
         if job.report:
-            with beside(job.report) as text:
-                text.write_text(report.as_json())
+            publish(job.report, report.as_json())
     return report
 
 
-def _check_places(job: Job) -> None:
+def answer(question: Question, places: list[Path], progress: Progress) -> Explanation:
+    """load -> trace -> simplify -> couple -> explain; ``places`` are where it is to be written."""
+    _check_places(question.source, places)
+    progress(f"reading {question.source.name}")
+    subject = load(
+        question.source,
+        arch=question.arch,
+        inputs=question.inputs,
+        trust_pickle=question.trust_pickle,
+        code=question.code,
+    )
+    progress("tracing the model")
+    traced = trace(subject.model, subject.inputs, static_batch=question.static_batch, program=subject.program)
+    progress("finding coupled channels")
+    return explain(couple(simplify(traced), keep=question.keep))
+
+
+def publish(place: Path, text: str) -> None:
+    with beside(place) as temporary:
+        temporary.write_text(text)
+
+
+def _check_places(source: Path, places: Iterable[Path]) -> None:
     """Say before any work is done where results could not be written."""
-    if job.save:
-        check_format(job.save)
-    taken = {job.source.resolve()}
-    for place in filter(None, (job.target, job.save, job.report)):
+    taken = {source.resolve()}
+    for place in places:
         if place.resolve() in taken:
             raise InputError(f"{place} would be written over the same file as IN or another output. Give another name.")
         taken.add(place.resolve())
