@@ -1870,7 +1870,7 @@ def lstm_used_twice(s, x):
 
 
 @net(lambda n: (normal(n, 3, 5),), embed=nn.Linear(5, 8), rnn=nn.LSTM(8, 12, bidirectional=True), head=head(24))
-def lstm_of_free_length(s, x):
+def lstm_steps_first(s, x):
     return s.head(s.rnn(s.embed(x))[0])
 
 

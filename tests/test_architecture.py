@@ -28,7 +28,7 @@ ORDER = """
     data loss places statistics patches gates evidence trials
     criteria budget
     guess torch_pruning engines
-    measure lower export report slim
+    measure lower translate export report slim
     build unpickle checkpoint vet load
     specs save run cli __main__
 """.split()

@@ -37,6 +37,7 @@ from slim_model.trace import Graph, trace
 SOME = [
     *("conv_bn_relu", "mlp", "windows", "multihead_attention", "stacked_experts", "cat_batch", "channel_shuffle"),
     *("grouped_few", "depthwise_multiplier", "pixel_unshuffle", "rotary", "group_norm_between", "conv3d_flatten"),
+    *("lstm_stacked", "lstm_from_a_learned_state", "gru_from_a_computed_state", "rnn_cells", "speech"),
 ]
 
 

@@ -30,6 +30,12 @@ class ProofError(SlimError):
     exit_code = 4
 
 
+class ExportError(SlimError):
+    """The small model was made and proven, but PyTorch's exporter cannot write it as ONNX."""
+
+    exit_code = 5
+
+
 class InternalError(SlimError):
     """A stage broke its own promise: our bug."""
 

@@ -23,12 +23,14 @@ from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.onnx import OnnxExporterError
 
-from slim_model.errors import InputError, ProofError
+from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.lower import Lowered, lowered, with_shapes
 from slim_model.prove import TOLERANCE, relative_error
 from slim_model.shrink import graph_module
 from slim_model.trace import Graph, quiet
+from slim_model.translate import TRANSLATIONS, prepares_weights
 
 
 def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> ExportedProgram | None:
@@ -74,12 +76,16 @@ def to_onnx(
 ) -> None:
     """Write ``graph`` as ONNX at ``path`` (no checks yet). ``weights_beside`` takes less memory, but two files."""
     program = to_program(_copied(graph, lowered), Lowered)
-    options: Any = {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
+    options: Any = {"custom_translation_table": TRANSLATIONS}
+    options |= {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
     with quiet():
-        if program is not None:
-            result = torch.onnx.export(program, **options)
-        else:
-            result = torch.onnx.export(graph_module(graph).eval(), graph.inputs, **options)
+        try:
+            if program is not None:
+                result = torch.onnx.export(program, **options)
+            else:
+                result = torch.onnx.export(graph_module(graph).eval(), graph.inputs, **options)
+        except OnnxExporterError as error:
+            raise ExportError(f"PyTorch cannot write this model as ONNX: {_cause(error)}.") from error
         assert result is not None
         _tidy(result.model)
     written = result.model.opset_imports.get("", opset)
@@ -97,6 +103,13 @@ def to_onnx(
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
 
 
+def _cause(error: BaseException) -> str:
+    """The first line of what set it off."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def _copied(graph: Graph, change: Callable[[fx.Graph], fx.Graph]) -> Graph:
     return dataclasses.replace(graph, module=fx.GraphModule(graph.module, change(graph.module.graph)))
 
@@ -107,7 +120,7 @@ _LARGEST_PROTOBUF = 1_900_000_000  # bytes; beyond it ONNX stores weights beside
 def _tidy(model: onnx_ir.Model) -> None:
     """Fold constants and BatchNorm. The exporter's full optimizer takes up to half of the whole run (6 s for swin_t)
     and gained no latency in onnxruntime, which fuses for itself (within 1 % on resnet50, vit_b_16, swin_t)."""
-    onnxscript.optimizer.fold_constants(model)
+    onnxscript.optimizer.fold_constants(model, should_fold=prepares_weights)
     onnxscript.rewriter.rewrite(model, _RULES)
     CommonSubexpressionEliminationPass()(model)
     onnxscript.optimizer.remove_unused_nodes(model)

@@ -16,6 +16,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 
 from slim_model.labels import bound
+from slim_model.ops import recurrent
 from slim_model.trace import copy_graph
 
 aten = torch.ops.aten
@@ -115,7 +116,10 @@ class _Shapes(fx.Interpreter):
     """Runs on fake tensors and writes down what each node gives."""
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        if getattr(n.target, "overloadpacket", None) in recurrent.ROWS:
+            result = recurrent.shapes(**fx.map_arg(bound(n), self.env.__getitem__))
+        else:
+            result = super().run_node(n)
         n.meta["val"] = result
         return result
 

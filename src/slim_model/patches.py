@@ -1,6 +1,7 @@
 """patches: what a layer sums, at some positions of its output, channel by channel.
 
-Convolutions and linear layers give their inputs and weights. Any other reader is run on one channel at a time: it is
+Convolutions and linear layers give their inputs and weights; so do recurrent layers, of the sum that enters their
+gates. Any other reader is run on one channel at a time: it is
 linear in the operand, so what comes out is the contribution of that channel.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor, fx
 
 from slim_model.errors import InputError
 from slim_model.labels import bound
+from slim_model.ops import recurrent
 from slim_model.places import Spot
 from slim_model.statistics import SUMMED, Patch, places
 from slim_model.trace import source_line
@@ -30,6 +32,10 @@ def patch(node: fx.Node, spot: Spot, env: dict[fx.Node, Any], *, first: int, sam
         inputs, weights = _of_convolution(arguments, first)
     elif kind is aten.linear and named and spot.layout.axis == 0 and arguments["weight"].dim() == 2:
         inputs, weights = _of_linear(arguments, first, samples)
+    elif kind in recurrent.ROWS and named and spot.layout.axis is not None:
+        given = arguments["input"].movedim(spot.layout.axis, 0)
+        layer = {"input": given, "weight": recurrent.input_weight(**arguments)}
+        inputs, weights = _of_linear(layer, first, samples)
     else:
         return _one_by_one(node, spot, env, first, samples)
     outputs = torch.einsum("sct,oct->so", inputs, weights)

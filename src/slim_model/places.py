@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from slim_model.couple import Coupling
 from slim_model.errors import InputError
-from slim_model.labels import Value, tensors_in
+from slim_model.labels import Value, bound, tensors_in
 from slim_model.ops import row_of
 from slim_model.trace import source_line
 
@@ -123,8 +123,9 @@ def _ends(coupling: Coupling, node: fx.Node, reached: set[fx.Node]) -> Iterator[
     row = row_of(node.target) if node.op == "call_function" else None
     if row is None or row.masks == "nothing":
         return
-    values = coupling.walk.values
-    labelled = [n for n in node.all_input_nodes if isinstance(values[n], Value) and values[n].labelled]
+    values, states = coupling.walk.values, pytree.tree_leaves(bound(node).get("hx", ()))
+    read = [n for n in node.all_input_nodes if n not in states]  # a recurrent layer hands its state on
+    labelled = [n for n in read if isinstance(values[n], Value) and values[n].labelled]
     out = _channels(coupling, tensors_in([values[node]]))
     for operand in [n for n in labelled if n in reached] or labelled:
         for axis, labels in enumerate(values[operand].axes):

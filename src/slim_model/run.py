@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from slim_model.couple import couple
-from slim_model.errors import InputError
+from slim_model.errors import ExportError, InputError
 from slim_model.explain import Explanation, explain
 from slim_model.export import beside, check_onnx, to_onnx
 from slim_model.load import Subject, load
@@ -79,7 +79,10 @@ def run(job: Job, progress: Progress) -> Report:
     with beside(job.target) as temporary:  # OUT.onnx appears when nothing can fail any more
         with clock("export"):
             progress("writing and checking ONNX")
-            to_onnx(compiled.small, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
+            try:
+                to_onnx(compiled.small, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
+            except ExportError as refused:
+                raise ExportError(f"{refused} {_instead(job, compiled, module, own)}") from refused
             error = check_onnx(temporary, compiled.small, onnx_batches(compiled.small, job.recipe.seed))
             size = temporary.stat().st_size
             if job.save:
@@ -100,6 +103,14 @@ def run(job: Job, progress: Progress) -> Report:
         if job.report:
             publish(job.report, report.as_json())
     return report
+
+
+def _instead(job: Job, compiled: Compiled, module: nn.Module, own: bool) -> str:
+    """The small model is proven and is saved where that was asked for; what to say of it."""
+    if job.save is None:
+        return "The small PyTorch model is proven: --save small.safetensors or small.pt keeps it."
+    save(compiled, module, own, job.save, job.recipe)
+    return f"The small PyTorch model is proven, and is in {job.save}."
 
 
 def answer(question: Question, places: list[Path], progress: Progress) -> Explanation:

@@ -188,7 +188,8 @@ def _trace_dynamic(model: nn.Module, inputs: tuple[Any, ...], problems: list[str
         except Exception as error:
             problems.append(_first_line(error))
         else:
-            return _from_program(exported, doubled, ())
+            found = _from_program(exported, doubled, ())
+            return found if found.dynamic_batch or doubled is inputs else None
     return None
 
 
@@ -237,10 +238,15 @@ def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], notes: tupl
     flat = tuple(pytree.tree_leaves(inputs))
     users = [n for n in module.graph.nodes if n.op == "placeholder" and n.name not in owners]
     values = [n.meta.get("val") for n in users]
-    free = any(isinstance(v, Tensor) and v.dim() and isinstance(v.shape[0], torch.SymInt) for v in values)
+    free = any(isinstance(v, Tensor) and v.dim() and _is_free(v.shape[0]) for v in values)
     if not free and not notes:
         notes = (_fixed_batch(inputs),)
     return Graph(module, owners, tensors, flat, program, free, notes)
+
+
+def _is_free(size: Any) -> bool:
+    """Symbolic, and not fixed while the model was traced (as the steps of a recurrent layer are)."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

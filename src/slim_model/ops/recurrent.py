@@ -147,6 +147,23 @@ def unpack(walk: Walk, data: Value, **_: Any) -> list[Value]:
     return [walk.out((None, None, data.axes[1]), 0), *walk.fixed_outputs()[1:]]
 
 
+def shapes(hx: Any, params: Any = None, input: Any = None, bidirectional: bool = False, **_: Any) -> Any:
+    """Empty outputs, from tensors of any kind. PyTorch runs these operators on symbolic sizes by fixing the sizes."""
+    states = [torch.empty_like(state) for state in (hx if isinstance(hx, list | tuple) else [hx])]
+    if params is None:  # a cell
+        return tuple(states) if len(states) > 1 else states[0]
+    width = states[0].shape[-1] * (2 if bidirectional else 1)
+    return input.new_empty((*input.shape[:-1], width)), *states
+
+
+def input_weight(params: Any = (), num_layers: int = 1, bidirectional: bool = False, w_ih: Any = None, **_: Any) -> Any:
+    """``(rows, in)``: by what the input is multiplied, in all gates and directions."""
+    if w_ih is not None:
+        return w_ih.detach()
+    each = len(params) // (num_layers * 2) if bidirectional else len(params)
+    return torch.cat([params[i].detach() for i in ((0, each) if bidirectional else (0,))])
+
+
 def macs(out: Value, params: list[Value], **_: Any) -> int:
     """Every weight once for each step and sample; gates' own products are not counted."""
     return math.prod(out.shape[:-1]) * sum(math.prod(w.shape) for w in params if len(w.shape) == 2)
