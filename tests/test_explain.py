@@ -231,7 +231,7 @@ def test_what_holds_a_layer_and_what_would_free_it() -> None:
 
 def test_whole_groups() -> None:
     text = "\n".join(mixed().groups[0].because)
-    assert "whole groups of 2 go: conv2d at test_explain.py" in text
+    assert "whole groups of 2 go: a grouped convolution at test_explain.py" in text
 
 
 def test_a_layer_is_found_by_glob_or_beginning() -> None:

@@ -25,8 +25,9 @@ def text(explanation: Explanation) -> str:
         lines += ["", *_group(group)]
     for hold in explanation.holds:
         lines += ["", *_hold(hold)]
-    for op, where in explanation.unknown_ops:
-        lines += ["", f"{op} has no rule" + (f": {where}" if where else "")]
+    said = {(hold.op, hold.where) for hold in explanation.holds}
+    for op, where in [unknown for unknown in explanation.unknown_ops if unknown not in said]:
+        lines += ["", f"{op}{_at(where)} has no rule; it holds no channels of layers"]
     return "\n".join(lines)
 
 
@@ -34,8 +35,10 @@ def _group(group: Together) -> Iterator[str]:
     times = f" x {group.positions_per_channel} places" if group.positions_per_channel > 1 else ""
     alone = ": one channel, which stays" if group.channels == 1 else ""
     yield f"{group.name}: {_plural(group.channels, 'channel')}{times}{alone}" + _at(group.where)
+    makers = dict.fromkeys(m.layer for m in group.members if m.role == "makes")
     for role, verb in (("makes", "made by"), ("holds", "held by"), ("reads", "read by")):
-        if names := list(dict.fromkeys(m.layer for m in group.members if m.role == role)):
+        names = dict.fromkeys(m.layer for m in group.members if m.role == role)
+        if names := [name for name in names if role != "holds" or name not in makers]:
             yield f"    {verb} {_some(names)}"
     yield from (f"    {because}" for because in group.because)
 
@@ -121,44 +124,42 @@ def _tip(group: Together) -> str:
     return f"{_plural(group.channels, 'channel')} of {group.name}" + "".join(f"\n{line}" for line in group.because)
 
 
-def _shared(explanation: Explanation) -> set[int]:
-    """Groups that more than one layer makes."""
+def _shared(explanation: Explanation) -> list[int]:
+    """Groups that more than one layer makes, in the order they come."""
     counted = Counter(group for layer in explanation.layers for group, _ in layer.parts)
-    return {group for group, layers in counted.items() if group >= 0 and layers > 1}
+    return [group for group, layers in counted.items() if group >= 0 and layers > 1]
 
 
-def _fill(layer: Layer, shared: set[int]) -> str:
+def _fill(layer: Layer, shared: list[int]) -> str:
     group = max(layer.parts, key=lambda part: part[1])[0]
     return "lightgrey" if group < 0 else _colour(group, shared)
 
 
-def _colour(group: int, shared: set[int]) -> str:
+def _colour(group: int, shared: list[int]) -> str:
     """Colours far apart (by the golden angle) for groups of several layers, one for all others."""
     if group not in shared:
         return "#b9c7d5"
-    return "#" + "".join(f"{round(255 * x):02x}" for x in colorsys.hls_to_rgb(group * 0.381966 % 1, 0.55, 0.6))
+    return "#" + "".join(
+        f"{round(255 * x):02x}" for x in colorsys.hls_to_rgb((0.08 + 0.381966 * shared.index(group)) % 1, 0.52, 0.6)
+    )
 
 
 # -- a picture ------------------------------------------------------------------------------------------------------
 
-_STEP, _BAR, _ARCS, _BARS, _NAMES, _LEGEND, _MARGIN = 18, 12, 150, 110, 170, 46, 24
+_STEP, _BAR, _ARCS, _BARS, _LEGEND, _MARGIN = 18, 12, 130, 110, 46, 24
 
 
 def svg(explanation: Explanation) -> str:
     """An arc diagram: layers in the order they run, bars as long as the root of their width, arcs where layers share
     channels, hatched what cannot go. Hold the pointer over a part to read what it is."""
     layers, shared = explanation.layers, _shared(explanation)
-    longest = max((j - i for (i, j), _ in _arcs(explanation)), default=1)
     width = max(640, 2 * _MARGIN + _STEP * len(layers) + 60)
-    base = _LEGEND + _ARCS
+    base = _LEGEND + 12 + int(max((_rise(i, j) for (i, j), _ in _arcs(explanation)), default=0))
     widest = max((sum(n for _, n in layer.parts) for layer in layers), default=1)
-    body = [
-        _arc(explanation, (i, j), group, (base, longest), _colour(group, shared))
-        for (i, j), group in _arcs(explanation)
-    ]
+    body = [_arc(explanation, (i, j), group, base, _colour(group, shared)) for (i, j), group in _arcs(explanation)]
     for i, layer in enumerate(layers):
         body += _bar(explanation, i, layer, base, widest, shared)
-    height = base + _BARS + _NAMES
+    height = base + _BARS + 30 + 6 * max((len(_short(layer.name)) for layer in layers), default=0)
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="10">',
@@ -176,17 +177,19 @@ def _x(i: int) -> float:
     return _MARGIN + 40 + _STEP * i
 
 
-def _arc(explanation: Explanation, pair: tuple[int, int], group: int, scale: tuple[int, int], colour: str) -> str:
-    base, longest = scale
+def _rise(i: int, j: int) -> float:
+    return min(6 + _STEP * (j - i) / 2, _ARCS)
+
+
+def _arc(explanation: Explanation, pair: tuple[int, int], group: int, base: int, colour: str) -> str:
     a, b = (_x(i) for i in pair)
-    rise = 14 + (_ARCS - 24) * math.sqrt((pair[1] - pair[0]) / longest)
     return (
-        f'<path d="M{a:.0f} {base - 2} A{(b - a) / 2:.1f} {rise:.0f} 0 0 1 {b:.0f} {base - 2}" fill="none" '
+        f'<path d="M{a:.0f} {base - 2} A{(b - a) / 2:.1f} {_rise(*pair):.0f} 0 0 1 {b:.0f} {base - 2}" fill="none" '
         f'stroke="{colour}" stroke-width="1.6"><title>{escape(_tip(explanation.groups[group]))}</title></path>'
     )
 
 
-def _bar(explanation: Explanation, i: int, layer: Layer, base: int, widest: int, shared: set[int]) -> Iterator[str]:
+def _bar(explanation: Explanation, i: int, layer: Layer, base: int, widest: int, shared: list[int]) -> Iterator[str]:
     total = sum(n for _, n in layer.parts)
     length, top = max(3.0, _BARS * math.sqrt(total / widest)), float(base)
     for group, n in layer.parts:
@@ -202,7 +205,7 @@ def _bar(explanation: Explanation, i: int, layer: Layer, base: int, widest: int,
     x, y = _x(i) + 3, base + _BARS + 12
     yield (
         f'<text x="{x:.0f}" y="{y}" text-anchor="end" transform="rotate(-60 {x:.0f} {y})">'
-        f'{escape(_short(layer.name))}<tspan fill="#777"> {total:,}</tspan></text>'
+        f'{escape(_short(layer.name))}<tspan fill="#777" dx="4">{total:,}</tspan></text>'
     )
 
 
@@ -218,7 +221,7 @@ def _legend(explanation: Explanation, coupled: bool) -> Iterator[str]:
     said = f"{explanation.free:,} of {explanation.total:,} output channels can go"
     yield f'<text x="{_MARGIN}" y="20" font-size="13" font-weight="bold">{said}</text>'
     rows = [("#b9c7d5", "free, on its own")]
-    rows += [(_colour(0, {0}), "free, together with the layers its arcs lead to")] if coupled else []
+    rows += [(_colour(0, [0]), "free, together with the layers its arcs lead to")] if coupled else []
     rows += [("url(#kept)", "cannot go")] if explanation.free < explanation.total else []
     x = _MARGIN
     for fill, words in rows:

@@ -174,7 +174,7 @@ def _together(group: Group, because: Iterable[str]) -> Together:
 # -- why they go together -------------------------------------------------------------------------------------------
 
 _OP_NAMES = {"add": "an addition", "sub": "a subtraction", "mul": "a multiplication", "div": "a division",
-             "reshape": "a view", "unflatten": "a view", "_unsafe_view": "a view"}  # fmt: skip
+             "view": "a view", "reshape": "a view", "unflatten": "a view", "_unsafe_view": "a view"}  # fmt: skip
 
 
 def _ties(coupling: Coupling, index: np.ndarray) -> list[list[str]]:
@@ -203,9 +203,9 @@ def _ties(coupling: Coupling, index: np.ndarray) -> list[list[str]]:
 
 
 def _named(node: fx.Node) -> str:
-    name = _plain(node)
-    where = source_line(node)
-    return _OP_NAMES.get(name, f"a {name}" if name == "view" else name) + (f" at {where}" if where else "")
+    name, where = _plain(node), source_line(node)
+    named = "a grouped convolution" if "conv" in name else _OP_NAMES.get(name, name)
+    return named + (f" at {where}" if where else "")
 
 
 def _plain(node: fx.Node) -> str:

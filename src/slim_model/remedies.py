@@ -49,10 +49,12 @@ REMEDIES: dict[str, str] = {
     "its positions are used as data": "Compute the positions from the input, and not from channels.",
     "its positions are places": "Move the channels to axis 1 before pooling or resizing (permute).",
     "its positions are coordinates": "None: each position is a coordinate.",
-    "values along it are compared with each other": "Put a layer behind it, or compare places instead of channels.",
+    "values along it are compared with each other": "Compare places instead, or put a layer (linear or 1x1 "
+    "convolution) before it: then only the channels of that one stay.",
     "a triangle of it is cut out": "Cut the triangle out of places, or of a product without a channel axis.",
     "all its values are used together": "Use values of a layer of its own for this.",
-    "it is reduced to one value": "Use a sum or mean over channels, or reduce over places instead.",
+    "it is reduced to one value": "Use a sum or mean over channels, reduce over places instead, or put a layer before "
+    "it: then only the channels of that one stay.",
     "it is compared with fixed values": "Compare it with values of the model's own layers.",
     # moving
     "nothing of it is left for the example input": "Give an --input for which this part is not empty.",
