@@ -70,15 +70,16 @@ def trained(name: str, arch: str, test: Callable[[], datasets.Split], input: str
     return Case(arch, file, "trained by train.py", f"{NETS}:{arch}", input, test, small=True)
 
 
-def published(name: str, arch: str) -> Case:
+def published(name: str, arch: str, input: str | None = None) -> Case:
     """A net whose weights somebody else trained, from their own file."""
     row = PUBLISHED[name]
     path = datasets.data_file
-    return Case(name, lambda folder: path(row.weights), "published", f"{NETS}:{arch}", None, row.test, small=True)
+    return Case(name, lambda folder: path(row.weights), "published", f"{NETS}:{arch}", input, row.test, small=True)
 
 
 def torchvision_model(name: str) -> Case:
-    """A pickled module of torchvision with lively random weights; ``--input`` is left to be guessed."""
+    """A pickled module of torchvision with lively random weights. ``--input`` is left to be guessed, but for a fully
+    convolutional one, which takes any size."""
 
     def file(folder: Path) -> Path:
         import torchvision
@@ -91,7 +92,7 @@ def torchvision_model(name: str) -> Case:
         torch.save(enliven(torchvision.models.get_model(name, weights=None, **kwargs)), path)
         return path
 
-    return Case(name, file, "random")
+    return Case(name, file, "random", input="1x3x224x224" if name.startswith("fcn") else None)
 
 
 CASES = {
@@ -108,7 +109,7 @@ CASES = {
             "shufflenet_v2_x1_0 efficientnet_b0 regnet_y_400mf resnext50_32x4d convnext_tiny vit_b_16 swin_t "
             "fcn_resnet50".split(),
         ),
-        published("vit_mnist", "vit_mnist"),
+        published("vit_mnist", "vit_mnist", input="1x1x28x28"),
     )
 }
 

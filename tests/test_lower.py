@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slim_model.errors import ProofError
 from slim_model.export import check_onnx, to_onnx
 from slim_model.lower import lowered
 from slim_model.slim import onnx_batches
@@ -90,7 +91,13 @@ def test_the_file_computes_what_the_graph_does(tail, tmp_path: Path) -> None:
     graph = trace(net, (torch.randn(2, 3, 10, 10),))
     path = tmp_path / "net.onnx"
     to_onnx(graph, path, opset=None, metadata={})
-    assert check_onnx(path, graph, onnx_batches(graph, seed=0)) < 1e-5
+    try:
+        error = check_onnx(path, graph, onnx_batches(graph, seed=0))
+    except ProofError:  # torch 2.11 forgets that dropout hands back its argument; such a file is refused
+        assert tail is written_behind_dropout
+        assert torch.__version__ < "2.15"
+    else:
+        assert error < 1e-5
 
 
 def test_a_common_network_is_not_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
