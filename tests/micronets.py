@@ -1820,6 +1820,13 @@ def lstm_projected_both_ways(s, x):
     return s.head(y.mean(0)), s.states(torch.cat([h[1], c[2]], 1))
 
 
+@net(tokens, h=weight(2, 1, 6), rnn=nn.LSTM(5, 12, bidirectional=True, proj_size=6, batch_first=True), head=head(12),
+     c=weight(2, 1, 12))  # fmt: skip
+def lstm_projected_from_a_learned_state(s, x):
+    h, c = (state.expand(-1, x.shape[0], -1).contiguous() for state in (s.h, s.c))
+    return s.head(s.rnn(x, (h, c))[0].amax(1))
+
+
 @net(lambda n: (normal(n, 6, 5), normal(n + 1, 2, 12)[:n]), 0.04, embed=nn.Linear(5, 8),
      rnn=nn.LSTM(8, 12, 2, batch_first=True), head=head(12))  # fmt: skip
 def lstm_from_a_given_state(s, x, h):

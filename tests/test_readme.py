@@ -32,6 +32,11 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The same words on a smaller model of the same kind."""
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(line)
+    if arguments[0] == "explain":
+        torch.save(torchvision.models.resnet18(), arguments[1])
+        assert cli._run(arguments) == 0
+        assert Path("coupling.svg").read_text().startswith("<svg")
+        return
     torch.save(torchvision.models.squeezenet1_1(), arguments[0])
     assert cli._run([*arguments, "--no-bench"]) == 0
     assert Path(arguments[1]).stat().st_size > 0
@@ -39,4 +44,4 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_readme_has_both() -> None:
     assert len(PYTHON) >= 2
-    assert len(COMMANDS) >= 1
+    assert len(COMMANDS) >= 2

@@ -1,12 +1,11 @@
 """translate: operators that become one ONNX node a layer, where the exporter would unroll them or get them wrong.
 
-torch 2.15 unrolls ``rnn_tanh`` and ``rnn_relu`` step by step, and reads the weights of a projected LSTM wrongly. Each
+torch 2.15 unrolls ``rnn_tanh`` and ``rnn_relu`` step by step, and reads the weights of a projected LSTM wrongly. A
 function has the arguments of its ATen operator and builds ONNX nodes while the exporter calls it.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +37,6 @@ _RELU = _Kind(op.RNN, (0,), {}, "Relu")
 def _lstm(input: Any, hx: Sequence[Any], params: Sequence[Any], has_biases: bool, num_layers: int, dropout: float,
           train: bool, bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
     shape = bool(has_biases), int(num_layers), 2 if bidirectional else 1
-    if len(params) // shape[1] // shape[2] in (3, 5):
-        steps = input.shape[1 if batch_first else 0]
-        return _in_time_order(input, batch_first, lambda x: _projected(steps, x, hx, params, *shape))
     return _in_time_order(input, batch_first, lambda x: _layers(_LSTM, x, hx, params, *shape))
 
 
@@ -63,30 +59,42 @@ def _in_time_order(input: Any, batch_first: bool, layers: Callable[[Any], tuple[
 
 def _layers(kind: _Kind, x: Any, states: Sequence[Any], params: Sequence[Any], has_biases: bool, num_layers: int,
             directions: int) -> tuple[Any, ...]:  # fmt: skip
-    hidden = params[1].shape[1]
-    each = len(params) // (num_layers * directions)
+    each, hidden = len(params) // (num_layers * directions), params[0].shape[0] // len(kind.gates)
     ends: list[list[Any]] = [[] for _ in states]
-    attributes = kind.attributes | ({"activations": [kind.activation] * directions} if kind.activation else {})
-    for layer in range(num_layers):
-        first = layer * directions
+    named = kind.attributes | ({"activations": [kind.activation] * directions} if kind.activation else {})
+    for first in range(0, num_layers * directions, directions):
         ways = [params[(first + way) * each : (first + way + 1) * each] for way in range(directions)]
-        y, *last = kind.node(
-            x,
-            _stacked([_ordered(kind, way[0], hidden) for way in ways]),
-            _stacked([_ordered(kind, way[1], hidden) for way in ways]),
-            _stacked([op.Concat(*(_ordered(kind, b, hidden) for b in way[2:4]), axis=0) for way in ways])
-            if has_biases
-            else None,
-            None,
-            *(_part(state, first, directions, num_layers * directions) for state in states),
-            direction="bidirectional" if directions == 2 else "forward",
-            hidden_size=hidden,
-            **attributes,
-        )
-        x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
+        w, r = ([_ordered(kind, way[i], hidden) for way in ways] for i in (0, 1))
+        b = [op.Concat(*(_ordered(kind, bias, hidden) for bias in way[2:4]), axis=0) for way in ways if has_biases]
+        own = [_part(state, first, directions, num_layers * directions) for state in states]
+        projections = [way[-1] for way in ways] if each in (3, 5) else []
+        if projections:
+            x, w, r, own = _without_projection(x, w, r, own, projections)
+        weights = _stacked(w), _stacked(r), _stacked(b) if b else None
+        direction = "bidirectional" if directions == 2 else "forward"
+        y, *last = kind.node(x, *weights, None, *own, direction=direction, hidden_size=hidden, **named)
+        if projections:
+            after = op.Transpose(_stacked(projections), perm=[0, 2, 1])
+            y, last[0] = op.MatMul(y, after), op.MatMul(last[0], after)
+        x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), _numbers(0, 0, -1))
         for end, value in zip(ends, last, strict=True):
             end.append(value)
     return x, *(end[0] if num_layers == 1 else op.Concat(*end, axis=0) for end in ends)
+
+
+def _without_projection(x: Any, w: list[Any], r: list[Any], states: list[Any], projections: list[Any]) -> Any:
+    """The same LSTM without its projection P (Sak 2014), which ONNX has none of: h = P m, so that what is fed back is
+    (R P) m. The state it starts from is given as h, and enters with the input of the first step."""
+    later = op.Sub(op.Shape(x, start=0, end=1), _numbers(1))
+    starts = []
+    for way in range(len(w)):  # the other direction starts at the last step
+        none, rest = (_numbers(0, 0), _numbers(0, 0, 0))
+        pads = [later, none, rest] if way else [rest, later, none]
+        starts.append(op.Pad(_part(states[0], way, 1, len(w)), op.Concat(*pads, axis=0)))
+    fed = [[r[i] if i == j else op.Sub(r[i], r[i]) for j in range(len(w))] for i in range(len(w))]
+    w = [op.Concat(w[i], *fed[i], axis=1) for i in range(len(w))]
+    r = [op.MatMul(r[i], projections[i]) for i in range(len(w))]
+    return op.Concat(x, *starts, axis=-1), w, r, [None, *states[1:]]
 
 
 def _ordered(kind: _Kind, rows: Any, hidden: int) -> Any:
@@ -94,12 +102,12 @@ def _ordered(kind: _Kind, rows: Any, hidden: int) -> Any:
     if len(kind.gates) == 1:
         return rows
     order = [gate * hidden + unit for gate in kind.gates for unit in range(hidden)]
-    return op.Gather(rows, op.Constant(value_ints=order), axis=0)
+    return op.Gather(rows, _numbers(*order), axis=0)
 
 
 def _stacked(parts: list[Any]) -> Any:
     """One row a direction."""
-    rows = [op.Unsqueeze(part, op.Constant(value_ints=[0])) for part in parts]
+    rows = [op.Unsqueeze(part, _numbers(0)) for part in parts]
     return rows[0] if len(rows) == 1 else op.Concat(*rows, axis=0)
 
 
@@ -107,42 +115,11 @@ def _part(state: Any, first: int, count: int, total: int) -> Any:
     """The rows of one layer's directions."""
     if count == total:
         return state
-    bounds = (op.Constant(value_ints=[n]) for n in (first, first + count, 0))
-    return op.Slice(state, *bounds)
+    return op.Slice(state, *map(_numbers, (first, first + count, 0)))
 
 
-# -- projections (ONNX has none): step by step ----------------------------------------------------------------------
-
-
-def _projected(steps: Any, x: Any, states: Sequence[Any], params: Sequence[Any], has_biases: bool, num_layers: int,
-               directions: int) -> tuple[Any, ...]:  # fmt: skip
-    """``h = W_hr (o * tanh(c))`` (Sak 2014) after each step."""
-    if not isinstance(steps, int):
-        raise ValueError("an LSTM with a projection over a free number of steps has no form in ONNX")
-    each = len(params) // (num_layers * directions)
-    parts = iter(params[i : i + each] for i in range(0, len(params), each))
-    ends: list[tuple[Any, Any]] = []
-    for layer in range(num_layers):
-        outs = []
-        for way, (w_ih, w_hh, *biases, w_hr) in enumerate(itertools.islice(parts, directions)):
-            row = op.Constant(value_int=layer * directions + way)
-            h, c = (op.Gather(state, row, axis=0) for state in states)
-            given = _linear(x, w_ih, biases[:1])
-            found: list[Any] = [None] * steps
-            for t in reversed(range(steps)) if way else range(steps):
-                gates = op.Add(op.Gather(given, op.Constant(value_int=t), axis=0), _linear(h, w_hh, biases[1:]))
-                i, f, g, o = op.Split(gates, axis=-1, num_outputs=4)
-                c = op.Add(op.Mul(op.Sigmoid(f), c), op.Mul(op.Sigmoid(i), op.Tanh(g)))
-                h = found[t] = _linear(op.Mul(op.Sigmoid(o), op.Tanh(c)), w_hr, [])
-            outs.append(_stacked(found))
-            ends.append((h, c))
-        x = outs[0] if directions == 1 else op.Concat(*outs, axis=-1)
-    return x, *(_stacked(list(rows)) for rows in zip(*ends, strict=True))
-
-
-def _linear(x: Any, weight: Any, bias: Sequence[Any]) -> Any:
-    product = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
-    return op.Add(product, bias[0]) if bias else product
+def _numbers(*values: int) -> Any:
+    return op.Constant(value_ints=list(values))
 
 
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
@@ -155,8 +132,9 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 
 def prepares_weights(node: onnx_ir.Node) -> bool | None:
     """Whatever rearranges weights for a recurrent node is done once, however large they are."""
-    recurrent = ("LSTM", "GRU", "RNN")
+    if node.op_type not in ("Gather", "Unsqueeze", "Concat", "MatMul", "Sub"):
+        return None
     users = [user for output in node.outputs for user, _ in output.uses()]
-    if users and all(user.op_type in recurrent or prepares_weights(user) for user in users):
+    if users and all(user.op_type in ("LSTM", "GRU", "RNN") or prepares_weights(user) for user in users):
         return True
     return None
