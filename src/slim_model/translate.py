@@ -130,11 +130,13 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 }
 
 
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_REARRANGE = ("Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+
+
 def prepares_weights(node: onnx_ir.Node) -> bool | None:
     """Whatever rearranges weights for a recurrent node is done once, however large they are."""
-    if node.op_type not in ("Gather", "Unsqueeze", "Concat", "MatMul", "Sub"):
+    if node.op_type not in _REARRANGE:
         return None
     users = [user for output in node.outputs for user, _ in output.uses()]
-    if users and all(user.op_type in ("LSTM", "GRU", "RNN") or prepares_weights(user) for user in users):
-        return True
-    return None
+    return True if users and all(user.op_type in _RECURRENT or prepares_weights(user) for user in users) else None
