@@ -11,12 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError, ProofError
-from slim_model.labels import Replay, Value, Walk, bound, tensors_in
+from slim_model.labels import Axis, Replay, Value, Walk, bound, tensors_in
 from slim_model.ops import Cut, flow_of, row_of
 from slim_model.shrink import CutFailed
 from slim_model.trace import Graph, first_of, source_line
@@ -164,15 +165,23 @@ class Masked(fx.Interpreter):
             self.env.update(held)
 
     def _zeroed(self, node: fx.Node, operand: fx.Node, value: Value) -> Tensor:
-        """A weight's axis that ``node`` hands on as it is stays: what comes out there is zeroed where it is read."""
-        made = [axis for out in tensors_in([self.cut.values[node]]) for axis in out.axes]
+        """A weight is large, and need not be zeroed where ``node`` hands an axis on as it is (what comes out there is
+        zeroed where it is read) or sums it with the one activation that holds its channels (zero times a weight)."""
         tensor = self.env[operand]
         for i, axis in enumerate(value.axes):
             removed = torch.nonzero(~self.cut.kept(axis, value.shape[i])).flatten()
-            handed_on = operand.op == "placeholder" and any(axis is other for other in made)
-            if len(removed) and not handed_on:
+            if len(removed) and not (operand.op == "placeholder" and self._zero_already(node, axis)):
                 tensor = tensor.index_fill(i, removed.to(tensor.device), 0)
         return tensor
+
+    def _zero_already(self, node: fx.Node, axis: Axis) -> bool:
+        made = [other for out in tensors_in([self.cut.values[node]]) for other in out.axes]
+        activations = tensors_in([self.cut.values[n] for n in node.all_input_nodes if n.op != "placeholder"])
+        read = [other for other in activations[0].axes if other is not None] if len(activations) == 1 else []
+        kept = self.cut.keep[axis.numpy()]  # type: ignore[union-attr]
+        return any(axis is other for other in made) or any(
+            len(other) == len(kept) and np.array_equal(self.cut.keep[other.numpy()], kept) for other in read
+        )
 
     def _gathered(self, tensor: Tensor, value: Value) -> Tensor:
         for i, axis in enumerate(value.axes):
