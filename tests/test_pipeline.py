@@ -247,22 +247,27 @@ def test_the_seed_decides_what_is_random() -> None:
     assert not np.array_equal(*plans)
 
 
-def test_two_processes_with_different_threads_write_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("criterion", "form"), [("random", ".safetensors"), ("l1", ".pt2"), ("fpgm", ".pt")])
+def test_two_processes_with_different_threads_write_the_same(criterion: str, form: str, tmp_path: Path) -> None:
+    """All of OUT.onnx and of the saved model, whatever they are called."""
     weights = tmp_path / "in.pt"
     torch.save(trained(Residual()).state_dict(), weights)
-    ends = [start(tmp_path / name, weights, threads).wait for name, threads in (("one", 1), ("two", 2))]
+    one, two = tmp_path / "one", tmp_path / "two"
+    ends = [start(out, weights, threads, criterion, form).wait for out, threads in ((one, 1), (two, 2))]
     assert [end(timeout=240) for end in ends] == [0, 0]
-    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+    for suffix in (".onnx", form):
+        assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes(), suffix
     reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")]
     for key in ("groups", "pinned", "dense", "slim", "recipe", "source"):
         assert reports[0][key] == reports[1][key], key
 
 
-def start(out: Path, weights: Path, threads: int) -> subprocess.Popen[bytes]:
+def start(out: Path, weights: Path, threads: int, criterion: str, form: str) -> subprocess.Popen[bytes]:
     """The command, in a process with its own number of threads and its own order of sets."""
     argv = (
         *(weights, out.with_suffix(".onnx"), "--report", out.with_suffix(".json"), "--no-bench"),
-        *("--arch", f"{samples.__file__}:Residual", "--input", SHAPE, "--criterion", "random", "--seed", "3"),
+        *("--arch", f"{samples.__file__}:Residual", "--input", SHAPE, "--criterion", criterion, "--seed", "3"),
+        *("--save", out.with_suffix(form)),
     )
     env = {
         "PYTHONPATH": str(Path(slim_model.__file__).parents[1]),

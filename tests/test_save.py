@@ -48,6 +48,15 @@ def expected(form: str, x: Tensor) -> Tensor:
     return compiled(form)[0].small.run((x,))[0]
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_same_bytes_under_any_name(suffix: str, tmp_path: Path) -> None:
+    written = []
+    for name in ("a", "another"):
+        (tmp_path / name).mkdir()
+        written.append(write("module", tmp_path / name / f"{name}{suffix}").read_bytes())
+    assert written[0] == written[1]
+
+
 def test_archives_load_without_the_class(tmp_path: Path) -> None:
     """In a fresh process that can import neither the model's code nor slim_model."""
     inputs = [images(batch) for batch in (1, 2, 7)]

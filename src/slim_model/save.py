@@ -44,7 +44,9 @@ def save(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: R
             elif path.suffix == ".safetensors":
                 _save_weights(compiled, module, own, temporary, recipe)
             else:
-                torch.save(module, temporary)
+                archive = io.BytesIO()  # a file's archive would bear its name
+                torch.save(module, archive)
+                temporary.write_bytes(archive.getbuffer())
     except (OSError, RuntimeError, safetensors.SafetensorError, pickle.PicklingError, AttributeError) as error:
         hint = " Try .pt2 or .safetensors." if path.suffix == ".pt" else ""
         raise InputError(f"cannot write {path}: {(str(error).splitlines() or [''])[0]}.{hint}") from error
@@ -56,6 +58,8 @@ def _save_program(small: Graph, path: Path) -> None:
     shapes = tuple(free if isinstance(x, Tensor) and x.dim() else None for x in small.inputs)
     with quiet(), torch.no_grad():
         program = torch.export.export(graph_module(small), small.inputs, dynamic_shapes=shapes, strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("from_node", None)  # holds addresses in memory
     archive = io.BytesIO()  # PyTorch's writer aborts the process where a disk is full
     torch.export.save(program, archive)
     path.write_bytes(archive.getbuffer())
@@ -76,7 +80,17 @@ def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, 
         "removed": json.dumps(removed_slices(compiled.coupling, compiled.plan.keep)),
         "recipe": json.dumps({"ratio": recipe.ratio, "keep": recipe.keep, "static_batch": recipe.static_batch}),
     }
-    safetensors.torch.save_file(tensors, path, metadata)
+    path.write_bytes(_sorted(safetensors.torch.save(tensors, metadata)))
+
+
+def _sorted(archive: bytes) -> bytes:
+    """The same safetensors archive with its metadata in order; safetensors 0.5 to 0.8 shuffle it at each run."""
+    end = 8 + int.from_bytes(archive[:8], "little")
+    header = json.loads(archive[8:end])
+    ordered = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header | {"__metadata__": ordered}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + archive[end:]
 
 
 def removed_slices(coupling: Coupling, keep: np.ndarray) -> dict[str, dict[str, list[int]]]:
