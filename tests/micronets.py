@@ -539,6 +539,13 @@ def flatten_to_linear(s, x):
     return s.head(F.relu(s.fc(torch.flatten(F.max_pool2d(s.a(x), 2), 1))))
 
 
+@net(image, a=block(3, 12), head=head(12))
+def unused_view_with_sizes(s, x):
+    x = s.a(x)
+    x.view(-1, 2, 6, 8, 8).tanh()  # of fewer channels it takes another batch, or fails
+    return s.head(pooled(x))
+
+
 @net(signal, a=nn.Conv1d(3, 12, 3), bn=nn.BatchNorm1d(12), fc=nn.Linear(12 * 7, 16), head=head(16))
 def conv1d_flatten(s, x):
     return s.head(F.relu(s.fc(s.bn(s.a(x)).flatten(1))))

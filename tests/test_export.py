@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from samples import HardCoded, Residual, error, images, trained
 from slim_model import export
-from slim_model.errors import InputError, ProofError
+from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.export import beside, check_onnx, run_onnx, to_onnx, to_program
 from slim_model.shrink import graph_module
 from slim_model.slim import Recipe, compile_model
@@ -34,6 +34,39 @@ class TwoInputs(nn.Module):
     def forward(self, tokens: Tensor, numbers: Tensor) -> dict[str, Tensor]:
         x = torch.relu(self.embedding(tokens).mean(1) + self.numbers(numbers))
         return {"logits": self.head(x), "size": x.square().sum(1)}
+
+
+class InputInParts(nn.Module):
+    """``tensor_split`` of what has no channels to prune stays in the graph, and ONNX has no such operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, _ = x.tensor_split(2, 1)
+        return self.head(self.conv(one).mean((2, 3)))
+
+
+class BatchInParts(nn.Module):
+    """Two passes as one batch: how long the parts are follows from the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.conv(torch.cat([x, x.flip(3)])).chunk(2)
+        return self.head((one * two).mean((2, 3)))
+
+
+class NotInOnnx(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(self.head(self.conv(x).mean((2, 3))).view(-1, 3, 3))
 
 
 def two_inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -58,7 +91,7 @@ def axes(model: onnx.ModelProto) -> dict[str, list[str | int]]:
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
 
 
-@pytest.mark.parametrize("net", [Residual, HardCoded, TwoInputs])
+@pytest.mark.parametrize("net", [Residual, HardCoded, TwoInputs, InputInParts, BatchInParts])
 def test_every_batch_size(net: type[nn.Module], tmp_path: Path) -> None:
     graph = small(net)
     model = written(graph, tmp_path / "small.onnx")
@@ -105,6 +138,11 @@ def test_the_graph_is_tidy(tmp_path: Path) -> None:
     assert used <= {"Conv", "Relu", "Add", "ReduceMean", "Gemm", "Constant"}
     stored = sum(int(np.prod(t.dims)) for t in model.graph.initializer)
     assert stored <= sum(t.numel() for t in small(Residual).tensors.values())
+
+
+def test_what_onnx_cannot_say_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot write this model as ONNX: .*linalg_matrix_exp"):
+        to_onnx(small(NotInOnnx), tmp_path / "small.onnx", opset=None, metadata={})
 
 
 def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def prove(dense: Graph, small: Graph, cut: Cut, replay: Replay, batches: list[tu
         wide = [tuple(_widened(x) for x in inputs) for inputs in batches]
         errors = [_lockstep(_double(dense), _double(small), cut, inputs) for inputs in wide]
     outputs, layers = (max(e) for e in zip(*errors, strict=True))
-    return Proof(outputs, layers, ties, tuple(_batch(inputs) for inputs in batches), in_float64)
+    return Proof(outputs, layers, ties, tuple(batch_of(inputs) for inputs in batches), in_float64)
 
 
 def relative_error(reference: Tensor, other: Tensor) -> float:
@@ -304,5 +304,5 @@ def _widened(x: Any) -> Any:
     return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def _batch(inputs: tuple[Any, ...]) -> int:
+def batch_of(inputs: tuple[Any, ...]) -> int:
     return next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()), 1)

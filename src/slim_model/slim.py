@@ -25,7 +25,7 @@ from slim_model.errors import InputError, ProofError
 from slim_model.evidence import said
 from slim_model.loss import Loss
 from slim_model.measure import vector_width_channels
-from slim_model.prove import TOLERANCE, Proof, check_trace, prove, relative_error
+from slim_model.prove import TOLERANCE, Proof, batch_of, check_trace, prove, relative_error
 from slim_model.report import Report, make_report
 from slim_model.shrink import CutFailed, cut_of, graph_module, shrink, shrink_module
 from slim_model.simplify import simplify
@@ -216,17 +216,23 @@ def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]
     small = compiled.small
     try:
         module = shrink_module(model, small.tensors).eval()
-        with torch.no_grad():
-            leaves = torch.utils._pytree.tree_leaves(module(*(x.clone() for x in small.inputs)))
-        outputs = [x for x in leaves if isinstance(x, Tensor)]
-        expected = small.run(small.inputs)
-        if len(outputs) == len(expected) and all(
-            relative_error(a, b) <= TOLERANCE for a, b in zip(expected, outputs, strict=True)
-        ):
+        batches = [small.inputs, *other_batches(small, (batch_of(small.inputs) + 1,), 0)]
+        if all(_computes(module, small, inputs) for inputs in batches):
             return module, True
     except Exception:  # the user's forward may fail in any way on other sizes: the graph is the ground truth
         return graph_module(small), False
     return graph_module(small), False
+
+
+def _computes(module: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> bool:
+    """A ``view(-1, ...)`` of an output that is not used may take what is missing from the batch, if that divides it:
+    hence two batch sizes without a common divisor."""
+    with torch.no_grad():
+        leaves = torch.utils._pytree.tree_leaves(module(*(x.clone() for x in inputs)))
+    outputs, expected = [x for x in leaves if isinstance(x, Tensor)], graph.run(inputs)
+    return len(outputs) == len(expected) and all(
+        relative_error(a, b) <= TOLERANCE for a, b in zip(expected, outputs, strict=True)
+    )
 
 
 def _vacuous(small: Graph, seed: int) -> tuple[str, ...]:
