@@ -1,0 +1,116 @@
+"""The driver of scripts/fuzz: random nets by their numbers, on several processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuzzing import Failure, fuzz
+from provenance import provenance
+from randomlaws import Case, Outcome
+
+ROUND = 50  # nets between two lines of progress
+
+
+@dataclass
+class Tally:
+    """What was found among ``nets``; ``free``: the free share of each net that was slimmed."""
+
+    nets: int = 0
+    no_net: int = 0
+    counts: dict[str, Counter[str]] = field(
+        default_factory=lambda: {name: Counter() for name in ("refused", "laws", "steps", "pins")}
+    )
+    free: list[float] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, case: Case, outcome: Outcome) -> None:
+        if outcome.status == "invalid":
+            self.no_net += 1
+            return
+        self.nets += 1
+        self.counts["steps"].update(case.net.steps)
+        if outcome.status == "refused":
+            self.counts["refused"][outcome.reason] += 1
+            return
+        self.free.append(round(outcome.free, 3))
+        self.counts["laws"].update(outcome.laws)
+        self.counts["pins"].update({f"{op or 'user'}: {why}": n for (op, why), n in outcome.pins.items()})
+
+    def merge(self, other: Tally) -> None:
+        self.nets += other.nets
+        self.no_net += other.no_net
+        self.free += other.free
+        self.failures += other.failures
+        for name, counter in other.counts.items():
+            self.counts[name].update(counter)
+
+    def summary(self) -> dict[str, Any]:
+        levels = ("p10", "p25", "p50", "p75", "p90")
+        spread = np.quantile(self.free or [0.0], [0.1, 0.25, 0.5, 0.75, 0.9]).round(3).tolist()
+        counts = {name: dict(counter.most_common(70)) for name, counter in self.counts.items()}
+        return {
+            "nets": self.nets,
+            "proven": len(self.free),
+            "refused": counts["refused"],
+            "failures": [{"number": f.number, "error": f.error, "net": repr(f.case)} for f in self.failures],
+            "free_share": dict(zip(levels, spread, strict=True)) | {"mean": round(float(np.mean(self.free or [0])), 3)},
+            "laws_applied": counts["laws"],
+            "steps": counts["steps"],
+            "pinned_channels_by_reason": counts["pins"],
+            "drawn_but_no_net": self.no_net,
+        }
+
+
+def run_round(numbers: range) -> Tally:
+    warnings.simplefilter("ignore")
+    tally = Tally()
+    tally.failures += fuzz(numbers, tally.add)
+    tally.nets += len(tally.failures)
+    return tally
+
+
+def rounds(first: int, nets: int, jobs: int) -> Iterator[Tally]:
+    numbers = [range(i, min(i + ROUND, first + nets)) for i in range(first, first + nets, ROUND)]
+    if jobs == 1:
+        yield from map(run_round, numbers)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run_round, numbers)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Slims random networks and holds each result against laws.")
+    parser.add_argument("--nets", type=int, default=1000, help="how many are drawn")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds draw other nets")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--json", type=Path, help="where the summary goes")
+    asked = parser.parse_args()
+    total, started = Tally(), time.perf_counter()
+    for tally in rounds(asked.seed * 10_000_000, asked.nets, asked.jobs):
+        total.merge(tally)
+        for failure in tally.failures:
+            print(f"\nFAILED (net {failure.number}): {failure.error}\n{failure.case}", flush=True)
+        counts = f"{total.nets} nets, {len(total.free)} proven, {sum(total.counts['refused'].values())} refused"
+        print(f"{counts}, {len(total.failures)} failed, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    found = {"seed": asked.seed, "seconds": round(time.perf_counter() - started), "jobs": asked.jobs} | total.summary()
+    if asked.json:
+        asked.json.write_text(json.dumps(provenance() | found, indent=1) + "\n")
+    print(json.dumps(found | {"failures": len(total.failures)}, indent=1))
+    return 1 if total.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
