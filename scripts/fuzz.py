@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -99,12 +100,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the summary goes")
     asked = parser.parse_args()
     total, started = Tally(), time.perf_counter()
-    for tally in rounds(asked.seed * 10_000_000, asked.nets, asked.jobs):
-        total.merge(tally)
-        for failure in tally.failures:
-            print(f"\nFAILED (net {failure.number}): {failure.error}\n{failure.case}", flush=True)
-        counts = f"{total.nets} nets, {len(total.free)} proven, {sum(total.counts['refused'].values())} refused"
-        print(f"{counts}, {len(total.failures)} failed, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends with what was found so far
+        for tally in rounds(asked.seed * 10_000_000, asked.nets, asked.jobs):
+            total.merge(tally)
+            for failure in tally.failures:
+                print(f"\nFAILED (net {failure.number}): {failure.error}\n{failure.case}", flush=True)
+            counts = f"{total.nets} nets, {len(total.free)} proven, {sum(total.counts['refused'].values())} refused"
+            seconds = time.perf_counter() - started
+            print(f"{counts}, {len(total.failures)} failed, {seconds:.0f} s", file=sys.stderr, flush=True)
     found = {"seed": asked.seed, "seconds": round(time.perf_counter() - started), "jobs": asked.jobs} | total.summary()
     if asked.json:
         asked.json.write_text(json.dumps(provenance() | found, indent=1) + "\n")

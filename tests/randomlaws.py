@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from randomnets import RandomNet, random_nets
 from slim_model.couple import Coupling, Group
-from slim_model.errors import InputError, ProofError, SlimError
+from slim_model.errors import ExportError, ProofError, SlimError
 from slim_model.export import run_onnx, to_onnx
 from slim_model.labels import tensors_in
 from slim_model.slim import Compiled, Recipe, compile_model, small_module
@@ -232,7 +232,7 @@ def the_onnx_file_computes_the_same(case: Case, model: nn.Module, found: Compile
         path = Path(folder) / "small.onnx"
         try:
             to_onnx(found.small, path, opset=None, metadata={})
-        except InputError:
+        except ExportError:
             return False  # a clear refusal: torch.onnx cannot write it
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         inputs = case.net.example(OTHER if found.dense.dynamic_batch else found.proof.batches[0])

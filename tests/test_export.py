@@ -141,7 +141,7 @@ def test_the_graph_is_tidy(tmp_path: Path) -> None:
 
 
 def test_what_onnx_cannot_say_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="cannot write this model as ONNX: .*linalg_matrix_exp"):
+    with pytest.raises(ExportError, match=r"cannot write this model as ONNX: .*linalg_matrix_exp"):
         to_onnx(small(NotInOnnx), tmp_path / "small.onnx", opset=None, metadata={})
 
 
