@@ -43,8 +43,8 @@ class Halves(nn.Module):
         self.left, self.right = nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right = self.stem(x).chunk(2, dim=1)
-        return self.left(left) + self.right(right)
+        x = self.stem(x)
+        return self.left(x[:, :4]) + self.right(x[:, 4:])
 
 
 @functools.cache

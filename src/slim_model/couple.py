@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from types import MappingProxyType
@@ -40,7 +40,8 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Channels ranked together: one layer makes them first. ``channels`` are component numbers."""
+    """Channels ranked together: one layer makes them first, and where its output is split, into the same piece.
+    ``channels`` are component numbers."""
 
     name: str
     channels: np.ndarray
@@ -130,29 +131,30 @@ def couple(
     *,
     keep: tuple[str, ...] = (),
     pinned_nodes: Mapping[str, str] = MappingProxyType({}),
-    heads: bool = False,
+    apart: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Coupling:
     """Walk the labels through ``graph`` and join what is tied.
 
     ``keep``: glob patterns of parameter or module names whose channels are not touched. ``pinned_nodes``: names of
-    nodes where an earlier attempt failed to cut, and how.
+    nodes where an earlier attempt failed to cut, and how. ``apart``: for views that split a channel axis, by name, the
+    axes of which one keeps channels apart (see ``heads``).
     """
-    walk = Walk(graph, flow_of, pinned_nodes=pinned_nodes, heads=heads).run()
-    size = walk.next_label
+    walk = Walk(graph, flow_of, pinned_nodes=pinned_nodes, apart=apart).run()
     roles = roles_of(walk)
     protected = _protected(walk, keep, roles)
-    component = _components(walk, size, protected)
+    component = components(walk, [pin.labels.numpy() for pin in walk.pins] + [protected])
     groups = _groups(walk, component, roles)
     unknown = tuple((str(n.target), source_line(n)) for n in walk.unknown)
     return Coupling(graph, walk, component, groups, _pinned(walk, component, protected), unknown, protected)
 
 
-def _components(walk: Walk, size: int, protected: np.ndarray) -> np.ndarray:
+def components(walk: Walk, fixed: list[np.ndarray]) -> np.ndarray:
+    """By label: the number of the component its ties put it in. That of ``FIXED``, which all ``fixed`` join, is 0."""
+    size = walk.next_label
     left = [a.numpy() for a, _, _ in walk.ties] + [np.zeros(0, np.int32)]
     right = [b.numpy() for _, b, _ in walk.ties] + [np.zeros(0, np.int32)]
-    pins = [pin.labels.numpy() for pin in walk.pins] + [protected]
-    rows = np.concatenate(left + pins)
-    columns = np.concatenate([*right, np.zeros(sum(map(len, pins)), np.int32)])
+    rows = np.concatenate(left + fixed)
+    columns = np.concatenate([*right, np.zeros(sum(map(len, fixed)), np.int32)])
     matrix = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
     _, component = connected_components(matrix, directed=False)
     zero = component[FIXED]
@@ -192,15 +194,14 @@ def roles_of(walk: Walk) -> dict[tuple[str, int], str]:
 
 
 def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]) -> tuple[Group, ...]:
-    """Channels are ranked among those that the same layer makes first."""
-    members: dict[fx.Node, list[int]] = {}
-    numbers: dict[fx.Node, int] = {}
+    members: dict[Maker, list[int]] = {}
+    numbers: dict[Maker, int] = {}
     number = np.full(component.max() + 1, -1)
     order = np.full(component.max() + 1, -1)
-    for channel, node in _made_by(walk, component).items():
+    for channel, maker in _made_by(walk, component).items():
         if channel != FIXED:
-            own = members.setdefault(node, [])
-            number[channel], order[channel] = numbers.setdefault(node, len(numbers)), len(own)
+            own = members.setdefault(maker, [])
+            number[channel], order[channel] = numbers.setdefault(maker, len(numbers)), len(own)
             own.append(channel)
     slices: list[list[Slice]] = [[] for _ in members]
     for birth in walk.births:
@@ -214,16 +215,37 @@ def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]
                 slices[index].append(Slice(birth.owner, birth.axis, held, role))
     return tuple(
         Group(layer_name(walk, node), np.array(channels), tuple(parts), source_line(node))
-        for (node, channels), parts in zip(members.items(), slices, strict=True)
+        for ((node, _), channels), parts in zip(members.items(), slices, strict=True)
     )
 
 
-def _made_by(walk: Walk, component: np.ndarray) -> dict[int, fx.Node]:
-    made: dict[int, fx.Node] = {}
+Maker = tuple[fx.Node, tuple[int, ...]]
+"""A layer, and the pieces of its output in which a channel sits."""
+
+
+def _made_by(walk: Walk, component: np.ndarray) -> dict[int, Maker]:
+    made: dict[int, Maker] = {}
+    piece = _pieces(walk)
     for axis, node in walk.made:
-        for channel in np.unique(component[axis.numpy()]).tolist():
-            made.setdefault(channel, node)
+        labels = axis.numpy()
+        places: dict[int, list[int]] = {}
+        for channel, number in np.unique(np.stack([component[labels], piece[labels]]), axis=1).T.tolist():
+            places.setdefault(channel, []).append(number)
+        for channel, numbers in places.items():
+            made.setdefault(channel, (node, tuple(numbers)))
     return made
+
+
+def _pieces(walk: Walk) -> np.ndarray:
+    """By label: the number of the piece it is in where it is split first; 0 where it is not."""
+    piece = np.zeros(walk.next_label, np.int32)
+    number = 0
+    for pieces in walk.pieces:
+        for axis in pieces:
+            number += 1
+            labels = axis.numpy() if axis is not None else np.zeros(0, np.int32)
+            piece[labels[piece[labels] == 0]] = number
+    return piece
 
 
 def layer_name(walk: Walk, node: fx.Node) -> str:

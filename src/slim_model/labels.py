@@ -7,7 +7,7 @@ of its inputs, and writes down ties: pairs of labels that are one channel. Pinni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -80,7 +80,7 @@ class Walk:
         *,
         replay: Replay | None = None,
         pinned_nodes: Mapping[str, str] = MappingProxyType({}),
-        heads: bool = False,
+        apart: Mapping[str, Collection[int]] = MappingProxyType({}),
     ) -> None:
         self.graph = graph
         self.values: dict[fx.Node, Any] = {}
@@ -90,14 +90,15 @@ class Walk:
         self.pins: list[Pin] = []
         self.read: list[Tensor] = []  # labels along contracted axes
         self.made: list[tuple[Tensor, fx.Node]] = []  # labels a layer gives to its output
+        self.pieces: list[list[Axis]] = []  # labels of what an axis is split into
         self.unknown: list[fx.Node] = []
         self.choices: dict[str, list[Any]] = {}
-        self.heads = heads
+        self.apart = apart  # axes of a view, by its name: one of these keeps its channels apart
         self.node: fx.Node
         self._flow_of = flow_of
         self._replay = replay
         self.pinned_nodes = dict(pinned_nodes if replay is None else replay.pinned)
-        self._next = 1
+        self.next_label = 1
         self._stored: dict[str, Value] = {}
         self._first_owner: dict[Any, str] = {}
         self.shared: dict[str, str] = {}
@@ -180,10 +181,6 @@ class Walk:
         return self.fixed_outputs()
 
     @property
-    def next_label(self) -> int:
-        return self._next
-
-    @property
     def starts(self) -> list[int]:
         return [birth.start for birth in self.births]
 
@@ -197,10 +194,10 @@ class Walk:
             return self._replay.born.get((owner, axis))
         if size <= 1:
             return None
-        self.births.append(Birth(self._next, size, owner, axis))
+        self.births.append(Birth(self.next_label, size, owner, axis))
         self.births_of.setdefault(owner, []).append(self.births[-1])
-        self._next += size
-        return torch.arange(self._next - size, self._next, dtype=torch.int32)
+        self.next_label += size
+        return torch.arange(self.next_label - size, self.next_label, dtype=torch.int32)
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Labels at the same position are the same channel."""
@@ -242,31 +239,29 @@ class Walk:
                 axes.append(self.agree([v.axes[-back] for v in here if v.shape[-back] != 1], why))
         return tuple(shape), tuple(axes)
 
-    def settle(self, labels: Tensor) -> tuple[int | None, Axis]:
-        """A tensor of labels -> the one axis they vary along, and the labels along it.
+    def settle(self, labels: Tensor) -> list[tuple[int, Axis]]:
+        """A tensor of labels -> the axis they vary along, and the labels along it.
 
         Labels that vary along several axes (a channel axis viewed as heads x width) are tied until one is left: the
-        one that keeps most channels apart (fewest with ``heads``). Labels that vary along none are a channel read by
-        its number: it is pinned.
+        one that keeps most channels apart, of those that ``apart`` allows. Labels that vary along none are a channel
+        read by its number: it is pinned, and nothing is left.
         """
         keep = self.choose(lambda: self._axis_to_keep(labels))
         if keep is None:
             self.pin(labels.reshape(-1)[:1], "a single position of its axis is read by number")
-            return None, None
+            return []
         rows = _drop_constant_axes(labels.movedim(keep, 0), keep=1).reshape(labels.shape[keep], -1)
         if rows.shape[1] > 1:
             self.tie(rows[:, :1], rows[:, 1:])
-        return keep, rows[:, 0].contiguous()
+        return [(keep, rows[:, 0].contiguous())]
 
     def _axis_to_keep(self, labels: Tensor) -> int | None:
-        if not labels.numel():
-            return None
-        small = _drop_constant_axes(labels)
-        varying = [a for a, n in enumerate(small.shape) if n > 1]
-        if len(varying) <= 1:
-            return varying[0] if varying else None
-        kinds = {a: len(torch.unique(small.movedim(a, 0).flatten(1)[:, 0])) for a in varying}
-        return max(varying, key=lambda a: (-kinds[a] if self.heads else kinds[a], a))
+        varying = varying_axes(labels) if labels.numel() else []
+        chosen = [a for a in varying if a in self.apart.get(self.node.name, varying)] or varying
+        if len(chosen) <= 1:
+            return chosen[0] if chosen else None
+        kinds = {a: len(torch.unique(labels.movedim(a, 0).flatten(1)[:, 0])) for a in chosen}
+        return max(chosen, key=lambda a: (kinds[a], a))
 
     def blocks(self, axes: Sequence[Axis], count: int) -> bool:
         """Each of these axes falls into ``count`` equal blocks that belong together (grouped convolution, norm).
@@ -378,6 +373,11 @@ def _leaves(arguments: Iterable[Any]) -> Iterable[Any]:
             yield from _leaves(x)
         else:
             yield x
+
+
+def varying_axes(labels: Tensor) -> list[int]:
+    """Axes along which labels differ."""
+    return [a for a, n in enumerate(_drop_constant_axes(labels).shape) if n > 1]
 
 
 def _drop_constant_axes(labels: Tensor, keep: int = 0) -> Tensor:

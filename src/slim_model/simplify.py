@@ -1,4 +1,4 @@
-"""simplify: write two things so that the walk sees their channels; the graph computes exactly the same.
+"""simplify: write three things so that the walk sees their channels; the graph computes exactly the same.
 
 A channel shuffle written as view, transpose, view becomes one look-up by a constant. Seen as views, a shuffle (Zhang
 2018) ties every block of channels to every other, and stacked shuffles tie nearly all of them. Seen as a permutation
@@ -6,31 +6,30 @@ it ties nothing: the small graph looks up the channels that are left.
 
 What the forward computes from numbers alone (positions, angles of rotary embeddings) becomes a stored tensor, which
 is sliced like a parameter.
+
+A fused projection is cut before it is viewed as queries, keys and values (``views``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from slim_model.labels import shape_of
 from slim_model.trace import Graph
+from slim_model.views import is_written, links, through, unfused, writes
 
 aten = torch.ops.aten
-_LINKS = {
-    *(aten.view, aten.reshape, aten._unsafe_view, aten.transpose, aten.permute, aten.contiguous, aten.clone),
-    *(aten.flatten, aten.unflatten, aten.swapaxes, aten.swapdims, aten.channel_shuffle, aten.movedim),
-}
 _LONGEST = 6
 _LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
 
 
 def simplify(graph: Graph) -> Graph:
-    """The same graph with pure channel permutations as ``index_select``, and computed constants stored."""
-    return _shuffles_as_look_ups(_constants_stored(graph))
+    """The same graph with pure channel permutations as ``index_select``, computed constants stored, and fused
+    projections split."""
+    return unfused(_shuffles_as_look_ups(_constants_stored(graph)))
 
 
 # -- numbers the forward computes -----------------------------------------------------------------------------------
@@ -56,7 +55,7 @@ def _known(graph: Graph) -> dict[fx.Node, Tensor]:
     literals = graph.program.graph_signature.lifted_tensor_constants if graph.program else ()
     known: dict[fx.Node, Tensor] = {}
     for node in graph.nodes:
-        if _is_written(node):
+        if is_written(node):
             continue
         if node.op == "placeholder" and graph.owners.get(node.name) in literals:
             known[node] = graph.tensors[graph.owners[node.name]]
@@ -73,25 +72,10 @@ def _is_pure(node: fx.Node) -> bool:
         isinstance(target, torch._ops.OpOverload)
         and target.namespace == "aten"
         and isinstance(node.meta.get("val"), Tensor)
-        and not _writes(target)
+        and not writes(target)
         and torch.Tag.nondeterministic_seeded not in target.tags
         and "empty" not in target.overloadpacket.__name__
     )
-
-
-def _is_written(node: fx.Node) -> bool:
-    """Some in-place operator writes to ``node`` or to a view of it."""
-    for user in node.users:
-        target = user.target
-        if isinstance(target, torch._ops.OpOverload):
-            is_view = any(result.alias_info for result in target._schema.returns)
-            if _writes(target) or (is_view and _is_written(user)):
-                return True
-    return False
-
-
-def _writes(target: torch._ops.OpOverload) -> bool:
-    return target._schema.is_mutable and target is not aten.detach_.default
 
 
 # -- channel shuffles -----------------------------------------------------------------------------------------------
@@ -102,7 +86,7 @@ def _shuffles_as_look_ups(graph: Graph) -> Graph:
     found = []
     done: set[fx.Node] = set()
     for node in nodes.nodes:
-        if node not in done and _links(node) and (hit := _permutation(node)):
+        if node not in done and links(node) and (hit := _permutation(node)):
             done.update(hit[0])
             found.append(hit)
     tensors: dict[str, Tensor] = {}
@@ -114,10 +98,6 @@ def _shuffles_as_look_ups(graph: Graph) -> Graph:
         chain[-1].replace_all_uses_with(look_up)
         tensors[constant.name] = order
     return _with(graph, tensors, [node for chain, _, _ in found for node in chain])
-
-
-def _links(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket in _LINKS
 
 
 def _permutation(start: fx.Node) -> tuple[list[fx.Node], int, Tensor] | None:
@@ -133,7 +113,7 @@ def _permutation(start: fx.Node) -> tuple[list[fx.Node], int, Tensor] | None:
         if whole and shape_of(end.meta["val"]) == shape and (order := _order(chain, shape)):
             return chain, *order
         users = list(end.users)
-        if len(users) != 1 or not _links(users[0]) or users[0].args[0] is not end:
+        if len(users) != 1 or not links(users[0]) or users[0].args[0] is not end:
             return None
         chain.append(users[0])
     return None
@@ -143,7 +123,7 @@ def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] |
     found = None
     for axis, size in enumerate(shape):
         line = torch.arange(size, dtype=torch.int32).view([-1 if a == axis else 1 for a in range(len(shape))])
-        moved = _through(chain, line.expand(shape))
+        moved = through(chain, line.expand(shape))
         row = moved
         for other in range(len(shape) - 1, -1, -1):
             row = row if other == axis else row.select(other, 0)
@@ -154,21 +134,6 @@ def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] |
                 return None
             found = axis, row.long().contiguous()
     return found
-
-
-def _through(chain: list[fx.Node], labels: Tensor) -> Tensor:
-    for node in chain:
-        rest: Any = fx.map_arg(node.args[1:], _size)
-        if node.target.overloadpacket in (aten.view, aten._unsafe_view):  # type: ignore[union-attr]
-            labels = labels.reshape(*rest)
-        else:
-            labels = node.target(labels, *rest, **node.kwargs)  # type: ignore[operator]
-    return labels
-
-
-def _size(node: fx.Node) -> int:
-    value = node.meta["val"]
-    return value if isinstance(value, int) else int(value.node.hint)
 
 
 # -- both -----------------------------------------------------------------------------------------------------------

@@ -28,16 +28,20 @@ def move(walk: Walk, **arguments: Any) -> Any:
             if not labels.numel():
                 walk.pin(axis, "nothing of it is left for the example input")
                 continue
-            where, moved = walk.settle(labels)
-            if where is None:
-                continue
-            if out[where] is None:
-                out[where] = moved
-            else:
-                walk.pin(moved, "two channel axes are merged into one")
+            _place(walk, out, labels)
     if count is None:
         return walk.out(outputs[0])
+    walk.pieces += [list(pieces) for pieces in zip(*outputs, strict=False) if None not in pieces]
     return [walk.out(axes, i) for i, axes in enumerate(outputs)]
+
+
+def _place(walk: Walk, axes: list[Axis], labels: Tensor) -> None:
+    """Put labels where they went; an axis that has some already cannot carry others."""
+    for where, moved in walk.settle(labels):
+        if axes[where] is None:
+            axes[where] = moved
+        else:
+            walk.pin(moved, "two channel axes are merged into one")
 
 
 def _execute(node: fx.Node, source: Value, number: int, axis: Tensor, arguments: dict[str, Any]) -> Any:
@@ -142,11 +146,7 @@ def index(walk: Walk, self: Value, indices: list[Any]) -> Value:
         if not looked_up.numel():
             walk.pin(axis, "nothing of it is left for the example input")
             continue
-        where, moved = walk.settle(looked_up)
-        if where is not None and outputs[where] is None:
-            outputs[where] = moved
-        else:
-            walk.pin(moved, "two channel axes are merged into one")
+        _place(walk, outputs, looked_up)
     return walk.out(outputs)
 
 
