@@ -1512,6 +1512,21 @@ def talking_heads(s, x):
     return s.head(x + s.proj(joined(scores.softmax(-1) @ v))).mean(1)
 
 
+@net(tokens, **_QKV)
+def many_narrow_heads(s, x):
+    x = s.embed(x)
+    q, k, v = (heads_of(f(x), 8) for f in (s.q, s.k, s.v))
+    return s.head(x + s.proj(joined(F.scaled_dot_product_attention(q, k, v)))).mean(1)
+
+
+@net(tokens, 0.4, pinned="aten.softmax", **_QKV)
+def attention_over_channels(s, x):
+    x = s.embed(x)
+    q, k, v = (heads_of(f(x), 4).transpose(2, 3) for f in (s.q, s.k, s.v))
+    y = (q @ k.transpose(2, 3)).softmax(-1) @ v
+    return s.head(x + s.proj(joined(y.transpose(2, 3)))).mean(1)
+
+
 @net(image, a=conv(3, 12), qkv=conv(12, 24, kernel=1), proj=conv(8, 12, kernel=1), head=head(12))
 def linear_attention(s, x):
     x = F.relu(s.a(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +27,19 @@ class Plan:
 
 
 def budget(
-    coupling: Coupling, scores: list[Tensor], *, ratio: float, scope: str = "local", multiple_of: int = 1
+    coupling: Coupling,
+    scores: list[Tensor],
+    *,
+    ratio: float | Sequence[float],
+    scope: str = "local",
+    multiple_of: int = 1,
 ) -> Plan:
-    """Keep the best of each group. ``multiple_of`` rounds layer widths to the machine's block (see ``_rounded``)."""
+    """Keep the best of each group. ``ratio``: one for all groups, or one for each. ``multiple_of`` rounds layer widths
+    to the machine's block (see ``_rounded``)."""
+    ratios = [ratio] * len(coupling.groups) if isinstance(ratio, float) else list(ratio)
     if not any(group.width > 1 for group in coupling.groups):
         raise BudgetError("nothing can be removed from this model: every channel is pinned. " + _reasons(coupling))
-    targets = _local(coupling, ratio) if scope == "local" else _global(coupling, scores, ratio)
+    targets = _local(coupling, ratios) if scope == "local" else _global(coupling, scores, ratios)
     keep = np.zeros(coupling.component.max() + 1, bool)
     keep[0] = True
     known = np.concatenate([group.channels for group in coupling.groups])
@@ -44,24 +52,26 @@ def budget(
     widths = tuple((group.width, int(keep[group.channels].sum())) for group in coupling.groups)
     if all(before == after for before, after in widths):
         raise BudgetError(
-            f"ratio {ratio} removes no channel: the layers are too narrow for it"
+            f"ratio {max(ratios):g} removes no channel: the layers are too narrow for it"
             + (f" when widths are rounded to {multiple_of}; try --multiple-of 1." if multiple_of > 1 else ".")
         )
     return Plan(keep, widths)
 
 
-def _local(coupling: Coupling, ratio: float) -> list[float]:
-    return [group.width * (1 - ratio) for group in coupling.groups]
+def _local(coupling: Coupling, ratios: list[float]) -> list[float]:
+    return [group.width * (1 - ratio) for group, ratio in zip(coupling.groups, ratios, strict=True)]
 
 
-def _global(coupling: Coupling, scores: list[Tensor], ratio: float) -> list[float]:
-    """One ranking over all groups; scores are divided by their group's mean size so that groups compare. Equal
-    scores are taken from all groups alike."""
-    relative = [score / score.abs().mean().clamp(min=1e-30) for score in scores]
-    owner = torch.cat([torch.full((len(score),), i) for i, score in enumerate(scores)])
-    place = torch.cat([torch.arange(len(score)) / len(score) for score in scores])
+def _global(coupling: Coupling, scores: list[Tensor], ratios: list[float]) -> list[float]:
+    """One ranking over all groups that lose some; scores are divided by their group's mean size so that groups compare.
+    Equal scores are taken from all groups alike."""
+    chosen = [i for i, ratio in enumerate(ratios) if ratio > 0]
+    relative = [scores[i] / scores[i].abs().mean().clamp(min=1e-30) for i in chosen]
+    owner = torch.cat([torch.full((len(scores[i]),), i) for i in chosen])
+    place = torch.cat([torch.arange(len(scores[i])) / len(scores[i]) for i in chosen])
     order = np.lexsort((place.numpy(), torch.cat(relative).numpy()))
-    removed = torch.bincount(owner[order[: int(len(order) * ratio)]], minlength=len(scores)).tolist()
+    count = int(sum(coupling.groups[i].width * ratios[i] for i in chosen) + 1e-6)
+    removed = torch.bincount(owner[order[:count]], minlength=len(scores)).tolist()
     return [
         max(1.0, group.width * _GLOBAL_FLOOR, group.width - gone)
         for group, gone in zip(coupling.groups, removed, strict=True)

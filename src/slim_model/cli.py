@@ -20,6 +20,7 @@ from rich.text import Text
 from slim_model.criteria import CRITERIA
 from slim_model.engines import ENGINES
 from slim_model.errors import InputError, SlimError
+from slim_model.heads import ATTENTION
 from slim_model.slim import Recipe
 from slim_model.specs import SPECS
 
@@ -58,6 +59,7 @@ def slim_command(
     scope: Annotated[str, typer.Option(help="local: the ratio in every layer; global: one ranking over all.", rich_help_panel=_CHOICE)] = "local",
     multiple_of: Annotated[str, typer.Option(metavar="auto|N", help="Round widths to N; auto: the block of this machine's kernels.", rich_help_panel=_CHOICE)] = "auto",
     keep: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave alone, such as 'layer1.*' (repeat).", rich_help_panel=_CHOICE)] = None,
+    attention: Annotated[str, typer.Option(metavar="|".join(ATTENTION), help="What goes of attention: places in every head, whole heads, or both.", rich_help_panel=_CHOICE)] = "width",
     engine: Annotated[str, typer.Option(metavar="|".join(ENGINES), help="Whose pruner turns the ranking into channels.", rich_help_panel=_CHOICE)] = "slim",
     seed: Annotated[int, typer.Option(help="For whatever is random.", rich_help_panel=_CHOICE)] = 0,
     data: Annotated[str | None, typer.Option(metavar="SPEC", help=f"Samples for criteria that need some: {', '.join(f'{kind}:PLACE' for kind in SPECS)}, or package.module:callable.", rich_help_panel=_DATA)] = None,
@@ -95,6 +97,7 @@ def slim_command(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         engine=cast(Literal["slim", "torch-pruning"], engine),
+        attention=cast(Literal["width", "heads", "both"], attention),
     )
     console = Console(stderr=False)
     job = Job(

@@ -26,18 +26,20 @@ class Chosen:
     check: Check = lambda small, batches: None
 
 
-def _own(model: nn.Module, coupling: Coupling, scores: list[Tensor], recipe: Recipe) -> Chosen:
-    return Chosen(budget(coupling, scores, ratio=recipe.ratio, scope=recipe.scope, multiple_of=recipe.block))
+def _own(model: nn.Module, coupling: Coupling, scores: list[Tensor], recipe: Recipe, ratios: list[float]) -> Chosen:
+    return Chosen(budget(coupling, scores, ratio=ratios, scope=recipe.scope, multiple_of=recipe.block))
 
 
-def _torch_pruning(model: nn.Module, coupling: Coupling, scores: list[Tensor], recipe: Recipe) -> Chosen:
+def _torch_pruning(
+    model: nn.Module, coupling: Coupling, scores: list[Tensor], recipe: Recipe, ratios: list[float]
+) -> Chosen:
     from slim_model import torch_pruning  # its import takes a second
 
     peer = torch_pruning.prune(model, coupling, scores, ratio=recipe.ratio, scope=recipe.scope, round_to=recipe.block)
     return Chosen(peer.plan, lambda small, batches: torch_pruning.check(peer, small, batches))
 
 
-ENGINES: dict[str, Callable[[nn.Module, Coupling, list[Tensor], Any], Chosen]] = {
+ENGINES: dict[str, Callable[[nn.Module, Coupling, list[Tensor], Any, list[float]], Chosen]] = {
     "slim": _own,
     "torch-pruning": _torch_pruning,
 }

@@ -38,6 +38,16 @@ class Proof:
     float64: bool = False
     onnx_max_rel_error: float | None = None
 
+    def and_then(self, other: Proof) -> Proof:
+        """Of two steps in turn: errors add up."""
+        return Proof(
+            self.masked_max_rel_error + other.masked_max_rel_error,
+            self.layer_max_rel_error + other.layer_max_rel_error,
+            self.ties + other.ties,
+            other.batches,
+            self.float64 or other.float64,
+        )
+
 
 def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tuple[str, ...]:
     """The traced graph against the model itself, on the example input; returns what the user should be warned of."""

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from slim_model.heads import left
 from slim_model.measure import Comparison, environment
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def make_report(
 
 def _counted(compiled: Compiled) -> dict[str, float]:
     """Free channels of layers' outputs before and after; heads that share a channel count each."""
-    spans = [group.span for group in compiled.coupling.groups]
-    before = sum(width * span for (width, _), span in zip(compiled.plan.widths, spans, strict=True))
-    after = sum(width * span for (_, width), span in zip(compiled.plan.widths, spans, strict=True))
+    now, dense = compiled.coupling.graph, compiled.dense
+    rows = list(zip(compiled.coupling.groups, compiled.plan.widths, strict=True))
+    before = round(sum(width * group.span / left(group, now, dense) for group, (width, _) in rows))
+    after = sum(width * group.span for group, (_, width) in rows)
     return {"dense": before, "slim": after, "removed_share": round(1 - after / before, 4)}
 
 
@@ -113,6 +115,14 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _groups(compiled: Compiled) -> list[dict[str, Any]]:
+    """Positions are those of the dense model, also where heads went first."""
+    if compiled.heads is None:
+        return _rows(compiled, {})
+    whole = [row | {"heads": True} for row in _rows(compiled.heads, {}) if row["after"] < row["before"]]
+    return whole + _rows(compiled, compiled.heads.kept_positions())
+
+
+def _rows(compiled: Compiled, positions: dict[tuple[str, int], np.ndarray]) -> list[dict[str, Any]]:
     keep = compiled.plan.keep
     result = []
     for group, (before, after) in zip(compiled.coupling.groups, compiled.plan.widths, strict=True):
@@ -129,12 +139,17 @@ def _groups(compiled: Compiled) -> list[dict[str, Any]]:
                     "parameter": s.parameter,
                     "axis": s.axis,
                     "role": s.role,
-                    "kept": np.flatnonzero((s.channel >= 0) & kept[s.channel]).tolist(),
+                    "kept": _at(positions.get((s.parameter, s.axis)), (s.channel >= 0) & kept[s.channel]),
                 }
                 for s in group.slices
             ],
         })  # fmt: skip
     return result
+
+
+def _at(positions: np.ndarray | None, kept: np.ndarray) -> list[int]:
+    found = np.flatnonzero(kept)
+    return (found if positions is None else positions[found]).tolist()
 
 
 # -- for people -----------------------------------------------------------------------------------------------------
@@ -208,7 +223,7 @@ def _widths(report: Report, limit: int) -> Table:
         span = group["positions_per_channel"]
         times = f" x{span}" if span > 1 else ""
         table.add_row(
-            group["name"],
+            group["name"] + (" (heads)" if group.get("heads") else ""),
             f"{group['before']} -> {group['after']}{times}",
             Text(_short(group["where"]), style="dim", no_wrap=True, overflow="ellipsis"),
         )

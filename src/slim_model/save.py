@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from slim_model.couple import Coupling, couple
 from slim_model.errors import InputError
 from slim_model.export import beside
-from slim_model.shrink import graph_module, shrink, shrink_module
+from slim_model.heads import find_heads
+from slim_model.shrink import graph_module, resized, shrink, shrink_module
 from slim_model.simplify import simplify
 from slim_model.slim import Compiled, Recipe
 from slim_model.trace import Graph, quiet, trace
@@ -77,7 +79,8 @@ def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, 
         "format": "slim-model/1",
         "form": "module" if own else "graph",
         "inputs": json.dumps([[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compiled.dense.inputs]),
-        "removed": json.dumps(removed_slices(compiled.coupling, compiled.plan.keep)),
+        "removed": json.dumps(removed_slices(compiled)),
+        "steps": json.dumps(_steps(compiled, recipe)),
         "recipe": json.dumps({"ratio": recipe.ratio, "keep": recipe.keep, "static_batch": recipe.static_batch}),
     }
     path.write_bytes(_sorted(safetensors.torch.save(tensors, metadata)))
@@ -93,15 +96,21 @@ def _sorted(archive: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + archive[end:]
 
 
-def removed_slices(coupling: Coupling, keep: np.ndarray) -> dict[str, dict[str, list[int]]]:
+def removed_slices(compiled: Compiled) -> dict[str, dict[str, list[int]]]:
     """The plan in its plainest form: for each tensor and axis, the positions that are gone."""
     removed: dict[str, dict[str, list[int]]] = {}
-    kept = keep[coupling.component]
-    for birth in coupling.walk.births:
-        gone = np.flatnonzero(~kept[birth.start : birth.start + birth.size]).tolist()
-        if gone and not birth.owner.startswith("@"):
-            removed.setdefault(birth.owner, {})[str(birth.axis)] = gone
+    for (owner, axis), kept in compiled.kept_positions().items():
+        size = compiled.dense.tensors[owner].shape[axis]
+        removed.setdefault(owner, {})[str(axis)] = np.setdiff1d(np.arange(size), kept).tolist()
     return removed
+
+
+def _steps(compiled: Compiled, recipe: Recipe) -> list[tuple[str, dict[str, dict[str, list[int]]]]]:
+    """What each pass removed from what it was given, and which of heads and widths it saw."""
+    if compiled.heads is None:
+        return [("heads" if recipe.attention == "heads" else "width", removed_slices(compiled))]
+    last = replace(compiled, dense=compiled.coupling.graph, heads=None)
+    return [("heads", removed_slices(compiled.heads)), ("width", removed_slices(last))]
 
 
 def restore(model: nn.Module, file: str | Path) -> nn.Module:
@@ -151,21 +160,27 @@ def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[
     recipe = json.loads(metadata["recipe"])
     inputs = tuple(_example(shape, dtype) for shape, dtype in json.loads(metadata["inputs"]))
     graph = simplify(trace(model, inputs, static_batch=recipe["static_batch"]))
-    coupling = couple(graph, keep=tuple(recipe["keep"]))
+    heads = find_heads(graph)
+    for attention, removed in json.loads(metadata["steps"]):
+        coupling = couple(graph, keep=tuple(recipe["keep"]), apart=getattr(heads, attention))
+        graph = resized(shrink(coupling, _keep(coupling, removed, file))[0])
+    for name, tensor in tensors.items():
+        here = graph.tensors.get(name)
+        if here is None or here.shape != tensor.shape:
+            sizes = "missing here" if here is None else f"{list(here.shape)} here, {list(tensor.shape)} there"
+            raise InputError(f"{file} does not belong to this model: '{name}' is {sizes}.")
+    return graph_module(graph.with_tensors(graph.tensors | tensors)).eval()
+
+
+def _keep(coupling: Coupling, removed: dict[str, dict[str, list[int]]], file: str) -> np.ndarray:
     keep = np.ones(coupling.component.max() + 1, bool)
-    for owner, axes in json.loads(metadata["removed"]).items():
+    for owner, axes in removed.items():
         births = {str(b.axis): b for b in coupling.births_of(owner)}
         if any(axis not in births or max(gone) >= births[axis].size for axis, gone in axes.items()):
             raise InputError(f"{file} does not belong to this model: it cuts '{owner}', which this one lacks.")
         for axis, gone in axes.items():
             keep[coupling.component[births[axis].start + np.array(gone)]] = False
-    small, _ = shrink(coupling, keep)
-    for name, tensor in tensors.items():
-        here = small.tensors.get(name)
-        if here is None or here.shape != tensor.shape:
-            sizes = "missing here" if here is None else f"{list(here.shape)} here, {list(tensor.shape)} there"
-            raise InputError(f"{file} does not belong to this model: '{name}' is {sizes}.")
-    return graph_module(small.with_tensors(small.tensors | tensors)).eval()
+    return keep
 
 
 def _example(shape: list[int], dtype: str) -> Any:

@@ -7,6 +7,7 @@ sizes, and whoever hands it out checks that.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from slim_model.couple import Coupling
@@ -104,6 +106,35 @@ def _retype(node: fx.Node, tensor: Tensor) -> None:
         with mode:
             node.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     node.meta.pop("tensor_meta", None)
+
+
+def resized(graph: Graph) -> Graph:
+    """A small graph whose nodes know their own sizes, so that it can be coupled as a dense one is."""
+    given = {n: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}
+    mode: Any = torch._guards.detect_fake_mode(list(given.values())) if graph.program else FakeTensorMode()
+    if graph.program is None:  # each of its nodes has a mode of its own
+        given = {n: mode.from_tensor(x) if isinstance(x, Tensor) else x for n, x in graph.bind(graph.inputs).items()}
+    with torch.no_grad(), mode or contextlib.nullcontext():
+        _Resizing(graph.module, mode).run(initial_env=given)
+    return graph
+
+
+class _Resizing(fx.Interpreter):
+    """Runs a graph on sizes alone, and writes down what each node gives."""
+
+    def __init__(self, module: fx.GraphModule, mode: Any) -> None:
+        super().__init__(module)
+        self.mode = mode
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and "val" in n.meta:
+            n.meta["val"] = result
+        return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return self.mode.from_tensor(value) if self.mode and isinstance(value, Tensor) else value
 
 
 # -- the module -----------------------------------------------------------------------------------------------------

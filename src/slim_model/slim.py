@@ -7,10 +7,13 @@ Each stage is a function in the file of its name, from frozen values to a frozen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -21,13 +24,14 @@ from slim_model.couple import Coupling, couple
 from slim_model.criteria import Criterion, score
 from slim_model.data import Data, open_data
 from slim_model.engines import ENGINES
-from slim_model.errors import InputError, ProofError
+from slim_model.errors import BudgetError, InputError, ProofError
 from slim_model.evidence import said
+from slim_model.heads import ATTENTION, Heads, find_heads, left
 from slim_model.loss import Loss
 from slim_model.measure import vector_width_channels
 from slim_model.prove import TOLERANCE, Proof, batch_of, check_trace, prove, relative_error
 from slim_model.report import Report, make_report
-from slim_model.shrink import CutFailed, cut_of, graph_module, shrink, shrink_module
+from slim_model.shrink import CutFailed, cut_of, graph_module, resized, shrink, shrink_module
 from slim_model.simplify import simplify
 from slim_model.trace import Graph, evaluating, first_of, trace
 
@@ -42,7 +46,8 @@ class Recipe:
     block of the machine's kernels. ``keep``: glob patterns of layers that are not touched. ``data``: for criteria
     that need it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
     normalised by ``mean`` and ``std``. ``loss``: ``(outputs, labels)`` -> one for each sample, or their mean; default
-    cross entropy. ``engine``: whose pruner turns scores into channels.
+    cross entropy. ``engine``: whose pruner turns scores into channels. ``attention``: what goes where channels are
+    viewed as heads: the same places of every head (``width``), whole ``heads``, or both, first heads.
     """
 
     ratio: float = 0.5
@@ -60,6 +65,7 @@ class Recipe:
     std: tuple[float, ...] = ()
     loss: Loss | None = None
     engine: Literal["slim", "torch-pruning"] = "slim"
+    attention: Literal["width", "heads", "both"] = "width"
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -72,6 +78,10 @@ class Recipe:
             raise InputError(f"scope '{self.scope}' is unknown; it is one of {', '.join(SCOPES)}.")
         if self.engine not in ENGINES:
             raise InputError(f"engine '{self.engine}' is unknown; it is one of {', '.join(ENGINES)}.")
+        if self.attention not in ATTENTION:
+            raise InputError(f"attention '{self.attention}' is unknown; it is one of {', '.join(ATTENTION)}.")
+        if self.attention != "width" and self.engine != "slim":
+            raise InputError(f"attention '{self.attention}' needs the engine slim; leave out --engine {self.engine}.")
         if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
             raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
 
@@ -82,7 +92,8 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A small graph that was proven, and all that led to it."""
+    """A small graph that was proven, and all that led to it. ``heads``: the pass before, in which whole heads went; the
+    coupling and the plan are then those of what it left."""
 
     dense: Graph
     small: Graph
@@ -92,6 +103,19 @@ class Compiled:
     dense_cost: Cost
     slim_cost: Cost
     warnings: tuple[str, ...]
+    heads: Compiled | None = None
+
+    def kept_positions(self) -> dict[tuple[str, int], np.ndarray]:
+        """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
+        before = self.heads.kept_positions() if self.heads else {}
+        kept = self.plan.keep[self.coupling.component]
+        found = dict(before)
+        for birth in self.coupling.walk.births:
+            here = np.flatnonzero(kept[birth.start : birth.start + birth.size])
+            if len(here) < birth.size and not birth.owner.startswith("@"):
+                place = (birth.owner, birth.axis)
+                found[place] = before[place][here] if place in before else here
+        return found
 
 
 class Slimmed(NamedTuple):
@@ -126,19 +150,62 @@ def compile_model(
     program: ExportedProgram | None = None,
     progress: Progress = lambda stage: None,
 ) -> Compiled:
-    """trace -> simplify -> couple -> score -> budget -> shrink -> prove."""
+    """trace -> simplify -> couple -> score -> budget -> shrink -> prove; twice where heads go and then widths."""
     progress("tracing the model")
     graph = simplify(trace(model, inputs, static_batch=recipe.static_batch, program=program))
     with evaluating(model):
         doubts = check_trace(model, graph, inputs)
     data = calibration(graph, recipe)
+    heads = find_heads(graph)
+    first = _heads_removed(model, graph, recipe, heads, data, progress) if recipe.attention == "both" else None
+    start = resized(first.small) if first else graph
+    apart = heads.heads if recipe.attention == "heads" else heads.width
+
+    def remaining(coupling: Coupling) -> list[float]:
+        if first is None:
+            return [recipe.ratio] * len(coupling.groups)
+        return [max(0.0, 1 - (1 - recipe.ratio) / left(group, start, graph)) for group in coupling.groups]
+
+    result = _removed(model, start, recipe, data, progress, apart, remaining)
+    notes = (*result.warnings, *doubts, *_vacuous(result.small, recipe.seed))
+    if recipe.attention != "width" and not heads.heads:
+        notes = (*notes, "no attention heads were found: widths were removed")
+    if first is None:
+        return replace(result, warnings=notes)
+    proof = first.proof.and_then(result.proof)
+    return replace(result, dense=graph, proof=proof, dense_cost=first.dense_cost, warnings=notes, heads=first)
+
+
+def _heads_removed(
+    model: nn.Module, graph: Graph, recipe: Recipe, heads: Heads, data: Data | None, progress: Progress
+) -> Compiled | None:
+    """Whole heads alone, so many that as large a share of their width may follow; None where no head can go."""
+    ratio = 1 - math.sqrt(1 - recipe.ratio)
+    with suppress(BudgetError):
+        return _removed(
+            *(model, graph, recipe, data, progress, heads.heads),
+            lambda coupling: [ratio if whole else 0.0 for whole in heads.groups(coupling)],
+        )
+    return None
+
+
+def _removed(
+    model: nn.Module,
+    graph: Graph,
+    recipe: Recipe,
+    data: Data | None,
+    progress: Progress,
+    apart: Mapping[str, Collection[int]],
+    ratios: Callable[[Coupling], list[float]],
+) -> Compiled:
+    """One pass: ``ratios`` says how much of each group goes."""
     pinned: dict[str, str] = {}
     while True:
         progress("finding coupled channels")
-        coupling = couple(graph, keep=recipe.keep, pinned_nodes=pinned)
+        coupling = couple(graph, keep=recipe.keep, pinned_nodes=pinned, apart=apart)
         progress("ranking channels")
         scores = score(coupling, recipe.criterion, seed=recipe.seed, data=data, loss=recipe.loss, count=said(progress))
-        chosen = ENGINES[recipe.engine](model, coupling, scores, recipe)
+        chosen = ENGINES[recipe.engine](model, coupling, scores, recipe, ratios(coupling))
         plan = chosen.plan
         try:
             progress("removing channels")
@@ -158,8 +225,7 @@ def compile_model(
                     "This is a fault of slim-model: please report the model; --keep GLOB leaves layers out."
                 ) from failed
             pinned[failed.node] = f"removing channels here could not be shown to be exact ({failed.reason})"
-    notes = (*graph.warnings, *doubts, *_vacuous(small, recipe.seed))
-    return Compiled(graph, small, coupling, plan, proof, cost(coupling), cost(coupling, plan.keep), notes)
+    return Compiled(graph, small, coupling, plan, proof, cost(coupling), cost(coupling, plan.keep), graph.warnings)
 
 
 def calibration(graph: Graph, recipe: Recipe) -> Data | None:

@@ -138,7 +138,8 @@ ROWS: dict[Any, Op] = {
     **_rows(Op(unpool), aten.max_unpool2d, aten.max_unpool3d),
     **_rows(
         Op(along),
-        *(aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod),
+        *(aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax, aten._safe_softmax),
+        *(aten.cumsum, aten.cumprod),
         *(aten.logcumsumexp, aten.sort, aten.argsort, aten.topk, aten.kthvalue, aten.cummax, aten.cummin),
     ),
     **_rows(

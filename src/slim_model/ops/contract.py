@@ -152,7 +152,7 @@ def addmm_macs(out: Value, self: Value, **factors: Any) -> int:
 
 def einsum(walk: Walk, equation: str, tensors: list[Value], **_: Any) -> Value:
     """Axes of one letter agree; letters that do not come out are summed."""
-    terms, output = _terms(equation, tensors)
+    terms, output = letters(equation, tensors)
     if any(len(set(t)) < len(t) for t in terms):
         for tensor in tensors:
             walk.pin(tensor, "this form of einsum has no rule")
@@ -168,7 +168,7 @@ def einsum(walk: Walk, equation: str, tensors: list[Value], **_: Any) -> Value:
     return walk.out([walk.makes(walk.agree(by_letter[letter], why)) for letter in output])
 
 
-def _terms(equation: str, tensors: list[Value]) -> tuple[list[str], str]:
+def letters(equation: str, tensors: list[Value]) -> tuple[list[str], str]:
     """The letters of each operand and of the output: "...c,oc" of ranks 3 and 2 -> ["01c", "oc"], "01o"."""
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
@@ -182,7 +182,7 @@ def _terms(equation: str, tensors: list[Value]) -> tuple[list[str], str]:
 
 def einsum_macs(out: Value, equation: str, tensors: list[Value], **_: Any) -> int:
     sizes: dict[str, int] = {}
-    for term, tensor in zip(_terms(equation, tensors)[0], tensors, strict=True):
+    for term, tensor in zip(letters(equation, tensors)[0], tensors, strict=True):
         sizes |= dict(zip(term, tensor.shape, strict=False))
     return math.prod(sizes.values()) if len(tensors) > 1 else 0
 
@@ -222,21 +222,28 @@ def bilinear_macs(out: Value, weight: Value, **_: Any) -> int:
 
 def attention(walk: Walk, query: Value, key: Value, value: Value, attn_mask: Value | None, **_: Any) -> Value:
     """softmax(q k^T * scale) v over ``(..., heads, tokens, width)``."""
+    if walk.node.kwargs.get("enable_gqa"):
+        key, value = _shared_out(walk, key, query), _shared_out(walk, value, query)
     walk.reads(query.axes[-1], key.axes[-1])
     walk.agree([key.axes[-2], value.axes[-2]], "tokens are fixed")
     walk.pin(key.axes[-2], "attention is normalised over it")
     parts = [query, key, value] + ([attn_mask] if attn_mask is not None else [])
     batch = [Value(v.shape[:-2], v.axes[:-2]) for v in parts if len(v.shape) > 2]
     axes: tuple[Axis, ...] = (None,) * (len(query.shape) - 2)
-    if walk.node.kwargs.get("enable_gqa"):
-        for part in batch:
-            walk.pin(part, "grouped-query heads are shared out by their number")
-    elif batch:
+    if batch:
         axes = walk.meet(batch, "it is combined with a fixed number of heads")[1]
     if attn_mask is not None and len(attn_mask.shape) > 1:
         for axis in attn_mask.axes[-2:]:
             walk.pin(axis, "tokens are fixed")
     return walk.out((*axes, query.axes[-2], walk.makes(value.axes[-1])))
+
+
+def _shared_out(walk: Walk, part: Value, query: Value) -> Value:
+    """Grouped queries (Ainslie 2023): each head of keys or values serves as many queries as stand in a row."""
+    heads, *rest = part.axes[-3:]
+    times = walk.choose(lambda: query.shape[-3] // part.shape[-3])
+    shape = (*part.shape[:-3], part.shape[-3] * times, *part.shape[-2:])
+    return Value(shape, (*part.axes[:-3], None if heads is None else heads.repeat_interleave(times), *rest))
 
 
 def attention_macs(out: Value, query: Value, key: Value, **_: Any) -> int:
