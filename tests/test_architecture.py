@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parents[1]
 
 ORDER = """
     errors
-    trace labels ops views simplify couple heads shrink prove cost
+    trace labels ops views simplify couple heads shrink prove rebuild cost
     remedies explain draw
     data loss places statistics patches gates evidence trials
     criteria budget

@@ -29,9 +29,10 @@ from slim_model.evidence import said
 from slim_model.heads import ATTENTION, Heads, find_heads, left
 from slim_model.loss import Loss
 from slim_model.measure import vector_width_channels
-from slim_model.prove import TOLERANCE, Proof, batch_of, check_trace, prove, relative_error
+from slim_model.prove import Proof, check_trace, prove, relative_error
+from slim_model.rebuild import small_module
 from slim_model.report import Report, make_report
-from slim_model.shrink import CutFailed, cut_of, graph_module, resized, shrink, shrink_module
+from slim_model.shrink import CutFailed, cut_of, resized, shrink
 from slim_model.simplify import simplify
 from slim_model.trace import Graph, evaluating, first_of, trace
 
@@ -262,43 +263,17 @@ def onnx_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:
 
 
 def _another(x: Any, batch: int | None, generator: torch.Generator) -> Any:
-    """A tensor like ``x`` with other values: normal for floats, within the range seen for integers."""
+    """A tensor like ``x`` with other values: normal for floats, within the range seen for integers. Of a mask the rows
+    of ``x`` are taken: where a random one hides everything, attention is not defined."""
     if not isinstance(x, Tensor):
         return x
     shape = [batch, *x.shape[1:]] if batch and x.dim() else list(x.shape)
     if x.is_floating_point():
         return torch.randn(shape, generator=generator).to(x)
-    if x.dtype == torch.bool:
-        return torch.randint(0, 2, shape, generator=generator).to(x)
     low, high = (int(x.min()), int(x.max()) + 1) if x.numel() else (0, 1)
+    if x.dim() and low >= 0 and high <= 2:
+        return x[torch.randint(0, len(x), shape[:1], generator=generator).to(x.device)]
     return torch.randint(low, high, shape, generator=generator).to(x)
-
-
-def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]:
-    """The user's own module made small, where it computes what the small graph does; else the graph as a module.
-
-    Returns (module, whether it is of the user's own classes).
-    """
-    small = compiled.small
-    try:
-        module = shrink_module(model, small.tensors).eval()
-        batches = [small.inputs, *other_batches(small, (batch_of(small.inputs) + 1,), 0)]
-        if all(_computes(module, small, inputs) for inputs in batches):
-            return module, True
-    except Exception:  # the user's forward may fail in any way on other sizes: the graph is the ground truth
-        return graph_module(small), False
-    return graph_module(small), False
-
-
-def _computes(module: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> bool:
-    """A ``view(-1, ...)`` of an output that is not used may take what is missing from the batch, if that divides it:
-    hence two batch sizes without a common divisor."""
-    with torch.no_grad():
-        leaves = torch.utils._pytree.tree_leaves(module(*(x.clone() for x in inputs)))
-    outputs, expected = [x for x in leaves if isinstance(x, Tensor)], graph.run(inputs)
-    return len(outputs) == len(expected) and all(
-        relative_error(a, b) <= TOLERANCE for a, b in zip(expected, outputs, strict=True)
-    )
 
 
 def _vacuous(small: Graph, seed: int) -> tuple[str, ...]:

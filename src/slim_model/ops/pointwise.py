@@ -114,6 +114,7 @@ _ONE_BY_ONE = (
     *(aten.lift_fresh_copy, aten.copy, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like),
     *(aten.rand_like, aten.randn_like, aten.relu6, aten.hardtanh, aten.where, aten.masked_fill, aten.rrelu),
     *(aten.celu, aten.selu, aten.softplus, aten.threshold, aten.square, aten.nan_to_num, aten.clamp, aten.fill),
+    *(aten.__and__, aten.__or__, aten.__xor__),
     *(aten.zero, aten.log_sigmoid, aten.hardsigmoid, aten.hardswish, aten.mish, aten.silu, aten.gelu, aten.elu),
 )
 

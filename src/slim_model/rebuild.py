@@ -1,0 +1,99 @@
+"""rebuild: the small model as a module, of the user's own classes where these compute what the small graph does.
+
+A forward that works out its sizes from other sizes may run on a smaller layer and compute something else: 24 channels
+that were 4 heads of 6 are cut by a remembered width of 12 into 2 heads. Where attention hardly matters, the outputs do
+not show it. So every layer of the module must give what it gives in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slim_model.ops import row_of
+from slim_model.prove import TOLERANCE, relative_error
+from slim_model.shrink import graph_module, shrink_module
+from slim_model.trace import Graph
+
+if TYPE_CHECKING:
+    from slim_model.slim import Compiled
+
+_SAMPLED = 4096  # values of a layer's output that are compared
+
+
+def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]:
+    """The user's own module made small, where it computes what the small graph does; else the graph as a module.
+
+    Returns (module, whether it is of the user's own classes).
+    """
+    try:
+        module = shrink_module(model, compiled.small.tensors).eval()
+        if _computes(module, compiled.small):
+            return module, True
+    except Exception:  # the user's forward may fail in any way on other sizes: the graph is the ground truth
+        return graph_module(compiled.small), False
+    return graph_module(compiled.small), False
+
+
+def _computes(module: nn.Module, small: Graph) -> bool:
+    """Whether ``module`` gives the outputs of ``small``, and the layers on the way the same values."""
+
+    def forward() -> list[Tensor]:
+        leaves = pytree.tree_leaves(module(*(x.clone() if isinstance(x, Tensor) else x for x in small.inputs)))
+        return [x for x in leaves if isinstance(x, Tensor)]
+
+    with torch.no_grad():
+        outputs, expected = forward(), small.run(small.inputs)
+        if len(outputs) != len(expected) or not all(map(_close, expected, outputs)):
+            return False
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
+        try:
+            return _in_order(iter(_layers(forward)), _layers(lambda: small.run(small.inputs)))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class _Layer(NamedTuple):
+    target: Any
+    shape: tuple[int, ...]
+    values: Tensor
+
+
+def _in_order(mine: Iterator[_Layer], expected: list[_Layer]) -> bool:
+    """The module may compute more: numbers that are stored in the graph."""
+    return all(
+        any(m.target is e.target and m.shape == e.shape and _close(e.values, m.values) for m in mine) for e in expected
+    )
+
+
+def _close(expected: Tensor, other: Tensor) -> bool:
+    return relative_error(expected, other) <= TOLERANCE
+
+
+def _layers(run: Callable[[], Any]) -> list[_Layer]:
+    with _Record() as record:
+        run()
+    return record.found
+
+
+class _Record(TorchDispatchMode):
+    """Keeps some values of whatever a layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[_Layer] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        row = row_of(func)
+        if row.macs or row.masks != "nothing" if row else "attention" in func.__name__:
+            first = pytree.tree_leaves(result)[0]
+            step = max(1, first.numel() // _SAMPLED)
+            self.found.append(_Layer(func, tuple(first.shape), first.detach().reshape(-1)[::step].clone()))
+        return result
