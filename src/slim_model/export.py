@@ -47,7 +47,11 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
         for node in graph.nodes
         if node.op == "placeholder"
     ]
-    named = {spec.target for spec in inputs if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)}
+    named = {
+        spec.target
+        for spec in inputs
+        if spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and spec.persistent)
+    }
     trained = graph.parameter_names
     state = {
         name: nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) if name in trained else tensor
@@ -75,7 +79,7 @@ def to_onnx(
     graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, str], weights_beside: bool = False
 ) -> None:
     """Write ``graph`` as ONNX at ``path`` (no checks yet). ``weights_beside`` takes less memory, but two files."""
-    with quiet():
+    with quiet(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
         _tidy(result.model)
     written = result.model.opset_imports.get("", opset)

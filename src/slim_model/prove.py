@@ -234,8 +234,8 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> 
         for node, copied in zip(dense.nodes, small.nodes, strict=True):
             if node.op == "output":
                 return _output_error(node, copied, masked, other), layers
-            if node.op == "placeholder":
-                continue
+            if node.op == "placeholder" or node.target is torch.ops.aten._assert_tensor_metadata.default:
+                continue  # it computes nothing, and does not hold in float64
             try:
                 masked.env[node] = masked.run_node(node)
                 other.env[copied] = other.run_node(copied)
