@@ -26,9 +26,9 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.onnx import OnnxExporterError
 
 from slim_model.errors import ExportError, InputError, ProofError
-from slim_model.lower import Lowered, lowered, with_shapes
+from slim_model.lower import Lowered, lowered
 from slim_model.prove import TOLERANCE, relative_error
-from slim_model.shrink import graph_module
+from slim_model.shrink import graph_module, resized
 from slim_model.trace import Graph, quiet
 from slim_model.translate import TRANSLATIONS, prepares_weights
 
@@ -38,7 +38,7 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
     program = graph.program
     if program is None:
         return None
-    with_shapes(graph.module)
+    resized(graph)
     signature = program.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     inputs = [

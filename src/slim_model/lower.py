@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 
 from slim_model.labels import bound
-from slim_model.ops import recurrent
 from slim_model.trace import copy_graph
 
 aten = torch.ops.aten
@@ -110,25 +108,3 @@ _SIMPLER: dict[Any, Callable[..., None]] = {
     aten.adaptive_avg_pool2d.default: _global_pool,
     aten.batch_norm.default: _batch_norm,
 }
-
-
-class _Shapes(fx.Interpreter):
-    """Runs on fake tensors and writes down what each node gives."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        if getattr(n.target, "overloadpacket", None) in recurrent.ROWS:
-            result = recurrent.shapes(**fx.map_arg(bound(n), self.env.__getitem__))
-        else:
-            result = super().run_node(n)
-        n.meta["val"] = result
-        return result
-
-
-def with_shapes(module: fx.GraphModule) -> fx.GraphModule:
-    """Every node's ``meta['val']`` as it follows from those of the placeholders; a symbolic batch stays symbolic."""
-    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    mode = next((mode for x in inputs if (mode := getattr(x, "fake_mode", None))), None)
-    if mode is not None:
-        with mode, torch.no_grad(), enable_python_dispatcher():  # without it some kernels fix a symbolic size
-            _Shapes(module, garbage_collect_values=False).run(*inputs, enable_io_processing=False)
-    return module

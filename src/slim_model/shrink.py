@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from slim_model.couple import Coupling
 from slim_model.errors import SlimError
 from slim_model.labels import Replay, bound, tensors_in
-from slim_model.ops import Cut, row_of
+from slim_model.ops import Cut, recurrent, row_of
 from slim_model.trace import Graph, copy_graph
 
 
@@ -111,12 +112,13 @@ def _retype(node: fx.Node, tensor: Tensor) -> None:
 
 
 def resized(graph: Graph) -> Graph:
-    """A small graph whose nodes know their own sizes, so that it can be coupled as a dense one is."""
+    """``graph``, whose nodes now know their sizes as they follow from those of the placeholders; a symbolic batch stays
+    symbolic."""
     given = {n: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}
     mode: Any = torch._guards.detect_fake_mode(list(given.values())) if graph.program else FakeTensorMode()
     if graph.program is None:  # each of its nodes has a mode of its own
         given = {n: mode.from_tensor(x) if isinstance(x, Tensor) else x for n, x in graph.bind(graph.inputs).items()}
-    with torch.no_grad(), mode or contextlib.nullcontext():
+    with mode or contextlib.nullcontext(), torch.no_grad(), enable_python_dispatcher():  # else some sizes become fixed
         _Resizing(graph.module, mode).run(initial_env=given)
     return graph
 
@@ -129,9 +131,11 @@ class _Resizing(fx.Interpreter):
         self.mode = mode
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op == "call_function" and "val" in n.meta:
-            n.meta["val"] = result
+        if getattr(n.target, "overloadpacket", None) in recurrent.ROWS:
+            result = recurrent.shapes(**fx.map_arg(bound(n), self.env.__getitem__))
+        else:
+            result = super().run_node(n)
+        n.meta["val"] = result
         return result
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
