@@ -870,6 +870,13 @@ def repeat_channels(s, x):
     return s.head(pooled(s.b(s.a(x).repeat(1, 2, 1, 1))))
 
 
+@net(lambda batch: (*tokens(batch), normal(batch, 6) > 0), embed=nn.Linear(5, 12), mlp=nn.Linear(12, 16), head=head(16))
+def mask_repeated_over_channels(s, x, y):
+    x = s.embed(x)
+    x = x.masked_fill(y.unsqueeze(-1).repeat(1, 1, 12), 0.0)
+    return s.head(F.relu(s.mlp(x)).mean(1))
+
+
 @net(image, a=block(3, 12), mask=conv(12, 1), b=conv(12, 8), head=head(8))
 def expanded_mask(s, x):
     x = s.a(x)

@@ -6,10 +6,11 @@ import operator
 from typing import Any
 
 import torch
+from torch import fx
 
 from slim_model.labels import Axis, Value, Walk, bound
 from slim_model.ops.movement import move, resize
-from slim_model.ops.row import Op
+from slim_model.ops.row import Cut, Op
 
 aten = torch.ops.aten
 
@@ -42,6 +43,29 @@ def expand(walk: Walk, self: Value, size: list[Any], **rest: Any) -> Any:
     return walk.out(axes)
 
 
+def repeat(walk: Walk, self: Value, repeats: list[Any]) -> Any:
+    """As in ``expand``, an axis of one that is repeated is uniform."""
+    moved = move(walk, self=self, repeats=repeats)
+    uniform = [
+        isinstance(times, int) and times > 1 and size == 1
+        for times, size in zip(bound(walk.node)["repeats"], _from_the_right(self, len(repeats)), strict=True)
+    ]
+    return walk.out([walk.fresh(n, axis=i) if uniform[i] else moved.axes[i] for i, n in enumerate(moved.shape)])
+
+
+def repeat_less(cut: Cut, node: fx.Node) -> dict[str, Any]:
+    arguments = bound(node)
+    repeats, value = list(arguments["repeats"]), cut.values[node]
+    for i, size in enumerate(_from_the_right(cut.values[arguments["self"]], len(repeats))):
+        if size == 1:
+            repeats[i] = cut.count(value.axes[i], repeats[i])
+    return {"repeats": repeats}
+
+
+def _from_the_right(value: Value, rank: int) -> tuple[int, ...]:
+    return (1,) * (rank - len(value.shape)) + value.shape
+
+
 def sequence(walk: Walk, **_: Any) -> Value:
     rank: int = walk.node.meta["val"].dim()
     return walk.out([None] * rank)
@@ -65,5 +89,6 @@ ROWS: dict[Any, Op] = {
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty), _UNIFORM),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _UNIFORM_LIKE),
     **dict.fromkeys((aten.expand, aten.broadcast_to), Op(expand, rewrite=resize())),
+    aten.repeat: Op(repeat, rewrite=repeat_less),
     **dict.fromkeys((aten.arange, aten.linspace, aten.rand, aten.randn, aten.eye, aten.scalar_tensor), Op(sequence)),
 }

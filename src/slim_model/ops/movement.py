@@ -301,7 +301,7 @@ ROWS: dict[Any, Op] = {
             aten.adjoint,
             aten.movedim,
         ),
-        *(aten.swapaxes, aten.swapdims, aten.squeeze, aten.unsqueeze, aten.unbind, aten.flip, aten.repeat),
+        *(aten.swapaxes, aten.swapdims, aten.squeeze, aten.unsqueeze, aten.unbind, aten.flip),
         *(
             aten.tile,
             aten.repeat_interleave,
