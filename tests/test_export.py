@@ -257,3 +257,37 @@ def test_beside_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
         beside(tmp_path / "no_such" / "out.onnx"),
     ):
         pass
+
+
+# -- what transformers have -----------------------------------------------------------------------------------------
+
+
+class Biased(nn.Module):
+    """Attention with a learned mask, and places in a buffer that is not saved."""
+
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.arange(6), persistent=False)
+        self.words, self.position = nn.Embedding(30, 16), nn.Embedding(6, 16)
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 3)
+        self.bias = nn.Parameter(torch.zeros(1, 2, 6, 6))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens[:, :6]) + self.position(self.places)
+        q, k, v = self.qkv(x).view(-1, 6, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+        result: Tensor = self.proj(y.transpose(1, 2).contiguous().reshape(-1, 6, 16))
+        return result
+
+
+def test_attention_with_a_learned_mask_is_exported(tmp_path: Path) -> None:
+    tokens, _ = two_inputs()
+    graph = compile_model(trained(Biased()), (tokens,), Recipe(ratio=0.5, multiple_of=1)).small
+    model = written(graph, tmp_path / "o.onnx")
+    assert not any(isinstance(size, int) for name, sizes in axes(model).items() for size in sizes[:1]), (
+        "the batch is free"
+    )
+    batches: list[tuple[Any, ...]] = [(two_inputs(batch)[0],) for batch in (1, 2, 5)]
+    assert check_onnx(tmp_path / "o.onnx", graph, batches) <= 1e-5

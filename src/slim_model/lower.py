@@ -104,7 +104,12 @@ def _same_dtype(node: fx.Node) -> bool:
     return len({value.dtype for value in values if isinstance(value, Tensor) and value.dim()}) == 1
 
 
+def _cast(node: fx.Node, self: fx.Node, dtype: torch.dtype, **_: Any) -> None:
+    node.target, node.args, node.kwargs = aten._to_copy.default, (self,), {"dtype": dtype}
+
+
 _SIMPLER: dict[Any, Callable[..., None]] = {
     aten.adaptive_avg_pool2d.default: _global_pool,
     aten.batch_norm.default: _batch_norm,
+    aten.to.dtype: _cast,
 }

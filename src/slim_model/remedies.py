@@ -30,8 +30,6 @@ REMEDIES: dict[str, str] = {
     "its other axes are fixed": _MATCH_SIZES,
     "tokens are fixed": "Put tokens on the last axis but one, and channels on the last.",
     "attention is normalised over it": "Put tokens on the last axis but one, and channels on the last.",
-    "grouped-query heads are shared out by their number": "Repeat the key and value heads (repeat_interleave) instead "
-    "of enable_gqa.",
     "it is combined with a fixed number of heads": "Give both sides the same number of heads, made by layers.",
     "it is looked up by the model's input": "None: the vocabulary is what the input may hold.",
     # norms and pointwise

@@ -15,6 +15,7 @@ from slim_model.couple import couple
 from slim_model.errors import ExportError, InputError
 from slim_model.explain import Explanation, explain
 from slim_model.export import beside, check_onnx, to_onnx
+from slim_model.heads import find_heads
 from slim_model.load import Subject, load
 from slim_model.measure import Comparison, compare
 from slim_model.report import Report, make_report
@@ -127,7 +128,8 @@ def answer(question: Question, places: list[Path], progress: Progress) -> Explan
     progress("tracing the model")
     traced = trace(subject.model, subject.inputs, static_batch=question.static_batch, program=subject.program)
     progress("finding coupled channels")
-    return explain(couple(simplify(traced), keep=question.keep))
+    graph = simplify(traced)
+    return explain(couple(graph, keep=question.keep, apart=find_heads(graph).width))
 
 
 def publish(place: Path, text: str) -> None:

@@ -46,8 +46,6 @@ def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
     for node, small in copies.items():
         if node.op == "call_function":
             _rewrite(cut, node, small, copies)
-        if small.target is torch.ops.aten.view.default:  # other sizes may take kernels that lay values out otherwise
-            small.target = torch.ops.aten.reshape.default
     tensors: dict[str, Tensor] = {}
     for owner in dense.tensors:
         first = coupling.walk.shared.get(owner)

@@ -1,4 +1,4 @@
-"""simplify: write three things so that the walk sees their channels; the graph computes exactly the same.
+"""simplify: write four things so that channels can be seen and removed; the graph computes exactly the same.
 
 A channel shuffle written as view, transpose, view becomes one look-up by a constant. Seen as views, a shuffle (Zhang
 2018) ties every block of channels to every other, and stacked shuffles tie nearly all of them. Seen as a permutation
@@ -8,11 +8,15 @@ What the forward computes from numbers alone (positions, angles of rotary embedd
 is sliced like a parameter.
 
 A fused projection is cut before it is viewed as queries, keys and values (``views``).
+
+What attention gives is laid out anew before it is viewed: for other widths other kernels are taken, and what one lays
+out so that it can be viewed the next one does not.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx
@@ -27,9 +31,9 @@ _LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
 
 
 def simplify(graph: Graph) -> Graph:
-    """The same graph with pure channel permutations as ``index_select``, computed constants stored, and fused
-    projections split."""
-    return unfused(_shuffles_as_look_ups(_constants_stored(graph)))
+    """The same graph with pure channel permutations as ``index_select``, computed constants stored, fused projections
+    split, and attention laid out for its views."""
+    return _laid_out(unfused(_shuffles_as_look_ups(_constants_stored(graph))))
 
 
 # -- numbers the forward computes -----------------------------------------------------------------------------------
@@ -134,6 +138,32 @@ def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] |
                 return None
             found = axis, row.long().contiguous()
     return found
+
+
+# -- views of attention ---------------------------------------------------------------------------------------------
+
+
+def _laid_out(graph: Graph) -> Graph:
+    nodes = graph.module.graph
+    for node in [n for n in nodes.nodes if n.target is aten.scaled_dot_product_attention.default]:
+        for view in _views_of(node):
+            with nodes.inserting_before(view):
+                clone = nodes.call_function(
+                    aten.clone.default, (view.args[0],), {"memory_format": torch.contiguous_format}
+                )
+            clone.meta = dict(view.meta)
+            clone.meta["val"] = view.args[0].meta["val"].contiguous()  # type: ignore[union-attr]
+            view.args = (clone, *view.args[1:])
+    graph.module.recompile()
+    return graph
+
+
+def _views_of(node: fx.Node) -> Iterator[fx.Node]:
+    for user in node.users:
+        if user.target is aten.view.default:
+            yield user
+        elif user.target in (aten.transpose.int, aten.permute.default, aten.reshape.default):
+            yield from _views_of(user)
 
 
 # -- both -----------------------------------------------------------------------------------------------------------
