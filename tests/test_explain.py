@@ -22,10 +22,9 @@ import samples
 import slim_model
 from micronets import NETS
 from samples import SHAPE, OnlyOutputs, Residual, images, trained
-from slim_model import couple as coupling_of_module
 from slim_model import draw
 from slim_model.cli import _run
-from slim_model.couple import ASKED, MEETS_FIXED, Coupling, couple
+from slim_model.couple import ASKED, MEETS_FIXED, Coupling, components, couple
 from slim_model.errors import InputError
 from slim_model.explain import Explanation, Hold, explain
 from slim_model.remedies import REMEDIES, remedy
@@ -122,7 +121,7 @@ def freed_without(coupling: Coupling, hold: Hold) -> int:
             walk.ties = [
                 (a[m], b[m], n) for a, b, n in ties for m in [(a != 0) == (b != 0) if _is(hold, n) else a >= 0]
             ]
-        component = coupling_of_module._components(walk, walk.next_label, np.zeros(0, np.int32))
+        component = components(walk, [pin.labels.numpy() for pin in walk.pins])
     finally:
         walk.pins, walk.ties = pins, ties
     made = np.unique(np.concatenate([axis.numpy() for axis, _ in walk.made]))

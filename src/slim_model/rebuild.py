@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slim_model.ops import row_of
 from slim_model.prove import TOLERANCE, relative_error
 from slim_model.shrink import graph_module, shrink_module
-from slim_model.trace import Graph
+from slim_model.trace import Graph, first_of
 
 if TYPE_CHECKING:
     from slim_model.slim import Compiled
@@ -41,22 +41,45 @@ def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]
 
 
 def _computes(module: nn.Module, small: Graph) -> bool:
-    """Whether ``module`` gives the outputs of ``small``, and the layers on the way the same values."""
+    """Whether ``module`` gives the outputs of ``small``, and the layers on the way the same values; and the outputs at
+    another batch size too, as a ``view(-1, ...)`` may take what is missing from the batch where that divides it."""
 
-    def forward() -> list[Tensor]:
-        leaves = pytree.tree_leaves(module(*(x.clone() if isinstance(x, Tensor) else x for x in small.inputs)))
+    def run(inputs: tuple[Any, ...]) -> list[Tensor]:
+        leaves = pytree.tree_leaves(module(*(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
         return [x for x in leaves if isinstance(x, Tensor)]
 
-    with torch.no_grad():
-        outputs, expected = forward(), small.run(small.inputs)
-        if len(outputs) != len(expected) or not all(map(_close, expected, outputs)):
-            return False
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
-        try:
-            return _in_order(iter(_layers(forward)), _layers(lambda: small.run(small.inputs)))
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
+    try:
+        with torch.no_grad():
+            with _Record() as mine:
+                outputs = run(small.inputs)
+            with _Record() as theirs:
+                expected = small.run(small.inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return (
+        _same(expected, outputs)
+        and _in_order(iter(mine.found), theirs.found)
+        and (not small.dynamic_batch or any(_agrees(small, run, x) for x in (first_of(small), _with_one_more(small))))
+    )
+
+
+def _agrees(small: Graph, run: Callable[[tuple[Any, ...]], list[Tensor]], inputs: tuple[Any, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            return _same(small.run(inputs), run(inputs))
+    except Exception:  # the user's forward, on a batch size that it was not given with
+        return False
+
+
+def _with_one_more(small: Graph) -> tuple[Any, ...]:
+    """A model may treat a batch of one in a way of its own."""
+    return tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in small.inputs)
+
+
+def _same(expected: list[Tensor], outputs: list[Tensor]) -> bool:
+    return len(outputs) == len(expected) and all(map(_close, expected, outputs))
 
 
 class _Layer(NamedTuple):
@@ -74,12 +97,6 @@ def _in_order(mine: Iterator[_Layer], expected: list[_Layer]) -> bool:
 
 def _close(expected: Tensor, other: Tensor) -> bool:
     return relative_error(expected, other) <= TOLERANCE
-
-
-def _layers(run: Callable[[], Any]) -> list[_Layer]:
-    with _Record() as record:
-        run()
-    return record.found
 
 
 class _Record(TorchDispatchMode):
