@@ -22,13 +22,14 @@ SOURCE = Path(slim_model.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
 ORDER = """
-    errors
+    errors runtimes
     trace labels ops views simplify couple heads shrink prove rebuild cost
+    measure
     remedies explain draw
     data loss places statistics patches gates evidence trials
     criteria budget
     guess torch_pruning engines
-    measure lower translate export report slim
+    lower translate export report slim
     build unpickle checkpoint vet load
     specs save run cli __main__
 """.split()

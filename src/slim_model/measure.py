@@ -1,15 +1,9 @@
-"""measure: the dense and the small model, run in turns -> how much faster, with an interval.
-
-A runtime is one row of RUNTIMES: whether it can be used here, and how it makes one run of an artifact.
-"""
+"""measure: models run in turns -> how long each takes, and how much faster than the first, with an interval."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
@@ -17,15 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slim_model.errors import InputError
+from slim_model.runtimes import ONNXRUNTIME, Run, Runtime, usable, version_of
 
-Run = Callable[[], object]
 Clock = Callable[[], int]
 
 MIN_ROUNDS = 5
@@ -64,82 +58,66 @@ class Comparison:
     speedup_low: float
     speedup_high: float
 
-
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """One row of RUNTIMES.
-
-    ``available()`` is None where the runtime can be used here, else the reason why not. ``prepare(artifact,
-    inputs, threads)`` returns a closure that runs the artifact once and comes back when the result is there;
-    it may set PyTorch's thread count, which ``compare`` puts back.
-    """
-
-    name: str
-    device: Literal["cpu", "cuda"]
-    artifact: Literal["onnx", "module"]
-    """What ``prepare`` takes: the path of an ONNX file, or an ``nn.Module`` (or callable) in eval mode."""
-    available: Callable[[], str | None]
-    prepare: Callable[[Any, Sequence[Tensor], int], Run]
+    @property
+    def verdict(self) -> str:
+        return verdict(self.speedup_low, self.speedup_high)
 
 
-def compare(
+def verdict(low: float, high: float) -> str:
+    """What the 95 % interval of a speed-up shows: "faster", "slower" or, with 1 inside, "no difference shown"."""
+    return "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
+
+
+def compare(runtime: str | Runtime, dense: Any, slim: Any, inputs: Sequence[Tensor], **options: Any) -> Comparison:
+    """``measure`` two artifacts; the options are its own."""
+    return measure(runtime, (dense, slim), inputs, **options)[1]
+
+
+def measure(
     runtime: str | Runtime,
-    dense: Any,
-    slim: Any,
+    artifacts: Sequence[Any],
     inputs: Sequence[Tensor],
     *,
     threads: int = 1,
     rounds: int = 60,
     budget_s: float = 10.0,
     clock: Clock = time.perf_counter_ns,
-) -> Comparison:
-    """Time two artifacts on the same inputs, in turns, so that what disturbs one disturbs the other.
+) -> list[Comparison]:
+    """Each artifact (as ``slim``) against the first one (as ``dense``), the first against itself included.
 
-    Stops after ``rounds`` pairs, or when ``budget_s`` seconds are spent with warm-up and MIN_ROUNDS pairs are
-    taken. Raises InputError where the runtime is unknown or cannot be used here.
+    All run on the same inputs, in turns, so that what disturbs one disturbs the others. Stops after ``rounds``
+    rounds, or when ``budget_s`` seconds are spent with warm-up and MIN_ROUNDS rounds are taken. Raises InputError
+    where the runtime is unknown or cannot be used here.
     """
     if threads < 1 or rounds < 1:
         raise InputError(f"cannot measure with threads={threads} and rounds={rounds}: both start at 1.")
     row = usable(runtime)
-    with _quiet():
-        runs = row.prepare(dense, inputs, threads), row.prepare(slim, inputs, threads)
-        dense_ms, slim_ms = interleave(*runs, rounds=rounds, budget_s=budget_s, clock=clock)
-    speedup, low, high = paired_ratio(dense_ms, slim_ms)
+    with quiet():
+        runs = [row.prepare(artifact, inputs, threads) for artifact in artifacts]
+        samples = interleave(*runs, rounds=rounds, budget_s=budget_s, clock=clock)
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
 
     def latency(samples_ms: Sequence[float]) -> Latency:
         p10, median, p90 = (float(value) for value in np.percentile(samples_ms, [10, 50, 90]))
         return Latency(row.name, median, p10, p90, threads, batch, row.device, len(samples_ms))
 
-    return Comparison(row.name, latency(dense_ms), latency(slim_ms), speedup, low, high)
-
-
-def usable(runtime: str | Runtime) -> Runtime:
-    """The row of a name (a row stands for itself), or InputError where it is unknown or of no use here."""
-    if isinstance(runtime, str) and runtime not in RUNTIMES:
-        raise InputError(f"unknown runtime '{runtime}': choose from {', '.join(RUNTIMES)}.")
-    row = RUNTIMES[runtime] if isinstance(runtime, str) else runtime
-    reason = row.available()
-    if reason is not None:
-        names = ", ".join(name for name, other in RUNTIMES.items() if other.available() is None)
-        raise InputError(f"cannot measure with '{row.name}': {reason}. Usable here: {names}.")
-    return row
+    first = latency(samples[0])
+    return [Comparison(row.name, first, latency(own), *paired_ratio(samples[0], own)) for own in samples]
 
 
 def interleave(
-    dense: Run, slim: Run, *, rounds: int, budget_s: float, clock: Clock = time.perf_counter_ns
-) -> tuple[list[float], list[float]]:
-    """Milliseconds a run of each, one pair of samples a round; dense goes first in even rounds."""
+    *runs: Run, rounds: int, budget_s: float, clock: Clock = time.perf_counter_ns
+) -> tuple[list[float], ...]:
+    """Milliseconds a run of each, one sample of each a round, in the order given in even rounds, else backwards."""
     start = clock()
     budget_ns = int(budget_s * 1e9)
-    runs = dense, slim
-    repeats = [_repeats(warm_up(run, clock, budget_ns // 4)) for run in runs]
-    samples: tuple[list[float], list[float]] = ([], [])
+    repeats = [_repeats(warm_up(run, clock, budget_ns // (2 * len(runs)))) for run in runs]
+    samples: tuple[list[float], ...] = tuple([] for _ in runs)
     for number in range(rounds):
         if number >= MIN_ROUNDS and clock() - start >= budget_ns:
             break
-        for side in (0, 1) if number % 2 == 0 else (1, 0):
-            samples[side].append(_sample_ms(runs[side], repeats[side], clock))
+        for which in range(len(runs)) if number % 2 == 0 else reversed(range(len(runs))):
+            samples[which].append(_sample_ms(runs[which], repeats[which], clock))
     return samples
 
 
@@ -188,7 +166,7 @@ def _sample_ms(run: Run, repeats: int, clock: Clock) -> float:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No garbage collection between two readings of the clock; afterwards PyTorch's thread count as found."""
     threads, collecting = torch.get_num_threads(), gc.isenabled()
     gc.collect()
@@ -201,101 +179,6 @@ def _quiet() -> Iterator[None]:
             gc.enable()
 
 
-def _onnxruntime_missing() -> str | None:
-    return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is not installed"
-
-
-def _onnxruntime_cuda_missing() -> str | None:
-    if reason := _onnxruntime_missing():
-        return reason
-    import onnxruntime
-
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return "this onnxruntime has no CUDA provider (onnxruntime-gpu has)"
-    return _cuda_missing()
-
-
-def _cuda_missing() -> str | None:
-    return None if torch.cuda.is_available() else "PyTorch finds no CUDA device"
-
-
-def _session(path: str | Path, threads: int, provider: str) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Two sessions live side by side: the threads of the one must not spin while the other runs.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    if session.get_providers()[0] != provider:
-        raise InputError(f"cannot measure: onnxruntime could not start its {provider}; its log says why.")
-    return session
-
-
-def _onnxruntime(path: str | Path, inputs: Sequence[Tensor], threads: int) -> Run:
-    session = _session(path, threads, "CPUExecutionProvider")
-    names = [value.name for value in session.get_inputs()]
-    feed = {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
-    return lambda: session.run(None, feed)
-
-
-def _onnxruntime_cuda(path: str | Path, inputs: Sequence[Tensor], threads: int) -> Run:
-    """Inputs and outputs stay on the device: the copies to and from it are not timed."""
-    import onnxruntime
-
-    session = _session(path, threads, "CUDAExecutionProvider")
-    binding = session.io_binding()
-    for value, tensor in zip(session.get_inputs(), inputs, strict=True):
-        array = tensor.detach().cpu().numpy()
-        binding.bind_ortvalue_input(value.name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
-    for value in session.get_outputs():
-        binding.bind_output(value.name, "cuda")
-
-    def run() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-
-    return run
-
-
-def _pytorch(module: Callable[..., object], inputs: Sequence[Tensor], threads: int) -> Run:
-    torch.set_num_threads(threads)
-    values = [value.detach().cpu() for value in inputs]
-
-    @torch.inference_mode()
-    def run() -> None:
-        module(*values)
-
-    return run
-
-
-def _pytorch_cuda(module: Callable[..., object], inputs: Sequence[Tensor], threads: int) -> Run:
-    """A module is copied to the device; any other callable must live there already."""
-    torch.set_num_threads(threads)
-    there = copy.deepcopy(module).to("cuda") if isinstance(module, nn.Module) else module
-    values = [value.detach().to("cuda") for value in inputs]
-
-    @torch.inference_mode()
-    def run() -> None:
-        there(*values)
-        torch.cuda.synchronize()
-
-    return run
-
-
-RUNTIMES: dict[str, Runtime] = {
-    row.name: row
-    for row in (
-        Runtime("onnxruntime", "cpu", "onnx", _onnxruntime_missing, _onnxruntime),
-        Runtime("onnxruntime-cuda", "cuda", "onnx", _onnxruntime_cuda_missing, _onnxruntime_cuda),
-        Runtime("pytorch", "cpu", "module", lambda: None, _pytorch),
-        Runtime("pytorch-cuda", "cuda", "module", _cuda_missing, _pytorch_cuda),
-    )
-}
-
-
 def environment() -> dict[str, Any]:
     """What a number depends on, and nothing that names the machine or its user."""
     devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -306,8 +189,9 @@ def environment() -> dict[str, Any]:
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "onnx": _version("onnx"),
-        "onnxruntime": _version("onnxruntime", "onnxruntime-gpu"),
+        "onnx": version_of("onnx"),
+        "onnxruntime": version_of(*ONNXRUNTIME),
+        "openvino": version_of("openvino"),
         "devices": devices,
     }
 
@@ -330,6 +214,34 @@ def vector_width_channels(device: str) -> int:
     return {"AVX512": 16, "AVX2": 8, "NEON": 4}.get(instruction_set(), 8)
 
 
+def commit() -> str | None:
+    """The commit of slim-model's own source, where it runs from a checkout; "+" follows where files differ from it.
+
+    A checkout of somebody else's that slim-model is merely installed in does not count.
+    """
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str | None:
+        with contextlib.suppress(OSError):
+            asked = ["git", "-C", str(here.parent), *arguments]
+            done = subprocess.run(asked, capture_output=True, text=True, check=False)
+            return done.stdout.strip() if done.returncode == 0 else None
+        return None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return f"{git('rev-parse', '--short=12', 'HEAD')}{'+' if git('status', '--porcelain', '--', '.') else ''}"
+
+
+def cpu_flags() -> list[str]:
+    """The instructions the processor has, as Linux names them; elsewhere only the widest of them."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return sorted(line.partition(":")[2].split())
+    return [instruction_set()]
+
+
 def _cpu_name() -> str:
     if platform.system() == "Linux":
         with contextlib.suppress(OSError):
@@ -341,10 +253,3 @@ def _cpu_name() -> str:
             asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
             return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     return platform.processor() or platform.machine()
-
-
-def _version(*distributions: str) -> str | None:
-    for name in distributions:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return None

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slim_model.heads import left
-from slim_model.measure import Comparison, environment
+from slim_model.measure import Comparison, environment, verdict
 
 if TYPE_CHECKING:
     from slim_model.slim import Compiled, Recipe
@@ -190,8 +190,8 @@ def _channels(report: Report) -> tuple[str, str, str]:
 def _add_latency(table: Table, row: dict[str, Any]) -> None:
     dense, slim = row["dense"], row["slim"]
     low, high = row["speedup_low"], row["speedup_high"]
-    verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
-    said = f"{row['speedup']:.2f}x {verdict}" if low > 1 or high < 1 else verdict
+    found = verdict(low, high)
+    said = found if low <= 1 <= high else f"{row['speedup']:.2f}x {found}"
     table.add_row(
         row["runtime"],
         f"{dense['median_ms']:.2f} ms",
