@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from slim_model.measure import environment
+from slim_model.memory import peak_bytes
+
+__all__ = ["RESULTS", "ROOT", "peak_bytes", "provenance", "summary"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -33,19 +34,6 @@ def summary(found: dict[str, Any]) -> str:
         f"Python {place['python']}, torch {place['torch']}, onnx {place['onnx']}, onnxruntime {place['onnxruntime']}; "
         f"commit {found['commit']}{' with changes' if found['modified'] else ''}, {found['date'][:10]}"
     )
-
-
-def peak_bytes() -> int:
-    """The most memory this process ever held (resident).
-
-    On Linux ``ru_maxrss`` also counts the process that started this one, so the kernel's own mark is read.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _git(*arguments: str) -> str:

@@ -24,14 +24,15 @@ PROJECT = Path(__file__).parents[1]
 ORDER = """
     errors runtimes
     trace labels ops views simplify couple heads shrink prove rebuild cost
-    measure
+    measure layers profile survey
     remedies explain draw
     data loss places statistics patches gates evidence trials
     criteria budget
     guess torch_pruning engines
     lower translate export report slim
     build unpickle checkpoint vet load
-    specs save run cli __main__
+    artifact energy memory bench
+    specs save run learn cli __main__
 """.split()
 """A module may import what stands before it. Packages (ops, criteria) stand as one."""
 

@@ -29,7 +29,7 @@ from slim_model.guess import describe, guess_inputs, make_inputs, parse_input, r
 from slim_model.unpickle import Refused, unpickle
 from slim_model.vet import Unsafe, vet_names, vet_program, vet_script
 
-__all__ = ["Subject", "guess_inputs", "load", "parse_input"]
+__all__ = ["Subject", "file_sha256", "guess_inputs", "load", "parse_input"]
 
 Kind = Literal["module", "state dict", "exported program", "torchscript"]
 
@@ -83,7 +83,7 @@ def load(
         run_once(model, examples)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    return Subject(model, examples, source, _sha256(path), kind, program, notes)
+    return Subject(model, examples, source, file_sha256(path), kind, program, notes)
 
 
 def _open(
@@ -330,6 +330,6 @@ def _carried(program: ExportedProgram) -> tuple[torch.Tensor, ...]:
     return tuple(arg.detach().cpu() for arg in args)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

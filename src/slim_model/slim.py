@@ -29,6 +29,7 @@ from slim_model.evidence import said
 from slim_model.heads import ATTENTION, Heads, find_heads, left
 from slim_model.loss import Loss
 from slim_model.measure import vector_width_channels
+from slim_model.profile import measured_step
 from slim_model.prove import Proof, check_trace, prove, relative_error
 from slim_model.rebuild import small_module
 from slim_model.report import Report, make_report
@@ -44,7 +45,7 @@ class Recipe:
     """What the user asked for. The command line and the Python call have these fields as options.
 
     ``ratio``: fraction of channels removed. ``multiple_of``: layer widths are rounded to it; ``"auto"`` takes the
-    block of the machine's kernels. ``keep``: glob patterns of layers that are not touched. ``data``: for criteria
+    width step of this machine. ``keep``: glob patterns of layers that are not touched. ``data``: for criteria
     that need it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
     normalised by ``mean`` and ``std``. ``loss``: ``(outputs, labels)`` -> one for each sample, or their mean; default
     cross entropy. ``engine``: whose pruner turns scores into channels. ``attention``: what goes where channels are
@@ -88,7 +89,10 @@ class Recipe:
 
     @property
     def block(self) -> int:
-        return vector_width_channels(self.device) if self.multiple_of == "auto" else int(self.multiple_of)
+        """``"auto"``: the step that ``slim-model profile`` learned on this machine, else what its kernels suggest."""
+        if self.multiple_of != "auto":
+            return int(self.multiple_of)
+        return measured_step(self.device) or vector_width_channels(self.device)
 
 
 @dataclass(frozen=True, slots=True)

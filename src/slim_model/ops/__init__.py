@@ -12,9 +12,10 @@ import torch
 from torch import fx
 
 from slim_model.ops import along, contract, create, movement, norm, pointwise, recurrent
+from slim_model.ops.layer import Layer
 from slim_model.ops.row import Cut, Op
 
-__all__ = ["OPS", "Cut", "Op", "flow_of", "row_of"]
+__all__ = ["OPS", "Cut", "Layer", "Op", "flow_of", "row_of"]
 
 _ELEMENTWISE = Op(pointwise.pointwise)
 

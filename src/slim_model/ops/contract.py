@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from slim_model.labels import Axis, Value, Walk, bound
+from slim_model.ops import layer
 from slim_model.ops.row import Cut, Op
 
 aten = torch.ops.aten
@@ -271,12 +272,12 @@ def embedding_bag(walk: Walk, weight: Value, **_: Any) -> list[Any]:
     return [walk.out((None, walk.makes(weight.axes[1])), 0), *rest]
 
 
-_CONV = Op(conv, conv_macs, regroup, masks="inputs")
-_TRANSPOSED = Op(conv_transpose, conv_transpose_macs, regroup, masks="inputs")
-_ANY_CONV = Op(any_conv, any_conv_macs, regroup, masks="inputs")
-_ADDMM = Op(addmm, addmm_macs, masks="inputs")
-_MATMUL = Op(matmul, matmul_macs, masks="inputs")
-_MM = Op(mm, mm_macs, masks="inputs")
+_CONV = Op(conv, conv_macs, regroup, masks="inputs", layer=layer.conv)
+_TRANSPOSED = Op(conv_transpose, conv_transpose_macs, regroup, masks="inputs", layer=layer.conv_transpose)
+_ANY_CONV = Op(any_conv, any_conv_macs, regroup, masks="inputs", layer=layer.any_conv)
+_ADDMM = Op(addmm, addmm_macs, masks="inputs", layer=layer.addmm)
+_MATMUL = Op(matmul, matmul_macs, masks="inputs", layer=layer.matmul)
+_MM = Op(mm, mm_macs, masks="inputs", layer=layer.matmul)
 
 ROWS: dict[Any, Op] = {
     aten.conv1d: _CONV,
@@ -287,7 +288,7 @@ ROWS: dict[Any, Op] = {
     aten.conv_transpose1d: _TRANSPOSED,
     aten.conv_transpose2d: _TRANSPOSED,
     aten.conv_transpose3d: _TRANSPOSED,
-    aten.linear: Op(linear, linear_macs, masks="inputs"),
+    aten.linear: Op(linear, linear_macs, masks="inputs", layer=layer.linear),
     aten.matmul: _MATMUL,
     aten.dot: Op(lambda walk, self, tensor: matmul(walk, self, tensor), matmul_macs, masks="inputs"),
     aten.mv: Op(lambda walk, self, vec: matmul(walk, self, vec), matmul_macs, masks="inputs"),
@@ -296,7 +297,7 @@ ROWS: dict[Any, Op] = {
     aten.addmm: _ADDMM,
     aten.baddbmm: _ADDMM,
     aten.einsum: Op(einsum, einsum_macs, masks="inputs"),
-    aten.scaled_dot_product_attention: Op(attention, attention_macs, rescale, masks="inputs"),
+    aten.scaled_dot_product_attention: Op(attention, attention_macs, rescale, masks="inputs", layer=layer.attention),
     aten.embedding: Op(embedding),
     aten.embedding_bag: Op(embedding_bag),
     aten.tensordot: Op(tensordot, tensordot_macs, masks="inputs"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.labels import FIXED, Axis, Flow, Value
+from slim_model.ops.layer import Layer
 from slim_model.trace import Graph
 
 
@@ -24,12 +25,14 @@ class Op:
 
     ``masks`` says how the masked dense reference runs it: ``nothing`` (channels do not mix, or only move),
     ``inputs`` (it sums over channels: removed ones are zeroed first), ``kept`` (a statistic: runs over kept channels).
+    ``layer(out, **arguments)`` says from shapes how the operator can be timed alone.
     """
 
     flow: Flow
     macs: Callable[..., int] | None = None
     rewrite: Callable[[Cut, fx.Node], dict[str, Any]] | None = None
     masks: Literal["nothing", "inputs", "kept"] = "nothing"
+    layer: Callable[..., Layer] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,135 @@
+"""How one operator can be timed alone: its kind, the sizes that pruning may change, and all that it cannot.
+
+The functions take what the functions of ``macs`` take: the output and the arguments, as shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slim_model.labels import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """``count``: how many examples, rows or matrices it is applied to; it grows with the batch. ``fixed`` are
+    numbers whose meaning the kind knows, as are ``widths``:
+
+    ============================  =====================================  ============================================
+    kind                          widths                                 fixed
+    ============================  =====================================  ============================================
+    conv pointwise depthwise      groups, inputs and outputs of a group  size, kernel, stride, padding before and
+    grouped                                                              after, dilation, output padding, transposed
+    linear                        inputs, outputs
+    matmul                        matrices, rows, inner, columns
+    attention                     heads, width of a key, of a value      tokens that ask, tokens that answer
+    ============================  =====================================  ============================================
+    """
+
+    kind: str
+    count: int
+    fixed: tuple[tuple[int, ...], ...]
+    widths: tuple[int, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates at these widths, roughly: padding counts as input."""
+        if self.kind == "linear":
+            return self.count * math.prod(self.widths)
+        if self.kind == "matmul":
+            return self.count * math.prod(self.widths)
+        if self.kind == "attention":
+            heads, key, value = self.widths
+            (asking,), (answering,) = self.fixed
+            return self.count * heads * asking * answering * (key + value)
+        size, kernel, stride, *_, (transposed,) = self.fixed
+        places = (
+            math.prod(size) if transposed else math.prod(math.ceil(n / s) for n, s in zip(size, stride, strict=True))
+        )
+        return self.count * places * math.prod(kernel) * math.prod(self.widths)
+
+
+def conv(
+    out: Value,
+    input: Value,
+    weight: Value,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    output_padding: Any = 0,
+    transposed: bool = False,
+    **_: Any,
+) -> Layer:
+    kernel = weight.shape[2:]
+    at = len(input.shape) - len(kernel) - 1
+    channels, made = input.shape[at], out.shape[at]
+    if transposed:
+        groups = made // max(weight.shape[1], 1)
+        block = (channels // max(groups, 1), weight.shape[1])
+    else:
+        groups = channels // max(weight.shape[1], 1)
+        block = (weight.shape[1], made // max(groups, 1))
+    dilations = _each(dilation, len(kernel))
+    before, after = _padding(padding, kernel, dilations)
+    fixed = (
+        *(input.shape[at + 1 :], kernel, _each(stride, len(kernel)), before, after, dilations),
+        *(_each(output_padding, len(kernel)), (int(transposed),)),
+    )
+    if groups > 1:
+        kind = "depthwise" if block[0] == 1 else "grouped"
+    else:
+        kind = "pointwise" if math.prod(kernel) == 1 else "conv"
+    return Layer(kind, math.prod(input.shape[:at]), fixed, (groups, *block))
+
+
+def conv_transpose(out: Value, **arguments: Any) -> Layer:
+    return conv(out, **arguments | {"transposed": True})
+
+
+def any_conv(out: Value, **arguments: Any) -> Layer:
+    return conv(out, **arguments)
+
+
+def linear(out: Value, input: Value, weight: Value, **_: Any) -> Layer:
+    return Layer("linear", math.prod(input.shape[:-1]), (), (weight.shape[-1], math.prod(weight.shape[:-1])))
+
+
+def matmul(out: Value, self: Value, **others: Any) -> Layer:
+    """With a right side of two axes it is a linear layer, else many small products."""
+    right = next(v for v in others.values() if isinstance(v, Value))
+    inner, columns = self.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
+    if len(right.shape) <= 2:
+        return Layer("linear", math.prod(self.shape[:-1]), (), (inner, columns))
+    *batch, rows = out.shape[:-1] if len(self.shape) > 1 else (*out.shape[:-1], 1)
+    return Layer("matmul", batch[0], (), (math.prod(batch[1:]), rows, inner, columns))
+
+
+def addmm(out: Value, self: Value, **factors: Any) -> Layer:
+    """self + a @ b."""
+    left, right = (v for v in factors.values() if isinstance(v, Value))
+    return matmul(out, left, other=right)
+
+
+def attention(out: Value, query: Value, key: Value, **_: Any) -> Layer:
+    """``(..., heads, tokens, width)``"""
+    *batch, heads = query.shape[:-2] or (1,)
+    fixed = ((query.shape[-2],), (key.shape[-2],))
+    return Layer("attention", math.prod(batch), fixed, (heads, query.shape[-1], out.shape[-1]))
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    """One number an axis: 2 -> (2, 2)."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return tuple(int(v) for v in (values * rank if len(values) == 1 else values))
+
+
+def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Before and after each axis; "same" puts what is left over after, "valid" is none."""
+    if not isinstance(padding, str):
+        each = _each(padding, len(kernel))
+        return each, each
+    spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+    return tuple(s // 2 for s in spans), tuple(s - s // 2 for s in spans)
