@@ -34,23 +34,6 @@ class Layer:
     fixed: tuple[tuple[int, ...], ...]
     widths: tuple[int, ...]
 
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates at these widths, roughly: padding counts as input."""
-        if self.kind == "linear":
-            return self.count * math.prod(self.widths)
-        if self.kind == "matmul":
-            return self.count * math.prod(self.widths)
-        if self.kind == "attention":
-            heads, key, value = self.widths
-            (asking,), (answering,) = self.fixed
-            return self.count * heads * asking * answering * (key + value)
-        size, kernel, stride, *_, (transposed,) = self.fixed
-        places = (
-            math.prod(size) if transposed else math.prod(math.ceil(n / s) for n, s in zip(size, stride, strict=True))
-        )
-        return self.count * places * math.prod(kernel) * math.prod(self.widths)
-
 
 def conv(
     out: Value,
