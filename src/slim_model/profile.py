@@ -106,9 +106,8 @@ class LatencyTable:
         for corner in itertools.product(*ends):
             share = math.prod(part for _, part in corner)
             if share:
-                ms += share * self.points[replace(placed.layer, widths=tuple(width for width, _ in corner))]
-        call = self.points.get(NOTHING, 0.0)
-        return max(ms - call, 0.02 * ms) * dearer
+                ms += share * _alone(self.points, replace(placed.layer, widths=tuple(width for width, _ in corner)))
+        return ms * dearer
 
     def _penalty(self, kind: str, axis: int, width: int) -> float:
         return self.penalties.get((kind, axis), {}).get(width & -width, 1.0)
@@ -159,6 +158,11 @@ def model_latency(table: LatencyTable, coupling: Coupling) -> ModelLatency:
     return ModelLatency(table, coupling, placed, spent / max(1, batch * sum(macs[p.node] for p in placed)))
 
 
+def _alone(points: Mapping[Layer, float], layer: Layer) -> float:
+    """Without the cost of a call, which a whole model pays once; never nothing."""
+    return max(points[layer] - points.get(NOTHING, 0.0), 0.02 * points[layer])
+
+
 def ladder(width: int, step: int, parts: Sequence[float]) -> tuple[int, ...]:
     """Multiples of ``step`` near these parts of ``width``, and it itself: ``(100, 16, (.25, .5)) -> 32, 48, 100``."""
     return tuple(sorted({min(width, max(step, round(width * part / step) * step)) for part in parts} | {width}))
@@ -182,7 +186,7 @@ def make_table(setting: Setting, points: Mapping[Layer, float]) -> LatencyTable:
     steps, penalties = {}, {}
     for kind, axes in PROBES.items():
         for axis, probe in axes.items():
-            taken = {layer.widths[axis]: points[layer] for layer in probed(probe, axis) if layer in points}
+            taken = {layer.widths[axis]: _alone(points, layer) for layer in probed(probe, axis) if layer in points}
             if len(taken) == len(PROBED):
                 steps[kind, axis] = learned_step(taken)
                 penalties[kind, axis] = _penalties(taken, steps[kind, axis])

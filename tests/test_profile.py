@@ -1,0 +1,328 @@
+"""The latency table on a runtime of our own, whose time is a formula: steps, ladders, predictions, what is on disk."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from samples import Residual, images, trained
+from slim_model import profile, survey
+from slim_model.couple import Coupling, couple
+from slim_model.errors import InputError
+from slim_model.layers import Placed, layers_of
+from slim_model.ops import Layer
+from slim_model.profile import (
+    PROBED,
+    PROBES,
+    LatencyTable,
+    ModelLatency,
+    Setting,
+    append,
+    cache_folder,
+    ladder,
+    learned_step,
+    make_table,
+    measured_step,
+    model_latency,
+    read_table,
+    setting_of,
+    table_path,
+)
+from slim_model.runtimes import RUNTIMES, Runtime
+from slim_model.simplify import simplify
+from slim_model.slim import Recipe
+from slim_model.survey import Survey
+from slim_model.trace import trace
+
+pipeline = importlib.import_module("slim_model.slim")  # the package's ``slim`` is the function
+
+SETTING = Setting("a machine", "fake", "1", 1, "float32", 1)
+MS = 1_000_000
+CALL_MS = 1.0
+
+
+def staircase_ms(layer: Layer, step: int = 8) -> float:
+    """A call, and a microsecond for each product of the widths, each rounded up to the step."""
+    if layer.kind == "nothing":
+        return CALL_MS
+    return CALL_MS + layer.count * math.prod(math.ceil(w / step) * step if w > 1 else 1 for w in layer.widths) / 1e3
+
+
+class FakeRuntime:
+    """Takes what ``cost`` says on a clock of its own; ``log`` holds the layers that ran."""
+
+    def __init__(self, cost: Callable[[Layer], float] = staircase_ms) -> None:
+        self.cost, self.now, self.log = cost, 0, list[Layer]()
+        self.row = Runtime("fake", "cpu", "module", lambda: None, self.prepare, ())
+
+    def prepare(self, layer: Any, inputs: Any, threads: int) -> Callable[[], None]:
+        def run() -> None:
+            self.now += int(self.cost(layer) * MS)
+            self.log.append(layer)
+
+        return run
+
+    def job(self, cache: Path, setting: Setting = SETTING) -> Survey:
+        return Survey(self.row, setting, cache, lambda: self.now)
+
+
+@pytest.fixture(autouse=True)
+def _layers_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake runtime is handed the layer itself."""
+    monkeypatch.setattr(survey, "as_module", lambda layer, dtype: layer)
+    monkeypatch.setattr(survey, "example", lambda layer, dtype: [])
+
+
+@pytest.fixture(scope="module")
+def residual() -> Coupling:
+    return couple(simplify(trace(trained(Residual()), (images(),))))
+
+
+def all_of(coupling: Coupling) -> np.ndarray:
+    return np.ones(coupling.component.max() + 1, bool)
+
+
+def half_of(coupling: Coupling) -> np.ndarray:
+    keep = all_of(coupling)
+    for group in coupling.groups:
+        keep[group.channels[group.width // 2 :]] = False
+    return keep
+
+
+# -- the width step -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [2, 4, 8, 16, 32, 64])
+def test_the_step_of_a_staircase(step: int) -> None:
+    assert learned_step({w: math.ceil(w / step) * step for w in PROBED}) == step
+
+
+def test_no_step_where_there_is_no_staircase() -> None:
+    assert learned_step({w: float(w) for w in PROBED}) == 1
+    assert learned_step(dict.fromkeys(PROBED, 5.0)) == 1, "a time that does not depend on the width says nothing"
+
+
+def test_a_dear_width_hides_no_step() -> None:
+    """Widths that 4 does not divide fall to a kernel that takes three times as long."""
+    assert learned_step({w: math.ceil(w / 16) * 16 * (1 if w % 4 == 0 else 3) for w in PROBED}) == 16
+
+
+def test_noise_hides_no_step() -> None:
+    noise = np.random.default_rng(0).normal(1, 0.02, len(PROBED))
+    assert learned_step({w: math.ceil(w / 16) * 16 * n for w, n in zip(PROBED, noise, strict=True)}) == 16
+    assert learned_step({w: w * n for w, n in zip(PROBED, noise, strict=True)}) <= 4
+
+
+def test_penalties_by_what_divides_the_width() -> None:
+    probe = PROBES["depthwise"][0]
+    cost = {w: math.ceil(w / 16) * (1.0 if w % 4 == 0 else 3.0) for w in PROBED}
+    table = make_table(SETTING, {layer: cost[layer.widths[0]] for layer in profile.probed(probe, 0)})
+    assert table.steps == {("depthwise", 0): 16}
+    assert table.penalties["depthwise", 0] == {1: 3.0, 2: 3.0, 4: 1.0, 8: 1.0}
+    assert (table.width_step("depthwise"), table.width_step("conv"), table.width_step()) == (16, 1, 16)
+
+
+def test_a_step_needs_all_its_probes() -> None:
+    some = profile.probed(PROBES["depthwise"][0], 0)[1:]
+    assert make_table(SETTING, dict.fromkeys(some, 1.0)).steps == {}
+
+
+# -- ladders and what lies between ----------------------------------------------------------------------------------
+
+
+def test_rungs_are_multiples_of_the_step_and_the_width_itself() -> None:
+    assert ladder(100, 16, (0.25, 0.5, 1)) == (32, 48, 96, 100)
+    assert ladder(10, 16, (0.25, 0.5, 1)) == (10,)
+    assert ladder(8, 1, (0.25, 0.5, 1)) == (2, 4, 8)
+
+
+def conv(*widths: int) -> Layer:
+    shape = ((9, 9), (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (0,))
+    return Layer("conv", 1, shape, widths)
+
+
+def linear_table(**options: Any) -> tuple[LatencyTable, Placed]:
+    """Of a convolution with 40 -> 80 channels whose time is 2 ms + in * out / 100."""
+    placed = Placed(None, conv(1, 40, 80), (False, True, True))  # type: ignore[arg-type]
+    table = LatencyTable(SETTING, {}, **({"steps": {}, "penalties": {}} | options))
+    points = {layer: 2 + layer.widths[1] * layer.widths[2] / 100 for layer in table.grid(placed)}
+    return LatencyTable(SETTING, points, table.steps, table.penalties), placed
+
+
+def test_between_the_rungs_both_widths_count_linearly() -> None:
+    table, placed = linear_table()
+    for widths in ((1, 40, 80), (1, 17, 33), (1, 39, 11)):
+        assert table.latency_ms(placed, widths) == pytest.approx(2 + widths[1] * widths[2] / 100)
+
+
+def test_widths_are_rounded_up_to_the_step_and_pay_their_penalty() -> None:
+    steps = {("conv", 1): 8, ("conv", 2): 16}
+    table, placed = linear_table(steps=steps, penalties={("conv", 1): {1: 3.0, 2: 3.0}, ("conv", 2): {4: 1.5}})
+    assert table.latency_ms(placed, (1, 24, 48)) == pytest.approx(2 + 24 * 48 / 100)
+    assert table.latency_ms(placed, (1, 20, 48)) == pytest.approx(2 + 24 * 48 / 100), "4 divides 20: no penalty"
+    assert table.latency_ms(placed, (1, 22, 48)) == pytest.approx(3 * (2 + 24 * 48 / 100))
+    assert table.latency_ms(placed, (1, 22, 36)) == pytest.approx(4.5 * (2 + 24 * 48 / 100))
+
+
+def test_the_cost_of_a_call_is_taken_off() -> None:
+    table, placed = linear_table()
+    table = LatencyTable(SETTING, {**table.points, profile.NOTHING: 0.25}, {}, {})
+    assert table.latency_ms(placed, (1, 40, 80)) == pytest.approx(2 + 32 - 0.25)
+    table = LatencyTable(SETTING, {**table.points, profile.NOTHING: 100.0}, {}, {})
+    assert table.latency_ms(placed, (1, 40, 80)) > 0
+
+
+# -- measuring ------------------------------------------------------------------------------------------------------
+
+
+def test_a_survey_of_no_model_learns_the_steps(tmp_path: Path) -> None:
+    runtime = FakeRuntime(lambda layer: staircase_ms(layer, 32))
+    table = survey.survey((), runtime.job(tmp_path))
+    assert set(table.steps.values()) == {32}
+    assert set(table.steps) == {(kind, axis) for kind, axes in PROBES.items() for axis in axes}
+
+
+def test_a_survey_of_a_model_finds_the_formula(tmp_path: Path, residual: Coupling) -> None:
+    runtime = FakeRuntime()
+    placed = layers_of(residual)
+    table = survey.survey(placed, runtime.job(tmp_path))
+    assert all(table.covers(p) for p in placed)
+    assert {kind for kind, _ in table.steps} == {"conv", "pointwise", "linear"}, "only the kinds of this model"
+    assert set(table.steps.values()) == {8}
+    for p in placed:
+        widths = [max(1, w // 2) if free else w for w, free in zip(p.layer.widths, p.free, strict=True)]
+        small = Layer(p.layer.kind, p.layer.count, p.layer.fixed, tuple(widths))
+        assert table.latency_ms(p, widths) == pytest.approx(staircase_ms(small) - CALL_MS, rel=1e-3), small
+
+
+def test_widths_run_in_turns(tmp_path: Path) -> None:
+    runtime = FakeRuntime()
+    survey.survey((), runtime.job(tmp_path))
+    probes = profile.probed(PROBES["depthwise"][0], 0)
+    ran = [layer for layer in runtime.log if layer in probes]
+    warm = ran.index(probes[-1]) + 6  # six runs warm each width up
+    rounds = [layer for n, layer in enumerate(ran[warm:]) if ran[warm:][n - 1] != layer or n == 0]
+    assert rounds[: len(probes)] == probes
+    assert rounds[len(probes) : 2 * len(probes) - 1] == probes[-2::-1], "then backwards, from the last"
+
+
+def test_layers_are_timed_together_only_as_far_as_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+    monkeypatch.setattr(survey, "BYTES", 3 * survey.stored_bytes(conv(1, 64, 64)))
+    monkeypatch.setattr(survey, "interleave", lambda *runs, **_: (alive.append(len(runs)), [[1.0]] * len(runs))[1])
+    survey._measure([conv(1, 64, 64 - n) for n in range(7)], FakeRuntime().job(tmp_path))
+    assert alive == [3, 3, 1]
+
+
+def test_a_survey_goes_on_where_it_was_stopped(tmp_path: Path, residual: Coupling) -> None:
+    placed = layers_of(residual)
+    whole = survey.survey(placed, FakeRuntime().job(tmp_path / "whole"))
+    path = table_path(SETTING, tmp_path / "stopped")
+    stopped = FakeRuntime(lambda layer: staircase_ms(layer) if layer.kind != "linear" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        survey.survey(placed, stopped.job(tmp_path / "stopped"))
+    path.write_text(path.read_text()[:-25])  # killed while writing a line
+    before = read_table(SETTING, tmp_path / "stopped").points
+    assert 0 < len(before) < len(whole.points)
+    again = FakeRuntime()
+    assert survey.survey(placed, again.job(tmp_path / "stopped")).points == whole.points
+    assert not set(again.log) & set(before), "what was measured is not measured again"
+    silent = FakeRuntime()
+    survey.survey(placed, silent.job(tmp_path / "stopped"))
+    assert silent.log == []
+
+
+# -- on disk --------------------------------------------------------------------------------------------------------
+
+
+def test_another_setting_is_another_table(tmp_path: Path) -> None:
+    append(SETTING, [(conv(1, 8, 8), {"ms": 1.5})], tmp_path)
+    assert read_table(SETTING, tmp_path).points == {conv(1, 8, 8): 1.5}
+    for other in (("b", "fake", "1", 1), ("a machine", "x", "1", 1), ("a machine", "fake", "2", 1)):
+        assert read_table(Setting(*other, "float32", 1), tmp_path).points == {}
+    for threads, dtype, batch in ((2, "float32", 1), (1, "float16", 1), (1, "float32", 8)):
+        assert read_table(Setting("a machine", "fake", "1", threads, dtype, batch), tmp_path).points == {}
+
+
+def test_the_folder_for_caches_is_honoured(no_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder() == no_tables / "slim-model" / "latency"
+    assert table_path(SETTING).parent == cache_folder()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert Path.home() in cache_folder().parents
+
+
+def test_the_setting_of_this_machine() -> None:
+    found = setting_of(RUNTIMES["onnxruntime"], threads=2)
+    assert found == setting_of(RUNTIMES["onnxruntime"], threads=2)
+    assert (found.runtime, found.threads, found.dtype, found.batch) == ("onnxruntime", 2, "float32", 1)
+    assert found.version
+    assert str(Path.home()) not in found.machine
+
+
+def test_auto_takes_the_step_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured_step("cpu") is None
+    monkeypatch.setattr(pipeline, "vector_width_channels", lambda device: 4)
+    assert Recipe().block == 4
+    row = RUNTIMES["onnxruntime"]
+    runtime = FakeRuntime(lambda layer: staircase_ms(layer, 32))
+    survey.survey((), runtime.job(cache_folder(), setting_of(row)))
+    assert measured_step("cpu") == 32
+    assert Recipe().block == 32
+    assert Recipe(multiple_of=6).block == 6
+    assert Recipe(device="cuda").block == 4
+
+
+# -- whole models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def latency(tmp_path: Path, residual: Coupling) -> ModelLatency:
+    return model_latency(survey.survey(layers_of(residual), FakeRuntime().job(tmp_path)), residual)
+
+
+def test_a_model_takes_the_sum_of_its_layers(latency: ModelLatency, residual: Coupling) -> None:
+    for keep in (all_of(residual), half_of(residual)):
+        parts = latency.layers_ms(keep)
+        assert latency.ms(keep) == sum(parts.values())
+        assert len(parts) == 7
+        assert latency.ms(keep) == latency.table.predict(residual, keep)
+    dense = sum(staircase_ms(p.layer) - CALL_MS for p in layers_of(residual))
+    assert latency.ms(all_of(residual)) == pytest.approx(dense, rel=1e-3)
+    assert latency.ms(half_of(residual)) < 0.5 * dense
+
+
+def test_a_measurement_corrects_the_prediction(latency: ModelLatency, residual: Coupling) -> None:
+    dense, half = all_of(residual), half_of(residual)
+    corrected = latency.corrected(2 * latency.ms(dense), dense)
+    assert corrected.ms(half) == pytest.approx(2 * latency.ms(half))
+    assert corrected.corrected(7.0, half).ms(half) == pytest.approx(7.0)
+
+
+def test_layers_without_a_table_cost_what_their_macs_do_elsewhere(tmp_path: Path, residual: Coupling) -> None:
+    placed = layers_of(residual)
+    table = survey.survey(placed[:-1], FakeRuntime().job(tmp_path))
+    latency = model_latency(table, residual)
+    assert len(latency.placed) == len(placed) - 1
+    parts = latency.layers_ms(all_of(residual))
+    assert parts[placed[-1].node] == pytest.approx(24 * 5 * latency.ms_per_mac)
+    assert len(parts) == len(placed)
+
+
+def test_a_table_that_knows_no_layer_says_what_to_do(residual: Coupling) -> None:
+    with pytest.raises(InputError, match="Run slim-model profile IN first"):
+        model_latency(make_table(SETTING, {}), residual)
+
+
+def test_a_batch_is_measured_at_its_size() -> None:
+    coupling = couple(simplify(trace(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), (torch.zeros(2, 6),))))
+    assert [p.layer.count for p in layers_of(coupling)] == [1, 1]
+    assert [p.layer.count for p in layers_of(coupling, batch=8)] == [8, 8]
+    assert [p.free for p in layers_of(coupling)] == [(False, True), (True, False)]
