@@ -190,14 +190,15 @@ def list_runtimes(console: Console) -> None:
 
 
 def show_bench(found: Bench, console: Console) -> None:
-    """A table for each runtime, batch and number of threads, then what is not a number."""
+    """A block for each runtime, batch and number of threads, then what is not a number."""
     blocks: dict[str, list[dict[str, Any]]] = {}
     for row in found.rows:
         threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
         blocks.setdefault(f"{row['runtime']}, batch {row['batch']}, {threads}", []).append(row)
     for title, rows in blocks.items():
-        console.print(Text(title, style="bold"))
-        console.print(_table(rows))
+        console.print(Text(f"{title}: median (p10-p90), throughput, peak memory", style="bold"))
+        for row in rows:
+            console.print(Text("\n".join(_lines(row))))
         for row in rows:
             _show_operators(row, console)
     for source in dict.fromkeys(row["energy_source"] for row in found.rows):
@@ -208,29 +209,22 @@ def show_bench(found: Bench, console: Console) -> None:
         console.print(Text(f"note: {note}", style="yellow"))
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    energies = any(row["joules_per_run"] is not None for row in rows)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", no_wrap=True, overflow="ellipsis")
-    for name in ("median (p10-p90)", "per second", "memory", *["joules"] * energies):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        cells = (
-            f"  {row['file']}",
-            f"{row['median_ms']:.2f} ms ({row['p10_ms']:.2f}-{row['p90_ms']:.2f})",
-            f"{row['examples_per_s']:,.1f}",
-            "" if row["own_bytes"] is None else f"{(row['device_bytes'] or row['own_bytes']) / 1e6:,.0f} MB",
-            *["" if row["joules_per_run"] is None else f"{row['joules_per_run']:.3g}"] * energies,
-        )
-        table.add_row(*cells)
-        if row["verdict"]:
-            shown = row["verdict"] if row["speedup_low"] <= 1 <= row["speedup_high"] else _said(row)
-            table.add_row(f"    {shown}, 95 %: {row['speedup_low']:.2f}-{row['speedup_high']:.2f}")
-    return table
-
-
-def _said(row: dict[str, Any]) -> str:
-    return f"{row['speedup']:.2f}x {row['verdict']}"
+def _lines(row: dict[str, Any]) -> list[str]:
+    """The file, what it takes, and how that is against the reference."""
+    numbers = [
+        f"{row['median_ms']:9.2f} ms ({row['p10_ms']:.2f}-{row['p90_ms']:.2f})",
+        f"{row['examples_per_s']:,.1f} examples/s",
+    ]
+    if row["own_bytes"] is not None:
+        numbers.append(f"{(row['device_bytes'] or row['own_bytes']) / 1e6:,.0f} MB")
+    if row["joules_per_run"] is not None:
+        numbers.append(f"{row['joules_per_run']:.3g} J")
+    lines = [f"  {row['file']}", "  " + ", ".join(numbers)]
+    if row["verdict"]:
+        low, high = row["speedup_low"], row["speedup_high"]
+        shown = row["verdict"] if low <= 1 <= high else f"{row['speedup']:.2f}x {row['verdict']}"
+        lines.append(f"{'':13}{shown}, 95 %: {low:.2f}-{high:.2f}")
+    return lines
 
 
 def _show_operators(row: dict[str, Any], console: Console, most: int = 8) -> None:
