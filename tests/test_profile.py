@@ -172,12 +172,21 @@ def test_widths_are_rounded_up_to_the_step_and_pay_their_penalty() -> None:
     assert table.latency_ms(placed, (1, 22, 36)) == pytest.approx(4.5 * (2 + 24 * 48 / 100))
 
 
-def test_the_cost_of_a_call_is_taken_off() -> None:
-    table, placed = linear_table()
-    table = LatencyTable(SETTING, {**table.points, profile.NOTHING: 0.25}, {}, {})
-    assert table.latency_ms(placed, (1, 40, 80)) == pytest.approx(2 + 32 - 0.25)
-    table = LatencyTable(SETTING, {**table.points, profile.NOTHING: 100.0}, {}, {})
-    assert table.latency_ms(placed, (1, 40, 80)) > 0
+def test_the_cost_of_a_call_is_taken_off_and_copies_share_what_is_left() -> None:
+    found = survey.numbers([9.0, 9.0, 10.0, 10.0, 14.0], copies=4, call_ms=1.0)
+    assert found["ms"] == 2.0, "the lower quartile is 9 ms: (9 - 1) / 4"
+    assert found["copies"] == 4
+    assert found["run"] == {"median_ms": 10.0, "p10_ms": 9.0, "p90_ms": pytest.approx(12.4), "rounds": 5}
+    assert survey.numbers([1.0], call_ms=3.0)["ms"] == 0.02, "noise makes no layer free"
+
+
+def test_rounds_go_on_until_samples_agree() -> None:
+    calm, runtime = FakeRuntime(), FakeRuntime(lambda layer: next(noise))
+    samples = survey._samples([calm.prepare(conv(1, 8, 8), [], 1)], lambda: calm.now)
+    assert len(samples[0]) == survey.ROUNDS
+    noise = iter([11.0] * 8 + [10.0] + [12.0] * 1000)
+    samples = survey._samples([runtime.prepare(conv(1, 8, 8), [], 1)], lambda: runtime.now)
+    assert len(samples[0]) == survey.MOST
 
 
 # -- measuring ------------------------------------------------------------------------------------------------------
@@ -299,11 +308,22 @@ def test_a_model_takes_the_sum_of_its_layers(latency: ModelLatency, residual: Co
     assert latency.ms(half_of(residual)) < 0.5 * dense
 
 
+def test_the_dense_model_tells_what_lies_between_the_layers(latency: ModelLatency, residual: Coupling) -> None:
+    dense, half = all_of(residual), half_of(residual)
+    anchored = latency.anchored(latency.ms(dense) + 3.0)
+    assert (anchored.factor, anchored.rest_ms) == (1.0, pytest.approx(3.0))
+    assert anchored.ms(half) == pytest.approx(latency.ms(half) + 3.0)
+    faster = latency.anchored(0.8 * latency.ms(dense))
+    assert (faster.factor, faster.rest_ms) == (pytest.approx(0.8), 0.0)
+
+
 def test_a_measurement_corrects_the_prediction(latency: ModelLatency, residual: Coupling) -> None:
     dense, half = all_of(residual), half_of(residual)
-    corrected = latency.corrected(2 * latency.ms(dense), dense)
-    assert corrected.ms(half) == pytest.approx(2 * latency.ms(half))
-    assert corrected.corrected(7.0, half).ms(half) == pytest.approx(7.0)
+    anchored = latency.anchored(latency.ms(dense) + 3.0)
+    for model in (latency, anchored):
+        for measured in (0.1, 1.5 * model.ms(half)):
+            assert model.corrected(measured, half).ms(half) == pytest.approx(measured)
+    assert anchored.corrected(1.5 * anchored.ms(half), half).rest_ms == anchored.rest_ms
 
 
 def test_layers_without_a_table_cost_what_their_macs_do_elsewhere(tmp_path: Path, residual: Coupling) -> None:

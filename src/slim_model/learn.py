@@ -98,7 +98,7 @@ def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> fl
             to_onnx(graph, held, opset=None, metadata={}, weights_beside=True)
         with quiet():
             run = row.prepare(held, inputs, setting.threads)
-            return numbers(interleave(run, rounds=60, budget_s=10.0)[0], 1)["ms"]
+            return numbers(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]
 
 
 def _batched(x: Tensor, batch: int) -> Tensor:
@@ -130,8 +130,7 @@ def show_learned(learned: Learned, console: Console) -> None:
         console.print(Text(f"width step, {kind}, {_AXES[kind][axis]}: {said}{also}"))
     if learned.whole:
         measured, predicted = learned.whole
-        console.print(Text(f"whole model: {measured:.2f} ms measured, {predicted:.2f} ms as the sum of its layers "
-                           f"(factor {measured / predicted:.2f})"))  # fmt: skip
+        console.print(Text(f"whole model: {measured:.2f} ms measured, {predicted:.2f} ms as the sum of its layers"))
     console.print(
         Text(
             f"{setting.runtime} {setting.version}, {setting.threads} thread{'s' * (setting.threads > 1)}, batch "

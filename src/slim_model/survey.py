@@ -18,7 +18,7 @@ from slim_model.ops import Layer
 from slim_model.profile import NOTHING, PROBES, LatencyTable, Setting, append, probed, read_table
 from slim_model.runtimes import Run, Runtime
 
-ROUNDS = 15
+ROUNDS, MOST = 15, 60
 TOGETHER = 16
 """Widths of a layer that are timed in turns, at most; ``BYTES`` bounds what they hold together."""
 BYTES = 512_000_000
@@ -59,9 +59,21 @@ def _measure(layers: Sequence[Layer], job: Survey) -> None:
     for some in _parts([layer for layer in layers if layer not in held]):
         with tempfile.TemporaryDirectory() as folder, quiet():
             ready = [_prepare(layer, Path(folder) / f"{n}.onnx", job) for n, layer in enumerate(some)]
-            samples = interleave(*(run for run, _ in ready), rounds=ROUNDS, budget_s=SECONDS, clock=job.clock)
-        rows = [(layer, numbers(ms, n)) for layer, ms, (_, n) in zip(some, samples, ready, strict=True)]
+            samples = _samples([run for run, _ in ready], job.clock)
+        call = held.get(NOTHING, 0.0)
+        rows = [(layer, numbers(ms, n, call)) for layer, ms, (_, n) in zip(some, samples, ready, strict=True)]
         append(job.setting, rows, job.cache)
+
+
+def _samples(runs: Sequence[Run], clock: Clock) -> list[list[float]]:
+    """ms of each run, until a quarter of each's samples agree within 5 %, or MOST rounds are taken."""
+    samples: list[list[float]] = [[] for _ in runs]
+    while len(samples[0]) < MOST:
+        for held, new in zip(samples, interleave(*runs, rounds=ROUNDS, budget_s=SECONDS, clock=clock), strict=True):
+            held += new
+        if all(np.percentile(ms, 25) <= 1.05 * min(ms) for ms in samples):
+            break
+    return samples
 
 
 def _parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
@@ -86,8 +98,10 @@ def _prepare(layer: Layer, path: Path, job: Survey) -> tuple[Run, int]:
     return job.row.prepare(path, inputs, job.setting.threads), copies
 
 
-def numbers(samples_ms: Sequence[float], copies: int) -> dict[str, Any]:
-    """``ms`` is the lower quartile: what else the machine does only ever adds to these short samples, and where it
-    does much it moves the median, but not the widths' order."""
-    p10, ms, median, p90 = (round(float(value) / copies, 6) for value in np.percentile(samples_ms, [10, 25, 50, 90]))
-    return {"ms": ms, "median_ms": median, "p10_ms": p10, "p90_ms": p90, "rounds": len(samples_ms)}
+def numbers(samples_ms: Sequence[float], copies: int = 1, call_ms: float = 0.0) -> dict[str, Any]:
+    """``ms`` is the lower quartile, without the call and for one copy: what else the machine does only ever adds to
+    these short samples, and where it does much it moves the median, but not the order of widths."""
+    p10, quartile, median, p90 = (round(float(value), 6) for value in np.percentile(samples_ms, [10, 25, 50, 90]))
+    alone = round(max(quartile - call_ms, 0.02 * quartile) / copies, 6)
+    run = {"median_ms": median, "p10_ms": p10, "p90_ms": p90, "rounds": len(samples_ms)}
+    return {"ms": alone, "copies": copies, "run": run}
