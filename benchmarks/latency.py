@@ -1,0 +1,162 @@
+"""How much of a cut in multiply-adds comes out as speed: models x cuts x threads in onnxruntime.
+
+python benchmarks/latency.py                        what results/latency.json does not hold yet
+python benchmarks/latency.py --only resnet50 --cuts 0.5 --threads 1
+python benchmarks/latency.py --again                also what it holds; --table only writes the table again
+
+A quiet machine is needed. For each cut the least ratio that meets it is looked for, by counting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from provenance import RESULTS, provenance, summary
+from real_models import enliven
+from slim_model.budget import Plan, budget
+from slim_model.cost import cost
+from slim_model.couple import Coupling, couple
+from slim_model.criteria import score
+from slim_model.errors import BudgetError
+from slim_model.export import to_onnx
+from slim_model.measure import compare
+from slim_model.shrink import shrink
+from slim_model.simplify import simplify
+from slim_model.slim import Recipe
+from slim_model.trace import trace
+
+MODELS = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.75, "efficientnet_b0": 0.75}
+"""The share of a cut in multiply-adds that should come out as speed."""
+CUTS = (0.3, 0.5, 0.6, 0.75)
+STEPS = {"auto": Recipe(criterion="l1").block, "1": 1}
+"""Width steps: that of this machine, and none."""
+HALVINGS = 12
+
+Key = tuple[str, float, str, int]
+
+
+def plan_for(coupling: Coupling, scores: list[torch.Tensor], cut: float, step: int) -> tuple[float, Plan]:
+    """The least ratio (to 1/4096) whose plan saves ``cut`` of the multiply-adds, and that plan."""
+    goal = (1 - cut) * cost(coupling).macs
+    low, high, found = 0.0, 0.99, None
+    for _ in range(HALVINGS):
+        ratio = (low + high) / 2
+        plan = _planned(coupling, scores, ratio, step)
+        if plan is not None and cost(coupling, plan.keep).macs <= goal:
+            high, found = ratio, (ratio, plan)
+        else:
+            low = ratio
+    assert found is not None, f"no ratio saves {cut:.0%} of the multiply-adds"
+    return found
+
+
+def _planned(coupling: Coupling, scores: list[torch.Tensor], ratio: float, step: int) -> Plan | None:
+    try:
+        return budget(coupling, scores, ratio=ratio, multiple_of=step)
+    except BudgetError:  # a ratio so small that no channel goes
+        return None
+
+
+def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """The rows of one model."""
+    torch.manual_seed(0)
+    model = enliven(torchvision.models.get_model(name, weights=None))
+    coupling = couple(simplify(trace(model, (torch.randn(2, 3, 224, 224),))))
+    scores, dense_cost = score(coupling, "l1"), cost(coupling)
+    inputs = [torch.randn(1, 3, 224, 224)]
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "dense.onnx"
+        to_onnx(coupling.graph, dense, opset=None, metadata={})
+        for cut, step in sorted({(cut, step) for _, cut, step, _ in wanted}):
+            ratio, plan = plan_for(coupling, scores, cut, STEPS[step])
+            small, small_cost = Path(folder) / "slim.onnx", cost(coupling, plan.keep)
+            to_onnx(shrink(coupling, plan.keep)[0], small, opset=None, metadata={})
+            for threads in [key[3] for key in wanted if key[1:3] == (cut, step)]:
+                found = compare("onnxruntime", dense, small, inputs, threads=threads, budget_s=30)
+                times = dense_cost.macs / small_cost.macs
+                row = {"model": name, "cut": cut, "step": step, "multiple_of": STEPS[step], "threads": threads}
+                row |= {"ratio": ratio, "dense": asdict(dense_cost), "slim": asdict(small_cost), "macs_times": times}
+                row |= {"realised": found.speedup / times, "verdict": found.verdict, "latency": asdict(found)}
+                yield (name, cut, step, threads), row | provenance()
+
+
+# -- rows and tables ------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
+    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return {(row["model"], row["cut"], row["step"], row["threads"]): row for row in rows}
+
+
+def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
+    ordered = [rows[key] for key in sorted(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "model": lambda r: r["model"],
+    "cut asked": lambda r: f"{r['cut']:.0%}",
+    "widths": lambda r: f"multiples of {r['multiple_of']}",
+    "threads": lambda r: str(r["threads"]),
+    "ratio": lambda r: f"{r['ratio']:.3f}",
+    "MACs fewer": lambda r: f"{r['macs_times']:.2f}x",
+    "dense, ms (p10-p90)": lambda r: _milliseconds(r["latency"]["dense"]),
+    "slim, ms (p10-p90)": lambda r: _milliseconds(r["latency"]["slim"]),
+    "faster (95 %)": lambda r: (
+        f"{r['latency']['speedup']:.2f}x ({r['latency']['speedup_low']:.2f}-{r['latency']['speedup_high']:.2f})"
+    ),
+    "shown": lambda r: r["verdict"],
+    "realised": lambda r: f"{r['realised']:.2f}" + (_met(r) if r["step"] == "auto" else ""),
+}
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield from ("# Speed for multiply-adds", "", "Written by `benchmarks/latency.py`; batch 1, onnxruntime.", "")
+    yield "| " + " | ".join(COLUMNS) + " |"
+    yield "|" + "---|" * len(COLUMNS)
+    yield from ("| " + " | ".join(cell(row) for cell in COLUMNS.values()) + " |" for row in rows)
+    yield from ("", "## Measured on", "", *(f"- {stamp}" for stamp in sorted({summary(row) for row in rows})))
+
+
+def _milliseconds(latency: dict[str, Any]) -> str:
+    return f"{latency['median_ms']:.3g} ({latency['p10_ms']:.3g}-{latency['p90_ms']:.3g})"
+
+
+def _met(row: dict[str, Any]) -> str:
+    goal = MODELS.get(row["model"])
+    return "" if goal is None else f", goal {goal} {'met' if row['realised'] >= goal else 'missed'}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(MODELS), metavar="NAME", help="torchvision's names")
+    parser.add_argument("--cuts", nargs="+", type=float, default=list(CUTS))
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--table", action="store_true", help="only write the table again")
+    parser.add_argument("--out", type=Path, default=RESULTS / "latency.json")
+    given = parser.parse_args()
+    rows = read_rows(given.out)
+    for name in [] if given.table else given.only:
+        keys = [(name, cut, step, n) for cut in given.cuts for step in given.steps for n in given.threads]
+        wanted = [key for key in keys if given.again or key not in rows]
+        for key, row in measured(name, wanted) if wanted else ():
+            rows[key] = row
+            write_rows(given.out, rows)
+            print(*(f"{cell(row):>10}" for cell in COLUMNS.values()), flush=True)
+    write_rows(given.out, rows)
+
+
+if __name__ == "__main__":
+    main()
