@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,12 @@ import torch
 from torch import nn
 
 from samples import Residual, images, trained
-from slim_model import profile, survey
+from slim_model import learn, profile, survey
+from slim_model.cli import _run
 from slim_model.couple import Coupling, couple
 from slim_model.errors import InputError
 from slim_model.layers import Placed, layers_of
+from slim_model.measure import interleave
 from slim_model.ops import Layer
 from slim_model.profile import (
     PROBED,
@@ -128,6 +132,13 @@ def test_penalties_by_what_divides_the_width() -> None:
     assert table.steps == {("depthwise", 0): 16}
     assert table.penalties["depthwise", 0] == {1: 3.0, 2: 3.0, 4: 1.0, 8: 1.0}
     assert (table.width_step("depthwise"), table.width_step("conv"), table.width_step()) == (16, 1, 16)
+
+
+def test_the_step_of_most_kinds_is_that_of_the_machine() -> None:
+    steps = {("conv", 1): 16, ("conv", 2): 8, ("linear", 0): 1, ("linear", 1): 64, ("depthwise", 0): 16}
+    table = LatencyTable(SETTING, {}, steps, {})
+    assert (table.width_step("conv"), table.width_step("linear"), table.width_step()) == (16, 64, 16)
+    assert LatencyTable(SETTING, {}, {("linear", 0): 1}, {}).width_step() == 1
 
 
 def test_a_step_needs_all_its_probes() -> None:
@@ -346,3 +357,56 @@ def test_a_batch_is_measured_at_its_size() -> None:
     assert [p.layer.count for p in layers_of(coupling)] == [1, 1]
     assert [p.layer.count for p in layers_of(coupling, batch=8)] == [8, 8]
     assert [p.free for p in layers_of(coupling)] == [(False, True), (True, False)]
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    """The formula as a runtime that can be named; a whole model takes 5 ms."""
+    runtime = FakeRuntime(lambda it: staircase_ms(it) if isinstance(it, Layer) else 5.0)
+    monkeypatch.setitem(RUNTIMES, "fake", runtime.row)
+    on_its_clock = functools.partial(interleave, clock=lambda: runtime.now)
+    for timed in (survey, learn):
+        monkeypatch.setattr(timed, "interleave", lambda *runs, clock=None, **options: on_its_clock(*runs, **options))
+    return runtime
+
+
+def test_the_command_shows_layers_steps_and_the_whole(
+    fake: FakeRuntime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)), tmp_path / "net.pt")
+    options = ["--runtime", "fake", "--input", "1x3x8x8", "--cache", str(tmp_path / "tables"), "--threads", "2"]
+    assert _run(["profile", str(tmp_path / "net.pt"), *options]) == 0
+    said = capsys.readouterr()
+    text = " ".join(said.out.split())
+    (path,) = (tmp_path / "tables").iterdir()
+    setting = json.loads(path.read_text().splitlines()[0])["setting"]
+    assert (setting["runtime"], setting["threads"]) == ("fake", 2)
+    assert "timing layers: 2 of 2" in said.err
+    assert "width step, conv, outputs: multiples of 8" in text
+    assert "0 conv 1 3 16 0.128" in text, "3 inputs are 8, times 16 outputs, in microseconds"
+    assert "whole model: 5.00 ms measured" in text
+    fake.log.clear()
+    assert _run(["profile", str(tmp_path / "net.pt"), *options]) == 0
+    assert not any(isinstance(it, Layer) for it in fake.log), "a second run finds everything in the table"
+
+
+def test_the_command_without_a_model_learns_steps(
+    fake: FakeRuntime, no_tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["profile", "--runtime", "fake"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("multiples of 8") == sum(map(len, PROBES.values()))
+    assert "whole model" not in text
+    assert list((no_tables / "slim-model" / "latency").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--runtime", "tvm"], "unknown runtime 'tvm'"), (["--dtype", "int8"], "--dtype int8: it is one of float32, flo")],
+)
+def test_what_the_command_refuses(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["profile", *options]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())

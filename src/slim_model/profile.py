@@ -74,8 +74,12 @@ class LatencyTable:
     penalties: Mapping[tuple[str, int], Mapping[int, float]]
 
     def width_step(self, kind: str | None = None) -> int:
-        """The step that suits all widths of a kind of layer, or of all kinds: 1 where none was found."""
-        return max((step for (name, _), step in self.steps.items() if kind in (None, name)), default=1)
+        """The step that suits all widths of a kind of layer; of all kinds: the one most of them have (the wider of
+        two as frequent). 1 where none was found."""
+        steps = [step for (name, _), step in self.steps.items() if step > 1 and kind in (None, name)]
+        if kind is not None:
+            return max(steps, default=1)
+        return max(steps, key=lambda step: (steps.count(step), step), default=1)
 
     def rungs(self, placed: Placed) -> list[tuple[int, ...]]:
         """The widths at which a layer is measured, for each of its widths."""
