@@ -1519,6 +1519,14 @@ def talking_heads(s, x):
     return s.head(x + s.proj(joined(scores.softmax(-1) @ v))).mean(1)
 
 
+@net(tokens, **{**_QKV, "proj": lambda: weight(16, 12)}, shift=weight(12))
+def attention_into_a_product_of_rows(s, x):
+    x = s.embed(x)
+    q, k, v = (heads_of(f(x), 2) for f in (s.q, s.k, s.v))
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:-1], -1)
+    return s.head(x + torch.addmm(s.shift, y.view(-1, y.size(-1)), s.proj).view(x.shape)).mean(1)
+
+
 @net(tokens, **_QKV)
 def many_narrow_heads(s, x):
     x = s.embed(x)

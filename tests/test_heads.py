@@ -28,6 +28,7 @@ HEADS = {
     **dict.fromkeys(("rotary", "rotary_computed", "rotary_interleaved", "attention_with_normed_keys"), 2),
     **dict.fromkeys(("grouped_query_interleaved", "grouped_query_expanded", "grouped_query_flag"), 2),
     **dict.fromkeys(("attention_with_bias", "relative_position_bias", "decoder_layer", "encoder_layer"), 2),
+    **dict.fromkeys(("attention_into_a_product_of_rows",), 2),
     **{"attention_divided": 4, "attention_over_channels": 4, "talking_heads": 4, "many_narrow_heads": 8},
 }
 """Nets with attention, and how many heads may go: of grouped queries, heads of keys."""

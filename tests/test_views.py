@@ -108,6 +108,19 @@ def test_queries_and_keys_are_ranked_apart_from_values(name: str) -> None:
     assert rows == [{(True,) * 16 + (False,) * 8}, {(False,) * 16 + (True,) * 8}]
 
 
+def test_pieces_of_a_product_are_ranked_apart() -> None:
+    """A projection that is a weight and a bias to be added, as GPT-2 has it."""
+
+    class Added(Fused):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = torch.addmm(self.qkv.bias, x.view(-1, x.shape[-1]), self.qkv.weight.t())
+            q, k, v = (y.view(-1, TOKENS, HEADS, WIDTH).transpose(1, 2) for y in rows.split(HEADS * WIDTH, 1))
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    graph = simplify(trace(randomised(Added(CUTS["unbound"])), (normal(BATCH, TOKENS, 5),)))
+    assert [(group.width, group.span) for group in couple(graph).groups] == [(WIDTH, 2 * HEADS), (WIDTH, HEADS)]
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_chains_stay_as_they_are(name: str) -> None:
     assert targets(simplify(traced(OTHERS[name]))) == targets(traced(OTHERS[name]))

@@ -146,7 +146,7 @@ def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] |
 def _laid_out(graph: Graph) -> Graph:
     nodes = graph.module.graph
     for node in [n for n in nodes.nodes if n.target is aten.scaled_dot_product_attention.default]:
-        for view in _views_of(node):
+        for view in list(_views_of(node)):
             with nodes.inserting_before(view):
                 clone = nodes.call_function(
                     aten.clone.default, (view.args[0],), {"memory_format": torch.contiguous_format}

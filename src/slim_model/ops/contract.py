@@ -142,7 +142,7 @@ def addmm(walk: Walk, self: Value, **factors: Any) -> Value:
     """self + a @ b (addmm, baddbmm)."""
     left, right = (v for v in factors.values() if isinstance(v, Value))
     product = matmul(walk, left, right)
-    _, axes = walk.meet([self, product], "it is added to a value whose positions are fixed")
+    _, axes = walk.meet([product, self], "it is added to a value whose positions are fixed")
     return walk.out(axes)
 
 
