@@ -99,6 +99,7 @@ def test_what_onnx_cannot_hold_is_refused_and_saved(
 
 LAYERS = [
     nn.LSTM(8, 12, 2, bidirectional=True, batch_first=True),
+    nn.LSTM(8, 12, proj_size=8, batch_first=True),
     nn.GRU(8, 12, bias=False, batch_first=True),
     nn.RNN(8, 12, nonlinearity="relu", batch_first=True),
 ]

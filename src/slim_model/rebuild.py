@@ -7,6 +7,7 @@ not show it. So every layer of the module must give what it gives in the graph.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,21 +49,33 @@ def _computes(module: nn.Module, small: Graph) -> bool:
         leaves = pytree.tree_leaves(module(*(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
         return [x for x in leaves if isinstance(x, Tensor)]
 
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
-    try:
-        with torch.no_grad():
-            with _Record() as mine:
-                outputs = run(small.inputs)
-            with _Record() as theirs:
-                expected = small.run(small.inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    plain = small.with_tensors({name: tensor.detach() for name, tensor in small.tensors.items()})
+    with _unfused(module), torch.no_grad():
+        with _Record() as mine:
+            outputs = run(small.inputs)
+        with _Record() as theirs:
+            expected = plain.run(small.inputs)
     return (
         _same(expected, outputs)
         and _in_order(iter(mine.found), theirs.found)
         and (not small.dynamic_batch or any(_agrees(small, run, x) for x in (first_of(small), _with_one_more(small))))
     )
+
+
+@contextlib.contextmanager
+def _unfused(module: nn.Module) -> Iterator[None]:
+    """One operator for a whole layer, and others for a linear one whose weight is trained, could not be compared."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for parameter in trained:
+            parameter.requires_grad = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in trained:
+            parameter.requires_grad = True
 
 
 def _agrees(small: Graph, run: Callable[[tuple[Any, ...]], list[Tensor]], inputs: tuple[Any, ...]) -> bool:

@@ -131,7 +131,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_REARRANGE = ("Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+_REARRANGE = ("Concat", "Gather", "MatMul", "Reshape", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze")
 
 
 def prepares_weights(node: onnx_ir.Node) -> bool | None:
