@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from slim_model.couple import Coupling, couple
 from slim_model.errors import SlimError
 from slim_model.export import check_onnx, to_onnx
+from slim_model.heads import find_heads
 from slim_model.simplify import simplify
 from slim_model.slim import Compiled, Recipe, compile_model, onnx_batches, small_module
 from slim_model.trace import Graph, trace
@@ -67,7 +68,7 @@ def _steps(builder: Builder, recipe: Recipe, stage: _Stages) -> Iterator[Row]:
         graph = simplify(trace(model, inputs))
     yield {"traced": "one run" if graph.program is None else "export", "dynamic_batch": graph.dynamic_batch}
     with stage("couple"):
-        coupling = couple(graph)
+        coupling = couple(graph, apart=find_heads(graph).width)
     yield _coupled(coupling)
     with stage("compile"):
         example = pytree.tree_unflatten(graph.inputs, pytree.tree_structure(inputs))

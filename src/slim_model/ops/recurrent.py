@@ -65,9 +65,9 @@ def _layers(
         given = _side_by_side([out for out, _ in here])
         made += here
     result = [walk.out((*[None] * (len(source.shape) - 1), given))]
-    for i, value in enumerate(states):
+    for i, value in enumerate(states):  # the state's own shape: torch 2.11 notes another for what comes out
         axis = walk.agree([value.axes[-1], *(axes[i] for axes in made)], _STATE)
-        result.append(walk.out((None, None, axis), i + 1))
+        result.append(Value(value.shape, (None, None, axis)))
     return result
 
 
