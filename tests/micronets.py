@@ -1110,6 +1110,12 @@ def channel_mean(s, x):
     return s.head(pooled(s.b(x) * x.mean(1, keepdim=True)))
 
 
+@net(image, 0.4, zeroed="", a=conv(3, 3), b=conv(3, 8), head=head(8))
+def spread_of_few_channels(s, x):
+    x = s.a(x)
+    return s.head(pooled(s.b(x / (x.std(1, keepdim=True) + 0.1))))
+
+
 @net(image, zeroed="all", a=conv(3, 12), b=conv(12, 8), head=head(8))
 def channel_sum(s, x):
     x = s.a(x)

@@ -280,10 +280,22 @@ def _layer_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Inter
     row, value = row_of(node.target), masked.cut.values[node]
     if row is None or row.masks == "nothing" or not isinstance(value, Value):
         return 0.0
+    _check_statistic(node, copied, other, row.masks)
     error = relative_error(masked._gathered(masked.env[node], value), other.env[copied])
     if not error <= TOLERANCE:
         raise CutFailed(node.name, f"its values differ by {error:.1e} ({source_line(node)})")
     return error
+
+
+def _check_statistic(node: fx.Node, copied: fx.Node, other: fx.Interpreter, masks: str) -> None:
+    """The spread of a single channel is no number, on both sides alike: the model would be proven, and useless."""
+    lost = masks == "kept" and not _finite(other.env[copied])
+    if lost and all(_finite(other.env[read]) for read in copied.all_input_nodes):
+        raise CutFailed(node.name, "over the channels that are left it is no number")
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def _output_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
