@@ -118,12 +118,13 @@ def relative_error(reference: Tensor, other: Tensor) -> float:
         return 0.0
     if not reference.is_floating_point():
         return float((reference != other).any())
-    a, b = reference.double(), other.double()
-    if not torch.isfinite(a).all():
-        same = torch.equal(torch.nan_to_num(a, nan=1.5e300), torch.nan_to_num(b, nan=1.5e300))
-        return 0.0 if same else math.inf
-    scale = float(a.abs().max())
-    error = float((a - b).abs().max())
+    a, b = (x.float() if x.itemsize < 4 else x for x in (reference, other))
+    scale = float(a.abs().amax())
+    if not math.isfinite(scale):
+        finite = a.isfinite()
+        same = torch.equal(finite, b.isfinite()) and torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
+        return relative_error(a[finite], b[finite]) if same else math.inf
+    error = float((a - b).abs_().amax())
     return error / scale if scale > 0 else error
 
 

@@ -8,7 +8,7 @@ not show it. So every layer of the module must give what it gives in the graph.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -32,33 +32,43 @@ def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]
 
     Returns (module, whether it is of the user's own classes).
     """
-    try:
-        module = shrink_module(model, compiled.small.tensors).eval()
-        if _computes(module, compiled.small):
-            return module, True
-    except Exception:  # the user's forward may fail in any way on other sizes: the graph is the ground truth
-        return graph_module(compiled.small), False
+    module = _shrunk(model, compiled.small)
+    if module is not None and _computes(module, compiled.small):
+        return module, True
     return graph_module(compiled.small), False
 
 
+def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
+    try:
+        return shrink_module(model, small.tensors).eval()
+    except Exception:  # a class of the user's may refuse to be copied: the graph is the ground truth
+        return None
+
+
 def _computes(module: nn.Module, small: Graph) -> bool:
-    """Whether ``module`` gives the outputs of ``small``, and the layers on the way the same values; and the outputs at
-    another batch size too, as a ``view(-1, ...)`` may take what is missing from the batch where that divides it."""
+    """Whether ``module`` does what ``small`` does on a batch of one: there no ``view(-1, ...)`` can take from the batch
+    what is missing of its channels. A model may treat a batch of one in a way of its own: then on two larger ones."""
+    return _agrees(module, small, first_of(small)) or (
+        small.dynamic_batch and all(_agrees(module, small, x) for x in (small.inputs, _with_one_more(small)))
+    )
 
-    def run(inputs: tuple[Any, ...]) -> list[Tensor]:
-        leaves = pytree.tree_leaves(module(*(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
-        return [x for x in leaves if isinstance(x, Tensor)]
 
+def _agrees(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> bool:
+    """Both give the same outputs, and the layers on the way the same values."""
     plain = small.with_tensors({name: tensor.detach() for name, tensor in small.tensors.items()})
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
     with _unfused(module), torch.no_grad():
-        with _Record() as mine:
-            outputs = run(small.inputs)
         with _Record() as theirs:
-            expected = plain.run(small.inputs)
+            expected = plain.run(inputs)
+        try:
+            with _Record() as mine:
+                outputs = [x for x in pytree.tree_leaves(module(*copies)) if isinstance(x, Tensor)]
+        except Exception:  # the user's forward may fail in any way on other sizes
+            return False
     return (
-        _same(expected, outputs)
+        len(outputs) == len(expected)
+        and all(map(_close, expected, outputs))
         and _in_order(iter(mine.found), theirs.found)
-        and (not small.dynamic_batch or any(_agrees(small, run, x) for x in (first_of(small), _with_one_more(small))))
     )
 
 
@@ -78,21 +88,9 @@ def _unfused(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad = True
 
 
-def _agrees(small: Graph, run: Callable[[tuple[Any, ...]], list[Tensor]], inputs: tuple[Any, ...]) -> bool:
-    try:
-        with torch.no_grad():
-            return _same(small.run(inputs), run(inputs))
-    except Exception:  # the user's forward, on a batch size that it was not given with
-        return False
-
-
 def _with_one_more(small: Graph) -> tuple[Any, ...]:
     """A model may treat a batch of one in a way of its own."""
     return tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in small.inputs)
-
-
-def _same(expected: list[Tensor], outputs: list[Tensor]) -> bool:
-    return len(outputs) == len(expected) and all(map(_close, expected, outputs))
 
 
 class _Layer(NamedTuple):
