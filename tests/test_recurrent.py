@@ -15,6 +15,7 @@ from micronets import NETS, normal
 from samples import trained
 from slim_model.cli import _run
 from slim_model.couple import couple
+from slim_model.errors import ExportError
 from slim_model.export import check_onnx, to_onnx
 from slim_model.ops import recurrent
 from slim_model.simplify import simplify
@@ -44,7 +45,11 @@ def written(small: Compiled, path: Path) -> Counter[str]:
 def test_one_onnx_node_a_layer(name: str, tmp_path: Path) -> None:
     """Cells, of which the forward says the order, are written step by step."""
     found = compiled(name)
-    used = written(found, tmp_path / "small.onnx")
+    try:
+        used = written(found, tmp_path / "small.onnx")
+    except ExportError:
+        assert torch.__version__ < "2.12"
+        pytest.skip("torch 2.11 notes another shape for the last states of an LSTM, and cannot export what reads them")
     calls = [n for n in found.small.nodes if n.op == "call_function" and "input" in str(n.target)]
     layers = sum(n.args[4] for n in calls)
     assert used["LSTM"] + used["GRU"] + used["RNN"] == layers

@@ -103,7 +103,9 @@ class Coupling:
             axis is not None and _varies(size)
             for node, value in self.walk.values.items()
             if isinstance(value, Value) and isinstance(node.meta.get("val"), Tensor)
-            for axis, size in zip(value.axes, node.meta["val"].shape, strict=True)
+            for axis, size in zip(
+                value.axes, node.meta["val"].shape, strict=False
+            )  # torch 2.11 notes an axis too many for the states of an LSTM
         )
 
     def births_of(self, owner: str) -> list[Birth]:
