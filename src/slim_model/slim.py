@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from slim_model.budget import SCOPES, Plan
 from slim_model.cost import Cost, cost
 from slim_model.couple import Coupling, couple
-from slim_model.criteria import Criterion, score
+from slim_model.criteria import Criterion, check_needs, ranking_of, score
 from slim_model.data import Data, open_data
 from slim_model.engines import ENGINES
 from slim_model.errors import BudgetError, InputError, ProofError
@@ -78,6 +78,9 @@ class Recipe:
             )
         if self.scope not in SCOPES:
             raise InputError(f"scope '{self.scope}' is unknown; it is one of {', '.join(SCOPES)}.")
+        ranking = ranking_of(self.criterion)
+        if self.data is None:
+            check_needs(ranking, None, self.loss)
         if self.engine not in ENGINES:
             raise InputError(f"engine '{self.engine}' is unknown; it is one of {', '.join(ENGINES)}.")
         if self.attention not in ATTENTION:

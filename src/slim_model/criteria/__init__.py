@@ -24,7 +24,7 @@ from slim_model.evidence import Count, Evidence, GroupEvidence, gather
 from slim_model.loss import Loss
 from slim_model.trials import losses_of
 
-__all__ = ["CRITERIA", "Criterion", "Ranking", "Slices", "ranking_of", "score", "slices_of"]
+__all__ = ["CRITERIA", "Criterion", "Ranking", "Slices", "check_needs", "ranking_of", "score", "slices_of"]
 
 Criterion = Callable[[Slices], Tensor]
 Needs = Literal["weights", "data", "labels", "loss"]
@@ -129,7 +129,7 @@ def score(
     """One float64 tensor ``(width,)`` per group, higher = keep. No two channels of a group are equal: ties are broken
     by the norm of the weights that read a channel, then by its number (the first one is kept)."""
     ranking = ranking_of(criterion)
-    _check_needs(ranking, data, loss)
+    check_needs(ranking, data, loss)
     none = Evidence(tuple(GroupEvidence() for _ in coupling.groups), 0)
     evidence = none
     if ranking.statistics and data is not None:
@@ -152,7 +152,7 @@ def score(
     return scores
 
 
-def _check_needs(ranking: Ranking, data: Data | None, loss: Loss | None) -> None:
+def check_needs(ranking: Ranking, data: Data | None, loss: Loss | None) -> None:
     name = ranking.__name__
     if ranking.needs == "weights":
         return
