@@ -95,6 +95,11 @@ def image(batch: int) -> tuple[Tensor]:
     return (normal(batch, 3, 8, 8),)
 
 
+def pixels_last(batch: int) -> tuple[Tensor]:
+    """As pictures come from files: the colours of a pixel lie side by side."""
+    return (normal(batch, 8, 8, 3).permute(0, 3, 1, 2),)
+
+
 def tokens(batch: int) -> tuple[Tensor]:
     return (normal(batch, 6, 5),)
 
@@ -544,6 +549,12 @@ def unused_view_with_sizes(s, x):
     x = s.a(x)
     x.view(-1, 2, 6, 8, 8).tanh()  # of fewer channels it takes another batch, or fails
     return s.head(pooled(x))
+
+
+@net(pixels_last, a=conv(3, 12), b=conv(12, 8))
+def contiguous_in_the_traced_layout_only(s, x):
+    x = s.b(torch.relu(s.a(x))).permute(0, 2, 3, 1).contiguous()  # kernels keep the channels last: nothing to do
+    return x.view(x.shape[0], -1, 4)
 
 
 @net(signal, a=nn.Conv1d(3, 12, 3), bn=nn.BatchNorm1d(12), fc=nn.Linear(12 * 7, 16), head=head(16))

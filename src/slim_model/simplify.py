@@ -9,14 +9,14 @@ is sliced like a parameter.
 
 A fused projection is cut before it is viewed as queries, keys and values (``views``).
 
-What attention gives is laid out anew before it is viewed: for other widths other kernels are taken, and what one lays
-out so that it can be viewed the next one does not.
+A view becomes a reshape: that it needs no copy holds for the layout of the traced run. For other widths other kernels
+are taken, which lay out what they give otherwise (attention), and for a picture that lies channels last, ``contiguous``
+is not in the trace.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx
@@ -32,8 +32,8 @@ _LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
 
 def simplify(graph: Graph) -> Graph:
     """The same graph with pure channel permutations as ``index_select``, computed constants stored, fused projections
-    split, and attention laid out for its views."""
-    return _laid_out(unfused(_shuffles_as_look_ups(_constants_stored(graph))))
+    split, and views that hold for any layout."""
+    return _any_layout(unfused(_shuffles_as_look_ups(_constants_stored(graph))))
 
 
 # -- numbers the forward computes -----------------------------------------------------------------------------------
@@ -140,30 +140,15 @@ def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] |
     return found
 
 
-# -- views of attention ---------------------------------------------------------------------------------------------
+# -- views ----------------------------------------------------------------------------------------------------------
 
 
-def _laid_out(graph: Graph) -> Graph:
-    nodes = graph.module.graph
-    for node in [n for n in nodes.nodes if n.target is aten.scaled_dot_product_attention.default]:
-        for view in list(_views_of(node)):
-            with nodes.inserting_before(view):
-                clone = nodes.call_function(
-                    aten.clone.default, (view.args[0],), {"memory_format": torch.contiguous_format}
-                )
-            clone.meta = dict(view.meta)
-            clone.meta["val"] = view.args[0].meta["val"].contiguous()  # type: ignore[union-attr]
-            view.args = (clone, *view.args[1:])
+def _any_layout(graph: Graph) -> Graph:
+    for node in graph.module.graph.nodes:
+        if node.target is aten.view.default and not is_written(node.args[0]):
+            node.target = aten.reshape.default
     graph.module.recompile()
     return graph
-
-
-def _views_of(node: fx.Node) -> Iterator[fx.Node]:
-    for user in node.users:
-        if user.target is aten.view.default:
-            yield user
-        elif user.target in (aten.transpose.int, aten.permute.default, aten.reshape.default):
-            yield from _views_of(user)
 
 
 # -- both -----------------------------------------------------------------------------------------------------------
