@@ -3,6 +3,7 @@
 python scripts/zoo torchvision             all builders that are not quantised
 python scripts/zoo timm                    the smallest model of each family; --all: every registered one
 python scripts/zoo transformers recurrent  small configurations of the usual architectures
+python scripts/zoo trained                 published weights, on photographs
 python scripts/zoo --table                 only write the table again
 """
 
@@ -63,7 +64,9 @@ def worker(family: str, name: str, order: str) -> None:
     torch.set_num_threads(1)
     module = importlib.import_module(f"{family}_models")
     builder = module.models([name])[name] if family == "timm" else module.MODELS[name]
-    row = examine(builder, **json.loads(order)) | {"peak_bytes": peak_bytes()} | provenance()
+    row = (
+        examine(builder, **json.loads(order), trained=family == "trained") | {"peak_bytes": peak_bytes()} | provenance()
+    )
     Path(os.environ["SLIM_MODEL_ANSWER"]).write_text(json.dumps(row))
 
 

@@ -41,12 +41,12 @@ class _Stages:
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def examine(builder: Builder, ratio: float, seed: int) -> Row:
-    """The row of one model; ``fault`` and ``stage`` say where it stopped."""
+def examine(builder: Builder, ratio: float, seed: int, *, trained: bool = False) -> Row:
+    """The row of one model; ``fault`` and ``stage`` say where it stopped. Weights that are ``trained`` stay so."""
     row: Row = {"ratio": ratio, "seed": seed}
     stage = _Stages()
     try:
-        for found in _steps(builder, Recipe(ratio=ratio, seed=seed), stage):
+        for found in _steps(builder, Recipe(ratio=ratio, seed=seed), stage, trained):
             row |= found
     except Exception as error:
         kind = type(error).__name__
@@ -58,11 +58,12 @@ def examine(builder: Builder, ratio: float, seed: int) -> Row:
     return row | {"seconds": stage.seconds}
 
 
-def _steps(builder: Builder, recipe: Recipe, stage: _Stages) -> Iterator[Row]:
+def _steps(builder: Builder, recipe: Recipe, stage: _Stages, trained: bool) -> Iterator[Row]:
     torch.manual_seed(recipe.seed)
     with stage("build"):
         model, inputs = builder()
-        enliven(model)
+        if not trained:
+            enliven(model)
     yield {"params": sum(p.numel() for p in model.parameters())}
     with stage("trace"):
         graph = simplify(trace(model, inputs))
