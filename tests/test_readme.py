@@ -11,6 +11,8 @@ import torch
 import torchvision
 
 from slim_model import cli
+from slim_model.export import to_onnx
+from slim_model.trace import trace
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -36,6 +38,14 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         torch.save(torchvision.models.resnet18(), arguments[1])
         assert cli._run(arguments) == 0
         assert Path("coupling.svg").read_text().startswith("<svg")
+        return
+    if arguments[0] == "bench":
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 4)).eval()
+        graph = trace(net, (torch.randn(2, 3, 8, 8),))
+        for name in arguments[1:3]:
+            to_onnx(graph, Path(name), opset=None, metadata={})
+        assert cli._run(arguments) == 0
+        assert len(Path("rows.json").read_text().splitlines()) == 8  # two files, batches and counts of threads
         return
     torch.save(torchvision.models.squeezenet1_1(), arguments[0])
     assert cli._run([*arguments, "--no-bench"]) == 0
