@@ -1610,7 +1610,7 @@ def outer_product_flattened(s, x):
     return s.head(F.relu(x).flatten(1))
 
 
-@net(vector, 0.4, pinned="aten.view", a=nn.Linear(10, 6), b=nn.Linear(10, 8), head=head(48))
+@net(vector, 0.4, pinned="aten.reshape", a=nn.Linear(10, 6), b=nn.Linear(10, 8), head=head(48))
 def outer_product_by_bmm(s, x):
     x = torch.bmm(s.a(x).unsqueeze(2), s.b(x).unsqueeze(1))
     return s.head(x.view(-1, 48))
