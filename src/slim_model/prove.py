@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +29,15 @@ TOLERANCE = 1e-4
 class Proof:
     """``masked_max_rel_error``: largest error over all outputs, relative to the largest value of that output;
     ``layer_max_rel_error``: the same over the outputs of all layers; ``ties`` were checked by structure;
-    ``float64``: measured in float64, because float32 rounding alone came near the tolerance."""
+    ``float64``: measured in float64, because float32 rounding alone came near the tolerance; ``outputs_vary``: they
+    are not the same for all inputs that were tried (None: one input only)."""
 
     masked_max_rel_error: float
     layer_max_rel_error: float
     ties: int
     batches: tuple[int, ...]
     float64: bool = False
+    outputs_vary: bool | None = None
     onnx_max_rel_error: float | None = None
 
     def and_then(self, other: Proof) -> Proof:
@@ -46,6 +48,7 @@ class Proof:
             self.ties + other.ties,
             other.batches,
             self.float64 or other.float64,
+            other.outputs_vary,
         )
 
 
@@ -101,13 +104,18 @@ def prove(dense: Graph, small: Graph, cut: Cut, replay: Replay, batches: list[tu
     ties = check_structure(small, replay)
     in_float64 = False
     try:
-        errors = [_lockstep(dense, small, cut, inputs) for inputs in batches]
+        runs = [_lockstep(dense, small, cut, inputs) for inputs in batches]
     except CutFailed:  # rounding, or a fault? float64 tells
         in_float64 = True
         wide = [tuple(_widened(x) for x in inputs) for inputs in batches]
-        errors = [_lockstep(_double(dense), _double(small), cut, inputs) for inputs in wide]
-    outputs, layers = (max(e) for e in zip(*errors, strict=True))
-    return Proof(outputs, layers, ties, tuple(batch_of(inputs) for inputs in batches), in_float64)
+        runs = [_lockstep(_double(dense), _double(small), cut, inputs) for inputs in wide]
+    outputs, layers = (max(e) for e in zip(*((run.outputs_error, run.layers_error) for run in runs), strict=True))
+    vary = _differ(*(run.first for run in runs[:2])) if len(runs) > 1 else None
+    return Proof(outputs, layers, ties, tuple(batch_of(inputs) for inputs in batches), in_float64, vary)
+
+
+def _differ(one: list[Tensor], two: list[Tensor]) -> bool:
+    return any(not relative_error(a, b) < 1e-6 for a, b in zip(one, two, strict=True))
 
 
 def relative_error(reference: Tensor, other: Tensor) -> float:
@@ -119,13 +127,19 @@ def relative_error(reference: Tensor, other: Tensor) -> float:
     if not reference.is_floating_point():
         return float((reference != other).any())
     a, b = (x.float() if x.itemsize < 4 else x for x in (reference, other))
-    scale = float(a.abs().amax())
+    scale = _largest_size(a)
     if not math.isfinite(scale):
         finite = a.isfinite()
         same = torch.equal(finite, b.isfinite()) and torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
         return relative_error(a[finite], b[finite]) if same else math.inf
-    error = float((a - b).abs_().amax())
+    error = _largest_size(a - b)
     return error / scale if scale > 0 else error
+
+
+def _largest_size(x: Tensor) -> float:
+    """max |x|, NaN where one is; without a copy of x, which for images is most of the time."""
+    low, high = x.aminmax()
+    return float(torch.maximum(-low, high))
 
 
 # -- structure ------------------------------------------------------------------------------------------------------
@@ -224,9 +238,16 @@ class Masked(fx.Interpreter):
         return tensor
 
 
-def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> tuple[float, float]:
-    """Run both graphs node by node; (largest error of the outputs, of the layers). Raises CutFailed at the first
-    layer that differs."""
+class _Run(NamedTuple):
+    """The largest error of the outputs and of the layers, and the small graph's outputs for the first sample."""
+
+    outputs_error: float
+    layers_error: float
+    first: list[Tensor]
+
+
+def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> _Run:
+    """Run both graphs node by node. Raises CutFailed at the first layer that differs."""
     masked, other = Masked(dense, cut), fx.Interpreter(small.module)
     masked.env, other.env = dense.bind(inputs), small.bind(inputs)
     last_use = _last_uses(dense, small)
@@ -234,7 +255,9 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> 
     with torch.no_grad():
         for node, copied in zip(dense.nodes, small.nodes, strict=True):
             if node.op == "output":
-                return _output_error(node, copied, masked, other), layers
+                outputs = [x for n in copied.all_input_nodes if isinstance(x := other.env[n], Tensor)]
+                first = [x[:1] if x.dim() else x for x in outputs]
+                return _Run(_output_error(node, copied, masked, other), layers, first)
             if node.op == "placeholder" or node.target is torch.ops.aten._assert_tensor_metadata.default:
                 continue  # it computes nothing, and does not hold in float64
             try:
