@@ -259,7 +259,7 @@ def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple
     """
     if graph.program is None:
         return []
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1)  # an example that was made up has ``seed``
     free = sizes if graph.dynamic_batch else (None,)
     return [tuple(_another(x, size, generator) for x in graph.inputs) for size in free]
 
