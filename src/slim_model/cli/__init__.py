@@ -1,0 +1,82 @@
+"""The command line: ``slim-model IN OUT.onnx``, ``explain``, ``bench``, ``profile``; a file each. Nothing is decided
+here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import Any, cast
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from slim_model.cli import bench, explain, slim
+from slim_model.errors import SlimError
+
+
+class _SlimByDefault(typer.core.TyperGroup):
+    """``slim-model IN OUT`` means ``slim-model slim IN OUT``, and its help is the help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = args[:1] and args[0] in self.commands
+        return super().parse_args(ctx, args if named else ["slim", *args])
+
+
+app = typer.Typer(
+    cls=_SlimByDefault,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_OTHERS = """Other commands: explain IN says which channels go together, and what the others wait for;
+bench A.onnx B.onnx times files; profile IN measures layers."""
+app.command("slim", epilog=_OTHERS)(slim.slim_command)
+app.command("bench")(bench.bench_command)
+app.command("profile")(bench.profile_command)
+app.command("explain")(explain.explain_command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs the command and turns every exception into one message and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    for stream in (sys.stdout, sys.stderr):
+        cast(Any, stream).reconfigure(errors="replace")  # a terminal without '…' is no reason to fail
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    errors = Console(stderr=True, soft_wrap=True)
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="slim-model", standalone_mode=False)
+        return _interrupted(errors) if result == 130 else int(result or 0)  # typer makes 130 of Ctrl-C
+    except SlimError as error:
+        errors.print(Text("error: ", style="bold red") + Text(str(error)))
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _interrupted(errors)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except Exception as error:
+        return _unexpected(error, errors)
+
+
+def _interrupted(errors: Console) -> int:
+    errors.print(Text("interrupted: OUT.onnx is either whole and checked, or as it was"))
+    return 130
+
+
+def _unexpected(error: Exception, errors: Console) -> int:
+    if hasattr(error, "format_message"):  # a usage error of the option parser
+        errors.print(Text("error: ", style="bold red") + Text(error.format_message()))
+        errors.print(Text("See slim-model --help."))
+        return 2
+    if os.environ.get("SLIM_MODEL_DEBUG"):
+        traceback.print_exc()
+    first = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+    errors.print(Text("error: ", style="bold red") + Text(f"slim-model failed: {first}"))
+    errors.print(Text("This is a fault of slim-model, and OUT.onnx is as it was. Please report it with the output of "
+                      "the same command after 'export SLIM_MODEL_DEBUG=1'."))  # fmt: skip
+    return 1

@@ -1,0 +1,88 @@
+"""``slim-model IN OUT.onnx``. Options are the fields of Recipe and Job; nothing is decided here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from slim_model.cli.options import ACROSS, CHOICE, DATA, MEASURE, device_of, numbers, status
+from slim_model.criteria import CRITERIA
+from slim_model.engines import ENGINES
+from slim_model.errors import InputError
+from slim_model.heads import ATTENTION
+from slim_model.slim import Recipe
+from slim_model.specs import SPECS
+
+
+def slim_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A module, state dict, checkpoint, .safetensors, .pt2 or TorchScript file.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="Appears only when every check has passed.")],
+    ratio: Annotated[float, typer.Option(help="Fraction of channels removed.", rich_help_panel=CHOICE)] = 0.5,
+    criterion: Annotated[str, typer.Option(metavar="NAME[:OPTION=VALUE,...]", help=f"How channels are ranked: {', '.join(CRITERIA)}.", rich_help_panel=CHOICE)] = "l1",
+    scope: Annotated[str, typer.Option(help="local: the ratio in every layer; global: one ranking over all.", rich_help_panel=CHOICE)] = "local",
+    multiple_of: Annotated[str, typer.Option(metavar="auto|N", help="Round widths to N; auto: the block of this machine's kernels.", rich_help_panel=CHOICE)] = "auto",
+    keep: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave alone, such as 'layer1.*' (repeat).", rich_help_panel=CHOICE)] = None,
+    attention: Annotated[str, typer.Option(metavar="|".join(ATTENTION), help="What goes of attention: places in every head, whole heads, or both.", rich_help_panel=CHOICE)] = "width",
+    engine: Annotated[str, typer.Option(metavar="|".join(ENGINES), help="Whose pruner turns the ranking into channels.", rich_help_panel=CHOICE)] = "slim",
+    seed: Annotated[int, typer.Option(help="For whatever is random.", rich_help_panel=CHOICE)] = 0,
+    data: Annotated[str | None, typer.Option(metavar="SPEC", help=f"Samples for criteria that need some: {', '.join(f'{kind}:PLACE' for kind in SPECS)}, or package.module:callable.", rich_help_panel=DATA)] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many of them are read.", rich_help_panel=DATA)] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="How many at a time.", rich_help_panel=DATA)] = 64,
+    mean: Annotated[str | None, typer.Option(metavar="X,...", help="Taken from the input, one number or one per channel.", rich_help_panel=DATA)] = None,
+    std: Annotated[str | None, typer.Option(metavar="X,...", help="The input is divided by it.", rich_help_panel=DATA)] = None,
+    arch: Annotated[str | None, typer.Option(metavar="SPEC", help="Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.", rich_help_panel=ACROSS)] = None,
+    inputs: Annotated[list[str] | None, typer.Option("--input", metavar="1x3x224x224[:dtype]", help="Example input, where it cannot be known (one per input).", rich_help_panel=ACROSS)] = None,
+    save: Annotated[Path | None, typer.Option(metavar="S", help="Also the small PyTorch model: .pt2, .safetensors or .pt.", rich_help_panel=ACROSS)] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset; default: the exporter's.", rich_help_panel=ACROSS)] = None,
+    static_batch: Annotated[bool, typer.Option("--static-batch", help="Fix the batch size at that of --input.", rich_help_panel=ACROSS)] = False,
+    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Run the code inside IN. Only for files you made.", rich_help_panel=ACROSS)] = False,
+    code: Annotated[Path | None, typer.Option(metavar="FILE.py", help="With --trust-pickle: the script that defines the model's class.", rich_help_panel=ACROSS)] = None,
+    report: Annotated[Path | None, typer.Option(metavar="R.json", help="Everything that was done, for machines.", rich_help_panel=MEASURE)] = None,
+    bench: Annotated[bool, typer.Option(help="Measure latency, dense and slim in turns.", rich_help_panel=MEASURE)] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the measured runs.", rich_help_panel=MEASURE)] = 1,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where latency is measured.", rich_help_panel=MEASURE)] = "cpu",
+) -> None:  # fmt: skip
+    """Remove the least important channels of a trained model, prove the result, write it as ONNX and measure it."""
+    from slim_model.run import Job, run
+
+    recipe = Recipe(
+        ratio=ratio,
+        criterion=criterion,
+        scope=cast(Literal["local", "global"], scope),
+        multiple_of=_multiple_of(multiple_of),
+        keep=tuple(keep or ()),
+        seed=seed,
+        static_batch=static_batch,
+        device=device_of(device),
+        data=data,
+        samples=samples,
+        batch=batch,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        engine=cast(Literal["slim", "torch-pruning"], engine),
+        attention=cast(Literal["width", "heads", "both"], attention),
+    )
+    console = Console(stderr=False)
+    job = Job(
+        *(source, target, recipe, arch, tuple(inputs or ()), trust_pickle, code),
+        *(save, report, opset, bench, threads),
+    )
+    with status(console) as progress:
+        result = run(job, progress)
+    from slim_model.report import show
+
+    show(result, console)
+    console.print(Text(f"wrote {target}" + (f", {save}" if save else "") + (f", {report}" if report else "")))
+
+
+def _multiple_of(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--multiple-of {text}: it is 'auto' or a whole number, such as 8.") from None
