@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from micronets import NETS
-from slim_model.cost import layer_macs
+from slim_model.cost import Meter
 from slim_model.couple import Coupling, couple
 from slim_model.labels import shape_of
 from slim_model.layers import KINDS, as_module, at_widths, example, layers_of, stored_bytes, write_onnx
 from slim_model.ops import Layer
-from slim_model.shrink import cut_of
 from slim_model.simplify import simplify
 from slim_model.trace import trace
 
@@ -41,7 +40,7 @@ def ran(layer: Layer) -> Tensor:
 def test_a_layer_alone_does_the_work_of_its_operator(name: str) -> None:
     """As many outputs as the node has, and as many multiply-adds as its own row counts."""
     coupling = coupled(name)
-    macs = layer_macs(coupling, cut_of(coupling, np.ones(coupling.component.max() + 1, bool)))
+    macs = Meter(coupling).by_layer()
     for placed in layers_of(coupling, batch=BATCH):
         with FlopCounterMode(display=False) as counter:
             out = ran(placed.layer)
@@ -57,9 +56,8 @@ def test_a_small_layer_alone_does_the_work_of_the_small_operator(name: str) -> N
     keep = np.ones(coupling.component.max() + 1, bool)
     for group in coupling.groups:
         keep[group.channels[1::2]] = False
-    cut = cut_of(coupling, keep)
-    macs = layer_macs(coupling, cut)
-    small = at_widths(coupling, cut, batch=BATCH)
+    meter = Meter(coupling)
+    macs, small = meter.by_layer(keep), at_widths(meter, keep, batch=BATCH)
     for placed in layers_of(coupling, batch=BATCH):
         layer = small[placed.node]
         assert len(layer.widths) == len(placed.layer.widths)

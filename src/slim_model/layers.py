@@ -17,10 +17,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
+from slim_model.cost import Meter
 from slim_model.couple import Coupling
-from slim_model.labels import Value, fixed
-from slim_model.ops import Cut, Layer, row_of
-from slim_model.shrink import cut_of
+from slim_model.ops import Layer
 
 Shape = tuple[int, ...]
 
@@ -56,36 +55,27 @@ def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
 
     A width is free if it differs once only one channel of each group is kept.
     """
-    keep = np.ones(coupling.component.max() + 1, bool)
-    dense = at_widths(coupling, cut_of(coupling, keep), batch=batch)
+    meter, keep = Meter(coupling), np.ones(coupling.component.max() + 1, bool)
+    dense = at_widths(meter, None, batch=batch)
     for group in coupling.groups:
         keep[group.channels[1:]] = False
-    least = at_widths(coupling, cut_of(coupling, keep), batch=batch)
+    least = at_widths(meter, keep, batch=batch)
     return [
         Placed(node, layer, tuple(a != b for a, b in zip(layer.widths, least[node].widths, strict=True)))
         for node, layer in dense.items()
     ]
 
 
-def at_widths(coupling: Coupling, cut: Cut, *, batch: int = 1) -> dict[fx.Node, Layer]:
-    """Each layer with the channels of ``cut``, for ``batch`` examples."""
-    graph = coupling.graph
-    traced = next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+def at_widths(meter: Meter, keep: np.ndarray | None, *, batch: int = 1) -> dict[fx.Node, Layer]:
+    """Each layer with the channels ``keep``, for ``batch`` examples."""
     found = {}
-    for node in graph.nodes:
-        row = row_of(node.target) if node.op == "call_function" else None
-        if row is None or row.layer is None or not isinstance(cut.values[node], Value):
+    for node, row, out, arguments in meter.layers(keep):
+        if row.layer is None:
             continue
-        arguments = _kept(cut, coupling.walk.arguments(node))
-        layer = row.layer(fixed(cut.shape(cut.values[node])), **arguments)
-        found[node] = replace(
-            layer, count=max(1, layer.count * batch // traced) if graph.dynamic_batch else layer.count
-        )
+        layer = row.layer(out, **arguments)
+        count = max(1, layer.count * batch // meter.batch) if meter.dynamic else layer.count
+        found[node] = replace(layer, count=count)
     return found
-
-
-def _kept(cut: Cut, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {k: fixed(cut.shape(v)) if isinstance(v, Value) else v for k, v in arguments.items()}
 
 
 # -- as models of their own -----------------------------------------------------------------------------------------

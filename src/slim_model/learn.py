@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -82,7 +81,7 @@ def learn(job: ProfileJob, progress: Callable[[str], None]) -> Learned:
 
 
 def _predicted(table: LatencyTable, coupling: Coupling) -> float:
-    return model_latency(table, coupling).ms(np.ones(coupling.component.max() + 1, bool))
+    return model_latency(table, coupling).ms()
 
 
 def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> float:

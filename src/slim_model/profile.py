@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from slim_model.cost import layer_macs
+from slim_model.cost import Meter
 from slim_model.couple import Coupling
 from slim_model.errors import InputError
 from slim_model.layers import Placed, at_widths, layers_of
 from slim_model.measure import cpu_flags, environment
 from slim_model.ops import Layer
 from slim_model.runtimes import RUNTIMES, Runtime, version_of
-from slim_model.shrink import cut_of
 
 RUNGS = {0: (1.0,), 1: tuple(n / 8 for n in range(1, 9)), 2: (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1), 3: (1 / 4, 1 / 2, 1)}
 """Parts of the dense width that are measured, by the number of widths that vary at once."""
@@ -127,22 +126,21 @@ class ModelLatency:
     them, which depends on their widths far less than they do."""
 
     table: LatencyTable
-    coupling: Coupling
+    meter: Meter
     placed: tuple[Placed, ...]
     ms_per_mac: float
     """Of the layers in the table, on average: what layers that are not in it are taken to cost."""
     factor: float = 1.0
     rest_ms: float = 0.0
 
-    def ms(self, keep: np.ndarray) -> float:
+    def ms(self, keep: np.ndarray | None = None) -> float:
         return self.rest_ms + sum(self.layers_ms(keep).values())
 
-    def layers_ms(self, keep: np.ndarray) -> dict[fx.Node, float]:
+    def layers_ms(self, keep: np.ndarray | None) -> dict[fx.Node, float]:
         """Each layer's part of ``ms``."""
         batch = self.table.setting.batch
-        cut = cut_of(self.coupling, keep)
-        now = at_widths(self.coupling, cut, batch=batch)
-        found = {node: macs * batch * self.ms_per_mac for node, macs in layer_macs(self.coupling, cut).items()}
+        now = at_widths(self.meter, keep, batch=batch)
+        found = {node: macs * batch * self.ms_per_mac for node, macs in self.meter.by_layer(keep).items()}
         for placed in self.placed:
             layer = now[placed.node]
             found[placed.node] = self.table.latency_ms(placed, layer.widths) * layer.count / placed.layer.count
@@ -150,7 +148,7 @@ class ModelLatency:
 
     def anchored(self, dense_ms: float) -> ModelLatency:
         """With the measured latency of the dense model: what its layers do not account for is the rest."""
-        layers = sum(self.layers_ms(np.ones(self.coupling.component.max() + 1, bool)).values())
+        layers = sum(self.layers_ms(None).values())
         factor = self.factor * min(1.0, dense_ms / layers)
         return replace(self, factor=factor, rest_ms=max(0.0, dense_ms - layers))
 
@@ -167,9 +165,10 @@ def model_latency(table: LatencyTable, coupling: Coupling) -> ModelLatency:
     placed = tuple(p for p in layers_of(coupling, batch=batch) if table.covers(p))
     if not placed:
         raise InputError("no layer of this model was measured here yet. Run slim-model profile IN first.")
-    macs = layer_macs(coupling, cut_of(coupling, np.ones(coupling.component.max() + 1, bool)))
+    meter = Meter(coupling)
+    macs = meter.by_layer()
     spent = sum(table.latency_ms(p, p.layer.widths) for p in placed)
-    return ModelLatency(table, coupling, placed, spent / max(1, batch * sum(macs[p.node] for p in placed)))
+    return ModelLatency(table, meter, placed, spent / max(1, batch * sum(macs[p.node] for p in placed)))
 
 
 def ladder(width: int, step: int, parts: Sequence[float]) -> tuple[int, ...]:

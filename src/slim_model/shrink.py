@@ -129,7 +129,7 @@ class _Resizing(fx.Interpreter):
         self.mode = mode
 
     def run_node(self, n: fx.Node) -> Any:
-        if getattr(n.target, "overloadpacket", None) in recurrent.ROWS:
+        if getattr(n.target, "overloadpacket", None) in recurrent.ROWS and "hx" in bound(n):
             result = recurrent.shapes(**fx.map_arg(bound(n), self.env.__getitem__))
         else:
             result = super().run_node(n)
