@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from samples import OnlyOutputs, Residual, images, trained
-from slim_model.budget import Plan, _rounded, budget
-from slim_model.couple import Coupling, couple
+from slim_model.budget import Plan, budget, nearest, rungs_of
+from slim_model.couple import Coupling, Group, Slice, couple
 from slim_model.errors import BudgetError
 from slim_model.labels import tensors_in
 from slim_model.shrink import cut_of
@@ -127,6 +127,12 @@ def test_an_empty_half_gets_its_best_channel_back() -> None:
 # -- widths in blocks -----------------------------------------------------------------------------------------------
 
 
+def rounded(target: float, width: int, span: int, block: int) -> int:
+    channel = np.repeat(np.arange(width), span)
+    group = Group("layer", np.arange(width), (Slice("layer.weight", 0, channel, "makes"),), "")
+    return nearest(rungs_of(group, block), target)
+
+
 @pytest.mark.parametrize(
     ("target", "width", "span", "block", "count"),
     [
@@ -140,7 +146,8 @@ def test_an_empty_half_gets_its_best_channel_back() -> None:
         (4.8, 16, 1, 16, 4),
         (1.2, 4, 1, 16, 1),
         (0.3, 3, 1, 16, 1),
-        (9.0, 10, 1, 8, 8),
+        (9.0, 10, 1, 8, 10),
+        (8.9, 10, 1, 8, 8),
         (6.0, 12, 64, 16, 6),  # 64 positions a channel: every count is a multiple
         (7.3, 12, 4, 16, 8),  # 4 positions: 4 channels make a block
         (2.4, 12, 4, 16, 2),  # 9.6 positions: blocks of 8 are 2 channels
@@ -148,7 +155,7 @@ def test_an_empty_half_gets_its_best_channel_back() -> None:
     ],
 )
 def test_rounding(target: float, width: int, span: int, block: int, count: int) -> None:
-    assert _rounded(target, width, span, block) == count
+    assert rounded(target, width, span, block) == count
 
 
 BLOCKS = st.sampled_from([1, 4, 8, 16])
@@ -157,7 +164,7 @@ BLOCKS = st.sampled_from([1, 4, 8, 16])
 @given(width=st.integers(2, 300), ratio=st.floats(0.01, 0.99), block=BLOCKS)
 def test_a_rounded_width_is_a_multiple_of_the_largest_block_that_fits(width: int, ratio: float, block: int) -> None:
     target = width * (1 - ratio)
-    count = _rounded(target, width, 1, block)
+    count = rounded(target, width, 1, block)
     fits = max(b for b in (1, 2, 4, 8, 16) if b <= max(1.0, min(block, target)))
     assert 1 <= count <= width
     assert count == width or count % fits == 0
@@ -165,7 +172,7 @@ def test_a_rounded_width_is_a_multiple_of_the_largest_block_that_fits(width: int
 
 
 def test_a_width_that_may_stay_is_nearer_than_a_block_far_below() -> None:
-    assert _rounded(24 * 0.99, 24, 1, 16) == 24
+    assert rounded(24 * 0.99, 24, 1, 16) == 24
 
 
 @pytest.mark.parametrize("block", [1, 8, 16])
@@ -174,7 +181,7 @@ def test_blocks_in_a_plan(ratio: float, block: int) -> None:
     coupling = coupling_of(Chain)
     plan = budget(coupling, scores_of(coupling), ratio=ratio, multiple_of=block)
     for before, after in plan.widths:
-        assert after == _rounded(before * (1 - ratio), before, 1, block)
+        assert after == rounded(before * (1 - ratio), before, 1, block)
 
 
 # -- one ranking over all layers ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""budget: scores -> which channels to keep. The only stage that knows "ratio": the fraction of channels removed."""
+"""budget: scores -> which channels to keep, for a ratio, the fraction of channels removed. ``allocate`` knows others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slim_model.couple import Coupling
+from slim_model.couple import Coupling, Group
 from slim_model.errors import BudgetError
 from slim_model.labels import Value, tensors_in
 from slim_model.shrink import cut_of
 
 SCOPES = ("local", "global")
-_GLOBAL_FLOOR = 0.1  # a global ranking leaves each group at least this share of its channels
+FLOOR = 0.1
+"""A ranking over many groups leaves each at least this share of its channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +36,44 @@ def budget(
     multiple_of: int = 1,
 ) -> Plan:
     """Keep the best of each group. ``ratio``: one for all groups, or one for each. ``multiple_of`` rounds layer widths
-    to the machine's block (see ``_rounded``)."""
+    to the machine's block (see ``rungs_of``)."""
     ratios = [ratio] * len(coupling.groups) if isinstance(ratio, float) else list(ratio)
-    if not any(group.width > 1 for group in coupling.groups):
-        raise BudgetError("nothing can be removed from this model: every channel is pinned. " + _reasons(coupling))
+    check_any(coupling)
     targets = _local(coupling, ratios) if scope == "local" else _global(coupling, scores, ratios)
-    keep = np.zeros(coupling.component.max() + 1, bool)
-    keep[0] = True
-    known = np.concatenate([group.channels for group in coupling.groups])
-    keep[np.setdiff1d(np.arange(len(keep)), known)] = True
-    for group, target, score in zip(coupling.groups, targets, scores, strict=True):
-        count = _rounded(target, group.width, group.span, multiple_of)
-        order = torch.sort(score, descending=True, stable=True).indices.numpy()
-        keep[group.channels[order[:count]]] = True
-    _refill(coupling, keep, scores)
-    widths = tuple((group.width, int(keep[group.channels].sum())) for group in coupling.groups)
-    if all(before == after for before, after in widths):
+    counts = [
+        nearest(rungs_of(group, multiple_of), target) for group, target in zip(coupling.groups, targets, strict=True)
+    ]
+    plan = plan_of(coupling, refilled(coupling, keep_best(coupling, best_first(coupling, scores), counts), scores))
+    if all(before == after for before, after in plan.widths):
         raise BudgetError(
             f"ratio {max(ratios):g} removes no channel: the layers are too narrow for it"
             + (f" when widths are rounded to {multiple_of}; try --multiple-of 1." if multiple_of > 1 else ".")
         )
-    return Plan(keep, widths)
+    return plan
+
+
+def check_any(coupling: Coupling) -> None:
+    if not any(group.width > 1 for group in coupling.groups):
+        lines = [f"{p.name}: {p.why} ({p.op or 'you'} {p.where})".replace(" )", ")") for p in coupling.pinned[:5]]
+        raise BudgetError("nothing can be removed from this model: every channel is pinned. " + "; ".join(lines))
+
+
+def best_first(coupling: Coupling, scores: list[Tensor]) -> list[np.ndarray]:
+    """The channels of each group by component number."""
+    pairs = zip(coupling.groups, scores, strict=True)
+    return [group.channels[torch.sort(score, descending=True, stable=True).indices.numpy()] for group, score in pairs]
+
+
+def keep_best(coupling: Coupling, orders: list[np.ndarray], counts: Sequence[int]) -> np.ndarray:
+    """bool by component: the first ``counts[i]`` channels of group i, and whatever is in no group."""
+    keep = np.ones(coupling.component.max() + 1, bool)
+    for order, count in zip(orders, counts, strict=True):
+        keep[order[count:]] = False
+    return keep
+
+
+def plan_of(coupling: Coupling, keep: np.ndarray) -> Plan:
+    return Plan(keep, tuple((group.width, int(keep[group.channels].sum())) for group in coupling.groups))
 
 
 def _local(coupling: Coupling, ratios: list[float]) -> list[float]:
@@ -66,35 +84,41 @@ def _global(coupling: Coupling, scores: list[Tensor], ratios: list[float]) -> li
     """One ranking over all groups that lose some; scores are divided by their group's mean size so that groups compare.
     Equal scores are taken from all groups alike."""
     chosen = [i for i, ratio in enumerate(ratios) if ratio > 0]
-    relative = [scores[i] / scores[i].abs().mean().clamp(min=1e-30) for i in chosen]
-    owner = torch.cat([torch.full((len(scores[i]),), i) for i in chosen])
-    place = torch.cat([torch.arange(len(scores[i])) / len(scores[i]) for i in chosen])
-    order = np.lexsort((place.numpy(), torch.cat(relative).numpy()))
     count = int(sum(coupling.groups[i].width * ratios[i] for i in chosen) + 1e-6)
-    removed = torch.bincount(owner[order[:count]], minlength=len(scores)).tolist()
-    return [
-        max(1.0, group.width * _GLOBAL_FLOOR, group.width - gone)
-        for group, gone in zip(coupling.groups, removed, strict=True)
-    ]
+    worth = [(scores[i] / scores[i].abs().mean().clamp(min=1e-30)).numpy() for i in chosen]
+    removed = dict(zip(chosen, lowest(worth, count), strict=True))
+    return [max(1.0, group.width * FLOOR, group.width - removed.get(i, 0)) for i, group in enumerate(coupling.groups)]
 
 
-def _rounded(target: float, width: int, span: int, multiple_of: int) -> int:
-    """The number of channels nearest to ``target`` whose layer width (channels x span) is a multiple of the block.
+def lowest(worth: Sequence[np.ndarray], count: int) -> list[int]:
+    """How many of the ``count`` lowest of all are in each: ``([1, 4], [2, 3]), 3 -> [1, 2]``."""
+    owner = np.concatenate([np.full(len(w), i) for i, w in enumerate(worth)])
+    place = np.concatenate([np.arange(len(w)) / len(w) for w in worth])
+    order = np.lexsort((place, np.concatenate(worth)))
+    return np.bincount(owner[order[:count]], minlength=len(worth)).tolist()
 
-    A layer that would be narrower than the block is rounded to the largest power of two that fits instead: 8 of 16
-    channels stay 8 when the block is 16.
-    """
+
+def rungs_of(group: Group, multiple_of: int) -> list[int]:
+    """The numbers of channels a group may be left with, rising: those whose layer width (channels x span) is a multiple
+    of the block; of narrower ones powers of two, so that 8 of 16 channels stay 8 when the block is 16; and all."""
+    found = {1, group.width}
     block = multiple_of
-    while block > 1 and target * span < block:
+    while block >= 1:
+        step = block // np.gcd(block, group.span)
+        widest = group.width if block == multiple_of else min(group.width, (2 * block - 1) // group.span)
+        found.update(range(step, widest + 1, step))
         block //= 2
-    step = block // np.gcd(block, span)
-    count = min(width, max(1, round(target / step)) * step)
-    return width if abs(width - target) < abs(count - target) else int(count)
+    return sorted(int(count) for count in found)
 
 
-def _refill(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> None:
-    """Give back the best channel of any axis that would be left empty."""
-    rank = np.full(len(keep), -np.inf)
+def nearest(rungs: Sequence[int], target: float) -> int:
+    """The wider of two as near: ``(4, 8, 16), 12 -> 16``."""
+    return min(reversed(rungs), key=lambda count: abs(count - target))
+
+
+def refilled(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> np.ndarray:
+    """``keep`` with the best channel given back of any axis that would be left empty."""
+    rank, keep = np.full(len(keep), -np.inf), keep.copy()
     for group, score in zip(coupling.groups, scores, strict=True):
         rank[group.channels] = score.numpy()
     cut = cut_of(coupling, keep)
@@ -105,14 +129,10 @@ def _refill(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> None:
                 channels = coupling.component[axis.numpy()]
                 keep[channels[int(np.argmax(rank[channels]))]] = True
                 cut = cut_of(coupling, keep)
+    return keep
 
 
 def _new_axes(value: Value, seen: set[int]) -> list[Tensor]:
     axes = [axis for axis in value.axes if axis is not None and id(axis) not in seen]
     seen.update(map(id, axes))
     return axes
-
-
-def _reasons(coupling: Coupling) -> str:
-    lines = [f"{p.name}: {p.why} ({p.op or 'you'} {p.where})".replace(" )", ")") for p in coupling.pinned[:5]]
-    return "; ".join(lines)

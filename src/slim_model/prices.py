@@ -1,0 +1,81 @@
+"""prices: what a user pays for, one row each in ``PRICES``, and the limit that was asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from slim_model.cost import Meter
+from slim_model.errors import InputError
+
+Counted = Callable[[Meter, np.ndarray | None], float]
+
+_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """``of(meter, keep)``; None: it is measured. ``units``: what may stand behind a number, the first is shown by
+    ``shown``. ``close``: a result is no more than this share below the limit."""
+
+    name: str
+    units: dict[str, float]
+    shown: tuple[str, float]
+    close: float = 0.02
+    of: Counted | None = None
+
+    def say(self, amount: float) -> str:
+        """``2044.1 M``"""
+        unit, size = self.shown
+        return f"{amount / size:,.{0 if size == 1 and not unit else 2}f} {unit}".rstrip()
+
+
+PRICES: dict[str, Price] = {
+    price.name: price
+    for price in (
+        Price("channels", _COUNTS, ("", 1.0), of=Meter.channels),
+        Price("macs", _COUNTS, ("M", 1e6), of=lambda meter, keep: meter(keep).macs),
+        Price("params", _COUNTS, ("M", 1e6), of=lambda meter, keep: meter(keep).params),
+        Price("bytes", _BYTES, ("MB", 1e6), of=lambda meter, keep: meter(keep).bytes),
+        Price("memory", _BYTES, ("MB", 1e6), of=Meter.memory),
+        Price("energy", _COUNTS, ("M (estimated, in MACs)", 1e6), of=Meter.energy),
+        Price("latency", {"ms": 1.0, "us": 1e-3, "s": 1e3, "": 1.0}, ("ms", 1.0), close=0.05),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """No more than ``limit`` of a price, in its unit; or, where None, than ``1 - ratio`` of what the dense model
+    costs."""
+
+    price: Price
+    ratio: float
+    limit: float | None = None
+
+    def of(self, dense: float) -> float:
+        return (1 - self.ratio) * dense if self.limit is None else self.limit
+
+
+def price_of(name: str) -> Price:
+    if name not in PRICES:
+        raise InputError(f"there is no budget of '{name}'; it is one of {', '.join(PRICES)}.")
+    return PRICES[name]
+
+
+def read_target(text: str) -> tuple[Price, float]:
+    """``'macs=1.0G'`` is 1e9 multiply-adds; ``params=2M``, ``bytes=5MB`` (5e6 bytes), ``latency=8ms``."""
+    found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", text)
+    name, number, unit = found.groups() if found else ("", "0", "")
+    price = PRICES.get(name)
+    amount = float(number) * price.units.get(unit.lower(), 0.0) if price else 0.0
+    if price is None or amount <= 0:
+        raise InputError(
+            f"target '{text}' is not like latency=8ms, macs=1.0G, params=2M or bytes=5MB. What can be limited: "
+            f"{', '.join(PRICES)}."
+        )
+    return price, amount
