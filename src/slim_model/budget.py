@@ -1,4 +1,4 @@
-"""budget: scores -> which channels to keep, for a ratio, the fraction of channels removed. ``allocate`` knows others."""
+"""budget: scores -> channels to keep, for a ratio, the fraction of channels removed. Other limits: ``allocate``."""
 
 from __future__ import annotations
 
