@@ -29,9 +29,9 @@ from slim_model.criteria import score
 from slim_model.errors import BudgetError
 from slim_model.export import to_onnx
 from slim_model.measure import compare
+from slim_model.recipe import Recipe
 from slim_model.shrink import shrink
 from slim_model.simplify import simplify
-from slim_model.slim import Recipe
 from slim_model.trace import trace
 
 MODELS = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.75, "efficientnet_b0": 0.75}

@@ -30,8 +30,8 @@ from evaluate import PUBLISHED, accuracy, onnx_predictor
 from provenance import RESULTS, peak_bytes, provenance, summary
 from slim_model.errors import SlimError
 from slim_model.load import load
+from slim_model.recipe import Recipe
 from slim_model.run import Job, run
-from slim_model.slim import Recipe
 from train import TRAINED
 
 RATIOS = (0.25, 0.5, 0.7)

@@ -28,7 +28,8 @@ from slim_model.couple import Coupling, Group
 from slim_model.errors import ExportError, ProofError, SlimError
 from slim_model.export import run_onnx, to_onnx
 from slim_model.labels import tensors_in
-from slim_model.slim import Compiled, Recipe, compile_model, small_module
+from slim_model.recipe import Recipe
+from slim_model.slim import Compiled, compile_model, small_module
 
 TOLERANCE = 1e-4
 EXAMPLE, OTHER = (2, 1, 3), 5

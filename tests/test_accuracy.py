@@ -13,8 +13,9 @@ from samples import Residual, images, trained
 from slim_model import InputError
 from slim_model.accuracy import Exam, accuracy, classes
 from slim_model.data import open_data
+from slim_model.recipe import Recipe
 from slim_model.report import make_report, show
-from slim_model.slim import Recipe, compile_model
+from slim_model.slim import compile_model
 from slim_model.trace import trace
 
 LABELS = torch.arange(40) % 5

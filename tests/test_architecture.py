@@ -27,9 +27,9 @@ ORDER = """
     measure layers profile survey
     remedies explain draw
     data accuracy loss places statistics patches gates evidence trials
-    criteria budget prices allocate
-    guess torch_pruning engines
-    lower translate export report slim
+    criteria budget prices knapsack allocations allocate sensitivity
+    guess torch_pruning lower translate export
+    aim engines recipe report slim
     build unpickle checkpoint vet load
     artifact energy memory bench
     specs save run learn cli __main__

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from slim_model import InputError
 from slim_model.data import Data, open_data
-from slim_model.slim import Recipe
+from slim_model.recipe import Recipe
 from slim_model.specs import SPECS
 
 EXAMPLE = (torch.zeros(2, 3, 4, 4),)

@@ -18,8 +18,9 @@ from samples import HardCoded, Residual, error, images, trained
 from slim_model import export
 from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.export import beside, check_onnx, run_onnx, to_onnx, to_program
+from slim_model.recipe import Recipe
 from slim_model.shrink import graph_module
-from slim_model.slim import Recipe, compile_model
+from slim_model.slim import compile_model
 from slim_model.trace import Graph
 
 

@@ -15,10 +15,11 @@ from slim_model.errors import InputError
 from slim_model.heads import find_heads
 from slim_model.labels import Replay
 from slim_model.prove import check_structure
+from slim_model.recipe import Recipe
 from slim_model.report import make_report
 from slim_model.save import restore, save
 from slim_model.shrink import graph_module
-from slim_model.slim import Compiled, Recipe, compile_model, small_module
+from slim_model.slim import Compiled, compile_model, small_module
 from test_micronets import BATCH, assert_same, compile_graph, graph_of, masked_module, model_of, outputs_of
 
 HEADS = {

@@ -24,9 +24,10 @@ from micronets import NETS, Micro
 from slim_model.couple import Coupling, Group, couple
 from slim_model.errors import BudgetError
 from slim_model.labels import tensors_in
+from slim_model.recipe import Recipe
 from slim_model.shrink import shrink
 from slim_model.simplify import simplify
-from slim_model.slim import Compiled, Recipe, compile_model, small_module
+from slim_model.slim import Compiled, compile_model, small_module
 from slim_model.trace import Graph, trace
 
 pipeline = importlib.import_module("slim_model.slim")  # the package's ``slim`` is the function

@@ -40,9 +40,9 @@ from slim_model.profile import (
     setting_of,
     table_path,
 )
+from slim_model.recipe import Recipe
 from slim_model.runtimes import RUNTIMES, Runtime
 from slim_model.simplify import simplify
-from slim_model.slim import Recipe
 from slim_model.survey import Survey
 from slim_model.trace import trace
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micronets import normal, randomised
-from slim_model.slim import Recipe, compile_model, small_module
+from slim_model.recipe import Recipe
+from slim_model.slim import compile_model, small_module
 
 HEADS, WIDTH = 4, 4
 

@@ -18,8 +18,9 @@ from slim_model.couple import couple
 from slim_model.errors import ExportError
 from slim_model.export import check_onnx, to_onnx
 from slim_model.ops import recurrent
+from slim_model.recipe import Recipe
 from slim_model.simplify import simplify
-from slim_model.slim import Compiled, Recipe, compile_model, onnx_batches, slim
+from slim_model.slim import Compiled, compile_model, onnx_batches, slim
 from slim_model.trace import trace
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)

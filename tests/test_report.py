@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import slim_model
 from samples import Residual, images, trained
 from slim_model.measure import Comparison, Latency
+from slim_model.recipe import Recipe
 from slim_model.report import SCHEMA, Report, make_report, show
-from slim_model.slim import Compiled, Recipe, compile_model, small_module
+from slim_model.slim import Compiled, compile_model, small_module
 
 RECIPE = Recipe(ratio=0.5, multiple_of=1)
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from samples import HardCoded, Residual, error, images, trained
 from slim_model import restore
 from slim_model.errors import InputError
+from slim_model.recipe import Recipe
 from slim_model.save import FORMATS, save
-from slim_model.slim import Compiled, Recipe, compile_model, small_module
+from slim_model.slim import Compiled, compile_model, small_module
 
 NETS: dict[str, Callable[[], nn.Module]] = {"module": Residual, "graph": HardCoded}
 """By the form the small model takes: its own class, or the traced graph."""

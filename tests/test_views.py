@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from micronets import normal, randomised
 from slim_model.couple import couple
 from slim_model.criteria import Slices
+from slim_model.recipe import Recipe
 from slim_model.simplify import simplify
-from slim_model.slim import Recipe, compile_model
+from slim_model.slim import compile_model
 from slim_model.trace import Graph, trace
 
 aten = torch.ops.aten

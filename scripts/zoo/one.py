@@ -17,8 +17,9 @@ from slim_model.couple import Coupling, couple
 from slim_model.errors import SlimError
 from slim_model.export import check_onnx, to_onnx
 from slim_model.heads import find_heads
+from slim_model.recipe import Recipe
 from slim_model.simplify import simplify
-from slim_model.slim import Compiled, Recipe, compile_model, onnx_batches, small_module
+from slim_model.slim import Compiled, compile_model, onnx_batches, small_module
 from slim_model.trace import Graph, trace
 
 Row = dict[str, Any]

@@ -2,9 +2,10 @@
 
 from slim_model.criteria import CRITERIA, Slices
 from slim_model.errors import BudgetError, InputError, InternalError, ProofError, SlimError
+from slim_model.recipe import Recipe
 from slim_model.report import Report
 from slim_model.save import restore
-from slim_model.slim import Recipe, Slimmed, slim
+from slim_model.slim import Slimmed, slim
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,38 +8,68 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from slim_model.aim import Allocation, Met, aim
 from slim_model.budget import Plan, budget
 from slim_model.couple import Coupling
+from slim_model.data import Data
 from slim_model.trace import Graph
 
 if TYPE_CHECKING:
-    from slim_model.slim import Recipe
+    from slim_model.recipe import Recipe
 
 Check = Callable[[Graph, Sequence[tuple[Any, ...]]], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What an engine is given. ``ratios``: how much of each group goes, where the recipe has no other goal."""
+
+    model: nn.Module
+    coupling: Coupling
+    scores: list[Tensor]
+    recipe: Recipe
+    ratios: list[float]
+    data: Data | None
+    progress: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
-    """``check(small, batches)`` raises ProofError where what the engine made is not what was proven."""
+    """``check(small, batches)`` raises ProofError where what the engine made is not what was proven. ``met``: the
+    budget, where it is no ratio of channels."""
 
     plan: Plan
     check: Check = lambda small, batches: None
+    met: Met | None = None
 
 
-def _own(model: nn.Module, coupling: Coupling, scores: list[Tensor], recipe: Recipe, ratios: list[float]) -> Chosen:
-    return Chosen(budget(coupling, scores, ratio=ratios, scope=recipe.scope, multiple_of=recipe.block))
+def _own(task: Task) -> Chosen:
+    recipe = task.recipe
+    if recipe.goal is None:
+        return Chosen(
+            budget(task.coupling, task.scores, ratio=task.ratios, scope=recipe.scope, multiple_of=recipe.block)
+        )
+    allocation = Allocation(recipe.allocation, recipe.block, recipe.scan)
+    plan, met = aim(
+        *(task.coupling, task.scores, recipe.goal, allocation, task.data),
+        device=recipe.device,
+        threads=recipe.threads,
+        progress=task.progress,
+    )
+    return Chosen(plan, met=met)
 
 
-def _torch_pruning(
-    model: nn.Module, coupling: Coupling, scores: list[Tensor], recipe: Recipe, ratios: list[float]
-) -> Chosen:
+def _torch_pruning(task: Task) -> Chosen:
     from slim_model import torch_pruning  # its import takes a second
 
-    peer = torch_pruning.prune(model, coupling, scores, ratio=recipe.ratio, scope=recipe.scope, round_to=recipe.block)
+    recipe = task.recipe
+    peer = torch_pruning.prune(
+        *(task.model, task.coupling, task.scores), ratio=recipe.ratio, scope=recipe.scope, round_to=recipe.block
+    )
     return Chosen(peer.plan, lambda small, batches: torch_pruning.check(peer, small, batches))
 
 
-ENGINES: dict[str, Callable[[nn.Module, Coupling, list[Tensor], Any, list[float]], Chosen]] = {
+ENGINES: dict[str, Callable[[Task], Chosen]] = {
     "slim": _own,
     "torch-pruning": _torch_pruning,
 }

@@ -20,13 +20,14 @@ _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "": 1.0}
 @dataclass(frozen=True, slots=True)
 class Price:
     """``of(meter, keep)``; None: it is measured. ``units``: what may stand behind a number, the first is shown by
-    ``shown``. ``close``: a result is no more than this share below the limit."""
+    ``shown``. ``close``: a result is no more than this share below the limit. ``file``: the ONNX file counts."""
 
     name: str
     units: dict[str, float]
     shown: tuple[str, float]
     close: float = 0.02
     of: Counted | None = None
+    file: bool = False
 
     def say(self, amount: float) -> str:
         """``2044.1 M``"""
@@ -40,7 +41,7 @@ PRICES: dict[str, Price] = {
         Price("channels", _COUNTS, ("", 1.0), of=Meter.channels),
         Price("macs", _COUNTS, ("M", 1e6), of=lambda meter, keep: meter(keep).macs),
         Price("params", _COUNTS, ("M", 1e6), of=lambda meter, keep: meter(keep).params),
-        Price("bytes", _BYTES, ("MB", 1e6), of=lambda meter, keep: meter(keep).bytes),
+        Price("bytes", _BYTES, ("MB", 1e6), of=lambda meter, keep: meter(keep).bytes, file=True),
         Price("memory", _BYTES, ("MB", 1e6), of=Meter.memory),
         Price("energy", _COUNTS, ("M (estimated, in MACs)", 1e6), of=Meter.energy),
         Price("latency", {"ms": 1.0, "us": 1e-3, "s": 1e3, "": 1.0}, ("ms", 1.0), close=0.05),

@@ -15,9 +15,11 @@ from rich.text import Text
 
 from slim_model.heads import left
 from slim_model.measure import Comparison, environment, verdict
+from slim_model.prices import PRICES
 
 if TYPE_CHECKING:
-    from slim_model.slim import Compiled, Recipe
+    from slim_model.recipe import Recipe
+    from slim_model.slim import Compiled
 
 SCHEMA = "slim-model-report/1"
 
@@ -38,6 +40,7 @@ class Report:
     pinned: list[dict[str, Any]]
     unknown_ops: list[dict[str, str]]
     proof: dict[str, Any]
+    budget: dict[str, Any] = field(default_factory=dict)
     latency: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -71,7 +74,8 @@ def make_report(
         dense["bytes"], small["bytes"] = files
     latency = list(latency)
     notes = [*compiled.warnings, *warnings]
-    if abs(_counted(compiled)["removed_share"] - recipe.ratio) > 0.03 and recipe.block > 1 and recipe.scope == "local":
+    off = abs(_counted(compiled)["removed_share"] - recipe.ratio) > 0.03
+    if off and recipe.goal is None and recipe.block > 1 and recipe.scope == "local":
         notes.append(f"widths were rounded to multiples of {recipe.block} (or of 8, 4, 2 in narrow layers), which "
                      "changed the ratio; --multiple-of 1 keeps to it, and may run slower")  # fmt: skip
     notes += [f"{c.runtime}: the small model is slower ({c.speedup:.2f}x)" for c in latency if c.speedup_high < 1]
@@ -89,6 +93,7 @@ def make_report(
         pinned=[asdict(p) for p in compiled.coupling.pinned],
         unknown_ops=[{"op": op, "where": where} for op, where in compiled.coupling.unknown],
         proof=proof,
+        budget=asdict(compiled.met) if compiled.met else {},
         latency=[asdict(c) for c in latency],
         environment={"slim_model": __version__} | environment(),
         warnings=notes,
@@ -113,7 +118,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
             values[name] = getattr(values[name], "__name__", "callable")
     if values["data"] is not None and not isinstance(values["data"], str):
         values["data"] = f"given in Python ({type(values['data']).__name__})"
-    return values | {"block": recipe.block}
+    return values | {"block": recipe.block, "scan": str(recipe.scan) if recipe.scan else None}
 
 
 def _groups(compiled: Compiled) -> list[dict[str, Any]]:
@@ -172,6 +177,8 @@ def _summary(report: Report) -> Table:
     for label, key, unit in (("parameters", "params", "M"), ("multiply-adds", "macs", "M"), ("file", "bytes", "MB")):
         before, after = report.dense[key], report.slim[key]
         table.add_row(label, f"{before / 1e6:,.2f} {unit}", f"{after / 1e6:,.2f} {unit}", _times(before, after))
+    if report.budget:
+        table.add_row(*_limited(report.budget))
     for row in report.latency:
         _add_latency(table, row)
     proof = report.proof
@@ -202,8 +209,16 @@ def _add_steps(table: Table, steps: list[dict[str, Any]]) -> None:
 def _channels(report: Report) -> tuple[str, str, str]:
     removed = report.channels["removed_share"]
     asked = report.recipe["ratio"]
-    off = f" (asked: {asked:.0%})" if abs(removed - asked) > 0.015 else ""
+    off = f" (asked: {asked:.0%})" if abs(removed - asked) > 0.015 and not report.budget else ""
     return f"{report.channels['dense']:,}", f"{report.channels['slim']:,}", f"{removed:.0%} removed{off}"
+
+
+def _limited(budget: dict[str, Any]) -> tuple[str, str, str, str]:
+    price = PRICES[budget["of"]]
+    said = f"at most {price.say(budget['limit'])} ({budget['reached'] / budget['limit']:.1%}), {budget['allocate']}"
+    if budget["trials"]:
+        said += f"; predicted {price.say(budget['trials'][-1][0])}, tries: {len(budget['trials'])}"
+    return f"limited: {price.name}", price.say(budget["dense"]), price.say(budget["reached"]), said
 
 
 def _add_latency(table: Table, row: dict[str, Any]) -> None:

@@ -18,10 +18,11 @@ from slim_model.export import beside, check_onnx, to_onnx
 from slim_model.heads import find_heads
 from slim_model.load import Subject, load
 from slim_model.measure import Comparison, compare
+from slim_model.recipe import Recipe
 from slim_model.report import Report, make_report
 from slim_model.save import check_format, save
 from slim_model.simplify import simplify
-from slim_model.slim import Compiled, Progress, Recipe, compile_model, onnx_batches, small_module
+from slim_model.slim import Compiled, Progress, compile_model, onnx_batches, small_module
 from slim_model.trace import first_of, trace
 
 _WITHOUT_CLASS = ("exported program", "torchscript")
@@ -42,7 +43,6 @@ class Job:
     report: Path | None = None
     opset: int | None = None
     bench: bool = True
-    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,8 @@ def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:
     criterion = recipe.criterion if isinstance(recipe.criterion, str) else recipe.criterion.__name__
     return {
         "slim_model_version": __version__,
-        "slim_model_ratio": str(recipe.ratio),
+        "slim_model_budget": recipe.target or f"{recipe.of} ratio={recipe.ratio:g}",
+        **({} if recipe.target else {"slim_model_ratio": str(recipe.ratio)}),
         "slim_model_criterion": criterion,
         "slim_model_source_sha256": subject.sha256,
     }
@@ -180,7 +181,7 @@ def _measure(
         pairs = {"onnxruntime": (dense, written), "pytorch": (subject.model, module)}
         for runtime, (big, small) in pairs.items():
             progress(f"measuring latency in {runtime}")
-            rows.append(compare(runtime + suffix, big, small, inputs, threads=job.threads))
+            rows.append(compare(runtime + suffix, big, small, inputs, threads=job.recipe.threads))
         return rows, sum(file.stat().st_size for file in Path(folder).iterdir())
 
 

@@ -19,9 +19,10 @@ from slim_model.couple import Coupling, couple
 from slim_model.errors import InputError
 from slim_model.export import beside
 from slim_model.heads import find_heads
+from slim_model.recipe import Recipe
 from slim_model.shrink import graph_module, resized, shrink, shrink_module
 from slim_model.simplify import simplify
-from slim_model.slim import Compiled, Recipe
+from slim_model.slim import Compiled
 from slim_model.trace import Graph, quiet, trace
 
 FORMATS = (".pt2", ".safetensors", ".pt")

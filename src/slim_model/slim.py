@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,86 +19,25 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from slim_model.accuracy import Exam, Step
-from slim_model.budget import SCOPES, Plan
+from slim_model.aim import Met
+from slim_model.budget import Plan
 from slim_model.cost import Cost, cost
 from slim_model.couple import Coupling, couple
-from slim_model.criteria import Criterion, check_needs, ranking_of, score
+from slim_model.criteria import score
 from slim_model.data import Data, Split, open_data
-from slim_model.engines import ENGINES
-from slim_model.errors import BudgetError, InputError, ProofError
+from slim_model.engines import ENGINES, Task
+from slim_model.errors import BudgetError, ProofError
 from slim_model.evidence import said
-from slim_model.heads import ATTENTION, Heads, find_heads, left
-from slim_model.loss import Loss
-from slim_model.measure import vector_width_channels
-from slim_model.profile import measured_step
+from slim_model.heads import Heads, find_heads, left
 from slim_model.prove import Proof, check_trace, prove, relative_error
 from slim_model.rebuild import small_module
+from slim_model.recipe import Recipe
 from slim_model.report import Report, make_report
 from slim_model.shrink import CutFailed, cut_of, resized, shrink
 from slim_model.simplify import simplify
 from slim_model.trace import Graph, evaluating, first_of, trace
 
 _ATTEMPTS = 40  # each failed attempt pins one more operator
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What the user asked for. The command line and the Python call have these fields as options.
-
-    ``ratio``: fraction of channels removed. ``multiple_of``: layer widths are rounded to it; ``"auto"`` takes the
-    width step of this machine. ``keep``: glob patterns of layers that are not touched. ``data``: for criteria
-    that need it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
-    normalised by ``mean`` and ``std``; accuracy is read from ``test_samples`` of its test part. ``loss``:
-    ``(outputs, labels)`` -> one for each sample, or their mean; default cross entropy. ``engine``: whose pruner turns
-    scores into channels. ``attention``: what goes where channels are viewed as heads: the same places of every head
-    (``width``), whole ``heads``, or both, first heads.
-    """
-
-    ratio: float = 0.5
-    criterion: str | Criterion = "l1"
-    scope: Literal["local", "global"] = "local"
-    multiple_of: int | Literal["auto"] = "auto"
-    keep: tuple[str, ...] = ()
-    seed: int = 0
-    static_batch: bool = False
-    device: Literal["cpu", "cuda"] = "cpu"
-    data: Any = None
-    samples: int = 1024
-    test_samples: int = 1000
-    batch: int = 64
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    loss: Loss | None = None
-    engine: Literal["slim", "torch-pruning"] = "slim"
-    attention: Literal["width", "heads", "both"] = "width"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.keep, str):
-            object.__setattr__(self, "keep", (self.keep,))
-        if not 0 < self.ratio < 1:
-            raise InputError(
-                f"ratio {self.ratio} is not between 0 and 1. It is the fraction of channels removed: 0.5 halves widths."
-            )
-        if self.scope not in SCOPES:
-            raise InputError(f"scope '{self.scope}' is unknown; it is one of {', '.join(SCOPES)}.")
-        ranking = ranking_of(self.criterion)
-        if self.data is None:
-            check_needs(ranking, None, self.loss)
-        if self.engine not in ENGINES:
-            raise InputError(f"engine '{self.engine}' is unknown; it is one of {', '.join(ENGINES)}.")
-        if self.attention not in ATTENTION:
-            raise InputError(f"attention '{self.attention}' is unknown; it is one of {', '.join(ATTENTION)}.")
-        if self.attention != "width" and self.engine != "slim":
-            raise InputError(f"attention '{self.attention}' needs the engine slim; leave out --engine {self.engine}.")
-        if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
-            raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
-
-    @property
-    def block(self) -> int:
-        """``"auto"``: the step that ``slim-model profile`` learned on this machine, else what its kernels suggest."""
-        if self.multiple_of != "auto":
-            return int(self.multiple_of)
-        return measured_step(self.device) or vector_width_channels(self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +55,7 @@ class Compiled:
     slim_cost: Cost
     warnings: tuple[str, ...]
     heads: Compiled | None = None
+    met: Met | None = None
     steps: tuple[Step, ...] = ()
 
     def kept_positions(self) -> dict[tuple[str, int], np.ndarray]:
@@ -228,7 +168,7 @@ def _removed(
         coupling = couple(graph, keep=recipe.keep, pinned_nodes=pinned, apart=apart)
         progress("ranking channels")
         scores = score(coupling, recipe.criterion, seed=recipe.seed, data=data, loss=recipe.loss, count=said(progress))
-        chosen = ENGINES[recipe.engine](model, coupling, scores, recipe, ratios(coupling))
+        chosen = ENGINES[recipe.engine](Task(model, coupling, scores, recipe, ratios(coupling), data, progress))
         plan = chosen.plan
         try:
             progress("removing channels")
@@ -248,7 +188,8 @@ def _removed(
                     "This is a fault of slim-model: please report the model; --keep GLOB leaves layers out."
                 ) from failed
             pinned[failed.node] = f"removing channels here could not be shown to be exact ({failed.reason})"
-    return Compiled(graph, small, coupling, plan, proof, cost(coupling), cost(coupling, plan.keep), graph.warnings)
+    costs = cost(coupling), cost(coupling, plan.keep)
+    return Compiled(graph, small, coupling, plan, proof, *costs, graph.warnings, met=chosen.met)
 
 
 def calibration(graph: Graph, recipe: Recipe, split: Split = "train") -> Data | None:

@@ -9,19 +9,25 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from slim_model.allocations import ALLOCATIONS
 from slim_model.cli.options import ACROSS, CHOICE, DATA, MEASURE, device_of, numbers, status
 from slim_model.criteria import CRITERIA
 from slim_model.engines import ENGINES
 from slim_model.errors import InputError
 from slim_model.heads import ATTENTION
-from slim_model.slim import Recipe
+from slim_model.prices import PRICES
+from slim_model.recipe import Recipe
 from slim_model.specs import SPECS
 
 
 def slim_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A module, state dict, checkpoint, .safetensors, .pt2 or TorchScript file.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="Appears only when every check has passed.")],
-    ratio: Annotated[float, typer.Option(help="Fraction of channels removed.", rich_help_panel=CHOICE)] = 0.5,
+    ratio: Annotated[float, typer.Option(help="Fraction removed: of the channels, or of what --of names.", rich_help_panel=CHOICE)] = 0.5,
+    of: Annotated[str, typer.Option(metavar="|".join(PRICES), help="What --ratio is a fraction of.", rich_help_panel=CHOICE)] = "channels",
+    limit: Annotated[str | None, typer.Option("--target", metavar="NAME=AMOUNT", help="A limit in place of --ratio: latency=8ms, macs=1.0G, params=2M, bytes=5MB, ...", rich_help_panel=CHOICE)] = None,
+    allocate: Annotated[str | None, typer.Option(metavar="NAME[:OPTION=VALUE,...]", help=f"Which layers give how much: {', '.join(ALLOCATIONS)}. Default: uniform, or global with --scope global.", rich_help_panel=CHOICE)] = None,
+    scan: Annotated[Path | None, typer.Option(metavar="F.jsonl", help="With --allocate sensitivity: where its scan is kept, to go on with or use again.", rich_help_panel=CHOICE)] = None,
     criterion: Annotated[str, typer.Option(metavar="NAME[:OPTION=VALUE,...]", help=f"How channels are ranked: {', '.join(CRITERIA)}.", rich_help_panel=CHOICE)] = "l1",
     scope: Annotated[str, typer.Option(help="local: the ratio in every layer; global: one ranking over all.", rich_help_panel=CHOICE)] = "local",
     multiple_of: Annotated[str, typer.Option(metavar="auto|N", help="Round widths to N; auto: the block of this machine's kernels.", rich_help_panel=CHOICE)] = "auto",
@@ -67,11 +73,16 @@ def slim_command(
         std=numbers("--std", std),
         engine=cast(Literal["slim", "torch-pruning"], engine),
         attention=cast(Literal["width", "heads", "both"], attention),
+        of=of,
+        target=limit,
+        allocate=allocate,
+        scan=scan,
+        threads=threads,
     )
     console = Console(stderr=False)
     job = Job(
         *(source, target, recipe, arch, tuple(inputs or ()), trust_pickle, code),
-        *(save, report, opset, bench, threads),
+        *(save, report, opset, bench),
     )
     with status(console) as progress:
         result = run(job, progress)

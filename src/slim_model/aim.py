@@ -1,0 +1,235 @@
+"""aim: a goal -> the plan that meets it. Where latency is limited, the whole small model is measured, and the search
+corrects itself until what was measured meets the limit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slim_model.allocate import meet
+from slim_model.allocations import Curve
+from slim_model.budget import Plan, best_first, keep_best, plan_of, refilled
+from slim_model.cost import Meter
+from slim_model.couple import Coupling
+from slim_model.data import Data
+from slim_model.errors import BudgetError
+from slim_model.export import to_onnx
+from slim_model.layers import layers_of
+from slim_model.measure import interleave, quiet
+from slim_model.prices import Goal
+from slim_model.profile import ModelLatency, model_latency, setting_of
+from slim_model.runtimes import Runtime, usable
+from slim_model.sensitivity import plot, scan
+from slim_model.shrink import shrink
+from slim_model.survey import Survey, survey
+from slim_model.trace import Graph, first_of
+
+_TRIALS = 8
+_INSIDE = 0.98
+"""Of the limit, so that noise does not end above it."""
+_ROUNDS, _SECONDS = 80, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """How the widths are chosen. ``scan`` is the file of a sensitivity scan."""
+
+    name: str
+    multiple_of: int
+    scan: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What was limited, in the unit of its price: the limit, the dense model, the small one. ``trials``: where latency
+    was limited, (predicted, measured) ms of each plan that was tried, the last one taken."""
+
+    of: str
+    allocate: str
+    limit: float
+    dense: float
+    reached: float
+    trials: tuple[tuple[float, float], ...] = ()
+
+
+Progress = Callable[[str], None]
+Search = Callable[[Callable[[np.ndarray], float], float], Plan]
+
+
+def aim(
+    coupling: Coupling,
+    scores: list[Tensor],
+    goal: Goal,
+    allocation: Allocation,
+    data: Data | None,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    progress: Progress = lambda stage: None,
+) -> tuple[Plan, Met]:
+    """Raises BudgetError with the least that can be reached."""
+    curves = _curves(coupling, scores, allocation, data, progress)
+    name = allocation.name.partition(":")[0] if curves else allocation.name
+    progress("choosing widths")
+
+    def search(of: Callable[[np.ndarray], float], limit: float) -> Plan:
+        return meet(
+            *(coupling, scores, goal.price, of, limit), allocate=name, multiple_of=allocation.multiple_of, curves=curves
+        )
+
+    if goal.price.of is None:
+        return _measured(coupling, scores, goal, search, allocation.name, device, threads, progress)
+    of = partial(goal.price.of, Meter(coupling))
+    if goal.price.file:
+        return _written(coupling, goal, search, of, allocation.name)
+    dense = of(None)
+    plan = search(of, goal.of(dense))
+    return plan, Met(goal.price.name, allocation.name, goal.of(dense), dense, of(plan.keep))
+
+
+def _curves(
+    coupling: Coupling, scores: list[Tensor], allocation: Allocation, data: Data | None, progress: Progress
+) -> Sequence[Curve]:
+    """A picture of the scan lies beside its file, where matplotlib is installed."""
+    name, _, option = allocation.name.partition(":")
+    if name != "sensitivity":
+        return ()
+    assert data is not None  # the recipe asks for it
+    measure = option.partition("=")[2] or "error"
+    found = scan(coupling, scores, data, measure=measure, path=allocation.scan, progress=progress)
+    if allocation.scan and find_spec("matplotlib"):
+        plot(found, allocation.scan.with_suffix(".svg"))
+    return found.curves
+
+
+# -- the file -------------------------------------------------------------------------------------------------------
+
+
+def _written(
+    coupling: Coupling, goal: Goal, search: Search, of: Callable[[np.ndarray | None], float], allocate: str
+) -> tuple[Plan, Met]:
+    """A file holds more than tensors, and less where norms are folded into layers: what it has above them is read from
+    a file written for each plan."""
+    with tempfile.TemporaryDirectory() as folder:
+        dense = _size(coupling.graph, Path(folder))
+        limit, above = goal.of(dense), dense - of(None)
+        best: tuple[float, Plan] | None = None
+        for _ in range(_TRIALS):
+            plan = search(lambda keep, above=above: of(keep) + above, limit)  # type: ignore[misc]
+            size = _size(shrink(coupling, plan.keep)[0], Path(folder))
+            if size <= limit and (best is None or size > best[0]):
+                best = size, plan
+            if best and best[0] >= limit * (1 - goal.price.close):
+                break
+            above = size - of(plan.keep)
+    if best is None:
+        raise BudgetError(f"bytes: no file of at most {goal.price.say(limit)} came out; the last has {size:,} bytes.")
+    return best[1], Met("bytes", allocate, limit, dense, best[0])
+
+
+def _size(graph: Graph, folder: Path) -> int:
+    path = folder / "model.onnx"
+    to_onnx(graph, path, opset=None, metadata={})
+    return sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith("model.onnx"))
+
+
+# -- latency --------------------------------------------------------------------------------------------------------
+
+
+def _measured(
+    coupling: Coupling,
+    scores: list[Tensor],
+    goal: Goal,
+    search: Search,
+    allocate: str,
+    device: str,
+    threads: int,
+    progress: Progress,
+) -> tuple[Plan, Met]:
+    row = usable("onnxruntime" if device == "cpu" else "onnxruntime-cuda")
+    setting = setting_of(row, threads=threads)
+    table = survey(layers_of(coupling), Survey(row, setting), progress)
+    with _Whole(row, coupling.graph, threads, progress) as whole:
+        limit = goal.of(whole.dense_ms)
+        model = model_latency(table, coupling).anchored(whole.dense_ms)
+        if limit >= whole.dense_ms:
+            raise BudgetError(
+                f"latency is {whole.dense_ms:.2f} ms as it is, no more than the {limit:.2f} ms allowed "
+                f"({row.name}, {threads} thread{'s' * (threads > 1)})."
+            )
+        trials: list[tuple[float, float]] = []
+        best: tuple[float, Plan] | None = None
+        for _ in range(_TRIALS):
+            plan = _searched(coupling, scores, search, model, limit, whole)
+            predicted, ms = model.ms(plan.keep), whole.ms(coupling, plan)
+            trials.append((round(predicted, 4), round(ms, 4)))
+            if ms <= limit and (best is None or ms > best[0]):
+                best = ms, plan
+            if best and best[0] >= limit * (1 - goal.price.close):
+                return best[1], Met("latency", allocate, limit, whole.dense_ms, best[0], tuple(trials))
+            model = model.corrected(ms, plan.keep)
+    told = ", ".join(f"{ms:.2f}" for _, ms in trials)
+    raise BudgetError(
+        f"latency: no plan came within {goal.price.close:.0%} below {limit:.2f} ms; what was measured: {told} ms. "
+        "Quieten the machine, or try another --target, --multiple-of or --allocate."
+    )
+
+
+def _searched(
+    coupling: Coupling, scores: list[Tensor], search: Search, model: ModelLatency, limit: float, whole: _Whole
+) -> Plan:
+    """Where the table says that the limit is out of reach, the smallest model of all is measured."""
+    try:
+        return search(model.ms, limit * _INSIDE)
+    except BudgetError as refused:
+        orders = best_first(coupling, scores)
+        keep = refilled(coupling, keep_best(coupling, orders, [1] * len(orders)), scores)
+        least = plan_of(coupling, keep)
+        ms = whole.ms(coupling, least)
+        if ms > limit or "as it is" in str(refused):
+            raise BudgetError(
+                f"latency cannot come down to {limit:.2f} ms: with one channel left in every layer that may lose some, "
+                f"{ms:.2f} ms were measured, of {whole.dense_ms:.2f} ms."
+            ) from refused
+        return search(model.corrected(ms, keep).ms, limit * _INSIDE)
+
+
+class _Whole:
+    """Measures whole models in turns with the dense one, in ms (medians)."""
+
+    def __init__(self, row: Runtime, graph: Graph, threads: int, progress: Progress) -> None:
+        self.row, self.graph, self.threads, self.progress = row, graph, threads, progress
+
+    def __enter__(self) -> _Whole:
+        self.folder = tempfile.TemporaryDirectory()
+        self.inputs = [x for x in first_of(self.graph) if isinstance(x, Tensor)]
+        self.progress("timing the dense model")
+        self.dense = self._written(self.graph, "dense")
+        self.dense_ms = self._medians(self.dense)[0]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
+
+    def ms(self, coupling: Coupling, plan: Plan) -> float:
+        self.progress("timing the small model")
+        small, _ = shrink(coupling, plan.keep)
+        return self._medians(self.dense, self._written(small, "small"))[1]
+
+    def _written(self, graph: Graph, name: str) -> Path:
+        path = Path(self.folder.name) / f"{name}.onnx"
+        to_onnx(graph, path, opset=None, metadata={})
+        return path
+
+    def _medians(self, *paths: Path) -> list[float]:
+        with quiet(), torch.no_grad():
+            runs = [self.row.prepare(path, self.inputs, self.threads) for path in paths]
+            return [float(np.median(ms)) for ms in interleave(*runs, rounds=_ROUNDS, budget_s=_SECONDS)]

@@ -1,0 +1,114 @@
+"""recipe: what the user asked for, checked before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from slim_model.allocations import allocation_of
+from slim_model.budget import SCOPES
+from slim_model.criteria import Criterion, check_needs, ranking_of
+from slim_model.engines import ENGINES
+from slim_model.errors import InputError
+from slim_model.heads import ATTENTION
+from slim_model.loss import Loss
+from slim_model.measure import vector_width_channels
+from slim_model.prices import Goal, price_of, read_target
+from slim_model.profile import measured_step
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the user asked for. The command line and the Python call have these fields as options.
+
+    ``ratio``: fraction removed of what ``of`` names: channels, or a price (``slim_model.prices``). ``target``: a limit
+    in its place, such as ``"macs=1.0G"``. ``allocate``: which layers give how much (``slim_model.allocate``); default:
+    as ``scope`` says. ``scan``: the file of a sensitivity scan. ``multiple_of``: layer widths are rounded to it;
+    ``"auto"`` takes the width step of this machine. ``keep``: glob patterns of layers that are not touched. ``data``:
+    for criteria that need it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of
+    ``batch``, normalised by ``mean`` and ``std``. ``loss``: ``(outputs, labels)`` -> one for each sample, or their
+    mean; default cross entropy. ``engine``: whose pruner turns scores into channels. ``attention``: what goes where
+    channels are viewed as heads: the same places of every head (``width``), whole ``heads``, or both, first heads.
+    ``device`` and ``threads``: where latency is measured.
+    """
+
+    ratio: float = 0.5
+    criterion: str | Criterion = "l1"
+    scope: Literal["local", "global"] = "local"
+    multiple_of: int | Literal["auto"] = "auto"
+    keep: tuple[str, ...] = ()
+    seed: int = 0
+    static_batch: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    data: Any = None
+    samples: int = 1024
+    test_samples: int = 1000
+    batch: int = 64
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    loss: Loss | None = None
+    engine: Literal["slim", "torch-pruning"] = "slim"
+    attention: Literal["width", "heads", "both"] = "width"
+    of: str = "channels"
+    target: str | None = None
+    allocate: str | None = None
+    scan: Path | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
+        if not 0 < self.ratio < 1:
+            raise InputError(
+                f"ratio {self.ratio} is not between 0 and 1. It is the fraction of channels removed: 0.5 halves widths."
+            )
+        if self.scope not in SCOPES:
+            raise InputError(f"scope '{self.scope}' is unknown; it is one of {', '.join(SCOPES)}.")
+        ranking = ranking_of(self.criterion)
+        if self.data is None:
+            check_needs(ranking, None, self.loss)
+        if self.engine not in ENGINES:
+            raise InputError(f"engine '{self.engine}' is unknown; it is one of {', '.join(ENGINES)}.")
+        if self.attention not in ATTENTION:
+            raise InputError(f"attention '{self.attention}' is unknown; it is one of {', '.join(ATTENTION)}.")
+        if self.attention != "width" and self.engine != "slim":
+            raise InputError(f"attention '{self.attention}' needs the engine slim; leave out --engine {self.engine}.")
+        self._check_budget()
+        if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
+            raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
+
+    def _check_budget(self) -> None:
+        price_of(self.of)
+        if self.target is not None and self.of not in ("channels", read_target(self.target)[0].name):
+            raise InputError(f"of '{self.of}' and target '{self.target}' limit different things. Give one of them.")
+        if self.allocate is not None:
+            allocation_of(self.allocate)
+            if self.allocate.startswith("sensitivity") and self.data is None:
+                raise InputError("allocate 'sensitivity' measures on data: add --data SPEC, or data= in Python.")
+        if self.goal is not None and self.engine != "slim":
+            raise InputError(f"engine '{self.engine}' takes only a ratio of channels, no other goal.")
+        if self.goal is not None and self.attention == "both":
+            raise InputError("attention 'both' takes only a ratio of channels; other goals take width or heads.")
+
+    @property
+    def goal(self) -> Goal | None:
+        """None: the ratio of channels, in every layer or over all."""
+        if self.target is not None:
+            price, limit = read_target(self.target)
+            return Goal(price, self.ratio, limit)
+        if self.of == "channels" and self.allocate in (None, "uniform", "global"):
+            return None
+        return Goal(price_of(self.of), self.ratio)
+
+    @property
+    def allocation(self) -> str:
+        return self.allocate or {"local": "uniform", "global": "global"}[self.scope]
+
+    @property
+    def block(self) -> int:
+        """``"auto"``: the step that ``slim-model profile`` learned on this machine, else what its kernels suggest."""
+        self._check_budget()
+        if self.multiple_of != "auto":
+            return int(self.multiple_of)
+        return measured_step(self.device) or vector_width_channels(self.device)
