@@ -4,7 +4,7 @@ python benchmarks/latency.py                        what results/latency.json do
 python benchmarks/latency.py --only resnet50 --cuts 0.5 --threads 1
 python benchmarks/latency.py --again                also what it holds; --table only writes the table again
 
-A quiet machine is needed. For each cut the least ratio that meets it is looked for, by counting.
+A quiet machine is needed. The same ratio goes from every layer, so that the cut is met by count.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import torchvision
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
-from slim_model.budget import Plan, budget
-from slim_model.cost import cost
+from slim_model.allocate import meet
+from slim_model.budget import Plan
+from slim_model.cost import Meter, cost
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import score
-from slim_model.errors import BudgetError
 from slim_model.export import to_onnx
 from slim_model.measure import compare
+from slim_model.prices import PRICES
 from slim_model.recipe import Recipe
 from slim_model.shrink import shrink
 from slim_model.simplify import simplify
@@ -39,31 +40,18 @@ MODELS = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.75, "efficientnet_
 CUTS = (0.3, 0.5, 0.6, 0.75)
 STEPS = {"auto": Recipe(criterion="l1").block, "1": 1}
 """Width steps: that of this machine, and none."""
-HALVINGS = 12
 
 Key = tuple[str, float, str, int]
 
 
-def plan_for(coupling: Coupling, scores: list[torch.Tensor], cut: float, step: int) -> tuple[float, Plan]:
-    """The least ratio (to 1/4096) whose plan saves ``cut`` of the multiply-adds, and that plan."""
-    goal = (1 - cut) * cost(coupling).macs
-    low, high, found = 0.0, 0.99, None
-    for _ in range(HALVINGS):
-        ratio = (low + high) / 2
-        plan = _planned(coupling, scores, ratio, step)
-        if plan is not None and cost(coupling, plan.keep).macs <= goal:
-            high, found = ratio, (ratio, plan)
-        else:
-            low = ratio
-    assert found is not None, f"no ratio saves {cut:.0%} of the multiply-adds"
-    return found
-
-
-def _planned(coupling: Coupling, scores: list[torch.Tensor], ratio: float, step: int) -> Plan | None:
-    try:
-        return budget(coupling, scores, ratio=ratio, multiple_of=step)
-    except BudgetError:  # a ratio so small that no channel goes
-        return None
+def plan_for(coupling: Coupling, scores: list[torch.Tensor], cut: float, step: int) -> Plan:
+    """The widths of one ratio in every layer that save ``cut`` of the multiply-adds."""
+    price, meter = PRICES["macs"], Meter(coupling)
+    return meet(
+        *(coupling, scores, price, lambda keep: meter(keep).macs, (1 - cut) * meter().macs),
+        allocate="uniform",
+        multiple_of=step,
+    )
 
 
 def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
@@ -77,14 +65,14 @@ def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]
         dense = Path(folder) / "dense.onnx"
         to_onnx(coupling.graph, dense, opset=None, metadata={})
         for cut, step in sorted({(cut, step) for _, cut, step, _ in wanted}):
-            ratio, plan = plan_for(coupling, scores, cut, STEPS[step])
+            plan = plan_for(coupling, scores, cut, STEPS[step])
             small, small_cost = Path(folder) / "slim.onnx", cost(coupling, plan.keep)
             to_onnx(shrink(coupling, plan.keep)[0], small, opset=None, metadata={})
             for threads in [key[3] for key in wanted if key[1:3] == (cut, step)]:
                 found = compare("onnxruntime", dense, small, inputs, threads=threads, budget_s=30)
                 times = dense_cost.macs / small_cost.macs
                 row = {"model": name, "cut": cut, "step": step, "multiple_of": STEPS[step], "threads": threads}
-                row |= {"ratio": ratio, "dense": asdict(dense_cost), "slim": asdict(small_cost), "macs_times": times}
+                row |= {"dense": asdict(dense_cost), "slim": asdict(small_cost), "macs_times": times}
                 row |= {"realised": found.speedup / times, "verdict": found.verdict, "latency": asdict(found)}
                 yield (name, cut, step, threads), row | provenance()
 
@@ -108,7 +96,6 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "cut asked": lambda r: f"{r['cut']:.0%}",
     "widths": lambda r: f"multiples of {r['multiple_of']}",
     "threads": lambda r: str(r["threads"]),
-    "ratio": lambda r: f"{r['ratio']:.3f}",
     "MACs fewer": lambda r: f"{r['macs_times']:.2f}x",
     "dense, ms (p10-p90)": lambda r: _milliseconds(r["latency"]["dense"]),
     "slim, ms (p10-p90)": lambda r: _milliseconds(r["latency"]["slim"]),
