@@ -69,7 +69,7 @@ def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]
             small, small_cost = Path(folder) / "slim.onnx", cost(coupling, plan.keep)
             to_onnx(shrink(coupling, plan.keep)[0], small, opset=None, metadata={})
             for threads in [key[3] for key in wanted if key[1:3] == (cut, step)]:
-                found = compare("onnxruntime", dense, small, inputs, threads=threads, budget_s=30)
+                found = compare("onnxruntime", dense, small, inputs, threads=threads, budget_s=12)
                 times = dense_cost.macs / small_cost.macs
                 row = {"model": name, "cut": cut, "step": step, "multiple_of": STEPS[step], "threads": threads}
                 row |= {"dense": asdict(dense_cost), "slim": asdict(small_cost), "macs_times": times}
