@@ -6,7 +6,7 @@ come back, those of most worth for their price first, as long as the limit holds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,19 +54,49 @@ def meet(
         counts = _topped_up(problem, counts, price.close)
         keep = refilled(coupling, keep_best(coupling, orders, counts), scores)
         if of(keep) <= limit:
-            return plan_of(coupling, keep)
+            break
         problem = replace(problem, limit=problem.limit - (of(keep) - limit))  # for channels that no axis can lack
+    if of(keep) < limit * (1 - price.close):
+        raise BudgetError(
+            f"{price.name} cannot come close to {price.say(limit)}: these layers have so few channels that "
+            f"{price.say(of(keep))} is the nearest below. Ask for that."
+        )
+    return plan_of(coupling, keep)
 
 
 def _topped_up(problem: Problem, counts: Counts, close: float) -> Counts:
     """``counts`` with whatever still fits: whole rungs, and only where the limit is farther than ``close`` also single
-    channels, which suit the machine less."""
+    channels, which suit the machine less, and exchanges of some for others."""
     values = sums_of(worth(problem, "mean"))
     singles = [list(range(1, len(order) + 1)) for order in problem.orders]
-    for rungs in (problem.rungs, singles):
-        if rungs is problem.rungs or problem.price(counts) < problem.limit * (1 - close):
-            counts = _raised(problem, counts, rungs, values)
+    counts = _raised(problem, counts, problem.rungs, values)
+    if problem.price(counts) < problem.limit * (1 - close):
+        counts = _raised(problem, counts, singles, values)
+    while (now := problem.price(counts)) < problem.limit * (1 - close):
+        swaps = [swap for group in range(len(counts)) for swap in _exchanges(problem, counts, group)]
+        better = max(swaps, key=problem.price, default=counts)
+        if problem.price(better) <= now:
+            break
+        counts = better
     return counts
+
+
+def _exchanges(problem: Problem, counts: Counts, group: int) -> Iterator[Counts]:
+    """One channel more of ``group``, for as few of another as hold the limit."""
+    if counts[group] == len(problem.orders[group]):
+        return
+    raised = [*counts[:group], counts[group] + 1, *counts[group + 1 :]]
+    for other in range(len(counts)):
+        if other == group or problem.with_one(raised, other, 1) > problem.limit:
+            continue
+        low, high = 1, counts[other]
+        while high - low > 1:  # at low the limit holds, at high it does not
+            middle = (low + high) // 2
+            if problem.with_one(raised, other, middle) <= problem.limit:
+                low = middle
+            else:
+                high = middle
+        yield [*raised[:other], low, *raised[other + 1 :]]
 
 
 def _raised(problem: Problem, counts: Counts, rungs: list[list[int]], values: list[np.ndarray]) -> Counts:

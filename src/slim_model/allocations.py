@@ -153,9 +153,9 @@ def _below(problem: Problem, group: int, count: int, floor: float) -> int | None
     return found[0] if found and found[0] >= max(1, floor * rungs[-1]) else None
 
 
-def energy(problem: Problem) -> Counts:
-    """The groups whose layers draw most first, each down to where it has lost a share e of its worth, the least e that
-    meets the limit (after Yang, Chen, Sze, CVPR 2017: the order, and a guard on each layer)."""
+def energy(problem: Problem, *, guard: float = 0.5) -> Counts:
+    """The groups whose layers draw most first, each until it has lost the share ``guard`` of its worth, as long as the
+    limit is not met; where that is too little, the least guard that is not (after Yang, Chen, Sze, CVPR 2017)."""
     meter = Meter(problem.coupling)
 
     def drawn(group: int) -> float:
@@ -164,8 +164,7 @@ def energy(problem: Problem) -> Counts:
         return meter.energy(keep_best(problem.coupling, problem.orders, counts))
 
     order = sorted(range(len(problem.orders)), key=drawn)
-    curves = [_own_curve(score) for score in problem.scores]
-    return _guarded(problem, curves, order)
+    return _guarded(problem, [_own_curve(score) for score in problem.scores], order, guard)
 
 
 def _own_curve(score: np.ndarray) -> Curve:
@@ -178,10 +177,10 @@ def _own_curve(score: np.ndarray) -> Curve:
 def sensitivity(problem: Problem) -> Counts:
     """Each group down to where the model loses e, as a scan of every group alone measured it; the least e that meets
     the limit (Li et al., ICLR 2017)."""
-    return _guarded(problem, problem.curves, [])
+    return _guarded(problem, problem.curves)
 
 
-def _guarded(problem: Problem, curves: Sequence[Curve], order: Sequence[int]) -> Counts:
+def _guarded(problem: Problem, curves: Sequence[Curve], order: Sequence[int] = (), guard: float = 0.0) -> Counts:
     """``order``: one group after another goes down, until the limit is met; without it all do."""
     rising = [(shares, np.maximum.accumulate(lost)) for shares, lost in curves]
 
@@ -201,6 +200,8 @@ def _guarded(problem: Problem, curves: Sequence[Curve], order: Sequence[int]) ->
                 break
         return [float(count) for count in counts]
 
+    if guard and problem.price([int(count) for count in at(guard)]) <= problem.limit:
+        return _rounded(problem, at(guard))
     worst = max(float(lost[-1]) for _, lost in rising)
     return _least_that_meets(problem, lambda part: at(part**3 * worst))
 

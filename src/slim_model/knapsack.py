@@ -9,13 +9,15 @@ _BINS = 400
 
 def pack(saved: list[np.ndarray], lost: list[np.ndarray], needed: float) -> list[int]:
     """One option of each that together save ``needed`` and lose least: ``best[b]`` is the least that saves b bins."""
-    size = max(needed, 1e-300) / _BINS
+    if needed <= 0:
+        return [int(np.argmin(loss)) for loss in lost]
+    size = needed / _BINS
     best = np.full(_BINS + 1, np.inf)
     best[0] = 0.0
     choices = []
     bins = np.arange(_BINS + 1)
     for save, loss in zip(saved, lost, strict=True):
-        steps = np.clip((save / size).astype(int), 0, _BINS)
+        steps = np.clip(save / size, 0, _BINS).astype(int)
         reached, chosen = np.full(_BINS + 1, np.inf), np.zeros(_BINS + 1, int)
         for option, (step, cost) in enumerate(zip(steps, loss, strict=True)):
             candidate = best[np.maximum(bins - step, 0)] + cost

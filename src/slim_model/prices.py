@@ -28,6 +28,11 @@ class Price:
     close: float = 0.02
     of: Counted | None = None
     file: bool = False
+    estimated: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (estimated)" if self.estimated else self.name
 
     def say(self, amount: float) -> str:
         """``2044.1 M``"""
@@ -42,8 +47,8 @@ PRICES: dict[str, Price] = {
         Price("macs", _COUNTS, ("M", 1e6), of=lambda meter, keep: meter(keep).macs),
         Price("params", _COUNTS, ("M", 1e6), of=lambda meter, keep: meter(keep).params),
         Price("bytes", _BYTES, ("MB", 1e6), of=lambda meter, keep: meter(keep).bytes, file=True),
-        Price("memory", _BYTES, ("MB", 1e6), of=Meter.memory),
-        Price("energy", _COUNTS, ("M (estimated, in MACs)", 1e6), of=Meter.energy),
+        Price("memory", _BYTES, ("MB", 1e6), of=Meter.memory, estimated=True),
+        Price("energy", _COUNTS, ("M MACs", 1e6), of=Meter.energy, estimated=True),
         Price("latency", {"ms": 1.0, "us": 1e-3, "s": 1e3, "": 1.0}, ("ms", 1.0), close=0.05),
     )
 }

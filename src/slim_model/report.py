@@ -178,7 +178,7 @@ def _summary(report: Report) -> Table:
         before, after = report.dense[key], report.slim[key]
         table.add_row(label, f"{before / 1e6:,.2f} {unit}", f"{after / 1e6:,.2f} {unit}", _times(before, after))
     if report.budget:
-        table.add_row(*_limited(report.budget))
+        _add_budget(table, report.budget)
     for row in report.latency:
         _add_latency(table, row)
     proof = report.proof
@@ -213,12 +213,14 @@ def _channels(report: Report) -> tuple[str, str, str]:
     return f"{report.channels['dense']:,}", f"{report.channels['slim']:,}", f"{removed:.0%} removed{off}"
 
 
-def _limited(budget: dict[str, Any]) -> tuple[str, str, str, str]:
+def _add_budget(table: Table, budget: dict[str, Any]) -> None:
     price = PRICES[budget["of"]]
-    said = f"at most {price.say(budget['limit'])} ({budget['reached'] / budget['limit']:.1%}), {budget['allocate']}"
+    share = f"{budget['reached'] / budget['limit']:.1%} of {price.say(budget['limit'])} allowed"
+    table.add_row(price.label, price.say(budget["dense"]), price.say(budget["reached"]), share)
+    said = f"{budget['allocate']}"
     if budget["trials"]:
-        said += f"; predicted {price.say(budget['trials'][-1][0])}, tries: {len(budget['trials'])}"
-    return f"limited: {price.name}", price.say(budget["dense"]), price.say(budget["reached"]), said
+        said += f", {_plural(len(budget['trials']), 'plan')} tried, predicted {price.say(budget['trials'][-1][0])}"
+    table.add_row(Text("  limited", style="dim"), "", "", Text(said, style="dim"))
 
 
 def _add_latency(table: Table, row: dict[str, Any]) -> None:
