@@ -108,7 +108,7 @@ def main() -> None:
     rows = read_rows(given.out)
     for name in [] if given.table else given.only:
         keys = [(share, n) for n in given.threads for share in given.shares]
-        wanted = [key for key in keys if given.again or (name, *key) not in rows]
+        wanted = [key for key in keys if given.again or "budget" not in rows.get((name, *key), {})]
         with tempfile.TemporaryDirectory() as folder:
             for key, row in measured(name, wanted, Path(folder)) if wanted else ():
                 rows[key] = row

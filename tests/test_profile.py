@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import math
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from samples import Residual, images, trained
-from slim_model import learn, profile, survey
+from slim_model import learn, profile, recipe, survey
 from slim_model.cli import _run
 from slim_model.couple import Coupling, couple
 from slim_model.errors import InputError
@@ -45,8 +44,6 @@ from slim_model.runtimes import RUNTIMES, Runtime
 from slim_model.simplify import simplify
 from slim_model.survey import Survey
 from slim_model.trace import trace
-
-pipeline = importlib.import_module("slim_model.slim")  # the package's ``slim`` is the function
 
 SETTING = Setting("a machine", "fake", "1", 1, "float32", 1)
 MS = 1_000_000
@@ -289,7 +286,7 @@ def test_the_setting_of_this_machine() -> None:
 
 def test_auto_takes_the_step_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_step("cpu") is None
-    monkeypatch.setattr(pipeline, "vector_width_channels", lambda device: 4)
+    monkeypatch.setattr(recipe, "vector_width_channels", lambda device: 4)
     assert Recipe().block == 4
     row = RUNTIMES["onnxruntime"]
     runtime = FakeRuntime(lambda layer: staircase_ms(layer, 32))

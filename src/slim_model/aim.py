@@ -77,12 +77,14 @@ def aim(
 ) -> tuple[Plan, Met]:
     """Raises BudgetError with the least that can be reached."""
     curves = _curves(coupling, scores, allocation, data, progress)
-    name = allocation.name.partition(":")[0] if curves else allocation.name
     progress("choosing widths")
 
     def search(of: Callable[[np.ndarray], float], limit: float) -> Plan:
         return meet(
-            *(coupling, scores, goal.price, of, limit), allocate=name, multiple_of=allocation.multiple_of, curves=curves
+            *(coupling, scores, goal.price, of, limit),
+            allocate=allocation.name,
+            multiple_of=allocation.multiple_of,
+            curves=curves,
         )
 
     if goal.price.of is None:
@@ -91,8 +93,15 @@ def aim(
     if goal.price.file:
         return _written(coupling, goal, search, of, allocation.name)
     dense = of(None)
-    plan = search(of, goal.of(dense))
-    return plan, Met(goal.price.name, allocation.name, goal.of(dense), dense, of(plan.keep))
+    limit, price = goal.of(dense), goal.price
+    plan = search(of, limit)
+    reached = of(plan.keep)
+    if reached < limit * (1 - price.close):
+        raise BudgetError(
+            f"{price.name} cannot come close to {price.say(limit)}: these layers have so few channels that "
+            f"{price.say(reached)} is the nearest below. Ask for that."
+        )
+    return plan, Met(price.name, allocation.name, limit, dense, reached)
 
 
 def _curves(

@@ -18,6 +18,9 @@ from slim_model.couple import Coupling
 from slim_model.errors import BudgetError
 from slim_model.prices import Price
 
+CLOSE = 0.02
+"""A plan that is farther below its limit than this share takes single channels back."""
+
 
 def meet(
     coupling: Coupling,
@@ -51,28 +54,23 @@ def meet(
     while True:
         counts = allocation_of(allocate)(problem)
         counts = lowered(problem, counts, sums_of(worth(problem, "mean")), 0.0)  # where its own steps end above
-        counts = _topped_up(problem, counts, price.close)
+        counts = _topped_up(problem, counts)
         keep = refilled(coupling, keep_best(coupling, orders, counts), scores)
         if of(keep) <= limit:
             break
         problem = replace(problem, limit=problem.limit - (of(keep) - limit))  # for channels that no axis can lack
-    if of(keep) < limit * (1 - price.close):
-        raise BudgetError(
-            f"{price.name} cannot come close to {price.say(limit)}: these layers have so few channels that "
-            f"{price.say(of(keep))} is the nearest below. Ask for that."
-        )
     return plan_of(coupling, keep)
 
 
-def _topped_up(problem: Problem, counts: Counts, close: float) -> Counts:
-    """``counts`` with whatever still fits: whole rungs, and only where the limit is farther than ``close`` also single
+def _topped_up(problem: Problem, counts: Counts) -> Counts:
+    """``counts`` with whatever still fits: whole rungs, and only where the limit is farther than CLOSE also single
     channels, which suit the machine less, and exchanges of some for others."""
     values = sums_of(worth(problem, "mean"))
     singles = [list(range(1, len(order) + 1)) for order in problem.orders]
     counts = _raised(problem, counts, problem.rungs, values)
-    if problem.price(counts) < problem.limit * (1 - close):
+    if problem.price(counts) < problem.limit * (1 - CLOSE):
         counts = _raised(problem, counts, singles, values)
-    while (now := problem.price(counts)) < problem.limit * (1 - close):
+    while (now := problem.price(counts)) < problem.limit * (1 - CLOSE):
         swaps = [swap for group in range(len(counts)) for swap in _exchanges(problem, counts, group)]
         better = max(swaps, key=problem.price, default=counts)
         if problem.price(better) <= now:

@@ -174,9 +174,9 @@ def _own_curve(score: np.ndarray) -> Curve:
     return np.linspace(0, 1, len(lost)), lost / max(float(lost[-1]), 1e-300)
 
 
-def sensitivity(problem: Problem) -> Counts:
+def sensitivity(problem: Problem, *, measure: str = "error") -> Counts:
     """Each group down to where the model loses e, as a scan of every group alone measured it; the least e that meets
-    the limit (Li et al., ICLR 2017)."""
+    the limit (Li et al., ICLR 2017). ``measure``: what the scan reads, ``error`` of the outputs or ``accuracy``."""
     return _guarded(problem, problem.curves)
 
 
@@ -311,4 +311,6 @@ def allocation_of(text: str) -> Callable[[Problem], Counts]:
             raise InputError(f"allocation '{name}' does not take '{part}': {has}.") from None
     if options.get("normalise", "mean") not in ("mean", "lamp", "none"):
         raise InputError(f"allocation '{name}': normalise={options['normalise']} is not mean, lamp or none.")
+    if options.get("measure", "error") not in ("error", "accuracy"):
+        raise InputError(f"allocation '{name}': measure={options['measure']} is not error or accuracy.")
     return partial(ALLOCATIONS[name], **options)

@@ -123,7 +123,7 @@ class LatencyTable:
 @dataclass(frozen=True, slots=True)
 class ModelLatency:
     """What a table says of one model: ``factor`` times the sum of its layers, and ``rest_ms`` for what lies between
-    them, which depends on their widths far less than they do."""
+    them, which depends on their widths far less than they do. ``dense_ms``: the dense model, where it was measured."""
 
     table: LatencyTable
     meter: Meter
@@ -132,6 +132,7 @@ class ModelLatency:
     """Of the layers in the table, on average: what layers that are not in it are taken to cost."""
     factor: float = 1.0
     rest_ms: float = 0.0
+    dense_ms: float = 0.0
 
     def ms(self, keep: np.ndarray | None = None) -> float:
         return self.rest_ms + sum(self.layers_ms(keep).values())
@@ -150,13 +151,18 @@ class ModelLatency:
         """With the measured latency of the dense model: what its layers do not account for is the rest."""
         layers = sum(self.layers_ms(None).values())
         factor = self.factor * min(1.0, dense_ms / layers)
-        return replace(self, factor=factor, rest_ms=max(0.0, dense_ms - layers))
+        return replace(self, factor=factor, rest_ms=max(0.0, dense_ms - layers), dense_ms=dense_ms)
 
     def corrected(self, measured_ms: float, keep: np.ndarray) -> ModelLatency:
-        """With the factor that makes ``ms(keep)`` what was measured: right near ``keep``."""
-        layers = sum(self.layers_ms(keep).values())
-        rest = min(self.rest_ms, 0.9 * measured_ms)
-        return replace(self, factor=self.factor * (measured_ms - rest) / layers, rest_ms=rest)
+        """Right at ``keep``, and at the dense model where it is anchored: the line through both, over the sum of the
+        layers. Where that would fall with more work, the factor alone is changed."""
+        alone = replace(self, factor=1.0)
+        full, here = (sum(alone.layers_ms(which).values()) for which in (None, keep))
+        if self.dense_ms > measured_ms and full > here:
+            factor = (self.dense_ms - measured_ms) / (full - here)
+            return replace(self, factor=factor, rest_ms=measured_ms - factor * here)
+        rest = min(max(self.rest_ms, 0.0), 0.9 * measured_ms)
+        return replace(self, factor=(measured_ms - rest) / here, rest_ms=rest)
 
 
 def model_latency(table: LatencyTable, coupling: Coupling) -> ModelLatency:
