@@ -4,7 +4,8 @@ python benchmarks/latency.py                        what results/latency.json do
 python benchmarks/latency.py --only resnet50 --cuts 0.5 --threads 1
 python benchmarks/latency.py --again                also what it holds; --table only writes the table again
 
-A quiet machine is needed. The same ratio goes from every layer, so that the cut is met by count.
+A quiet machine is needed. The cut is met by count, with one ratio in every layer or
+one ranking over all.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ CUTS = (0.3, 0.5, 0.6, 0.75)
 STEPS = {"auto": Recipe(criterion="l1").block, "1": 1}
 """Width steps: that of this machine, and none."""
 
-Key = tuple[str, float, str, int]
+ALLOCATIONS = ("uniform", "global")
+
+Key = tuple[str, float, str, str, int]
 
 
-def plan_for(coupling: Coupling, scores: list[torch.Tensor], cut: float, step: int) -> Plan:
-    """The widths of one ratio in every layer that save ``cut`` of the multiply-adds."""
+def plan_for(coupling: Coupling, scores: list[torch.Tensor], cut: float, step: int, allocate: str) -> Plan:
+    """The widths that save ``cut`` of the multiply-adds."""
     price, meter = PRICES["macs"], Meter(coupling)
     return meet(
         *(coupling, scores, price, lambda keep: meter(keep).macs, (1 - cut) * meter().macs),
-        allocate="uniform",
+        allocate=allocate,
         multiple_of=step,
     )
 
@@ -64,17 +67,22 @@ def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         dense = Path(folder) / "dense.onnx"
         to_onnx(coupling.graph, dense, opset=None, metadata={})
-        for cut, step in sorted({(cut, step) for _, cut, step, _ in wanted}):
-            plan = plan_for(coupling, scores, cut, STEPS[step])
+        for cut, step, allocate in sorted({key[1:4] for key in wanted}):
+            plan = plan_for(coupling, scores, cut, STEPS[step], allocate)
             small, small_cost = Path(folder) / "slim.onnx", cost(coupling, plan.keep)
             to_onnx(shrink(coupling, plan.keep)[0], small, opset=None, metadata={})
-            for threads in [key[3] for key in wanted if key[1:3] == (cut, step)]:
+            for threads in [key[4] for key in wanted if key[1:4] == (cut, step, allocate)]:
                 found = compare("onnxruntime", dense, small, inputs, threads=threads, budget_s=12)
                 times = dense_cost.macs / small_cost.macs
-                row = {"model": name, "cut": cut, "step": step, "multiple_of": STEPS[step], "threads": threads}
-                row |= {"dense": asdict(dense_cost), "slim": asdict(small_cost), "macs_times": times}
+                row = {"model": name, "cut": cut, "step": step, "multiple_of": STEPS[step], "allocate": allocate}
+                row |= {
+                    "threads": threads,
+                    "dense": asdict(dense_cost),
+                    "slim": asdict(small_cost),
+                    "macs_times": times,
+                }
                 row |= {"realised": found.speedup / times, "verdict": found.verdict, "latency": asdict(found)}
-                yield (name, cut, step, threads), row | provenance()
+                yield (name, cut, step, allocate, threads), row | provenance()
 
 
 # -- rows and tables ------------------------------------------------------------------------------------------------
@@ -82,7 +90,7 @@ def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
     rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["model"], row["cut"], row["step"], row["threads"]): row for row in rows}
+    return {(row["model"], row["cut"], row["step"], row["allocate"], row["threads"]): row for row in rows}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
@@ -95,6 +103,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "model": lambda r: r["model"],
     "cut asked": lambda r: f"{r['cut']:.0%}",
     "widths": lambda r: f"multiples of {r['multiple_of']}",
+    "allocation": lambda r: r["allocate"],
     "threads": lambda r: str(r["threads"]),
     "MACs fewer": lambda r: f"{r['macs_times']:.2f}x",
     "dense, ms (p10-p90)": lambda r: _milliseconds(r["latency"]["dense"]),
@@ -129,6 +138,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(MODELS), metavar="NAME", help="torchvision's names")
     parser.add_argument("--cuts", nargs="+", type=float, default=list(CUTS))
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--allocate", nargs="+", choices=ALLOCATIONS, default=list(ALLOCATIONS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", action="store_true", help="only write the table again")
@@ -136,7 +146,8 @@ def main() -> None:
     given = parser.parse_args()
     rows = read_rows(given.out)
     for name in [] if given.table else given.only:
-        keys = [(name, cut, step, n) for cut in given.cuts for step in given.steps for n in given.threads]
+        sizes = [(cut, step) for cut in given.cuts for step in given.steps]
+        keys = [(name, *size, how, n) for size in sizes for how in given.allocate for n in given.threads]
         wanted = [key for key in keys if given.again or key not in rows]
         for key, row in measured(name, wanted) if wanted else ():
             rows[key] = row
