@@ -26,7 +26,7 @@ ORDER = """
     trace labels ops views simplify couple heads shrink prove rebuild cost
     measure layers profile survey
     remedies explain draw
-    data loss places statistics patches gates evidence trials
+    data accuracy loss places statistics patches gates evidence trials
     criteria budget
     guess torch_pruning engines
     lower translate export report slim

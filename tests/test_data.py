@@ -298,3 +298,13 @@ def test_the_recipe_has_the_options() -> None:
     recipe = Recipe(data="mnist:x", samples=3, batch=2, mean=(0.1,), std=(0.3,))
     assert (recipe.samples, recipe.batch, recipe.mean, recipe.std) == (3, 2, (0.1,), (0.3,))
     assert set(SPECS) == {"mnist", "fashion-mnist", "cifar10", "imagefolder", "npz", "csv", "tsv"}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_only_what_can_be_numbered_has_a_part_to_test_on(kind: str) -> None:
+    """Batches come as they come: all of them are calibration, so accuracy is not read from them."""
+    data = open_data(SOURCES[kind](), EXAMPLE, samples=40)
+    assert data.parted == (kind in ("tensors", "data set", "tensor data set", "callable"))
+    if data.parted:
+        test = open_data(SOURCES[kind](), EXAMPLE, samples=40, split="test")
+        assert not set(order_of(data)) & set(order_of(test))

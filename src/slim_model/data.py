@@ -6,6 +6,7 @@ test part and never enters calibration. Which samples are taken, and their order
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, Subset
 
 from slim_model.errors import InputError
+from slim_model.trace import Graph
 
 Split = Literal["train", "test"]
 _HELD_OUT = 5  # one sample in so many, where the data has no test part
@@ -41,12 +43,28 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """``batches()`` starts a pass and may be called again. ``samples``: how many a pass gives at most."""
+    """``batches()`` starts a pass and may be called again. ``samples``: how many a pass gives at most. ``parted``: the
+    source has samples of its other split, too."""
 
     name: str
     batches: Callable[[], Iterator[Batch]]
     labelled: bool
     samples: int
+    parted: bool = False
+
+
+def padded(batch: Batch, graph: Graph) -> Batch:
+    """A graph whose batch is fixed takes a short last batch filled up with copies, which are not counted."""
+    wanted = next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+    if graph.dynamic_batch or batch.samples == wanted:
+        return batch
+    if batch.samples > wanted:
+        raise InputError(f"the model takes batches of {wanted}, and the data has one of {batch.samples}.")
+
+    def filled(x: Any) -> Any:
+        return torch.cat([x, x[-1:].expand(wanted - len(x), *x.shape[1:])]) if isinstance(x, Tensor) else x
+
+    return dataclasses.replace(batch, inputs=tuple(map(filled, batch.inputs)))
 
 
 def open_data(
@@ -80,8 +98,9 @@ def open_data(
         source = source()
     if isinstance(source, Iterator):
         source = _kept(source, samples)
+    parted = _is_dataset(source)
     prepare = _Preparation(name, tuple(example), tuple(mean), tuple(std))
-    if _is_dataset(source):
+    if parted:
         source = _chosen(source, samples, seed, split)
         limit = min(samples, len(source))
         raw: Callable[[], Iterator[Any]] = lambda: _collated(source, size)  # noqa: E731
@@ -95,7 +114,7 @@ def open_data(
     first = next(batches(), None)
     if first is None:
         raise InputError(f"{name} is empty: it gave no batch.")
-    return Data(name, batches, first.labels is not None, limit)
+    return Data(name, batches, first.labels is not None, limit, parted)
 
 
 def _kept(source: Iterator[Any], samples: int) -> list[Any]:

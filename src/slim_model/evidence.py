@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.couple import Coupling
-from slim_model.data import Batch, Data
+from slim_model.data import Batch, Data, padded
 from slim_model.errors import InputError
 from slim_model.gates import Curvature, Gates, gate_curvature, gate_gradients, probes_of
 from slim_model.loss import Loss, not_finite
@@ -139,7 +139,7 @@ class _Observer:
             )
 
     def look(self, batch: Batch, first: int) -> Evidence:
-        batch = padded(batch, self.coupling)
+        batch = padded(batch, self.coupling.graph)
         views: list[dict[str, Any]] = [{} for _ in self.places]
         if self.names:
             self._watch(batch, first, views)
@@ -241,18 +241,3 @@ def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:
 
 def _rows(batch: Batch) -> int:
     return next((x.shape[0] for x in batch.inputs if isinstance(x, Tensor) and x.dim()), 1)
-
-
-def padded(batch: Batch, coupling: Coupling) -> Batch:
-    """A graph whose batch is fixed takes a short last batch filled up with copies, which are not counted."""
-    graph = coupling.graph
-    wanted = next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
-    if graph.dynamic_batch or batch.samples == wanted:
-        return batch
-    if batch.samples > wanted:
-        raise InputError(f"the model takes batches of {wanted}, and the data has one of {batch.samples}.")
-
-    def filled(x: Any) -> Any:
-        return torch.cat([x, x[-1:].expand(wanted - len(x), *x.shape[1:])]) if isinstance(x, Tensor) else x
-
-    return dataclasses.replace(batch, inputs=tuple(map(filled, batch.inputs)))

@@ -26,7 +26,7 @@ SCHEMA = "slim-model-report/1"
 class Report:
     """What was done, in the words of the JSON report (``as_dict``). Counts of ``params``, ``macs`` (per example) and
     ``bytes`` are for the dense and the slim model; ``free_share`` is the share of channels that could go, and
-    ``channels`` counts these before and after."""
+    ``channels`` counts these before and after; ``steps``, each with the accuracy after it (see ``Step``)."""
 
     source: dict[str, Any]
     recipe: dict[str, Any]
@@ -42,6 +42,7 @@ class Report:
     environment: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {"schema": SCHEMA} | asdict(self)
@@ -92,6 +93,7 @@ def make_report(
         environment={"slim_model": __version__} | environment(),
         warnings=notes,
         seconds=seconds or {},
+        steps=[asdict(step) for step in compiled.steps],
     )
 
 
@@ -177,7 +179,24 @@ def _summary(report: Report) -> Table:
     table.add_row("proof: masked dense", "", f"error {proof['masked_max_rel_error']:.0e}", checked)
     if proof["onnx_max_rel_error"] is not None:
         table.add_row("proof: onnxruntime", "", f"error {proof['onnx_max_rel_error']:.0e}", "against PyTorch")
+    _add_steps(table, report.steps)
     return table
+
+
+def _add_steps(table: Table, steps: list[dict[str, Any]]) -> None:
+    """``accuracy: dense 93.4 %``, then one row for each step, with what it gave or took."""
+    before: float | None = None
+    for step in steps:
+        now = step["accuracy"]
+        if now is None:
+            if step["did"]:
+                table.add_row(step["name"], "", "", f"{step['seconds']:.1f} s")
+        elif before is None:
+            table.add_row(f"accuracy: {step['name']}", f"{now:.2%}", "", "")
+        else:
+            took = f", {step['seconds']:.1f} s" if step["seconds"] else ""
+            table.add_row(f"accuracy: {step['name']}", "", f"{now:.2%}", f"{100 * (now - before):+.2f} points{took}")
+        before = now
 
 
 def _channels(report: Report) -> tuple[str, str, str]:

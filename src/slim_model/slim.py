@@ -1,6 +1,6 @@
 """slim: the pipeline, one stage a line. Read this first.
 
-    load -> trace -> simplify -> couple -> score -> budget -> shrink -> prove -> export -> measure -> report
+    load -> trace -> simplify -> couple -> score -> budget -> shrink -> prove -> recover -> export -> measure -> report
 
 Each stage is a function in the file of its name, from frozen values to a frozen value.
 """
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from slim_model.accuracy import Exam, Step
 from slim_model.budget import SCOPES, Plan
 from slim_model.cost import Cost, cost
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import Criterion, check_needs, ranking_of, score
-from slim_model.data import Data, open_data
+from slim_model.data import Data, Split, open_data
 from slim_model.engines import ENGINES
 from slim_model.errors import BudgetError, InputError, ProofError
 from slim_model.evidence import said
@@ -47,9 +48,10 @@ class Recipe:
     ``ratio``: fraction of channels removed. ``multiple_of``: layer widths are rounded to it; ``"auto"`` takes the
     width step of this machine. ``keep``: glob patterns of layers that are not touched. ``data``: for criteria
     that need it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
-    normalised by ``mean`` and ``std``. ``loss``: ``(outputs, labels)`` -> one for each sample, or their mean; default
-    cross entropy. ``engine``: whose pruner turns scores into channels. ``attention``: what goes where channels are
-    viewed as heads: the same places of every head (``width``), whole ``heads``, or both, first heads.
+    normalised by ``mean`` and ``std``; accuracy is read from ``test_samples`` of its test part. ``loss``:
+    ``(outputs, labels)`` -> one for each sample, or their mean; default cross entropy. ``engine``: whose pruner turns
+    scores into channels. ``attention``: what goes where channels are viewed as heads: the same places of every head
+    (``width``), whole ``heads``, or both, first heads.
     """
 
     ratio: float = 0.5
@@ -62,6 +64,7 @@ class Recipe:
     device: Literal["cpu", "cuda"] = "cpu"
     data: Any = None
     samples: int = 1024
+    test_samples: int = 1000
     batch: int = 64
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -101,7 +104,8 @@ class Recipe:
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A small graph that was proven, and all that led to it. ``heads``: the pass before, in which whole heads went; the
-    coupling and the plan are then those of what it left."""
+    coupling and the plan are then those of what it left. ``steps``: what the dense model reaches, what is left right
+    after removal, and each step that then gave the small graph's tensors other values; none without data."""
 
     dense: Graph
     small: Graph
@@ -112,6 +116,7 @@ class Compiled:
     slim_cost: Cost
     warnings: tuple[str, ...]
     heads: Compiled | None = None
+    steps: tuple[Step, ...] = ()
 
     def kept_positions(self) -> dict[tuple[str, int], np.ndarray]:
         """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
@@ -178,10 +183,20 @@ def compile_model(
     notes = (*result.warnings, *doubts, *_vacuous(result, recipe.seed))
     if recipe.attention != "width" and not heads.heads:
         notes = (*notes, "no attention heads were found: widths were removed")
-    if first is None:
-        return replace(result, warnings=notes)
-    proof = first.proof.and_then(result.proof)
-    return replace(result, dense=graph, proof=proof, dense_cost=first.dense_cost, warnings=notes, heads=first)
+    if first is not None:
+        proof = first.proof.and_then(result.proof)
+        result = replace(result, dense=graph, proof=proof, dense_cost=first.dense_cost, heads=first)
+    return _examined(replace(result, warnings=notes), recipe, data, progress)
+
+
+def _examined(compiled: Compiled, recipe: Recipe, data: Data | None, progress: Progress) -> Compiled:
+    """With the accuracy before and after removal."""
+    if data is None:
+        return compiled
+    progress("reading accuracy")
+    exam = Exam.of(compiled.dense, calibration(compiled.dense, recipe, "test") if data.parted else None)
+    steps = (exam.step("dense", compiled.dense), exam.step("removal", compiled.small))
+    return replace(compiled, steps=steps)
 
 
 def _heads_removed(
@@ -236,18 +251,19 @@ def _removed(
     return Compiled(graph, small, coupling, plan, proof, cost(coupling), cost(coupling, plan.keep), graph.warnings)
 
 
-def calibration(graph: Graph, recipe: Recipe) -> Data | None:
-    """The recipe's data as batches that fit the model's inputs."""
+def calibration(graph: Graph, recipe: Recipe, split: Split = "train") -> Data | None:
+    """The recipe's data as batches that fit the model's inputs; of the ``test`` part, what accuracy is read from."""
     if recipe.data is None:
         return None
     return open_data(
         recipe.data,
         graph.inputs,
-        samples=recipe.samples,
+        samples=recipe.samples if split == "train" else recipe.test_samples,
         batch=recipe.batch,
         mean=recipe.mean,
         std=recipe.std,
         seed=recipe.seed,
+        split=split,
         fixed_batch=not graph.dynamic_batch,
     )
 

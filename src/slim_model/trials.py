@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.couple import Coupling, Group
-from slim_model.data import Batch, Data
+from slim_model.data import Batch, Data, padded
 from slim_model.errors import InputError
-from slim_model.evidence import padded
 from slim_model.labels import Value
 from slim_model.loss import Loss, Losses, total_loss
 from slim_model.ops import row_of
@@ -29,7 +28,7 @@ def losses_of(coupling: Coupling, group: Group, data: Data, loss: Loss | None) -
     def losses(removed: Tensor) -> Tensor:
         total, samples = torch.zeros(len(removed), dtype=torch.float64), 0
         for batch in data.batches():
-            total += _of_batch(coupling, group, padded(batch, coupling), loss, removed)
+            total += _of_batch(coupling, group, padded(batch, coupling.graph), loss, removed)
             samples += batch.samples
         if not bool(torch.isfinite(total).all()):
             raise InputError("the loss is NaN or infinite on the data. Check inputs, labels and weights.")
