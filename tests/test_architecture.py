@@ -27,7 +27,7 @@ ORDER = """
     measure layers profile survey
     remedies explain draw
     data accuracy loss places statistics patches gates evidence trials
-    criteria budget
+    criteria budget recovery
     guess torch_pruning engines
     lower translate export report slim
     build unpickle checkpoint vet load

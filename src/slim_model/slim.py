@@ -33,6 +33,7 @@ from slim_model.measure import vector_width_channels
 from slim_model.profile import measured_step
 from slim_model.prove import Proof, check_trace, prove, relative_error
 from slim_model.rebuild import small_module
+from slim_model.recovery import LEVELS, recover
 from slim_model.report import Report, make_report
 from slim_model.shrink import CutFailed, cut_of, resized, shrink
 from slim_model.simplify import simplify
@@ -51,7 +52,9 @@ class Recipe:
     normalised by ``mean`` and ``std``; accuracy is read from ``test_samples`` of its test part. ``loss``:
     ``(outputs, labels)`` -> one for each sample, or their mean; default cross entropy. ``engine``: whose pruner turns
     scores into channels. ``attention``: what goes where channels are viewed as heads: the same places of every head
-    (``width``), whole ``heads``, or both, first heads.
+    (``width``), whole ``heads``, or both, first heads. ``recover``: how other weights make up for what was removed,
+    without training (see ``slim_model.recovery``); None: ``affine`` where there is data. ``recalibrate``: then count
+    BatchNorm's statistics anew.
     """
 
     ratio: float = 0.5
@@ -71,6 +74,8 @@ class Recipe:
     loss: Loss | None = None
     engine: Literal["slim", "torch-pruning"] = "slim"
     attention: Literal["width", "heads", "both"] = "width"
+    recover: Literal["none", "bias", "affine", "full"] | None = None
+    recalibrate: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -84,6 +89,9 @@ class Recipe:
         ranking = ranking_of(self.criterion)
         if self.data is None:
             check_needs(ranking, None, self.loss)
+            self._needs_no_data()
+        if self.recover not in (None, *LEVELS):
+            raise InputError(f"recover '{self.recover}' is unknown; it is one of {', '.join(LEVELS)}.")
         if self.engine not in ENGINES:
             raise InputError(f"engine '{self.engine}' is unknown; it is one of {', '.join(ENGINES)}.")
         if self.attention not in ATTENTION:
@@ -92,6 +100,11 @@ class Recipe:
             raise InputError(f"attention '{self.attention}' needs the engine slim; leave out --engine {self.engine}.")
         if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
             raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
+
+    def _needs_no_data(self) -> None:
+        if self.recalibrate or self.recover not in (None, "none"):
+            asked = "recalibrate" if self.recalibrate else f"recover {self.recover}"
+            raise InputError(f"{asked} needs data, and none was given: add --data SPEC, or data=batches in Python.")
 
     @property
     def block(self) -> int:
@@ -186,17 +199,22 @@ def compile_model(
     if first is not None:
         proof = first.proof.and_then(result.proof)
         result = replace(result, dense=graph, proof=proof, dense_cost=first.dense_cost, heads=first)
-    return _examined(replace(result, warnings=notes), recipe, data, progress)
+    return _recovered(replace(result, warnings=notes), recipe, data, progress)
 
 
-def _examined(compiled: Compiled, recipe: Recipe, data: Data | None, progress: Progress) -> Compiled:
-    """With the accuracy before and after removal."""
+def _recovered(compiled: Compiled, recipe: Recipe, data: Data | None, progress: Progress) -> Compiled:
+    """With other values where something is recovered, and the accuracy before and after each step."""
     if data is None:
         return compiled
     progress("reading accuracy")
-    exam = Exam.of(compiled.dense, calibration(compiled.dense, recipe, "test") if data.parted else None)
-    steps = (exam.step("dense", compiled.dense), exam.step("removal", compiled.small))
-    return replace(compiled, steps=steps)
+    dense, small = compiled.dense, compiled.small
+    exam = Exam.of(dense, calibration(dense, recipe, "test") if data.parted else None)
+    before = (exam.step("dense", dense), exam.step("removal", small))
+    level = recipe.recover or "affine"
+    recovered, steps = recover(
+        *(dense, small, compiled.kept_positions(), data, level, exam), recalibrate=recipe.recalibrate, said=progress
+    )
+    return replace(compiled, small=recovered, steps=(*before, *steps))
 
 
 def _heads_removed(

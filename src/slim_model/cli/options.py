@@ -15,7 +15,7 @@ from slim_model.errors import InputError
 
 ACROSS = "Model in, model out"
 CHOICE = "What is removed"
-DATA = "Data to rank by"
+DATA = "Data to rank by, and to recover with"
 MEASURE = "Measuring and reporting"
 
 

@@ -14,6 +14,7 @@ from slim_model.criteria import CRITERIA
 from slim_model.engines import ENGINES
 from slim_model.errors import InputError
 from slim_model.heads import ATTENTION
+from slim_model.recovery import LEVELS
 from slim_model.slim import Recipe
 from slim_model.specs import SPECS
 
@@ -35,6 +36,8 @@ def slim_command(
     batch: Annotated[int, typer.Option(min=1, help="How many at a time.", rich_help_panel=DATA)] = 64,
     mean: Annotated[str | None, typer.Option(metavar="X,...", help="Taken from the input, one number or one per channel.", rich_help_panel=DATA)] = None,
     std: Annotated[str | None, typer.Option(metavar="X,...", help="The input is divided by it.", rich_help_panel=DATA)] = None,
+    recover: Annotated[str | None, typer.Option(metavar="|".join(LEVELS), help="Make up for what was removed by other weights, without training; default: affine where there is data.", rich_help_panel=DATA)] = None,
+    recalibrate: Annotated[bool, typer.Option(help="Then count BatchNorm's statistics anew.", rich_help_panel=DATA)] = False,
     arch: Annotated[str | None, typer.Option(metavar="SPEC", help="Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.", rich_help_panel=ACROSS)] = None,
     inputs: Annotated[list[str] | None, typer.Option("--input", metavar="1x3x224x224[:dtype]", help="Example input, where it cannot be known (one per input).", rich_help_panel=ACROSS)] = None,
     save: Annotated[Path | None, typer.Option(metavar="S", help="Also the small PyTorch model: .pt2, .safetensors or .pt.", rich_help_panel=ACROSS)] = None,
@@ -67,6 +70,8 @@ def slim_command(
         std=numbers("--std", std),
         engine=cast(Literal["slim", "torch-pruning"], engine),
         attention=cast(Literal["width", "heads", "both"], attention),
+        recover=cast(Literal["none", "bias", "affine", "full"] | None, recover),
+        recalibrate=recalibrate,
     )
     console = Console(stderr=False)
     job = Job(
