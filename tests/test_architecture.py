@@ -22,14 +22,15 @@ SOURCE = Path(slim_model.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
 ORDER = """
-    errors runtimes
+    errors together runtimes
     trace labels ops views simplify couple heads shrink prove rebuild cost
     measure layers profile survey
     remedies explain draw
     data accuracy loss places statistics patches gates evidence trials
     criteria budget recovery
     guess torch_pruning engines
-    lower translate export report slim
+    lower translate export report
+    samples training resume finetune slim
     build unpickle checkpoint vet load
     artifact energy memory bench
     specs save run learn cli __main__
