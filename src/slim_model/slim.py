@@ -37,7 +37,6 @@ from slim_model.profile import measured_step
 from slim_model.prove import Proof, check_trace, prove, relative_error
 from slim_model.rebuild import small_module
 from slim_model.recovery import LEVELS, recover
-from slim_model.report import Report, make_report
 from slim_model.report import Report, check_gates, make_report
 from slim_model.resume import Resume
 from slim_model.samples import Transform, open_samples
