@@ -22,14 +22,14 @@ SOURCE = Path(slim_model.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
 ORDER = """
-    errors runtimes
+    errors together runtimes
     trace labels ops views simplify couple heads shrink prove rebuild cost
     measure layers profile survey
     remedies explain draw
     data accuracy loss places statistics patches gates evidence trials
-    criteria budget prices knapsack allocations allocate sensitivity
+    criteria budget recovery prices knapsack allocations allocate sensitivity
     guess torch_pruning lower translate export
-    aim engines recipe report slim
+    aim engines samples training resume finetune recipe report slim
     build unpickle checkpoint vet load
     artifact energy memory bench
     specs save run learn cli __main__

@@ -1,7 +1,7 @@
 """slim-model: a trained PyTorch model in, a smaller ONNX file out; proven, measured, explained."""
 
 from slim_model.criteria import CRITERIA, Slices
-from slim_model.errors import BudgetError, InputError, InternalError, ProofError, SlimError
+from slim_model.errors import BudgetError, GateError, InputError, InternalError, ProofError, SlimError
 from slim_model.recipe import Recipe
 from slim_model.report import Report
 from slim_model.save import restore
@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CRITERIA",
     "BudgetError",
+    "GateError",
     "InputError",
     "InternalError",
     "ProofError",

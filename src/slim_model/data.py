@@ -89,17 +89,11 @@ def open_data(
     if samples < 1 or batch < 1:
         raise InputError(f"samples {samples} and batch {batch} must be at least 1.")
     size = next((x.shape[0] for x in example if isinstance(x, Tensor) and x.dim()), batch) if fixed_batch else batch
-    name = source if isinstance(source, str) else f"the data ({type(source).__name__})"
-    if isinstance(source, str):
-        from slim_model.specs import open_spec
-
-        source = open_spec(source, example, split)
-    elif callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-        source = source()
+    name, source = opened(source, example, split)
     if isinstance(source, Iterator):
         source = _kept(source, samples)
-    parted = _is_dataset(source)
-    prepare = _Preparation(name, tuple(example), tuple(mean), tuple(std))
+    parted = is_dataset(source)
+    prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
     if parted:
         source = _chosen(source, samples, seed, split)
         limit = min(samples, len(source))
@@ -117,6 +111,18 @@ def open_data(
     return Data(name, batches, first.labels is not None, limit, parted)
 
 
+def opened(source: Any, example: Sequence[Any], split: Split) -> tuple[str, Any]:
+    """What messages call the data, and the data itself, read or made where ``source`` only says how."""
+    if isinstance(source, str):
+        from slim_model.specs import open_spec
+
+        return source, open_spec(source, example, split)
+    name = f"the data ({type(source).__name__})"
+    if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+        source = source()
+    return name, source
+
+
 def _kept(source: Iterator[Any], samples: int) -> list[Any]:
     """A generator can be read once; its batches are kept, since several passes may be needed."""
     kept, seen = [], 0
@@ -129,12 +135,12 @@ def _kept(source: Iterator[Any], samples: int) -> list[Any]:
     return kept
 
 
-def _is_dataset(source: Any) -> bool:
+def is_dataset(source: Any) -> bool:
     tensors = isinstance(source, Tensor) or (isinstance(source, tuple) and all(isinstance(x, Tensor) for x in source))
     return tensors or isinstance(source, Dataset)
 
 
-class _Rows(Dataset[Any]):
+class Rows(Dataset[Any]):
     """Tensors of one length as samples."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
@@ -150,22 +156,30 @@ class _Rows(Dataset[Any]):
         return rows if len(rows) > 1 else rows[0]
 
 
-class Divided(_Rows):
+class Divided(Rows):
     """Samples of a source that has a test part of its own: none needs to be held out."""
 
 
 def _chosen(source: Any, samples: int, seed: int, split: Split) -> Subset[Any]:
     """``samples`` of the part of ``source`` that may be used, in the order drawn by ``seed``."""
-    if isinstance(source, Tensor | tuple):
-        source = _Rows((source,) if isinstance(source, Tensor) else source)
-    size = len(source)
-    rows = torch.arange(size)
-    if not isinstance(source, Divided) and not getattr(source, "divided", False):
-        drawn = torch.randperm(size, generator=torch.Generator().manual_seed(_SPLIT_SEED))
-        rows = drawn[size // _HELD_OUT :] if split == "train" else drawn[: size // _HELD_OUT]
-        rows = rows.sort().values
+    source = as_dataset(source)
+    rows = rows_of(source, split)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return Subset(source, rows[order[:samples]].tolist())
+
+
+def as_dataset(source: Any) -> Any:
+    return Rows((source,) if isinstance(source, Tensor) else source) if isinstance(source, Tensor | tuple) else source
+
+
+def rows_of(source: Any, split: Split) -> Tensor:
+    """The samples of a data set that belong to ``split``."""
+    size = len(source)
+    if isinstance(source, Divided) or getattr(source, "divided", False):
+        return torch.arange(size)
+    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    rows = drawn[size // _HELD_OUT :] if split == "train" else drawn[: size // _HELD_OUT]
+    return rows.sort().values
 
 
 def _collated(source: Subset[Any], batch: int) -> Iterator[Any]:
@@ -187,7 +201,7 @@ def _sized(batches: Iterator[Batch], size: int, limit: int) -> Iterator[Batch]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Preparation:
+class Preparation:
     """From what a source gives to a Batch that fits the model."""
 
     name: str

@@ -24,6 +24,12 @@ class BudgetError(SlimError):
     exit_code = 3
 
 
+class GateError(SlimError):
+    """The small model is right, but not as accurate or as fast as was asked for. Only the report is written."""
+
+    exit_code = 3
+
+
 class ProofError(SlimError):
     """The small model was not shown to equal the masked dense one. Nothing was written."""
 

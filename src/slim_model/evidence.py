@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from slim_model import together
 from slim_model.couple import Coupling
 from slim_model.data import Batch, Data, padded
 from slim_model.errors import InputError
@@ -86,17 +87,20 @@ def gather(
     first: int = 0,
     count: Count = lambda done, total: None,
 ) -> Evidence:
-    """All ``statistics`` in one pass over ``data``. ``first`` numbers its first sample, where several machines each
-    take a part and merge."""
+    """All ``statistics`` in one pass over ``data``; of several processes each looks at its share of the batches.
+    ``first`` numbers the first sample."""
     if any(name in _LABELLED for name in statistics) and not data.labelled:
         raise InputError(f"{data.name} has no labels. Give batches of (inputs, labels).")
     observer = _Observer(coupling, statistics, loss, seed)
     found: Evidence | None = None
-    for batch in data.batches():
-        here = observer.look(batch, first)
-        found = here if found is None else found.merge(here)
-        first += batch.samples
-        count(found.samples, data.samples)
+    done = 0
+    for number, batch in enumerate(data.batches()):
+        if number % together.size() == together.rank():
+            here = observer.look(batch, first + done)
+            found = here if found is None else found.merge(here)
+        done += batch.samples
+        count(done, data.samples)
+    found = together.merged(found, Evidence.merge)
     if found is None:
         raise InputError(f"{data.name} is empty: it gave no batch.")
     return found

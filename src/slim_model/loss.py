@@ -48,5 +48,28 @@ def cross_entropy(outputs: Any, labels: Any) -> Tensor:
     return F.cross_entropy(outputs, labels.long(), reduction="none").reshape(len(outputs), -1).mean(1)
 
 
+def distillation(outputs: Sequence[Tensor], taught: Sequence[Tensor], temperature: float) -> Tensor:
+    """How far the outputs are from a teacher's: ``T^2 KL(softmax(taught / T) || softmax(outputs / T))``, the mean over
+    positions (Hinton, Vinyals, Dean 2015). One column is a logit of two classes. Several outputs have no common
+    meaning: the mean of their squared errors, each relative to the teacher's variance.
+
+    ``taught [[ln 3, 0]], outputs [[0, 0]], T = 1 -> 3/4 ln(3/2) + 1/4 ln(1/2) = 0.131``
+    """
+    if len(outputs) > 1:
+        parts = [
+            F.mse_loss(o.float(), t.float()) / t.float().var().clamp_min(1e-12) for o, t in _floats(outputs, taught)
+        ]
+        return torch.stack(parts).mean()
+    own, other = (x[0].float() / temperature for x in (outputs, taught))
+    if own.dim() == 1 or own.shape[1] == 1:
+        own, other = (torch.stack([x.flatten(), torch.zeros_like(x.flatten())], 1) for x in (own, other))
+    apart = F.kl_div(own.log_softmax(1), other.log_softmax(1), reduction="none", log_target=True).sum(1).mean()
+    return temperature**2 * apart
+
+
+def _floats(outputs: Sequence[Tensor], taught: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return [(o, t) for o, t in zip(outputs, taught, strict=True) if o.is_floating_point()]
+
+
 def not_finite(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())

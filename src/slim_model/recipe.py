@@ -11,11 +11,14 @@ from slim_model.budget import SCOPES
 from slim_model.criteria import Criterion, check_needs, ranking_of
 from slim_model.engines import ENGINES
 from slim_model.errors import InputError
+from slim_model.finetune import check_training
 from slim_model.heads import ATTENTION
 from slim_model.loss import Loss
 from slim_model.measure import vector_width_channels
 from slim_model.prices import Goal, price_of, read_target
 from slim_model.profile import measured_step
+from slim_model.recovery import LEVELS
+from slim_model.samples import Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,17 @@ class Recipe:
     in its place, such as ``"macs=1.0G"``. ``allocate``: which layers give how much (``slim_model.allocate``); default:
     as ``scope`` says. ``scan``: the file of a sensitivity scan. ``multiple_of``: layer widths are rounded to it;
     ``"auto"`` takes the width step of this machine. ``keep``: glob patterns of layers that are not touched. ``data``:
-    for criteria that need it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of
-    ``batch``, normalised by ``mean`` and ``std``. ``loss``: ``(outputs, labels)`` -> one for each sample, or their
-    mean; default cross entropy. ``engine``: whose pruner turns scores into channels. ``attention``: what goes where
-    channels are viewed as heads: the same places of every head (``width``), whole ``heads``, or both, first heads.
-    ``device`` and ``threads``: where latency is measured.
+    for what needs it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
+    normalised by ``mean`` and ``std``; accuracy is read from ``test_samples`` of its test part. ``loss``: ``(outputs,
+    labels)`` -> one for each sample, or their mean; default cross entropy. ``engine``: whose pruner turns scores into
+    channels. ``attention``: what goes where channels are viewed as heads: the same places of every head (``width``),
+    whole ``heads``, or both, first heads. ``device`` and ``threads``: where latency is measured.
+
+    ``recover``: how other weights make up for what was removed, without training (``slim_model.recovery``); None:
+    ``affine`` where there is data. ``recalibrate``: then count BatchNorm's statistics anew. ``finetune``: epochs of
+    training at the highest rate ``lr``, on pictures varied by ``augment``, on ``alpha`` of what the dense model says at
+    ``temperature`` and the rest of what labels say; ``distill=False``: labels alone. ``max_drop``: how much accuracy
+    may be lost, as a share.
     """
 
     ratio: float = 0.5
@@ -55,6 +64,17 @@ class Recipe:
     allocate: str | None = None
     scan: Path | None = None
     threads: int = 1
+    recover: Literal["none", "bias", "affine", "full"] | None = None
+    recalibrate: bool = False
+    finetune: int = 0
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    lr: float | None = None
+    augment: str | Transform = "auto"
+    distill: bool = True
+    alpha: float = 0.9
+    temperature: float = 4.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -68,6 +88,9 @@ class Recipe:
         ranking = ranking_of(self.criterion)
         if self.data is None:
             check_needs(ranking, None, self.loss)
+            self._needs_no_data()
+        if self.recover not in (None, *LEVELS):
+            raise InputError(f"recover '{self.recover}' is unknown; it is one of {', '.join(LEVELS)}.")
         if self.engine not in ENGINES:
             raise InputError(f"engine '{self.engine}' is unknown; it is one of {', '.join(ENGINES)}.")
         if self.attention not in ATTENTION:
@@ -77,6 +100,15 @@ class Recipe:
         self._check_budget()
         if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
             raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
+
+        check_training(self)
+        if self.max_drop is not None and self.data is None:
+            raise InputError("max_drop needs data with labels to read the accuracy from: --data, or data= in Python.")
+
+    def _needs_no_data(self) -> None:
+        if self.recalibrate or self.recover not in (None, "none"):
+            asked = "recalibrate" if self.recalibrate else f"recover {self.recover}"
+            raise InputError(f"{asked} needs data, and none was given: add --data SPEC, or data=batches in Python.")
 
     def _check_budget(self) -> None:
         price_of(self.of)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from slim_model import together
 from slim_model.couple import couple
 from slim_model.errors import ExportError, InputError
 from slim_model.explain import Explanation, explain
@@ -19,7 +20,8 @@ from slim_model.heads import find_heads
 from slim_model.load import Subject, load
 from slim_model.measure import Comparison, compare
 from slim_model.recipe import Recipe
-from slim_model.report import Report, make_report
+from slim_model.report import Report, check_gates, make_report
+from slim_model.resume import Resume
 from slim_model.save import check_format, save
 from slim_model.simplify import simplify
 from slim_model.slim import Compiled, Progress, compile_model, onnx_batches, small_module
@@ -43,6 +45,7 @@ class Job:
     report: Path | None = None
     opset: int | None = None
     bench: bool = True
+    min_speedup: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,13 @@ class Question:
     code: Path | None = None
 
 
-def run(job: Job, progress: Progress) -> Report:
-    """load -> compile -> export, checked -> publish -> save -> measure -> report."""
+def run(job: Job, progress: Progress) -> Report | None:
+    """load -> compile -> export, checked -> measure -> report -> gates -> save -> publish. Of several processes the
+    first does all but compiling alone; the others have no report."""
     if job.save:
         check_format(job.save)
+    if job.min_speedup is not None and not job.bench:
+        raise InputError("--min-speedup needs the latency; leave out --no-bench.")
     _check_places(job.source, filter(None, (job.target, job.save, job.report)))
     clock = _Clock()
     with clock("load"):
@@ -75,7 +81,13 @@ def run(job: Job, progress: Progress) -> Report:
             seed=job.recipe.seed,
         )
     with clock("compile"):
-        compiled = compile_model(subject.model, subject.inputs, job.recipe, program=subject.program, progress=progress)
+        resume = Resume(job.target.with_name(f"{job.target.name}.finetune"))
+        compiled = compile_model(
+            subject.model, subject.inputs, job.recipe, program=subject.program, resume=resume, progress=progress
+        )
+    if together.rank() > 0:
+        return None
+    with clock("compile"):
         module, own = small_module(subject.model, compiled)
     with beside(job.target) as temporary:  # OUT.onnx appears when nothing can fail any more
         with clock("export"):
@@ -86,8 +98,6 @@ def run(job: Job, progress: Progress) -> Report:
                 raise ExportError(f"{refused} {_instead(job, compiled, module, own)}") from refused
             error = check_onnx(temporary, compiled.small, onnx_batches(compiled.small, job.recipe.seed))
             size = temporary.stat().st_size
-            if job.save:
-                save(compiled, module, own, job.save, job.recipe)
         with clock("measure"):
             measured = _measure(job, subject, compiled, module, temporary, progress) if job.bench else ([], None)
         report = make_report(
@@ -103,6 +113,10 @@ def run(job: Job, progress: Progress) -> Report:
         )
         if job.report:
             publish(job.report, report.as_json())
+        check_gates(report, job.recipe.max_drop, job.min_speedup)
+        if job.save:
+            save(compiled, module, own, job.save, job.recipe)
+    resume.remove()
     return report
 
 

@@ -1,6 +1,7 @@
 """slim: the pipeline, one stage a line. Read this first.
 
-    load -> trace -> simplify -> couple -> score -> budget -> shrink -> prove -> recover -> export -> measure -> report
+    load -> trace -> simplify -> couple -> score -> budget -> shrink -> prove -> recover -> finetune -> export
+        -> measure -> report
 
 Each stage is a function in the file of its name, from frozen values to a frozen value.
 """
@@ -8,6 +9,7 @@ Each stage is a function in the file of its name, from frozen values to a frozen
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,16 +28,21 @@ from slim_model.couple import Coupling, couple
 from slim_model.criteria import score
 from slim_model.data import Data, Split, open_data
 from slim_model.engines import ENGINES, Task
-from slim_model.errors import BudgetError, ProofError
+from slim_model.errors import BudgetError, InputError, ProofError
 from slim_model.evidence import said
+from slim_model.finetune import finetune
 from slim_model.heads import Heads, find_heads, left
 from slim_model.prove import Proof, check_trace, prove, relative_error
 from slim_model.rebuild import small_module
 from slim_model.recipe import Recipe
-from slim_model.report import Report, make_report
+from slim_model.recovery import recover
+from slim_model.report import Report, check_gates, make_report
+from slim_model.resume import Resume
+from slim_model.samples import open_samples
 from slim_model.shrink import CutFailed, cut_of, resized, shrink
 from slim_model.simplify import simplify
 from slim_model.trace import Graph, evaluating, first_of, trace
+from slim_model.training import frozen_names
 
 _ATTEMPTS = 40  # each failed attempt pins one more operator
 
@@ -86,13 +93,15 @@ def slim(model: nn.Module, example_inputs: Tensor | Sequence[Any], **options: An
     """Remove channels from ``model`` and prove the result. ``model`` is left as it was.
 
     ``options`` are the fields of ``Recipe``: ``slim(model, x, ratio=0.5, criterion="l1")``. A criterion may be a
-    callable ``(Slices) -> (width,) scores, higher = keep``. Raises InputError, BudgetError or ProofError.
+    callable ``(Slices) -> (width,) scores, higher = keep``. Raises InputError, BudgetError, GateError or ProofError.
     """
     recipe = Recipe(**options)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     compiled = compile_model(model, inputs, recipe)
     module, own = small_module(model, compiled)
-    return Slimmed(module, compiled.plan, make_report(compiled, recipe, module_is_own=own))
+    report = make_report(compiled, recipe, module_is_own=own)
+    check_gates(report, recipe.max_drop)
+    return Slimmed(module, compiled.plan, report)
 
 
 def compile_model(
@@ -101,9 +110,11 @@ def compile_model(
     recipe: Recipe,
     *,
     program: ExportedProgram | None = None,
+    resume: Resume | None = None,
     progress: Progress = lambda stage: None,
 ) -> Compiled:
-    """trace -> simplify -> couple -> score -> budget -> shrink -> prove; twice where heads go and then widths."""
+    """trace -> simplify -> couple -> score -> budget -> shrink -> prove; twice where heads go and then widths. What
+    follows gives the proven graph other values. ``resume``: where fine-tuning keeps what it needs to go on."""
     progress("tracing the model")
     graph = simplify(trace(model, inputs, static_batch=recipe.static_batch, program=program))
     with evaluating(model):
@@ -126,17 +137,47 @@ def compile_model(
     if first is not None:
         proof = first.proof.and_then(result.proof)
         result = replace(result, dense=graph, proof=proof, dense_cost=first.dense_cost, heads=first)
-    return _examined(replace(result, warnings=notes), recipe, data, progress)
+    exam = _exam(graph, recipe, data)
+    recovered = _recovered(replace(result, warnings=notes), recipe, data, exam, progress)
+    return _finetuned(recovered, model, recipe, exam, resume, progress) if recipe.finetune else recovered
 
 
-def _examined(compiled: Compiled, recipe: Recipe, data: Data | None, progress: Progress) -> Compiled:
-    """With the accuracy before and after removal."""
+def _exam(dense: Graph, recipe: Recipe, data: Data | None) -> Exam:
+    exam = Exam.of(dense, calibration(dense, recipe, "test") if data and data.parted else None)
+    if exam.test is None and recipe.max_drop is not None:
+        raise InputError("max_drop: no accuracy can be read; it takes labels, classes, and a test part of the data.")
+    return exam
+
+
+def _recovered(compiled: Compiled, recipe: Recipe, data: Data | None, exam: Exam, progress: Progress) -> Compiled:
+    """With other values where something is recovered, and the accuracy before and after each step."""
     if data is None:
         return compiled
     progress("reading accuracy")
-    exam = Exam.of(compiled.dense, calibration(compiled.dense, recipe, "test") if data.parted else None)
-    steps = (exam.step("dense", compiled.dense), exam.step("removal", compiled.small))
-    return replace(compiled, steps=steps)
+    dense, small = compiled.dense, compiled.small
+    before = (exam.step("dense", dense), exam.step("removal", small))
+    level = recipe.recover or "affine"
+    recovered, steps = recover(
+        *(dense, small, compiled.kept_positions(), data, level, exam), recalibrate=recipe.recalibrate, said=progress
+    )
+    return replace(compiled, small=recovered, steps=(*before, *steps))
+
+
+def _finetuned(
+    compiled: Compiled, model: nn.Module, recipe: Recipe, exam: Exam, resume: Resume | None, progress: Progress
+) -> Compiled:
+    """With trained values; the accuracy they reach is read once, when training is over."""
+    progress("fine-tuning")
+    started = time.perf_counter()
+    samples = open_samples(recipe.data, compiled.dense.inputs, mean=recipe.mean, std=recipe.std)
+    tuned = finetune(
+        *(compiled.small, compiled.dense, samples, recipe),
+        frozen=frozen_names(model),
+        resume=resume,
+        progress=progress,
+    )
+    step = exam.step("fine-tuning", tuned.graph, started, **tuned.did())
+    return replace(compiled, small=tuned.graph, steps=(*compiled.steps, step))
 
 
 def _heads_removed(

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from slim_model import together
 from slim_model.cli import bench, explain, slim
 from slim_model.errors import SlimError
 
@@ -49,11 +50,17 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     errors = Console(stderr=True, soft_wrap=True)
     command = typer.main.get_command(app)
+    with together.joined():
+        return _said(command, arguments, errors)
+
+
+def _said(command: Any, arguments: list[str], errors: Console) -> int:
     try:
         result = command.main(args=arguments, prog_name="slim-model", standalone_mode=False)
         return _interrupted(errors) if result == 130 else int(result or 0)  # typer makes 130 of Ctrl-C
     except SlimError as error:
-        errors.print(Text("error: ", style="bold red") + Text(str(error)))
+        if together.may_speak():
+            errors.print(Text("error: ", style="bold red") + Text(str(error)))
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted(errors)
@@ -64,11 +71,14 @@ def _run(arguments: list[str]) -> int:
 
 
 def _interrupted(errors: Console) -> int:
-    errors.print(Text("interrupted: OUT.onnx is either whole and checked, or as it was"))
+    if together.rank() == 0:
+        errors.print(Text("interrupted: OUT.onnx is either whole and checked, or as it was"))
     return 130
 
 
 def _unexpected(error: Exception, errors: Console) -> int:
+    if not together.may_speak():  # that another process is gone is no error of its own
+        return 1
     if hasattr(error, "format_message"):  # a usage error of the option parser
         errors.print(Text("error: ", style="bold red") + Text(error.format_message()))
         errors.print(Text("See slim-model --help."))

@@ -11,11 +11,13 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from slim_model import together
 from slim_model.errors import InputError
 
 ACROSS = "Model in, model out"
 CHOICE = "What is removed"
-DATA = "Data to rank by"
+DATA = "Data to rank by, and to recover with"
+TRAIN = "Training afterwards"
 MEASURE = "Measuring and reporting"
 
 
@@ -42,7 +44,7 @@ def device_of(text: str) -> Literal["cpu", "cuda"]:
 
 
 class status:
-    """Says what is being done: a spinner on a terminal, one line a stage elsewhere."""
+    """Says what is being done: a spinner on a terminal, one line a stage elsewhere. Of several processes the first."""
 
     def __init__(self, console: Console) -> None:
         self.errors = Console(file=sys.stderr)  # the stream of now: stages silence what PyTorch prints there
@@ -55,6 +57,8 @@ class status:
         return self._say
 
     def _say(self, stage: str) -> None:
+        if together.rank() > 0:
+            return
         if self.spinner:
             self.spinner.update(stage)
         else:

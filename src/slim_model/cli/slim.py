@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.text import Text
 
 from slim_model.allocations import ALLOCATIONS
-from slim_model.cli.options import ACROSS, CHOICE, DATA, MEASURE, device_of, numbers, status
+from slim_model.cli.options import ACROSS, CHOICE, DATA, MEASURE, TRAIN, device_of, numbers, status
 from slim_model.criteria import CRITERIA
 from slim_model.engines import ENGINES
 from slim_model.errors import InputError
+from slim_model.finetune import OPTIMIZERS, PRECISIONS
 from slim_model.heads import ATTENTION
 from slim_model.prices import PRICES
 from slim_model.recipe import Recipe
+from slim_model.recovery import LEVELS
+from slim_model.samples import AUGMENT
 from slim_model.specs import SPECS
 
 
@@ -41,6 +44,17 @@ def slim_command(
     batch: Annotated[int, typer.Option(min=1, help="How many at a time.", rich_help_panel=DATA)] = 64,
     mean: Annotated[str | None, typer.Option(metavar="X,...", help="Taken from the input, one number or one per channel.", rich_help_panel=DATA)] = None,
     std: Annotated[str | None, typer.Option(metavar="X,...", help="The input is divided by it.", rich_help_panel=DATA)] = None,
+    recover: Annotated[str | None, typer.Option(metavar="|".join(LEVELS), help="Make up for what was removed by other weights, without training; default: affine where there is data.", rich_help_panel=DATA)] = None,
+    recalibrate: Annotated[bool, typer.Option(help="Then count BatchNorm's statistics anew.", rich_help_panel=DATA)] = False,
+    finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Train the small model on --data, with the dense one as teacher.", rich_help_panel=TRAIN)] = 0,
+    optimizer: Annotated[str, typer.Option(metavar="|".join(OPTIMIZERS), help="auto: sgd where there is BatchNorm, else adamw.", rich_help_panel=TRAIN)] = "auto",
+    lr: Annotated[float | None, typer.Option(metavar="X", help="The highest rate. Default: 0.01 for sgd, 0.001 for adamw.", rich_help_panel=TRAIN)] = None,
+    augment: Annotated[str, typer.Option(metavar="|".join(AUGMENT), help="How pictures are varied; auto: crop, and flip where they are in colour.", rich_help_panel=TRAIN)] = "auto",
+    distill: Annotated[bool, typer.Option(help="Learn from the dense model too; without labels from it alone.", rich_help_panel=TRAIN)] = True,
+    alpha: Annotated[float, typer.Option(metavar="A", help="How much the dense model says against labels: 0 to 1.", rich_help_panel=TRAIN)] = 0.9,
+    temperature: Annotated[float, typer.Option(metavar="T", help="How soft it says it.", rich_help_panel=TRAIN)] = 4.0,
+    precision: Annotated[str, typer.Option(metavar="|".join(PRECISIONS), help="auto: bf16 where this machine computes in it.", rich_help_panel=TRAIN)] = "auto",
+    max_drop: Annotated[float | None, typer.Option(metavar="X", help="Exit code 3, and no OUT, where more accuracy than that is lost; 0.01 is one point.", rich_help_panel=TRAIN)] = None,
     arch: Annotated[str | None, typer.Option(metavar="SPEC", help="Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.", rich_help_panel=ACROSS)] = None,
     inputs: Annotated[list[str] | None, typer.Option("--input", metavar="1x3x224x224[:dtype]", help="Example input, where it cannot be known (one per input).", rich_help_panel=ACROSS)] = None,
     save: Annotated[Path | None, typer.Option(metavar="S", help="Also the small PyTorch model: .pt2, .safetensors or .pt.", rich_help_panel=ACROSS)] = None,
@@ -51,7 +65,8 @@ def slim_command(
     report: Annotated[Path | None, typer.Option(metavar="R.json", help="Everything that was done, for machines.", rich_help_panel=MEASURE)] = None,
     bench: Annotated[bool, typer.Option(help="Measure latency, dense and slim in turns.", rich_help_panel=MEASURE)] = True,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the measured runs.", rich_help_panel=MEASURE)] = 1,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where latency is measured.", rich_help_panel=MEASURE)] = "cpu",
+    min_speedup: Annotated[float | None, typer.Option(metavar="X", help="Exit code 3, and no OUT, where it is not that much faster in onnxruntime (lower end of the interval).", rich_help_panel=MEASURE)] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where latency is measured, and the model trained.", rich_help_panel=MEASURE)] = "cpu",
 ) -> None:  # fmt: skip
     """Remove the least important channels of a trained model, prove the result, write it as ONNX and measure it."""
     from slim_model.run import Job, run
@@ -78,14 +93,27 @@ def slim_command(
         allocate=allocate,
         scan=scan,
         threads=threads,
+        recover=cast(Literal["none", "bias", "affine", "full"] | None, recover),
+        recalibrate=recalibrate,
+        finetune=finetune,
+        optimizer=cast(Literal["auto", "sgd", "adamw"], optimizer),
+        lr=lr,
+        augment=augment,
+        distill=distill,
+        alpha=alpha,
+        temperature=temperature,
+        precision=cast(Literal["auto", "fp32", "bf16"], precision),
+        max_drop=max_drop,
     )
     console = Console(stderr=False)
     job = Job(
         *(source, target, recipe, arch, tuple(inputs or ()), trust_pickle, code),
-        *(save, report, opset, bench),
+        *(save, report, opset, bench, min_speedup),
     )
     with status(console) as progress:
         result = run(job, progress)
+    if result is None:
+        return
     from slim_model.report import show
 
     show(result, console)

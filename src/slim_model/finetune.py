@@ -1,0 +1,330 @@
+"""finetune: the small graph and data -> the same graph with trained values.
+
+Structure stays as it was proven. The dense model is the teacher (``loss.distillation``); the rate rises over the first
+twentieth of the steps and falls along a cosine (Loshchilov, Hutter 2017). The epoch that does best on samples kept
+apart from the training data is taken, the values before training among them. A run that was stopped goes on after its
+last whole epoch, and ends with the same values: whatever is random follows from the seed and the epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from slim_model import together
+from slim_model.accuracy import classes
+from slim_model.data import Batch, padded
+from slim_model.errors import InputError
+from slim_model.loss import distillation, not_finite, total_loss
+from slim_model.resume import Resume, digest
+from slim_model.samples import AUGMENT, Samples, augmentation
+from slim_model.trace import Graph
+from slim_model.training import eval_module, has_batch_norm, trained, training_module
+
+if TYPE_CHECKING:
+    from slim_model.recipe import Recipe
+
+OPTIMIZERS = ("auto", "sgd", "adamw")
+PRECISIONS = ("auto", "fp32", "bf16")
+_RATES = {"sgd": 0.01, "adamw": 1e-3}
+_WARM_UP = 0.05
+_EVERY_S = 5.0
+_PLAIN = (str, int, float, bool, tuple, type(None))
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """``loss``: the mean over the epoch's samples; ``validation_*``: after it, on the samples kept apart; ``accuracy``
+    is None where there are no classes to get right."""
+
+    loss: float | None
+    validation_loss: float
+    validation_accuracy: float | None
+    seconds: float
+
+    def better_than(self, other: Epoch) -> bool:
+        if self.validation_accuracy is not None and other.validation_accuracy is not None:
+            mine, theirs = self.validation_accuracy, other.validation_accuracy
+            return (mine, -self.validation_loss) > (theirs, -other.validation_loss)
+        return self.validation_loss < other.validation_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """``epochs``: before training and after each; ``chosen``: whose values the graph holds, 0 for those before."""
+
+    graph: Graph
+    epochs: tuple[Epoch, ...]
+    chosen: int
+    settings: dict[str, Any]
+
+    def did(self) -> dict[str, Any]:
+        """In the words of the report."""
+        return self.settings | {"epochs": [asdict(epoch) for epoch in self.epochs], "chosen_epoch": self.chosen}
+
+
+def check_training(recipe: Recipe) -> None:
+    """Options that say how to train, each by itself."""
+    if recipe.finetune < 0:
+        raise InputError(f"finetune {recipe.finetune} is not a number of epochs.")
+    if recipe.finetune and recipe.data is None:
+        raise InputError("fine-tuning needs data: give --data, or data= in Python.")
+    for name, choices in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+        if getattr(recipe, name) not in choices:
+            raise InputError(f"{name} '{getattr(recipe, name)}' is unknown; it is one of {', '.join(choices)}.")
+    if recipe.lr is not None and not 0 < recipe.lr < math.inf:
+        raise InputError(f"lr {recipe.lr:g} is no rate; it is a number above 0, such as 0.01.")
+    if not 0 <= recipe.alpha <= 1:
+        raise InputError(f"alpha {recipe.alpha:g} is not between 0 (labels alone) and 1 (the dense model alone).")
+    if not 0 < recipe.temperature < math.inf:
+        raise InputError(f"temperature {recipe.temperature:g} is not above 0.")
+    if not callable(recipe.augment) and recipe.augment not in AUGMENT:
+        raise InputError(f"augment '{recipe.augment}' is unknown; it is one of {', '.join(AUGMENT)}, or a callable.")
+
+
+def finetune(
+    small: Graph,
+    teacher: Graph,
+    samples: Samples,
+    recipe: Recipe,
+    *,
+    frozen: set[str] | None = None,
+    resume: Resume | None = None,
+    progress: Progress = lambda text: None,
+) -> Tuned:
+    """Train ``small`` for ``recipe.finetune`` epochs on what ``teacher`` and the labels say."""
+    run = _Run(small, teacher, samples, recipe, frozen or set())
+    epochs = [run.examined(None, 0.0)]
+    best, chosen = run.values(), 0
+    if resume and (held := together.from_first(lambda: resume.load(run.identity()))):
+        epochs = [Epoch(**epoch) for epoch in held["epochs"]]
+        best, chosen = held["best"], held["chosen"]
+        run.load(held["run"])
+    while len(epochs) <= recipe.finetune:
+        number, started = len(epochs), time.perf_counter()
+        loss = run.epoch(number, progress)
+        found = run.examined(loss, time.perf_counter() - started)
+        if found.better_than(epochs[chosen]):
+            best, chosen = run.values(), number
+        epochs.append(found)
+        if resume and together.rank() == 0:
+            done = {"epochs": [asdict(epoch) for epoch in epochs], "best": best, "chosen": chosen, "run": run.state()}
+            resume.save(run.identity(), done)
+        progress(_said(number, recipe.finetune, found))
+    together.settle(best)
+    graph = small.with_tensors(small.tensors | best)
+    return Tuned(graph, tuple(epochs), chosen, run.settings())
+
+
+def _said(number: int, epochs: int, found: Epoch) -> str:
+    accuracy = "" if found.validation_accuracy is None else f", validation accuracy {found.validation_accuracy:.2%}"
+    left = (epochs - number) * found.seconds
+    return f"fine-tuning: epoch {number} of {epochs}, loss {found.loss:.4f}{accuracy}, {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+class _Run:
+    """One training: the module, its optimizer and what they learn from."""
+
+    def __init__(self, small: Graph, teacher: Graph, samples: Samples, recipe: Recipe, frozen: set[str]) -> None:
+        self.small, self.recipe, self.start = small, recipe, digest(small)
+        self.train, self.validation = samples.divided(recipe.seed)
+        self.augment = augmentation(recipe.augment, small.inputs)
+        self.device = together.device(recipe.device)
+        self.net = training_module(small, frozen=frozen, device=self.device)
+        self.joint = _joint(self.net, recipe.loss is not None)
+        self.alpha = (1.0 if not samples.labelled else recipe.alpha) if recipe.distill else 0.0
+        if not samples.labelled and not recipe.distill:
+            raise InputError(
+                f"{samples.name} has no labels: fine-tuning then needs the dense model as teacher, distill."
+            )
+        self.teacher = eval_module(teacher, device=self.device) if self.alpha else None
+        self.bf16 = _bf16(recipe.precision, self.device)
+        self.fixed = None if small.dynamic_batch else next(len(x) for x in small.inputs if isinstance(x, Tensor))
+        self.batch = self.fixed or max(1, min(recipe.batch, len(self.train)) // together.size())
+        self.step = self.batch * together.size()
+        self.steps = len(self.train) // self.step
+        if self.steps == 0:
+            raise InputError(f"{samples.name} has {len(self.train)} samples to train on; one step takes {self.step}.")
+        kind = recipe.optimizer
+        self.kind = kind if kind != "auto" else "sgd" if has_batch_norm(small) else "adamw"
+        self.rate = recipe.lr or _RATES[self.kind]
+        self.optimizer = _optimizer(self.kind, self.net, self.rate)
+        total = self.steps * recipe.finetune
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _share(step, total))
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.kind,
+            "lr": self.rate,
+            "batch": self.step,
+            "processes": together.size(),
+            "alpha": self.alpha,
+            "precision": "bf16" if self.bf16 else "fp32",
+            "trained_on": len(self.train),
+            "validated_on": len(self.validation),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        values = {field.name: getattr(self.recipe, field.name) for field in fields(self.recipe)}
+        said = {name: str(x) if isinstance(x, _PLAIN) else type(x).__name__ for name, x in values.items()}
+        return {"recipe": said, "settings": self.settings(), "weights": self.start}
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def epoch(self, number: int, progress: Progress) -> float:
+        """Mean loss over one pass in an order of its own."""
+        first, share = self.recipe.seed * 1_000_003 + number, together.size()
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(first))
+        places = [place[together.rank() :: share] for place in order[: self.steps * self.step].split(self.step)]
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(first + 7919 * together.rank())
+            total, started, said = 0.0, time.perf_counter(), time.perf_counter()
+            for step, batch in enumerate(self.train.batches(places, self.augment), 1):
+                total += self._step(batch)
+                if time.perf_counter() - said > _EVERY_S:
+                    said = time.perf_counter()
+                    left = (said - started) * (self.steps * (self.recipe.finetune - number + 1) / step - 1)
+                    progress(
+                        f"fine-tuning: epoch {number} of {self.recipe.finetune}, {step} of {self.steps} batches, "
+                        f"loss {total / step:.4f}, {_duration(left)} left"
+                    )
+        together.settle(dict(self.net.named_buffers()))
+        return together.mean(total / self.steps)
+
+    def _step(self, batch: Batch) -> float:
+        inputs = tuple(map(self._placed, batch.inputs))
+        with self._precision():
+            taught = _tensors(self.teacher(*inputs)) if self.teacher else None
+            with torch.enable_grad():
+                outputs = _tensors(self.joint(*inputs))
+        with torch.enable_grad():
+            loss = self._loss(outputs, taught, batch)
+        if not_finite(loss):
+            raise InputError(
+                f"fine-tuning diverged: the loss is no number. Give a smaller rate than --lr {self.rate:g}, or "
+                "check the data."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+    def _loss(self, outputs: list[Tensor], taught: list[Tensor] | None, batch: Batch) -> Tensor:
+        """(1 - alpha) labels + alpha teacher."""
+        parts = []
+        if self.alpha < 1:
+            own = [x[: batch.samples].float() for x in outputs]
+            labels = None if batch.labels is None else batch.labels.to(self.device)
+            parts.append((1 - self.alpha) * total_loss(self.recipe.loss, own, labels, batch.samples) / batch.samples)
+        if taught is not None:
+            cut = [x[: batch.samples] for x in outputs], [x[: batch.samples] for x in taught]
+            parts.append(self.alpha * distillation(*cut, self.recipe.temperature))
+        return torch.stack(parts).sum()
+
+    def examined(self, loss: float | None, seconds: float) -> Epoch:
+        """The graph's eval form on the samples kept apart."""
+        return together.from_first(lambda: self._examined(loss, seconds))
+
+    def _examined(self, loss: float | None, seconds: float) -> Epoch:
+        net = eval_module(self.graph(), device=self.device)
+        apart, right, count, scored = 0.0, 0, 0, self.validation.labelled
+        places = torch.arange(len(self.validation)).split(self.batch)
+        with torch.no_grad():
+            for batch in self.validation.batches(places):
+                full = padded(batch, self.small)
+                inputs = tuple(map(self._placed, full.inputs))
+                outputs = _tensors(net(*inputs))
+                taught = _tensors(self.teacher(*inputs)) if self.teacher else None
+                apart += float(self._loss(outputs, taught, batch)) * batch.samples
+                count += batch.samples
+                found = None if batch.labels is None else classes(outputs, batch.labels)
+                scored = scored and found is not None
+                if found is not None and batch.labels is not None:
+                    right += int((found[: batch.samples].cpu() == batch.labels.flatten()).sum())
+        return Epoch(loss, apart / count, right / count if scored else None, round(seconds, 3))
+
+    # -- values -------------------------------------------------------------------------------------------------------
+
+    def graph(self) -> Graph:
+        return trained(self.small, self.net)
+
+    def values(self) -> dict[str, Tensor]:
+        return self.graph().tensors
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    # -- speed --------------------------------------------------------------------------------------------------------
+
+    def _placed(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        form = torch.channels_last if x.dim() == 4 else torch.contiguous_format  # up to twice as fast on a CPU
+        return x.to(self.device).contiguous(memory_format=form)
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def _joint(net: nn.Module, own_loss: bool) -> nn.Module:
+    """Averages gradients over all processes; a loss of the user's may not look at every output."""
+    if together.size() == 1:
+        return net
+    return nn.parallel.DistributedDataParallel(net, find_unused_parameters=own_loss)
+
+
+def _share(step: int, total: int) -> float:
+    """Of the highest rate, after ``step`` of ``total`` steps."""
+    warm = max(1, round(_WARM_UP * total))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def _optimizer(kind: str, net: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Weights decay; what shifts or scales a channel does not."""
+    held = [p for p in net.parameters() if p.requires_grad]
+    if not held:
+        raise InputError("nothing can be fine-tuned: the model has no parameters that its outputs depend on.")
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in held if p.dim() > 1], "weight_decay": 5e-4 if kind == "sgd" else 1e-2},
+        {"params": [p for p in held if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if kind == "sgd":
+        return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, rate)
+
+
+def _bf16(wanted: str, device: torch.device) -> bool:
+    if wanted != "auto":
+        return wanted == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]

@@ -1,0 +1,98 @@
+"""recover: the small graph -> the same graph with values that make up for what was removed; no training, no labels.
+
+Structure and shapes stay as they were proven: only stored tensors change. Every step is judged by the error of the
+outputs on samples that none of the steps has seen, and is taken back where it does not lower it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from slim_model.accuracy import Exam, Step
+from slim_model.data import Data
+from slim_model.recovery import affine, full, norms
+from slim_model.recovery.parts import Parts, Referee, parted
+from slim_model.recovery.sums import Kept, Sum, find_sums
+from slim_model.trace import Graph
+
+__all__ = ["LEVELS", "recover"]
+
+Said = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    dense: Graph
+    layers: list[Sum]
+    fit: Parts
+    held: Parts
+    said: Said
+
+
+Change = Callable[[_Case, Graph], tuple[Graph, dict[str, Any]]]
+
+
+def _bias(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = affine.fold(case.dense, small, case.layers, case.fit, case.held, ridges=())
+    return graph, {"layers": took}
+
+
+def _affine(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = affine.fold(case.dense, small, case.layers, case.fit, case.held)
+    return graph, {"layers": took}
+
+
+def _full(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = full.refit(case.dense, small, case.layers, case.fit, case.held, case.said)
+    return graph, {"layers": took}
+
+
+def _recalibrated(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, count = norms.recalibrate(small, case.fit)
+    return graph, {"norms": count}
+
+
+_CHANGES: dict[str, Change] = {"bias": _bias, "affine": _affine, "full": _full, "recalibrate": _recalibrated}
+LEVELS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "bias": ("bias",),
+    "affine": ("affine",),
+    "full": ("affine", "full"),
+}
+"""What each level does, in this order."""
+
+
+def recover(
+    dense: Graph,
+    small: Graph,
+    kept: Kept,
+    data: Data,
+    level: str,
+    exam: Exam,
+    *,
+    recalibrate: bool = False,
+    said: Said = lambda text: None,
+) -> tuple[Graph, tuple[Step, ...]]:
+    """``kept``: the dense positions left of each stored tensor. Returns the recovered graph and what was done."""
+    names = (*LEVELS[level], *(("recalibrate",) if recalibrate else ()))
+    if not names:
+        return small, ()
+    fit, held = parted(data, dense)
+    case = _Case(dense, find_sums(dense, small, kept), fit, held, said)
+    referee = Referee(dense, held)
+    steps, error = [], referee.error(small)
+    for name in names:
+        said(f"recovering: {name}")
+        started = time.perf_counter()
+        changed, did = _CHANGES[name](case, small)
+        after = referee.error(changed)
+        better = math.isnan(after) or after < error
+        did |= {"error_before": error, "error_after": after, "taken_back": not better}
+        if better:
+            small, error = changed, after
+        steps.append(exam.step(name, small, started, **did))
+    return small, tuple(steps)

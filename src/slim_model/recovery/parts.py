@@ -1,0 +1,91 @@
+"""parts: the data as what is fitted on and what is held out, one sample in five; and the error on the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slim_model.data import Batch, Data
+from slim_model.errors import InputError
+from slim_model.trace import Graph
+
+_HELD_OUT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Inputs of one run; ``first`` numbers its first sample within the part."""
+
+    inputs: tuple[Any, ...]
+    samples: int
+    first: int
+
+
+Parts = Callable[[], Iterator[Part]]
+
+
+def parted(data: Data, graph: Graph) -> tuple[Parts, Parts]:
+    """(fitted on, held out). Which samples are held out does not depend on how they fall into batches; where the model
+    takes one batch size only, whole batches are."""
+
+    def part(*, held: bool) -> Iterator[Part]:
+        first = number = 0
+        for at, batch in enumerate(data.batches()):
+            if graph.dynamic_batch:
+                mine = (torch.arange(number, number + batch.samples) % _HELD_OUT == _HELD_OUT - 1) == held
+                inputs, count = _chosen(batch, mine), int(mine.sum())
+            else:
+                whole = batch.samples == _size(graph) and (at % _HELD_OUT == _HELD_OUT - 1) == held
+                inputs, count = batch.inputs, batch.samples * whole
+            number += batch.samples
+            if count:
+                yield Part(inputs, count, first)
+                first += count
+
+    return lambda: part(held=False), lambda: part(held=True)
+
+
+def _size(graph: Graph) -> int:
+    return next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+
+
+def _chosen(batch: Batch, mine: Tensor) -> tuple[Any, ...]:
+    return tuple(x[mine.to(x.device)] if isinstance(x, Tensor) and x.dim() else x for x in batch.inputs)
+
+
+class Referee:
+    """Compares outputs with those of the dense graph on what is held out; these are kept."""
+
+    def __init__(self, dense: Graph, held: Parts) -> None:
+        self.held = held
+        self.expected = [_floating(dense.run(part.inputs)) for part in held()]
+
+    def error(self, small: Graph) -> float:
+        """Squared error over all outputs, relative to their spread: 1 for a model that always gives the mean. NaN where
+        nothing is held out or nothing varies."""
+        if not self.expected:
+            return math.nan
+        total = 0.0
+        for number in range(len(self.expected[0])):
+            wanted = torch.cat([outputs[number].reshape(-1) for outputs in self.expected]).double()
+            total += float((wanted - wanted.mean()).square().sum())
+        wrong = 0.0
+        for part, wanted_here in zip(self.held(), self.expected, strict=True):
+            found = _floating(small.run(part.inputs))
+            wrong += sum(
+                float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted_here, strict=True)
+            )
+        error = wrong / total if total else math.nan
+        return math.inf if math.isnan(wrong) else error
+
+
+def _floating(outputs: list[Tensor]) -> list[Tensor]:
+    found = [x for x in outputs if x.is_floating_point()]
+    if not found:
+        raise InputError("the model has no output of real numbers, so nothing can be recovered: --recover none.")
+    return found

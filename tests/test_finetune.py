@@ -1,0 +1,296 @@
+"""Fine-tuning: what it learns from, which epoch it takes, that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from samples import Residual, images, trained
+from slim_model import InputError, slim
+from slim_model.data import Divided, rows_of
+from slim_model.finetune import Epoch, Tuned, finetune
+from slim_model.loss import distillation
+from slim_model.recipe import Recipe
+from slim_model.resume import Resume
+from slim_model.samples import augmentation, open_samples
+from slim_model.slim import Compiled, compile_model
+
+EXAMPLE = (images(2),)
+
+
+def labelled(count: int = 200) -> Divided:
+    """Pictures that are darker or lighter as a whole, by class."""
+    labels = torch.arange(count) % 5
+    return Divided((0.3 * images(count) + (labels - 2.0).view(-1, 1, 1, 1), labels))
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def removed() -> Compiled:
+    return compile_model(trained(Residual()), EXAMPLE, Recipe(0.5, multiple_of=1))
+
+
+def recipe(**options: Any) -> Recipe:
+    given = {"data": labelled(), "finetune": 2, "batch": 20, "lr": 0.02, "precision": "fp32"} | options
+    return Recipe(0.5, multiple_of=1, **given)
+
+
+def tuned(removed: Compiled, **options: Any) -> Tuned:
+    made = recipe(**{name: x for name, x in options.items() if name not in ("resume", "progress")})
+    more = {name: options[name] for name in ("resume", "progress") if name in options}
+    return finetune(removed.small, removed.dense, open_samples(made.data, EXAMPLE), made, **more)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -- learning -------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_from_labels(removed: Compiled) -> None:
+    found = tuned(removed, distill=False, finetune=4)
+    first, *_, last = found.epochs
+    assert first.loss is None
+    assert first.validation_accuracy is not None
+    assert first.validation_accuracy < 0.5
+    assert last.validation_accuracy is not None
+    assert last.validation_accuracy > 0.8
+    assert found.chosen > 0
+    assert all(a.shape == removed.small.tensors[name].shape for name, a in found.graph.tensors.items())
+
+
+def test_it_learns_from_the_dense_model_alone(removed: Compiled) -> None:
+    """Without labels: the outputs come closer to the teacher's."""
+    found = tuned(removed, data=labelled().tensors[0], finetune=3)
+    assert found.settings["alpha"] == 1.0
+    assert found.epochs[0].validation_accuracy is None
+    assert found.epochs[found.chosen].validation_loss < 0.6 * found.epochs[0].validation_loss
+    with pytest.raises(InputError, match="no labels: fine-tuning then needs the dense model as teacher"):
+        tuned(removed, data=labelled().tensors[0], distill=False)
+
+
+def test_what_is_as_good_as_it_can_be_is_left(removed: Compiled) -> None:
+    """The teacher itself, at a rate that can only harm: the values before training are taken."""
+    made = recipe(lr=0.5, finetune=1)
+    found = finetune(removed.dense, removed.dense, open_samples(made.data, EXAMPLE), made)
+    assert (found.chosen, found.epochs[0].validation_loss < found.epochs[1].validation_loss) == (0, True)
+    assert same(found.graph.tensors, {name: tensor.detach() for name, tensor in removed.dense.tensors.items()})
+
+
+def test_the_better_epoch() -> None:
+    """By accuracy, then by loss; by loss alone where there are no classes."""
+    assert Epoch(1, 0.9, 0.5, 0).better_than(Epoch(1, 0.1, 0.4, 0))
+    assert Epoch(1, 0.1, 0.5, 0).better_than(Epoch(1, 0.9, 0.5, 0))
+    assert not Epoch(1, 0.1, 0.5, 0).better_than(Epoch(1, 0.1, 0.5, 0))
+    assert Epoch(1, 0.1, None, 0).better_than(Epoch(1, 0.2, None, 0))
+
+
+def test_a_rate_that_is_too_high_is_an_error(removed: Compiled) -> None:
+    with pytest.raises(InputError, match="fine-tuning diverged: the loss is no number"):
+        tuned(removed, lr=1e12, optimizer="sgd", finetune=4)
+
+
+def test_half_precision(removed: Compiled) -> None:
+    found = tuned(removed, precision="bf16", finetune=1, distill=False)
+    assert found.settings["precision"] == "bf16"
+    assert all(t.dtype == removed.small.tensors[name].dtype for name, t in found.graph.tensors.items())
+    assert found.epochs[1].loss == pytest.approx(tuned(removed, finetune=1, distill=False).epochs[1].loss, rel=0.05)
+
+
+def test_a_batch_that_is_fixed() -> None:
+    fixed = compile_model(trained(Residual()), (images(7),), Recipe(0.5, multiple_of=1, static_batch=True))
+    found = tuned(fixed, finetune=1)
+    assert found.settings["batch"] == 7
+    assert found.epochs[1].loss is not None
+
+
+def test_the_users_module_gets_the_values() -> None:
+    model = trained(Residual())
+    before = copy.deepcopy(model.state_dict())
+    training: dict[str, Any] = {"finetune": 2, "lr": 0.02, "batch": 20, "distill": False, "precision": "fp32"}
+    module, _, report = slim(model, images(), ratio=0.5, multiple_of=1, data=labelled(), **training)
+    assert type(module) is Residual
+    assert same(dict(model.state_dict()), before)
+    plain = slim(model, images(), ratio=0.5, multiple_of=1).module
+    assert module.fc.weight.shape == plain.fc.weight.shape
+    assert not torch.equal(module.fc.weight, plain.fc.weight)  # type: ignore[arg-type]
+    assert not torch.equal(module.bn.running_mean, plain.bn.running_mean)  # type: ignore[arg-type, union-attr]
+    did = report.steps[-1]
+    assert did["name"] == "fine-tuning"
+    assert len(did["did"]["epochs"]) == 3
+    assert did["did"]["chosen_epoch"] > 0
+
+
+# -- loss -----------------------------------------------------------------------------------------------------------
+
+
+def test_distillation_by_hand() -> None:
+    """The sum written out, over classes; of one logit, over two."""
+    own, taught = torch.tensor([[0.0, 1.0, -2.0], [3.0, 0.5, 0.0]]), torch.tensor([[1.0, 0.0, 0.0], [2.0, 2.0, -1.0]])
+    for T in (1.0, 4.0):
+        total = 0.0
+        for s, t in zip(own.tolist(), taught.tolist(), strict=True):
+            q, p = ([math.exp(x / T) for x in row] for row in (s, t))
+            total += sum((b / sum(p)) * math.log((b / sum(p)) / (a / sum(q))) for a, b in zip(q, p, strict=True))
+        assert float(distillation([own], [taught], T)) == pytest.approx(T**2 * total / 2, rel=1e-5)
+    assert float(distillation([torch.zeros(1, 2)], [torch.tensor([[math.log(3), 0.0]])], 1.0)) == pytest.approx(
+        0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    )
+    p, q = 1 / (1 + math.exp(-2.0)), 1 / (1 + math.exp(1.0))
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    for shape in ((1,), (1, 1)):
+        found = distillation([torch.full(shape, -1.0)], [torch.full(shape, 2.0)], 1.0)
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+    pair = [torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])], [torch.tensor([1.0, 5.0]), torch.tensor([0.0, 1.0])]
+    assert float(distillation(*pair, 4.0)) == pytest.approx((2.0 / 8.0 + 0.0) / 2)
+
+
+# -- samples --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_validated_on_is_not_trained_on() -> None:
+    whole = TensorDataset(torch.arange(100.0)[:, None], torch.arange(100))
+    held = open_samples(whole, (torch.zeros(2, 1),))
+    train, validation = held.divided(seed=3)
+    parts = [set(part.rows.tolist()) for part in (train, validation)]
+    assert [len(part) for part in parts] == [72, 8]
+    assert parts[0] | parts[1] | set(rows_of(whole, "test").tolist()) == set(range(100))
+    assert parts[1] != set(held.divided(seed=4)[1].rows.tolist())
+    assert torch.equal(held.divided(seed=3)[1].rows, validation.rows)
+    assert len(open_samples(labelled(30_000), EXAMPLE).divided(0)[1]) == 2000
+    with pytest.raises(InputError, match="has 8 samples to train on"):
+        open_samples(TensorDataset(torch.zeros(10, 1)), (torch.zeros(2, 1),)).divided(0)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Divided((torch.arange(40.0)[:, None], torch.arange(40))),
+        [(torch.arange(40.0)[:, None][i : i + 7], torch.arange(40)[i : i + 7]) for i in range(0, 40, 7)],
+        DataLoader(TensorDataset(torch.arange(40.0)[:, None], torch.arange(40)), batch_size=6),
+    ],
+    ids=["tensors", "batches", "loader"],
+)
+def test_samples_of_every_source(source: Any) -> None:
+    held = open_samples(source, (torch.zeros(2, 1),), mean=(1.0,), std=(2.0,))
+    assert (len(held), held.labelled) == (40, True)
+    places = torch.tensor([5, 0, 17]), torch.tensor([1])
+    for place, batch in zip(places, held.batches(places), strict=True):
+        assert batch.labels is not None
+        assert batch.labels.tolist() == place.tolist()
+        assert torch.equal(batch.inputs[0].flatten(), (place - 1.0) / 2)
+    moved = next(held.batches(places[:1], augment=lambda x: x + 2)).inputs[0]
+    assert torch.equal(moved.flatten(), (places[0] + 2 - 1.0) / 2 if held.prepare.mean else (places[0] - 1.0) / 2 + 2)
+
+
+def test_pictures_are_varied() -> None:
+    """One white pixel: it is moved by up to an eighth, and in colour mirrored, in each picture otherwise."""
+    vary = augmentation("auto", EXAMPLE)
+    assert vary is not None
+    picture = torch.zeros(3, 16, 16)
+    picture[:, 5, 4] = 1
+    places = {tuple(torch.nonzero(vary(picture)[0])[0].tolist()) for _ in range(300)}
+    rows, columns = ({place[i] for place in places} for i in (0, 1))
+    assert rows == set(range(3, 8))
+    assert columns == set(range(2, 7)) | set(range(9, 14))
+    grey = augmentation("auto", (torch.zeros(2, 1, 16, 16),))
+    assert grey is not None
+    assert {int(torch.nonzero(grey(picture[:1]))[0, 2]) for _ in range(300)} == set(range(2, 7))
+    assert augmentation("auto", (torch.zeros(2, 16),)) is None
+    assert augmentation("none", EXAMPLE) is None
+    with pytest.raises(InputError, match="augment 'flip' is for pictures"):
+        augmentation("flip", (torch.zeros(2, 16),))
+
+
+# -- stopped and resumed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_stopped_run_ends_as_an_uninterrupted_one(removed: Compiled, tmp_path: Path, optimizer: str) -> None:
+    resume = Resume(tmp_path / "OUT.onnx.finetune")
+    options = {"finetune": 3, "optimizer": optimizer, "lr": 0.005}
+    whole = tuned(removed, **options)
+
+    def stop(text: str) -> None:
+        if text.startswith("fine-tuning: epoch 2 of 3, loss"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        tuned(removed, **options, resume=resume, progress=stop)
+    said: list[str] = []
+    again = tuned(removed, **options, resume=resume, progress=said.append)
+    assert {text.split(",")[0] for text in said} == {"fine-tuning: epoch 3 of 3"}
+    assert same(again.graph.tensors, whole.graph.tensors)
+    assert [e.loss for e in again.epochs] == [e.loss for e in whole.epochs]
+    assert again.chosen == whole.chosen
+    resume.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_goes_on_only_as_the_same_run(removed: Compiled, tmp_path: Path) -> None:
+    resume = Resume(tmp_path / "OUT.onnx.finetune")
+    tuned(removed, finetune=1, resume=resume)
+    with pytest.raises(InputError, match=r"OUT.onnx.finetune was left by another run: lr was 0.02, and is 0.03"):
+        tuned(removed, finetune=1, lr=0.03, resume=resume)
+    other = compile_model(trained(Residual(), seed=1), EXAMPLE, Recipe(0.5, multiple_of=1))
+    with pytest.raises(InputError, match="left by another run: its weights was another"):
+        tuned(other, finetune=1, resume=resume)
+    resume.place.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="is not a checkpoint of fine-tuning"):
+        tuned(removed, finetune=1, resume=resume)
+
+
+def test_the_random_numbers_of_the_user_are_left_alone(removed: Compiled) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    tuned(removed, finetune=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# -- what cannot be -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"finetune": 1, "data": None}, "fine-tuning needs data"),
+        ({"finetune": -1}, "finetune -1 is not a number of epochs"),
+        ({"optimizer": "lbfgs"}, "optimizer 'lbfgs' is unknown; it is one of auto, sgd, adamw"),
+        ({"precision": "fp8"}, "precision 'fp8' is unknown; it is one of auto, fp32, bf16"),
+        ({"lr": 0.0}, "lr 0 is no rate"),
+        ({"alpha": 1.5}, "alpha 1.5 is not between 0"),
+        ({"temperature": 0.0}, "temperature 0 is not above 0"),
+        ({"augment": "mixup"}, "augment 'mixup' is unknown; it is one of auto, none, crop"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe(**options)
+
+
+def test_a_model_without_parameters_to_train() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(6, 3))
+            self.register_buffer("head", torch.randn(5, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = torch.relu(x.mean((2, 3)) @ self.weight.T) @ self.head.T  # type: ignore[operator, union-attr]
+            return result
+
+    compiled = compile_model(Fixed().eval(), EXAMPLE, Recipe(0.5, multiple_of=1))
+    with pytest.raises(InputError, match="nothing can be fine-tuned"):
+        tuned(compiled)
