@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parents[1]
 
 ORDER = """
     errors runtimes
-    trace labels ops views simplify couple heads shrink prove rebuild cost
+    decisions trace varying labels ops views simplify couple heads shrink prove rebuild cost
     measure layers profile survey
     remedies explain draw
     data loss places statistics patches gates evidence trials

@@ -27,7 +27,9 @@ _DETECTORS = ("rcnn", "fcos", "retinanet", "ssd")
 
 def _build(name: str) -> tuple[nn.Module, Inputs]:
     if any(part in name for part in _DETECTORS):
-        sizes = {} if "ssd" in name else {"min_size": 224, "max_size": 256}
+        sizes: dict[str, Any] = {} if "ssd" in name else {"min_size": 224, "max_size": 256}
+        if "rcnn" in name:  # random weights are sure of nothing, and at the usual threshold no box is left
+            sizes["box_score_thresh"] = 0.0
         side = 320 if "ssdlite" in name else 300 if "ssd" in name else 224
         model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **sizes)
         return model, ([torch.rand(3, side, side)],)

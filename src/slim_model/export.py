@@ -79,6 +79,11 @@ def to_onnx(
     graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, str], weights_beside: bool = False
 ) -> None:
     """Write ``graph`` as ONNX at ``path`` (no checks yet). ``weights_beside`` takes less memory, but two files."""
+    if graph.decisions:
+        raise ExportError(
+            "the model makes decisions from its values (what to keep, in which order), and its traced graph has the "
+            "sizes of one run in it: as ONNX it would be wrong for other inputs."
+        )
     with quiet(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
         _tidy(result.model)

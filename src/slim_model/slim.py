@@ -253,19 +253,17 @@ def calibration(graph: Graph, recipe: Recipe) -> Data | None:
 
 
 def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple[Any, ...]]:
-    """Random inputs of other batch sizes; of the example's size where the batch is fixed, of which one is enough.
-
-    A graph that follows one run holds for that run's input only: there are no others.
-    """
-    if graph.program is None:
-        return []
+    """Random inputs of other batch sizes; of the example's size where the batch is fixed, of which one is enough."""
     generator = torch.Generator().manual_seed(seed + 1)  # an example that was made up has ``seed``
     free = sizes if graph.dynamic_batch else (None,)
     return [tuple(_another(x, size, generator) for x in graph.inputs) for size in free]
 
 
 def onnx_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:
-    """One example, which is what most will run, and random inputs of another batch size."""
+    """One example, which is what most will run, and random inputs of another batch size. A graph that follows one run
+    is written without its decisions, so it holds for that run's input only."""
+    if graph.program is None:
+        return [graph.inputs]
     return [first_of(graph), *other_batches(graph, (2,), seed)]
 
 
