@@ -29,7 +29,7 @@ ORDER = """
     data loss places statistics patches gates evidence trials
     criteria budget
     guess torch_pruning engines
-    lower translate export report slim
+    deciding lower translate export report slim
     build unpickle checkpoint vet load
     artifact energy memory bench
     specs save run learn cli __main__

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micronets import normal, randomised
+from slim_model.deciding import on_its_own
 from slim_model.decisions import Decided, Noted, Repeated, decided, given
 from slim_model.errors import ExportError, ProofError
-from slim_model.export import to_onnx
+from slim_model.export import check_onnx, to_onnx
 from slim_model.prove import prove
 from slim_model.rebuild import small_module
 from slim_model.shrink import CutFailed, cut_of, shrink
-from slim_model.slim import Compiled, Recipe, compile_model, slim
+from slim_model.slim import Compiled, Recipe, compile_model, onnx_batches, slim
 
 aten = torch.ops.aten
 RECIPE = Recipe(0.5, "random", multiple_of=1)
@@ -143,9 +147,45 @@ def test_a_class_that_does_not_run_by_itself_is_refused() -> None:
         slim(model, example(), ratio=0.5, multiple_of=1)
 
 
-def test_the_graph_of_one_run_is_not_written(compiled: Compiled, tmp_path: Any) -> None:
+def test_the_graph_of_one_run_is_not_written(compiled: Compiled, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="decisions"):
         to_onnx(compiled.small, tmp_path / "out.onnx", opset=None, metadata={})
+
+
+class Thresholded(Detector):
+    """What the older exporter can follow: how many are kept is a value to it."""
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        features = F.relu(self.body(F.relu(self.stem(images[0][None]))))
+        scores, places = (self.score(features).flatten() + self.offset).topk(20)
+        kept = torchvision.ops.nms(self.box(self.hidden(features[0].flatten(1).t())).cumsum(1)[places], scores, 0.4)
+        if len(kept) == 0:
+            kept = places[:1]
+        return [{"kept": features[0].flatten(1).t()[kept], "places": places[kept]}]
+
+
+def test_a_module_that_decides_is_written_with_its_decisions(tmp_path: Path) -> None:
+    model = randomised(Thresholded())
+    compiled = compile_model(model, example(), RECIPE)
+    assert compiled.dense.decisions
+    module, _ = small_module(model, compiled)
+    source, path = on_its_own(compiled.small, module), tmp_path / "out.onnx"
+    to_onnx(source, path, opset=None, metadata={"made_by": "test"})
+    batches = [*onnx_batches(source, 0), *(tuple(example(seed)[0]) for seed in range(1, 4))]
+    assert len({len(source.run(inputs)[1]) for inputs in batches}) > 1
+    assert check_onnx(path, source, batches) <= 1e-5
+    assert onnx.load(path).metadata_props[0].value == "test"
+
+
+def test_a_module_that_the_exporter_does_not_take_is_refused(
+    model: nn.Module, compiled: Compiled, tmp_path: Path
+) -> None:
+    class Failing(Detector):
+        def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+            raise RuntimeError("not like this")
+
+    with pytest.raises(ExportError, match="not like this"):
+        to_onnx(on_its_own(compiled.small, Failing()), tmp_path / "out.onnx", opset=None, metadata={})
 
 
 # -- one operator ---------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ def _build(name: str) -> tuple[nn.Module, Inputs]:
             sizes["box_score_thresh"] = 0.0
         side = 320 if "ssdlite" in name else 300 if "ssd" in name else 224
         model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **sizes)
+        if "rcnn" in name:
+            _calm(model.backbone.fpn)
         return model, ([torch.rand(3, side, side)],)
     if name.startswith(("fcn", "deeplabv3", "lraspp")):
         return torchvision.models.get_model(name, weights=None, weights_backbone=None), (_image(name),)
@@ -42,6 +44,13 @@ def _build(name: str) -> tuple[nn.Module, Inputs]:
         frames, side = _VIDEOS[name]
         return model, (torch.randn(1, 3, frames, side, side),)
     return model, (_image(name),)
+
+
+@torch.no_grad()
+def _calm(pyramid: nn.Module) -> None:
+    """Without trained statistics values grow to hundreds, and every box to the whole picture."""
+    for parameter in pyramid.layer_blocks.parameters():
+        parameter.mul_(0.01)
 
 
 def _kwargs(name: str) -> dict[str, Any]:

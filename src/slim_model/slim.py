@@ -7,6 +7,7 @@ Each stage is a function in the file of its name, from frozen values to a frozen
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from slim_model.cost import Cost, cost
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import Criterion, check_needs, ranking_of, score
 from slim_model.data import Data, open_data
+from slim_model.deciding import Deciding
 from slim_model.engines import ENGINES
 from slim_model.errors import BudgetError, InputError, ProofError
 from slim_model.evidence import said
@@ -259,12 +261,13 @@ def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple
     return [tuple(_another(x, size, generator) for x in graph.inputs) for size in free]
 
 
-def onnx_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:
-    """One example, which is what most will run, and random inputs of another batch size. A graph that follows one run
-    is written without its decisions, so it holds for that run's input only."""
-    if graph.program is None:
-        return [graph.inputs]
-    return [first_of(graph), *other_batches(graph, (2,), seed)]
+def onnx_batches(written: Graph | Deciding, seed: int) -> list[tuple[Any, ...]]:
+    """One example, which is what most will run, and random inputs of another batch size; several, where what is
+    written makes decisions, which one input may not show to have been taken for all."""
+    if isinstance(written, Deciding):
+        others = (other_batches(written.graph, (), seed + number) for number in range(3))
+        return [written.graph.inputs, *itertools.chain.from_iterable(others)]
+    return [first_of(written), *other_batches(written, (2,), seed)]
 
 
 def _another(x: Any, batch: int | None, generator: torch.Generator) -> Any:
