@@ -177,7 +177,7 @@ def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
 
 
 def check_onnx(path: Path, graph: Graph | Deciding, batches: list[tuple[Any, ...]]) -> float:
-    """onnx.checker, then onnxruntime against the graph, or a module that decides; returns the largest relative error."""
+    """onnx.checker, then onnxruntime against the graph or the deciding module; returns the largest relative error."""
     onnx.checker.check_model(str(path), full_check=True)
     session = _or_refuse(lambda: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
     worst = 0.0
