@@ -23,12 +23,12 @@ PROJECT = Path(__file__).parents[1]
 
 ORDER = """
     errors together runtimes
-    trace labels ops views simplify couple heads shrink prove rebuild cost
+    decisions trace varying labels ops views simplify couple heads shrink prove rebuild cost
     measure layers profile survey
     remedies explain draw
     data accuracy loss places statistics patches gates evidence trials
     criteria budget recovery prices knapsack allocations allocate sensitivity
-    guess torch_pruning lower translate export
+    guess torch_pruning deciding lower translate export
     aim engines samples training resume finetune recipe report slim
     build unpickle checkpoint vet load
     artifact energy memory bench

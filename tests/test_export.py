@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxscript import rewriter
 from torch import Tensor, nn
 
 from samples import HardCoded, Residual, error, images, trained
@@ -21,7 +22,7 @@ from slim_model.export import beside, check_onnx, run_onnx, to_onnx, to_program
 from slim_model.recipe import Recipe
 from slim_model.shrink import graph_module
 from slim_model.slim import compile_model
-from slim_model.trace import Graph
+from slim_model.trace import Graph, trace
 
 
 class TwoInputs(nn.Module):
@@ -139,6 +140,29 @@ def test_the_graph_is_tidy(tmp_path: Path) -> None:
     assert used <= {"Conv", "Relu", "Add", "ReduceMean", "Gemm", "Constant"}
     stored = sum(int(np.prod(t.dims)) for t in model.graph.initializer)
     assert stored <= sum(t.numel() for t in small(Residual).tensors.values())
+
+
+def test_a_rule_that_fails_leaves_the_file_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(rewriter.RewriteRuleClassBase):
+        def pattern(self, op, x):  # type: ignore[no-untyped-def]
+            return op.Relu(x)
+
+        def rewrite(self, op, x):  # type: ignore[no-untyped-def]
+            raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(export, "_RULES", [Failing.rule()])
+    written(small(Residual), tmp_path / "small.onnx")
+    assert check_onnx(tmp_path / "small.onnx", small(Residual), [(images(3),)]) <= 1e-4
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_video_convolution_with_and_without_bias(bias: bool, tmp_path: Path) -> None:
+    first = nn.Conv3d(2, 8, (1, 3, 3), (1, 2, 1), padding=(0, 1, 1), bias=bias)
+    net = nn.Sequential(first, nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1, groups=8, bias=bias)).eval()
+    graph = trace(net, (torch.randn(1, 2, 4, 8, 8),))
+    model = written(graph, tmp_path / "video.onnx")
+    assert [len(node.input) for node in model.graph.node if node.op_type == "Conv"] == [3, 3 if bias else 2]
+    assert check_onnx(tmp_path / "video.onnx", graph, [graph.inputs]) <= 1e-5
 
 
 def test_what_onnx_cannot_say_is_refused(tmp_path: Path) -> None:

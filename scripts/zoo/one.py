@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from slim_model.couple import Coupling, couple
+from slim_model.deciding import Deciding, on_its_own
 from slim_model.errors import SlimError
 from slim_model.export import check_onnx, to_onnx
 from slim_model.heads import find_heads
@@ -77,10 +78,10 @@ def _steps(builder: Builder, recipe: Recipe, stage: _Stages, trained: bool) -> I
         compiled = compile_model(model, example, recipe, program=graph.program)
     yield _proven(compiled)
     with stage("module"):
-        own = small_module(model, compiled)[1]
+        module, own = small_module(model, compiled)
     yield {"own_class": own}
     with stage("onnx"):
-        yield _exported(compiled.small, recipe.seed)
+        yield _exported(on_its_own(compiled.small, module), recipe.seed)
 
 
 @torch.no_grad()
@@ -127,7 +128,7 @@ def _proven(compiled: Compiled) -> Row:
     }
 
 
-def _exported(small: Graph, seed: int) -> Row:
+def _exported(small: Graph | Deciding, seed: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.onnx"
         try:

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from slim_model import together
 from slim_model.couple import Coupling
 from slim_model.data import Batch, Data, padded
+from slim_model.decisions import Decided
 from slim_model.errors import InputError
 from slim_model.gates import Curvature, Gates, gate_curvature, gate_gradients, probes_of
 from slim_model.loss import Loss, not_finite
@@ -181,11 +182,12 @@ class _Observer:
             )
 
 
-class _Watch(fx.Interpreter):
+class _Watch(Decided):
     """One run of the graph on one batch; ``views`` fills with the statistics of each place."""
 
     def __init__(self, observer: _Observer, batch: Batch, first: int, views: list[dict[str, Any]]) -> None:
-        super().__init__(observer.coupling.graph.module, garbage_collect_values=True)
+        graph = observer.coupling.graph
+        super().__init__(graph.module, graph.decisions, garbage_collect_values=True)
         self.observer, self.batch, self.first, self.views = observer, batch, first, views
         self.rows = _rows(batch)
         self.held: dict[fx.Node, Any] = {}
@@ -228,7 +230,7 @@ def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:
     if any(not_finite(x) for x in batch.inputs):
         return "the inputs are"
 
-    class Search(fx.Interpreter):
+    class Search(Decided):
         found: str | None = None
 
         def run_node(self, n: fx.Node) -> Any:
@@ -237,7 +239,7 @@ def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:
                 self.found = f"the values of {n.target} ({source_line(n)}) are"
             return result
 
-    search = Search(coupling.graph.module)
+    search = Search(coupling.graph.module, coupling.graph.decisions)
     with torch.no_grad():
         search.run(initial_env=coupling.graph.bind(batch.inputs))
     return search.found

@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.onnx import OnnxExporterError
 
+from slim_model.deciding import Deciding, by_torchscript
 from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.lower import Lowered, lowered
 from slim_model.prove import TOLERANCE, relative_error
@@ -76,9 +77,17 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
 
 
 def to_onnx(
-    graph: Graph, path: Path, *, opset: int | None, metadata: dict[str, str], weights_beside: bool = False
+    source: Graph | Deciding, path: Path, *, opset: int | None, metadata: dict[str, str], weights_beside: bool = False
 ) -> None:
-    """Write ``graph`` as ONNX at ``path`` (no checks yet). ``weights_beside`` takes less memory, but two files."""
+    """Write ``source`` as ONNX at ``path`` (no checks yet). ``weights_beside`` takes less memory, but two files."""
+    if isinstance(source, Deciding):
+        model = by_torchscript(source, path, opset)
+        model.metadata_props.update(metadata)
+        onnx_ir.save(model, path)
+        return
+    graph = source
+    if graph.decisions:
+        raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
     with quiet(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
         _tidy(result.model)
@@ -135,7 +144,8 @@ def _tidy(model: onnx_ir.Model) -> None:
     and gained no latency in onnxruntime, which fuses for itself (within 1 % on resnet50, vit_b_16, swin_t)."""
     with contextlib.suppress(RuntimeError):  # it stumbles over a batch that is split; what it leaves is right
         onnxscript.optimizer.fold_constants(model, should_fold=prepares_weights)
-    onnxscript.rewriter.rewrite(model, _RULES)
+    with contextlib.suppress(RuntimeError):  # of a rule that fails the node stays as it was
+        onnxscript.rewriter.rewrite(model, _RULES)
     CommonSubexpressionEliminationPass()(model)
     onnxscript.optimizer.remove_unused_nodes(model)
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
@@ -167,8 +177,8 @@ def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
             )
 
 
-def check_onnx(path: Path, graph: Graph, batches: list[tuple[Any, ...]]) -> float:
-    """onnx.checker, then onnxruntime against the small graph; returns the largest relative error."""
+def check_onnx(path: Path, graph: Graph | Deciding, batches: list[tuple[Any, ...]]) -> float:
+    """onnx.checker, then onnxruntime against the graph or the deciding module; returns the largest relative error."""
     onnx.checker.check_model(str(path), full_check=True)
     session = _or_refuse(lambda: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
     worst = 0.0

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from slim_model.couple import Coupling
 from slim_model.data import Batch
+from slim_model.decisions import Decided
 from slim_model.errors import InputError
 from slim_model.loss import Loss, not_finite, total_loss
 from slim_model.places import Place, Spot, by_sample, has_writes, leaves
@@ -154,11 +155,11 @@ def _bound(coupling: Coupling, batch: Batch) -> dict[fx.Node, Any]:
     return {node: x.detach() if isinstance(x, Tensor) else x for node, x in bound.items()}
 
 
-class _Graded(fx.Interpreter):
+class _Graded(Decided):
     """A run in which each reader takes its operand through a tap of its own, where the gradient is asked for."""
 
     def __init__(self, coupling: Coupling, places: list[Place]) -> None:
-        super().__init__(coupling.graph.module, garbage_collect_values=True)
+        super().__init__(coupling.graph.module, coupling.graph.decisions, garbage_collect_values=True)
         self.copies = has_writes(coupling)
         self.operands: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self.reading: dict[fx.Node, list[Place]] = defaultdict(list)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.couple import Coupling, Group, components
-from slim_model.labels import Axis, Value, Walk, bound, varying_axes
+from slim_model.labels import Axis, Value, Walk, bound
 from slim_model.ops import flow_of
 from slim_model.ops.contract import letters
 from slim_model.trace import Graph
+from slim_model.varying import varying_axes
 
 aten = torch.ops.aten
 _FUSED = aten.scaled_dot_product_attention

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.trace import Graph
+from slim_model.varying import varying_axes, without_constant_axes
 
 FIXED = 0
 Axis = Tensor | None
@@ -250,7 +251,7 @@ class Walk:
         if keep is None:
             self.pin(labels.reshape(-1)[:1], "a single position of its axis is read by number")
             return []
-        rows = _drop_constant_axes(labels.movedim(keep, 0), keep=1).reshape(labels.shape[keep], -1)
+        rows = without_constant_axes(labels.movedim(keep, 0), keep=1).reshape(labels.shape[keep], -1)
         if rows.shape[1] > 1:
             self.tie(rows[:, :1], rows[:, 1:])
         return [(keep, rows[:, 0].contiguous())]
@@ -373,27 +374,3 @@ def _leaves(arguments: Iterable[Any]) -> Iterable[Any]:
             yield from _leaves(x)
         else:
             yield x
-
-
-def varying_axes(labels: Tensor) -> list[int]:
-    """Axes along which labels differ."""
-    return [a for a, n in enumerate(_drop_constant_axes(labels).shape) if n > 1]
-
-
-def _drop_constant_axes(labels: Tensor, keep: int = 0) -> Tensor:
-    """Shrink to size one every axis (but the first ``keep``) along which nothing changes."""
-    for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
-        if axis >= keep and size > 1 and stride == 0:
-            labels = labels.narrow(axis, 0, 1)
-    for axis in sorted(range(keep, labels.dim()), key=lambda a: -labels.shape[a]):
-        line = labels
-        for other in range(labels.dim() - 1, -1, -1):
-            line = line if other == axis else line.select(other, 0)
-        if len(line) > 1 and bool((line == line[0]).all()) and _repeats(labels, axis):
-            labels = labels.narrow(axis, 0, 1)
-    return labels
-
-
-def _repeats(labels: Tensor, axis: int) -> bool:
-    length = labels.shape[axis] - 1
-    return torch.equal(labels.narrow(axis, 1, length), labels.narrow(axis, 0, length))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slim_model.artifact import Loading
 from slim_model.couple import Coupling, couple
+from slim_model.deciding import on_its_own
 from slim_model.errors import InputError
 from slim_model.export import to_onnx
 from slim_model.layers import Placed, layers_of
@@ -94,7 +95,7 @@ def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> fl
         held: nn.Module | Path = model
         if row.artifact == "onnx":
             held = Path(folder) / "dense.onnx"
-            to_onnx(graph, held, opset=None, metadata={}, weights_beside=True)
+            to_onnx(on_its_own(graph, model), held, opset=None, metadata={}, weights_beside=True)
         with quiet():
             run = row.prepare(held, inputs, setting.threads)
             return numbers(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from slim_model.couple import Coupling
+from slim_model.decisions import Decided
 from slim_model.errors import InputError
 from slim_model.labels import Value, bound, tensors_in
 from slim_model.ops import row_of
@@ -231,11 +232,11 @@ def _unflattened(
 # -- how samples lie in a tensor ------------------------------------------------------------------------------------
 
 
-class _Kept(fx.Interpreter):
+class _Kept(Decided):
     """Runs the graph and keeps the tensors of some nodes."""
 
     def __init__(self, coupling: Coupling, wanted: set[fx.Node]) -> None:
-        super().__init__(coupling.graph.module, garbage_collect_values=True)
+        super().__init__(coupling.graph.module, coupling.graph.decisions, garbage_collect_values=True)
         self.wanted, self.kept = wanted, dict[fx.Node, Any]()
 
     def run_node(self, n: fx.Node) -> Any:

@@ -3,6 +3,9 @@
 First by structure: the labels are walked again through the small graph, from the kept slices, and at every tie both
 sides must hold the same channel at the same place. Then by numbers: the small graph against the dense graph in which
 every removed channel is zero where it would be read, and norms take their statistics over kept channels.
+
+A graph that follows one run is compared with the decisions of that run given to both (``decisions``), once the values
+that they are made from agree.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from slim_model.decisions import Decided
 from slim_model.errors import InputError, ProofError
 from slim_model.labels import Axis, Replay, Value, Walk, bound, tensors_in
 from slim_model.ops import Cut, flow_of, row_of
@@ -108,7 +112,7 @@ def prove(dense: Graph, small: Graph, cut: Cut, replay: Replay, batches: list[tu
     except CutFailed:  # rounding, or a fault? float64 tells
         in_float64 = True
         wide = [tuple(_widened(x) for x in inputs) for inputs in batches]
-        runs = [_lockstep(_double(dense), _double(small), cut, inputs) for inputs in wide]
+        runs = [_lockstep(_double(dense), _double(small), cut, inputs, wide=True) for inputs in wide]
     outputs, layers = (max(e) for e in zip(*((run.outputs_error, run.layers_error) for run in runs), strict=True))
     vary = _differ(*(run.first for run in runs[:2])) if len(runs) > 1 else None
     return Proof(outputs, layers, ties, tuple(batch_of(inputs) for inputs in batches), in_float64, vary)
@@ -166,11 +170,11 @@ def check_structure(small: Graph, replay: Replay) -> int:
 # -- numbers --------------------------------------------------------------------------------------------------------
 
 
-class Masked(fx.Interpreter):
+class Masked(Decided):
     """The dense graph with removed channels zero wherever a layer reads them."""
 
-    def __init__(self, graph: Graph, cut: Cut) -> None:
-        super().__init__(graph.module, garbage_collect_values=True)
+    def __init__(self, graph: Graph, cut: Cut, *, wide: bool = False) -> None:
+        super().__init__(graph.module, graph.decisions, wide=wide, garbage_collect_values=True)
         self.cut = cut
 
     def run_node(self, n: fx.Node) -> Any:
@@ -183,7 +187,7 @@ class Masked(fx.Interpreter):
         held = {m: self.env[m] for m in touched}
         for m, value in touched.items():
             inputs = row.masks == "inputs"
-            self.env[m] = self._zeroed(n, m, value) if inputs else self._gathered(self.env[m], value)
+            self.env[m] = self._zeroed(n, m, value) if inputs else self.cut.gathered(self.env[m], value)
         try:
             return super().run_node(n) if row.masks == "inputs" else self._scattered(n, self._on_kept(n, row))
         finally:
@@ -208,20 +212,13 @@ class Masked(fx.Interpreter):
             len(other) == len(kept) and np.array_equal(self.cut.keep[other.numpy()], kept) for other in read
         )
 
-    def _gathered(self, tensor: Tensor, value: Value) -> Tensor:
-        for i, axis in enumerate(value.axes):
-            kept = self.cut.kept(axis, value.shape[i])
-            if not kept.all():
-                tensor = tensor.index_select(i, torch.nonzero(kept).flatten().to(tensor.device))
-        return tensor
-
     def _on_kept(self, node: fx.Node, row: Any) -> Any:
         arguments = bound(node) | (row.rewrite(self.cut, node) if row.rewrite else {})
         arguments = fx.map_arg(arguments, self.env.__getitem__)
         schema = node.target._schema.arguments  # type: ignore[union-attr]
         args = [arguments[a.name] for a in schema if not a.kwarg_only]
         kwargs = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return self.call_function(node.target, tuple(args), kwargs)
 
     def _scattered(self, node: fx.Node, result: Any) -> Any:
         values = self.cut.values[node]
@@ -239,16 +236,17 @@ class Masked(fx.Interpreter):
 
 
 class _Run(NamedTuple):
-    """The largest error of the outputs and of the layers, and the small graph's outputs for the first sample."""
+    """The largest error of the outputs and of the layers, and the small graph's outputs (of the first sample, where the
+    batch is free)."""
 
     outputs_error: float
     layers_error: float
     first: list[Tensor]
 
 
-def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> _Run:
+def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, wide: bool = False) -> _Run:
     """Run both graphs node by node. Raises CutFailed at the first layer that differs."""
-    masked, other = Masked(dense, cut), fx.Interpreter(small.module)
+    masked, other = Masked(dense, cut, wide=wide), Decided(small.module, small.decisions, wide=wide)
     masked.env, other.env = dense.bind(inputs), small.bind(inputs)
     last_use = _last_uses(dense, small)
     layers = 0.0
@@ -256,7 +254,7 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...]) -> 
         for node, copied in zip(dense.nodes, small.nodes, strict=True):
             if node.op == "output":
                 outputs = [x for n in copied.all_input_nodes if isinstance(x := other.env[n], Tensor)]
-                first = [x[:1] if x.dim() else x for x in outputs]
+                first = [x[:1] if x.dim() and dense.dynamic_batch else x for x in outputs]
                 return _Run(_output_error(node, copied, masked, other), layers, first)
             if node.op == "placeholder" or node.target is torch.ops.aten._assert_tensor_metadata.default:
                 continue  # it computes nothing, and does not hold in float64
@@ -282,22 +280,35 @@ _STEPS = {
 
 def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> None:
     """A sort, a threshold, the largest value: rounding alone may turn them. Where the values that they look at agree
-    on both sides, both go on with one decision; where these differ, it is left to differ and is found behind."""
+    on both sides, both go on with one decision; where these differ, it is left to differ and is found behind.
+
+    Where the decision is given to both, as the dense model took it on the example, nothing else than these values can
+    show a difference. That they agree says that the small model would decide as the masked one does.
+    """
+    if node.name in masked.decisions:
+        if not _read_the_same(node, copied, masked, other):
+            raise CutFailed(node.name, f"the values that it decides on differ ({source_line(node)})")
+        return
     taken, own = pytree.tree_leaves(masked.env[node]), pytree.tree_leaves(other.env[copied])
     tensors = [x for x in taken if isinstance(x, Tensor)]
     decides = any(not x.is_floating_point() for x in tensors) or getattr(node.target, "overloadpacket", None) in _STEPS
     if not decides or not tensors or any(not isinstance(x, Tensor) for x in taken):
         return
     values = tensors_in([masked.cut.values[node]])
-    taken = [masked._gathered(x, v) for x, v in zip(taken, values, strict=True)]
+    taken = [masked.cut.gathered(x, v) for x, v in zip(taken, values, strict=True)]
     if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(taken, own, strict=True)):
         return
+    if _read_the_same(node, copied, masked, other):
+        other.env[copied] = taken[0] if isinstance(masked.env[node], Tensor) else type(masked.env[node])(taken)
+
+
+def _read_the_same(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> bool:
     for read, other_read in zip(node.all_input_nodes, copied.all_input_nodes, strict=True):
         value, a, b = masked.cut.values[read], masked.env[read], other.env[other_read]
         compared = isinstance(a, Tensor) and isinstance(value, Value)
-        if compared and not relative_error(masked._gathered(a, value), b) <= TOLERANCE:
-            return
-    other.env[copied] = taken[0] if isinstance(masked.env[node], Tensor) else type(masked.env[node])(taken)
+        if compared and not relative_error(masked.cut.gathered(a, value), b) <= TOLERANCE:
+            return False
+    return True
 
 
 def _layer_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
@@ -305,7 +316,7 @@ def _layer_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Inter
     if row is None or row.masks == "nothing" or not isinstance(value, Value):
         return 0.0
     _check_statistic(node, copied, other, row.masks)
-    error = relative_error(masked._gathered(masked.env[node], value), other.env[copied])
+    error = relative_error(masked.cut.gathered(masked.env[node], value), other.env[copied])
     if not error <= TOLERANCE:
         raise CutFailed(node.name, f"its values differ by {error:.1e} ({source_line(node)})")
     return error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slim_model.decisions import Noted, Repeated
+from slim_model.errors import ProofError
 from slim_model.ops import row_of
 from slim_model.prove import TOLERANCE, relative_error
 from slim_model.shrink import graph_module, shrink_module
-from slim_model.trace import Graph, first_of
+from slim_model.trace import Graph, evaluating, first_of
 
 if TYPE_CHECKING:
     from slim_model.slim import Compiled
@@ -30,12 +33,46 @@ _SAMPLED = 4096  # values of a layer's output that are compared
 def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]:
     """The user's own module made small, where it computes what the small graph does; else the graph as a module.
 
-    Returns (module, whether it is of the user's own classes).
+    Returns (module, whether it is of the user's own classes). Raises ProofError where only that class can decide.
     """
     module = _shrunk(model, compiled.small)
+    if compiled.small.decisions:
+        return _deciding(model, module, compiled.small), True
     if module is not None and _computes(module, compiled.small):
         return module, True
     return graph_module(compiled.small), False
+
+
+def _deciding(model: nn.Module, module: nn.Module | None, small: Graph) -> nn.Module:
+    """``module``, where it computes what ``small`` does with the decisions that ``model`` takes on the example given to
+    it, and also runs when it decides for itself. With the graph there is nothing to hand out in its place: it has the
+    sizes in it that follow from these decisions."""
+    with evaluating(model), _unfused(model), Noted() as noted:
+        _called(model, small, small.inputs)
+    if module is None or not _agrees(module, small, small.inputs, Repeated(noted)) or not _runs(model, module, small):
+        raise ProofError(
+            "the model makes decisions from its values, and its own class with smaller layers does not compute what "
+            "was proven. Nothing was written. --keep GLOB leaves layers out."
+        )
+    return module
+
+
+def _runs(model: nn.Module, module: nn.Module, small: Graph) -> bool:
+    """Whether ``module`` gives an output such as that of ``model``, and finite where that is."""
+    try:
+        with evaluating(model):
+            theirs, mine = (_called(m, small, small.inputs) for m in (model, module))
+    except Exception:  # the user's forward may fail in any way on other decisions
+        return False
+    return pytree.tree_structure(theirs) == pytree.tree_structure(mine) and (not _finite(theirs) or _finite(mine))
+
+
+def _finite(outputs: Any) -> bool:
+    return all(bool(x.isfinite().all()) for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor))
+
+
+def _called(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> Any:
+    return module(*small.arguments(tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
 
 
 def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
@@ -53,16 +90,17 @@ def _computes(module: nn.Module, small: Graph) -> bool:
     )
 
 
-def _agrees(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> bool:
+def _agrees(
+    module: nn.Module, small: Graph, inputs: tuple[Any, ...], steered: AbstractContextManager[Any] | None = None
+) -> bool:
     """Both give the same outputs, and the layers on the way the same values."""
     plain = small.with_tensors({name: tensor.detach() for name, tensor in small.tensors.items()})
-    copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
     with _unfused(module), torch.no_grad():
         with _Record() as theirs:
             expected = plain.run(inputs)
         try:
-            with _Record() as mine:
-                outputs = [x for x in pytree.tree_leaves(module(*copies)) if isinstance(x, Tensor)]
+            with _Record() as mine, steered or nullcontext():
+                outputs = [x for x in pytree.tree_leaves(_called(module, small, inputs)) if isinstance(x, Tensor)]
         except Exception:  # the user's forward may fail in any way on other sizes
             return False
     return (

@@ -13,6 +13,7 @@ from torch import nn
 
 from slim_model import together
 from slim_model.couple import couple
+from slim_model.deciding import on_its_own
 from slim_model.errors import ExportError, InputError
 from slim_model.explain import Explanation, explain
 from slim_model.export import beside, check_onnx, to_onnx
@@ -89,14 +90,15 @@ def run(job: Job, progress: Progress) -> Report | None:
         return None
     with clock("compile"):
         module, own = small_module(subject.model, compiled)
+        written = on_its_own(compiled.small, module)
     with beside(job.target) as temporary:  # OUT.onnx appears when nothing can fail any more
         with clock("export"):
             progress("writing and checking ONNX")
             try:
-                to_onnx(compiled.small, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
+                to_onnx(written, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
             except ExportError as refused:
                 raise ExportError(f"{refused} {_instead(job, compiled, module, own)}") from refused
-            error = check_onnx(temporary, compiled.small, onnx_batches(compiled.small, job.recipe.seed))
+            error = check_onnx(temporary, written, onnx_batches(written, job.recipe.seed))
             size = temporary.stat().st_size
         with clock("measure"):
             measured = _measure(job, subject, compiled, module, temporary, progress) if job.bench else ([], None)
@@ -190,7 +192,7 @@ def _measure(
     with tempfile.TemporaryDirectory() as folder:
         progress("exporting the dense model to compare with")
         dense = Path(folder) / "dense.onnx"
-        to_onnx(compiled.dense, dense, opset=job.opset, metadata={}, weights_beside=True)
+        to_onnx(on_its_own(compiled.dense, subject.model), dense, opset=job.opset, metadata={}, weights_beside=True)
         rows = []
         pairs = {"onnxruntime": (dense, written), "pytorch": (subject.model, module)}
         for runtime, (big, small) in pairs.items():

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from slim_model.couple import Coupling
+from slim_model.decisions import Decision
 from slim_model.errors import SlimError
 from slim_model.labels import Replay, bound, tensors_in
 from slim_model.ops import Cut, recurrent, row_of
@@ -57,7 +58,15 @@ def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
     born = coupling.born(cut.keep)
     for owner, tensor in cut.tensors.items():
         born.born[owner, 0] = torch.zeros(len(tensor), dtype=torch.int32)
-    return dataclasses.replace(dense, module=module, tensors=tensors), born
+    decisions = {n.name: _decided(cut, n) for n in copies if n.name in dense.decisions}
+    return dataclasses.replace(dense, module=module, tensors=tensors, decisions=decisions), born
+
+
+def _decided(cut: Cut, node: fx.Node) -> Decision:
+    """What the dense graph decides at ``node``, for the channels that are left."""
+    values = tensors_in([cut.values[node]])
+    whole = cut.graph.decisions[node.name]
+    return tuple(None if x is None else cut.gathered(x, v) for x, v in zip(whole, values, strict=True))
 
 
 def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
@@ -117,19 +126,22 @@ def resized(graph: Graph) -> Graph:
     if graph.program is None:  # each of its nodes has a mode of its own
         given = {n: mode.from_tensor(x) if isinstance(x, Tensor) else x for n, x in graph.bind(graph.inputs).items()}
     with mode or contextlib.nullcontext(), torch.no_grad(), enable_python_dispatcher():  # else some sizes become fixed
-        _Resizing(graph.module, mode).run(initial_env=given)
+        _Resizing(graph, mode).run(initial_env=given)
     return graph
 
 
 class _Resizing(fx.Interpreter):
     """Runs a graph on sizes alone, and writes down what each node gives."""
 
-    def __init__(self, module: fx.GraphModule, mode: Any) -> None:
-        super().__init__(module)
-        self.mode = mode
+    def __init__(self, graph: Graph, mode: Any) -> None:
+        super().__init__(graph.module)
+        self.decisions, self.mode = graph.decisions, mode
 
     def run_node(self, n: fx.Node) -> Any:
-        if getattr(n.target, "overloadpacket", None) in recurrent.ROWS and "hx" in bound(n):
+        decision = self.decisions.get(n.name, ())
+        if len(decision) == 1:  # how many boxes are kept does not follow from sizes
+            result = self.mode.from_tensor(decision[0])
+        elif getattr(n.target, "overloadpacket", None) in recurrent.ROWS and "hx" in bound(n):
             result = recurrent.shapes(**fx.map_arg(bound(n), self.env.__getitem__))
         else:
             result = super().run_node(n)

@@ -8,6 +8,7 @@ Each stage is a function in the file of its name, from frozen values to a frozen
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,6 +28,7 @@ from slim_model.cost import Cost, cost
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import score
 from slim_model.data import Data, Split, open_data
+from slim_model.deciding import Deciding
 from slim_model.engines import ENGINES, Task
 from slim_model.errors import BudgetError, InputError, ProofError
 from slim_model.evidence import said
@@ -251,20 +253,19 @@ def calibration(graph: Graph, recipe: Recipe, split: Split = "train") -> Data | 
 
 
 def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple[Any, ...]]:
-    """Random inputs of other batch sizes; of the example's size where the batch is fixed, of which one is enough.
-
-    A graph that follows one run holds for that run's input only: there are no others.
-    """
-    if graph.program is None:
-        return []
+    """Random inputs of other batch sizes; of the example's size where the batch is fixed, of which one is enough."""
     generator = torch.Generator().manual_seed(seed + 1)  # an example that was made up has ``seed``
     free = sizes if graph.dynamic_batch else (None,)
     return [tuple(_another(x, size, generator) for x in graph.inputs) for size in free]
 
 
-def onnx_batches(graph: Graph, seed: int) -> list[tuple[Any, ...]]:
-    """One example, which is what most will run, and random inputs of another batch size."""
-    return [first_of(graph), *other_batches(graph, (2,), seed)]
+def onnx_batches(written: Graph | Deciding, seed: int) -> list[tuple[Any, ...]]:
+    """One example, which is what most will run, and random inputs of another batch size; several, where what is
+    written makes decisions, which one input may not show to have been taken for all."""
+    if isinstance(written, Deciding):
+        others = (other_batches(written.graph, (), seed + number) for number in range(3))
+        return [written.graph.inputs, *itertools.chain.from_iterable(others)]
+    return [first_of(written), *other_batches(written, (2,), seed)]
 
 
 def _another(x: Any, batch: int | None, generator: torch.Generator) -> Any:

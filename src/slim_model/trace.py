@@ -2,7 +2,7 @@
 
 ``torch.export`` (non-strict) records the forward as pre-dispatch ATen, where ``conv2d``, ``linear``, ``batch_norm``
 and ``scaled_dot_product_attention`` are still whole. Where it refuses (data-dependent control flow, TorchScript),
-``make_fx`` follows the example run instead; such a graph is specialised to the example.
+``make_fx`` follows the example run instead; such a graph is specialised to the example, and runs with its decisions.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from slim_model.decisions import Decided, Decision, decisions_of
 from slim_model.errors import InputError
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -40,7 +41,10 @@ class Graph:
 
     ``module.graph`` takes tensors, then inputs, as placeholders. ``owners`` maps a placeholder to the qualified name
     of the parameter, buffer or constant it stands for; ``tensors`` holds these by that name; the remaining
-    placeholders are the user's inputs, whose examples are ``inputs`` (flattened, in order).
+    placeholders are the user's inputs, whose examples are ``inputs`` (flattened, in order). A graph that follows one
+    run (``program`` is None) holds for the ``decisions`` of that run, by the names of nodes: they are given to any run.
+    ``structure``: how the user nests the inputs; None where they are not nested. ``parameter_names``: those of
+    ``tensors`` that are trained (the others are buffers and constants).
     """
 
     module: fx.GraphModule
@@ -50,17 +54,13 @@ class Graph:
     program: ExportedProgram | None
     dynamic_batch: bool
     warnings: tuple[str, ...] = ()
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    structure: pytree.TreeSpec | None = None
+    parameter_names: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> Iterator[fx.Node]:
         return iter(self.module.graph.nodes)
-
-    @property
-    def parameter_names(self) -> set[str]:
-        """Names among ``tensors`` that are trained (the others are buffers and constants)."""
-        if self.program is not None:
-            return set(map(str, self.program.graph_signature.parameters))
-        return {name for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter)}
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Graph:
         return dataclasses.replace(self, tensors=tensors)
@@ -74,10 +74,14 @@ class Graph:
             if node.op == "placeholder"
         }
 
+    def arguments(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Flattened inputs as the user's forward takes them."""
+        return inputs if self.structure is None else pytree.tree_unflatten(inputs, self.structure)
+
     def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         """Outputs (flattened, tensors only) of the graph on flattened ``inputs``."""
         with torch.no_grad():
-            result = fx.Interpreter(self.module).run(initial_env=self.bind(inputs))
+            result = Decided(self.module, self.decisions).run(initial_env=self.bind(inputs))
         return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
 
 
@@ -241,7 +245,9 @@ def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], notes: tupl
     free = any(isinstance(v, Tensor) and v.dim() and _is_free(v.shape[0]) for v in values)
     if not free and not notes:
         notes = (_fixed_batch(inputs),)
-    return Graph(module, owners, tensors, flat, program, free, notes)
+    trained = frozenset(map(str, program.graph_signature.parameters))
+    structure = pytree.tree_structure(inputs)
+    return Graph(module, owners, tensors, flat, program, free, notes, structure=structure, parameter_names=trained)
 
 
 def _is_free(size: Any) -> bool:
@@ -313,8 +319,19 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     module.graph.set_codegen(fx.graph.CodeGen())
     module.graph.eliminate_dead_code(lambda node: node.is_impure() and node.target not in _READINGS)
     module.recompile()
-    note = "traced from one run of the example: sizes and branches are those of the example input"
-    return Graph(module, owners, tensors, tuple(flat), None, False, (note,))
+    trained = frozenset(name for name, _ in model.named_parameters())
+    graph = Graph(
+        module, owners, tensors, tuple(flat), None, False, (_ONE_RUN,), structure=spec, parameter_names=trained
+    )
+    found = decisions_of(module, graph.bind(graph.inputs))
+    return dataclasses.replace(graph, decisions=found, warnings=(_ONE_RUN, _DECIDED)) if found else graph
+
+
+_ONE_RUN = "traced from one run of the example: sizes and branches are those of the example input"
+_DECIDED = (
+    "the model makes decisions from its values (what to keep, in which order): it was proven for those that the dense "
+    "model takes on the example, given to both; what it decides by itself on other inputs is not compared"
+)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """translate: operators that become one ONNX node a layer, where the exporter would unroll them or get them wrong.
 
-torch 2.15 unrolls ``rnn_tanh`` and ``rnn_relu`` step by step, and reads the weights of a projected LSTM wrongly. A
-function has the arguments of its ATen operator and builds ONNX nodes while the exporter calls it.
+torch 2.15 unrolls ``rnn_tanh`` and ``rnn_relu`` step by step, and reads the weights of a projected LSTM wrongly. It
+makes up a bias of two axes for a ``conv3d`` that has none (onnxscript 0.7.2). A function has the arguments of its ATen
+operator and builds ONNX nodes while the exporter calls it.
 """
 
 from __future__ import annotations
@@ -122,7 +123,15 @@ def _numbers(*values: int) -> Any:
     return op.Constant(value_ints=list(values))
 
 
+def _conv3d(input: Any, weight: Any, bias: Any = None, stride: Sequence[int] = (1,), padding: Sequence[int] = (0,),
+            dilation: Sequence[int] = (1,), groups: int = 1) -> Any:  # fmt: skip
+    strides, pads, dilations = (list(x) * (3 // len(x)) for x in (stride, padding, dilation))
+    operands = (input, weight) if bias is None else (input, weight, bias)
+    return op.Conv(*operands, strides=strides, pads=pads * 2, dilations=dilations, group=groups)
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
+    aten.conv3d.default: _conv3d,
     aten.lstm.input: _lstm,
     aten.gru.input: _simple(_GRU),
     aten.rnn_tanh.input: _simple(_TANH),

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from slim_model.couple import Coupling, Group
 from slim_model.data import Batch, Data, padded
+from slim_model.decisions import Decided
 from slim_model.errors import InputError
 from slim_model.labels import Value
 from slim_model.loss import Loss, Losses, total_loss
@@ -68,7 +69,7 @@ class _Trial(Masked):
         self.touched = touched
 
     def run_node(self, n: fx.Node) -> Any:
-        return super().run_node(n) if n in self.touched else fx.Interpreter.run_node(self, n)
+        return super().run_node(n) if n in self.touched else Decided.run_node(self, n)
 
 
 def _touched(coupling: Coupling, group: Group, nodes: list[fx.Node]) -> set[fx.Node]:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.labels import bound, shape_of, varying_axes
+from slim_model.labels import bound, shape_of
 from slim_model.trace import Graph
+from slim_model.varying import varying_axes
 
 aten = torch.ops.aten
 _LINKS = {

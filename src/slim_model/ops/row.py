@@ -58,6 +58,14 @@ class Cut:
         """Sizes once the removed positions are gone."""
         return tuple(self.count(axis, n) for axis, n in zip(value.axes, value.shape, strict=True))
 
+    def gathered(self, tensor: Tensor, value: Value) -> Tensor:
+        """``tensor``, whose labels are those of ``value``, without the removed positions."""
+        for i, axis in enumerate(value.axes):
+            kept = self.kept(axis, value.shape[i])
+            if not kept.all():
+                tensor = tensor.index_select(i, torch.nonzero(kept).flatten().to(tensor.device))
+        return tensor
+
     def cuts(self, value: Value) -> bool:
         return any(axis is not None and not self.keep[axis.numpy()].all() for axis in value.axes)
 
