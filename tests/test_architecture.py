@@ -31,7 +31,7 @@ ORDER = """
     guess torch_pruning deciding lower translate export
     aim engines samples training resume finetune recipe report slim
     build unpickle checkpoint vet load
-    artifact energy memory bench
+    artifact energy estimate memory bench
     specs save run learn cli __main__
 """.split()
 """A module may import what stands before it. Packages (ops, criteria) stand as one."""

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from slim_model.artifact import Artifact, Loading, artifact, describe
-from slim_model.energy import energy
+from slim_model.energy import Energy, energy
 from slim_model.errors import InputError
+from slim_model.estimate import estimated_energy
 from slim_model.export import beside
 from slim_model.guess import describe as describe_error
 from slim_model.measure import Comparison, commit, environment, measure, quiet
@@ -126,10 +127,18 @@ def _cell(
             | {"dtype": file.dtype, "inputs": describe(shapes), "runtime_version": version_of(*row.packages)}
             | _memory(job, row, file, batch, threads, notes)
             | {"joules_per_run": joules.joules, "energy_source": joules.source}
+            | {"estimated_energy_macs": _estimated(file, joules, shapes)}
             | {"operators": _operators(job, row, file, inputs, threads, notes)}
             | _birth()
         )
     return rows
+
+
+def _estimated(file: Artifact, measured: Energy, shapes: Any) -> float | None:
+    """Where no meter told it, and the file is one that can be counted."""
+    if measured.joules is not None or file.kind != "onnx":
+        return None
+    return estimated_energy(file.path, [shape for shape, _ in shapes])
 
 
 def _timed(file: Artifact, comparison: Comparison, first: Artifact) -> dict[str, Any]:
@@ -219,6 +228,8 @@ def _lines(row: dict[str, Any]) -> list[str]:
         numbers.append(f"{(row['device_bytes'] or row['own_bytes']) / 1e6:,.0f} MB")
     if row["joules_per_run"] is not None:
         numbers.append(f"{row['joules_per_run']:.3g} J")
+    elif row["estimated_energy_macs"] is not None:
+        numbers.append(f"energy as of {row['estimated_energy_macs'] / 1e6:,.0f} M MACs (estimated)")
     lines = [f"  {row['file']}", "  " + ", ".join(numbers)]
     if row["verdict"]:
         low, high = row["speedup_low"], row["speedup_high"]
