@@ -237,10 +237,13 @@ def _add_budget(table: Table, budget: dict[str, Any]) -> None:
     price = PRICES[budget["of"]]
     share = f"{budget['reached'] / budget['limit']:.1%} of {price.say(budget['limit'])} allowed"
     table.add_row(price.label, price.say(budget["dense"]), price.say(budget["reached"]), share)
-    said = f"{budget['allocate']}"
-    if budget["trials"]:
-        said += f", {_plural(len(budget['trials']), 'plan')} tried, predicted {price.say(budget['trials'][-1][0])}"
-    table.add_row(Text("  limited", style="dim"), "", "", Text(said, style="dim"))
+    trials = budget["trials"]
+    predicted = price.say(trials[-1][0]) if trials else ""
+    tried = f", {_plural(len(trials), 'plan')} tried" if trials else ""
+    dim = [
+        Text(cell, style="dim") for cell in ("  predicted" * bool(trials), "", predicted, budget["allocate"] + tried)
+    ]
+    table.add_row(*dim)
 
 
 def _add_latency(table: Table, row: dict[str, Any]) -> None:
