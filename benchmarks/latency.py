@@ -42,7 +42,7 @@ CUTS = (0.3, 0.5, 0.6, 0.75)
 STEPS = {"auto": Recipe(criterion="l1").block, "1": 1}
 """Width steps: that of this machine, and none."""
 
-ALLOCATIONS = ("uniform", "global")
+ALLOCATIONS = ("uniform", "global:normalise=lamp")
 
 Key = tuple[str, float, str, str, int]
 
