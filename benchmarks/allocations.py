@@ -3,8 +3,8 @@
 python benchmarks/allocations.py                       what results/allocations.json does not hold yet
 python benchmarks/allocations.py --criteria l1 --again
 
-ResNet-56 on CIFAR-10 with its published weights, affine recovery and nothing retrained; accuracy is that of the written ONNX file on all
-10,000 test images. Sensitivity scans are kept in results/ and drawn beside.
+ResNet-56 on CIFAR-10 with its published weights, affine recovery, nothing retrained; accuracy is that of the written
+ONNX file on all 10,000 test images. Sensitivity scans are kept in results/ and drawn beside.
 """
 
 from __future__ import annotations
