@@ -98,6 +98,8 @@ class Recipe:
         if self.attention != "width" and self.engine != "slim":
             raise InputError(f"attention '{self.attention}' needs the engine slim; leave out --engine {self.engine}.")
         self._check_budget()
+        if self.threads < 1:
+            raise InputError(f"threads {self.threads} is not a number of threads; it starts at 1.")
         if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
             raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
 

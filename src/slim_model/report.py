@@ -241,7 +241,8 @@ def _add_budget(table: Table, budget: dict[str, Any]) -> None:
     predicted = price.say(trials[-1][0]) if trials else ""
     tried = f", {_plural(len(trials), 'plan')} tried" if trials else ""
     dim = [
-        Text(cell, style="dim") for cell in ("  predicted" * bool(trials), "", predicted, budget["allocate"] + tried)
+        Text(cell, style="dim")
+        for cell in ("  predicted" if trials else "  allocation", "", predicted, budget["allocate"] + tried)
     ]
     table.add_row(*dim)
 
