@@ -46,6 +46,7 @@ def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
 RECIPES = {
     "mnist": Recipe(nets.MnistNet, datasets.mnist, F.nll_loss, epochs=2, rate=2e-3),
     "lenet300": Recipe(nets.LeNet300, datasets.mnist, F.cross_entropy, epochs=4, rate=2e-3),
+    "lenet300_fashion": Recipe(nets.LeNet300, datasets.fashion_mnist, F.cross_entropy, epochs=6, rate=2e-3, decay=1e-4),
     "fashion": Recipe(
         nets.FashionNet, datasets.fashion_mnist, F.cross_entropy, epochs=8, rate=2e-3, decay=1e-4, flip=True
     ),

@@ -26,8 +26,8 @@ ORDER = """
     decisions trace varying labels ops views simplify couple heads shrink prove rebuild cost
     measure layers profile survey
     remedies explain draw
-    data accuracy loss places statistics patches gates evidence trials
-    criteria budget recovery prices knapsack allocations allocate sensitivity
+    data accuracy loss expected places statistics patches gates evidence trials
+    criteria budget recovery damage prices knapsack allocations allocate sensitivity
     guess torch_pruning deciding lower translate export
     aim engines samples training resume finetune recipe report slim
     build unpickle checkpoint vet load

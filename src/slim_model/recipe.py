@@ -64,7 +64,7 @@ class Recipe:
     allocate: str | None = None
     scan: Path | None = None
     threads: int = 1
-    recover: Literal["none", "bias", "affine", "full"] | None = None
+    recover: Literal["none", "bias", "affine", "full", "data-free"] | None = None
     recalibrate: bool = False
     finetune: int = 0
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
@@ -108,7 +108,7 @@ class Recipe:
             raise InputError("max_drop needs data with labels to read the accuracy from: --data, or data= in Python.")
 
     def _needs_no_data(self) -> None:
-        if self.recalibrate or self.recover not in (None, "none"):
+        if self.recalibrate or self.recover not in (None, "none", "data-free"):
             asked = "recalibrate" if self.recalibrate else f"recover {self.recover}"
             raise InputError(f"{asked} needs data, and none was given: add --data SPEC, or data=batches in Python.")
 

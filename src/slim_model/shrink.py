@@ -40,6 +40,16 @@ def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
     return Cut(coupling.graph, coupling.walk.values, coupling.walk.choices, keep[coupling.component])
 
 
+def left_of(coupling: Coupling, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+    """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
+    kept, found = keep[coupling.component], {}
+    for birth in coupling.walk.births:
+        here = np.flatnonzero(kept[birth.start : birth.start + birth.size])
+        if len(here) < birth.size and not birth.owner.startswith("@"):
+            found[birth.owner, birth.axis] = here
+    return found
+
+
 def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
     """The small graph, and the labels its stored tensors carry (for the walk that checks it)."""
     dense, cut = coupling.graph, cut_of(coupling, keep)

@@ -41,7 +41,7 @@ from slim_model.recovery import recover
 from slim_model.report import Report, check_gates, make_report
 from slim_model.resume import Resume
 from slim_model.samples import open_samples
-from slim_model.shrink import CutFailed, cut_of, resized, shrink
+from slim_model.shrink import CutFailed, cut_of, left_of, resized, shrink
 from slim_model.simplify import simplify
 from slim_model.trace import Graph, evaluating, first_of, trace
 from slim_model.training import frozen_names
@@ -69,15 +69,9 @@ class Compiled:
 
     def kept_positions(self) -> dict[tuple[str, int], np.ndarray]:
         """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
-        before = self.heads.kept_positions() if self.heads else {}
-        kept = self.plan.keep[self.coupling.component]
-        found = dict(before)
-        for birth in self.coupling.walk.births:
-            here = np.flatnonzero(kept[birth.start : birth.start + birth.size])
-            if len(here) < birth.size and not birth.owner.startswith("@"):
-                place = (birth.owner, birth.axis)
-                found[place] = before[place][here] if place in before else here
-        return found
+        found = self.heads.kept_positions() if self.heads else {}
+        here = left_of(self.coupling, self.plan.keep)
+        return found | {place: found[place][rows] if place in found else rows for place, rows in here.items()}
 
 
 class Slimmed(NamedTuple):
@@ -153,12 +147,12 @@ def _exam(dense: Graph, recipe: Recipe, data: Data | None) -> Exam:
 
 def _recovered(compiled: Compiled, recipe: Recipe, data: Data | None, exam: Exam, progress: Progress) -> Compiled:
     """With other values where something is recovered, and the accuracy before and after each step."""
-    if data is None:
+    level = recipe.recover or ("none" if data is None else "affine")
+    if data is None and level == "none":
         return compiled
-    progress("reading accuracy")
     dense, small = compiled.dense, compiled.small
+    progress("reading accuracy")
     before = (exam.step("dense", dense), exam.step("removal", small))
-    level = recipe.recover or "affine"
     recovered, steps = recover(
         *(dense, small, compiled.kept_positions(), data, level, exam), recalibrate=recipe.recalibrate, said=progress
     )

@@ -93,7 +93,7 @@ def slim_command(
         allocate=allocate,
         scan=scan,
         threads=threads,
-        recover=cast(Literal["none", "bias", "affine", "full"] | None, recover),
+        recover=cast(Literal["none", "bias", "affine", "full", "data-free"] | None, recover),
         recalibrate=recalibrate,
         finetune=finetune,
         optimizer=cast(Literal["auto", "sgd", "adamw"], optimizer),

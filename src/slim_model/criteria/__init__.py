@@ -70,6 +70,7 @@ CRITERIA: dict[str, Ranking] = {
         _row("hessian", gradients.hessian, "loss", "curvature"),
         _row("thinet", reconstruction.thinet, "data", "contributions"),
         _row("reconstruction", reconstruction.reconstruction, "data", "covariance"),
+        _row("kernel", reconstruction.kernel),
         _row("random-mask", search.random_mask, "loss"),
         _row("oracle", search.oracle, "loss"),
     )

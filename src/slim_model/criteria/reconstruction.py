@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slim_model.criteria.slices import Slices
 from slim_model.evidence import View
+from slim_model.expected import products
 
 
 def thinet(slices: Slices, *, centre: bool = False) -> Tensor:
@@ -42,11 +43,28 @@ def reconstruction(slices: Slices, *, ridge: float = 1e-4) -> Tensor:
     the c of smallest ``|W[:, c]|^2 / (S^-1)_cc``, fold it into the others, and go on. With S the identity and columns
     of norms ``[1, 2]`` the score is ``[1/5, 1]``; a channel that repeats another costs nothing. The intercept is free.
     """
-    parts = [_Layer(view, slices.width, ridge) for view in slices.evidence.views]
-    left = torch.ones(slices.width, dtype=torch.bool)
+    return _greedy([_of_view(view, slices.width, ridge) for view in slices.evidence.views], slices.width)
+
+
+def kernel(slices: Slices, *, ridge: float = 1e-3) -> Tensor:
+    """``reconstruction`` without data: products of channels are those expected of their filters alone.
+
+    Filters, BatchNorm folded in, as rows v; what comes out of two has the expected product
+    ``|v| |w| (sin t + (pi - t) cos t) / 2 pi`` with t the angle between them, the arc-cosine kernel of Cho, Saul 2009
+    (see ``expected``). Goes with ``--recover data-free``. Of two equal filters one costs nothing.
+    """
+    filters = [rows.double() for rows in slices.folded()] or [torch.zeros(slices.width, 1)]
+    _, product = products(torch.cat(filters, 1), torch.zeros(slices.width))
+    gram = sum((w.double() @ w.double().T for w in slices.reads), torch.zeros_like(product))
+    everything = torch.arange(slices.width)
+    return _greedy([_Layer(product, gram, everything, slices.width, ridge, product.diagonal() > 0)], slices.width)
+
+
+def _greedy(parts: list[_Layer], width: int) -> Tensor:
+    left = torch.ones(width, dtype=torch.bool)
     order, errors, error = [], [], 0.0
-    for _ in range(slices.width):
-        cost = torch.stack([part.cost() for part in parts]).sum(0) if parts else torch.zeros(slices.width)
+    for _ in range(width):
+        cost = torch.stack([part.cost() for part in parts]).sum(0) if parts else torch.zeros(width)
         channel = int(torch.where(left, cost, torch.inf).argmin())
         error += float(cost[channel])
         left[channel] = False
@@ -57,26 +75,32 @@ def reconstruction(slices: Slices, *, ridge: float = 1e-4) -> Tensor:
     return _in_order(order, errors)
 
 
+def _of_view(view: View, width: int, ridge: float) -> _Layer:
+    held = view.statistics["covariance"]
+    covariance = (held.scatter / held.count).cpu()
+    gram = torch.zeros_like(covariance)
+    for weight in view.weights:
+        gram += weight.double() @ weight.double().T
+    if not view.weights:
+        gram = torch.eye(len(covariance), dtype=torch.float64)
+    changes = covariance.diagonal() > 1e-24 * held.mean.square().cpu()  # else dead, or a constant
+    return _Layer(covariance, gram, view.channel, width, ridge, changes)
+
+
 class _Layer:
     """One place: the inverse covariance of its channels and the products of the weights that read them."""
 
-    def __init__(self, view: View, width: int, ridge: float) -> None:
-        held = view.statistics["covariance"]
-        size = held.scatter.shape[0]
-        covariance = (held.scatter / held.count).cpu()
-        gram = torch.zeros_like(covariance)
-        for weight in view.weights:
-            gram += weight.double() @ weight.double().T
-        if not view.weights:
-            gram = torch.eye(size, dtype=torch.float64)
+    def __init__(
+        self, covariance: Tensor, gram: Tensor, channel: Tensor, width: int, ridge: float, changes: Tensor
+    ) -> None:
+        size = len(covariance)
         self.total = float((covariance * gram).sum().clamp(min=1e-300))
         small = ridge * float(covariance.diagonal().mean()) + 1e-300
         damped = covariance + small * torch.eye(size, dtype=torch.float64)
-        self.changes = covariance.diagonal() > 1e-24 * held.mean.square().cpu()  # else dead, or a constant
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        self.gram, self.channel, self.width = gram, view.channel, width
+        self.gram, self.channel, self.width, self.changes = gram, channel, width, changes
         self.at = torch.full((width,), -1)
-        self.at[view.channel] = torch.arange(size)
+        self.at[channel] = torch.arange(size)
         self.left = torch.ones(size, dtype=torch.bool)
 
     def cost(self) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 from slim_model.accuracy import Exam, Step
 from slim_model.data import Data
-from slim_model.recovery import affine, full, norms
+from slim_model.recovery import affine, data_free, full, norms
 from slim_model.recovery.parts import Parts, Referee, parted
 from slim_model.recovery.sums import Kept, Sum, find_sums
 from slim_model.trace import Graph
@@ -34,6 +34,11 @@ class _Case:
 
 
 Change = Callable[[_Case, Graph], tuple[Graph, dict[str, Any]]]
+
+
+def _data_free(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = data_free.merge(case.dense, small, case.layers)
+    return graph, {"layers": took}
 
 
 def _bias(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
@@ -56,12 +61,19 @@ def _recalibrated(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
     return graph, {"norms": count}
 
 
-_CHANGES: dict[str, Change] = {"bias": _bias, "affine": _affine, "full": _full, "recalibrate": _recalibrated}
+_CHANGES: dict[str, Change] = {
+    "data-free": _data_free,
+    "bias": _bias,
+    "affine": _affine,
+    "full": _full,
+    "recalibrate": _recalibrated,
+}
 LEVELS: dict[str, tuple[str, ...]] = {
     "none": (),
     "bias": ("bias",),
     "affine": ("affine",),
     "full": ("affine", "full"),
+    "data-free": ("data-free",),
 }
 """What each level does, in this order."""
 
@@ -70,18 +82,21 @@ def recover(
     dense: Graph,
     small: Graph,
     kept: Kept,
-    data: Data,
+    data: Data | None,
     level: str,
     exam: Exam,
     *,
     recalibrate: bool = False,
     said: Said = lambda text: None,
 ) -> tuple[Graph, tuple[Step, ...]]:
-    """``kept``: the dense positions left of each stored tensor. Returns the recovered graph and what was done."""
+    """``kept``: the dense positions left of each stored tensor. Returns the recovered graph and what was done.
+
+    Without data, which ``data-free`` alone can do without, nothing judges it.
+    """
     names = (*LEVELS[level], *(("recalibrate",) if recalibrate else ()))
     if not names:
         return small, ()
-    fit, held = parted(data, dense)
+    fit, held = parted(data, dense) if data else (lambda: iter(()), lambda: iter(()))
     case = _Case(dense, find_sums(dense, small, kept), fit, held, said)
     referee = Referee(dense, held)
     steps, error = [], referee.error(small)

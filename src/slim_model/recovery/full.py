@@ -27,8 +27,8 @@ RIDGES = (1e-5, 1e-3, 1e-1)
 """Relative to the mean of the diagonal."""
 LARGEST = 4096
 """Columns of a layer beyond which it keeps its weights: their products alone take 128 MB."""
-_ROWS_EACH = 20
-_PLACES = 64
+_ROWS_EACH = 100  # rows for each column
+_PLACES = 16  # of a sample, at least
 Said = Callable[[str], None]
 
 
