@@ -3,32 +3,31 @@
 With X what a layer of the small graph takes in on the data (all taps of all channels, and a one), fitted layers before
 it included, and Y the output of the dense layer, ``W = (X'X + l I)^-1 (X'Y + l W0)`` (He, Zhang, Sun 2017, with ridge
 towards the weights there are). Where the output is added to a value that is there already, as at the end of a residual
-block, Y also makes up for what that value has lost. A layer whose error on samples held out does not fall keeps its
-weights.
+block, Y also makes up for what that value has lost; where a ReLU follows, only what comes out of it counts. A layer
+whose error on samples held out does not fall keeps its weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from slim_model.labels import bound
 from slim_model.recovery.parts import Parts
-from slim_model.recovery.sums import Sum, norm_behind
+from slim_model.recovery.rows import Rows
+from slim_model.recovery.sums import Sum
 from slim_model.recovery.track import MEMORY, Track
 from slim_model.trace import Graph
 
-aten = torch.ops.aten
 RIDGES = (1e-5, 1e-3, 1e-1)
 """Relative to the mean of the diagonal."""
 LARGEST = 4096
 """Columns of a layer beyond which it keeps its weights: their products alone take 128 MB."""
 _ROWS_EACH = 100  # rows for each column
 _PLACES = 16  # of a sample, at least
+_TURNS = 2
 Said = Callable[[str], None]
 
 
@@ -63,9 +62,8 @@ def refit(
             took[layer.weight] = f"kept: {size} columns"
             continue
         wanted = max(_PLACES, -(-_ROWS_EACH * size // samples))
-        seen = [_products(nodes[layer.node], layer, big, little, wanted) for big, little in tracks]
-        assert seen[0] is not None
-        took[layer.weight], changed = _fitted(layer, seen[0], seen[1] or seen[0], tensors)
+        ours, unseen = (Rows(nodes[layer.node], layer, big, little, wanted) for big, little in tracks)
+        took[layer.weight], changed = _fitted(layer, ours, unseen, tensors)
         tensors |= changed
         for _, little in tracks:
             little.replace(changed)
@@ -76,87 +74,78 @@ def _columns(layer: Sum) -> int:
     return len(layer.inputs) * layer.taps + (layer.constant is not None)
 
 
-def _products(node: fx.Node, layer: Sum, dense: Track, small: Track, wanted: int) -> _Products | None:
+def _products(rows: Rows) -> _Products | None:
     """All parts together; None where there is none."""
     found = None
-    scale = _scale(node, small)
-    for big, little in zip(dense.after(layer.node), small.before(layer.node), strict=True):
-        groups, first, ours = len(layer.groups), little.part.first, little.values
-        x = layer.rows(ours[layer.operand].detach(), groups, first, wanted)
-        if layer.constant is not None:
-            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-        y = layer.targets(_target(node, layer, big.values, ours, dense, scale), groups, first, wanted)
-        turned = x.transpose(1, 2)
-        here = _Products((turned @ x).double(), (turned @ y).double(), y.double().square().sum())
+    for row in rows:
+        turned = row.taken.transpose(1, 2)
+        here = _Products(
+            (turned @ row.taken).double(), (turned @ row.wanted).double(), row.wanted.double().square().sum()
+        )
         found = here if found is None else found.merge(here)
     return found
 
 
-def _target(
-    node: fx.Node, layer: Sum, theirs: dict[str, Any], ours: dict[str, Any], dense: Track, scale: Tensor | None
-) -> Tensor:
-    """What the layer should give, its constant included: as the dense layer, and what the other side of the sum that it
-    enters has lost."""
-    axis = 1 if layer.window else -1
-    index = layer.outputs.to(theirs[node.name].device)
-    wanted = theirs[node.name].index_select(axis, index)
-    shape = [-1, *[1] * (wanted.dim() - 2)] if layer.window else [-1]
-    if layer.constant is not None and layer.constant[1] < 0:  # BatchNorm takes its mean away
-        wanted = wanted - dense.tensors[layer.constant[0]][index].view(shape)
-    other = added_to(node)
-    if other is not None and other.name in theirs and other.name in ours:
-        full = theirs[other.name]
-        if full.dim() == wanted.dim() and full.shape[axis] == theirs[node.name].shape[axis]:
-            lost = full.index_select(axis, index) - ours[other.name]
-            wanted = wanted + (lost if scale is None else lost * scale.view(shape))
-    return wanted
-
-
-def _scale(node: fx.Node, small: Track) -> Tensor | None:
-    """What a change of one behind the BatchNorm takes ahead of it; 0 where it lets nearly nothing through."""
-    norm = norm_behind(node)
-    if norm is None:
-        return None
-    given = bound(norm)
-    deviation = (small.stored(given["running_var"]) + given["eps"]).sqrt()
-    slope = (1.0 if given["weight"] is None else small.stored(given["weight"])) / deviation
-    return torch.where(slope.abs() > 1e-3 * slope.abs().max(), 1 / slope, 0.0)
-
-
-def added_to(node: fx.Node) -> fx.Node | None:
-    """The value that the output of ``node`` is added to, straight or behind its BatchNorm."""
-    end = norm_behind(node) or node
-    while (
-        len(end.users) == 1 and getattr((user := next(iter(end.users))).target, "overloadpacket", None) is aten.dropout
-    ):
-        end = user
-    user = next(iter(end.users)) if len(end.users) == 1 else node
-    if getattr(user.target, "overloadpacket", None) not in (aten.add, aten.add_) or bound(user)["alpha"] != 1:
-        return None
-    other = next((side for side in (bound(user)["self"], bound(user)["other"]) if side is not end), None)
-    return other if isinstance(other, fx.Node) else None
-
-
-def _fitted(layer: Sum, fit: _Products, held: _Products, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+def _fitted(layer: Sum, fit: Rows, held: Rows, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """What the layer took, and the values that change."""
-    stored, groups = tensors[layer.weight].detach(), len(layer.groups)
-    now = layer.matrix(stored, groups).flatten(2).transpose(1, 2).double()
+    now = _now(layer, tensors)
+    known, unseen = _products(fit), _products(held)
+    assert known is not None
+    ridges = {ridge: _solved(layer, known, now, ridge) for ridge in RIDGES}
+    judged = unseen or known
+    ridge = min(ridges, key=lambda r: judged.error(ridges[r]))
+    found = {"kept": now, "fitted": ridges[ridge]}
+    if fit.sink.rectified:
+        found["fitted behind its ReLU"] = _behind(layer, fit, known, ridge, found["fitted"], now)
+    errors = _errors(held if unseen else fit, found)
+    best = min(errors, key=lambda name: errors[name])
+    said = f"{best}: error {errors['kept']:.3g} -> {errors[best]:.3g}"
+    return said, {} if best == "kept" else _stored(layer, found[best], tensors)
+
+
+def _now(layer: Sum, tensors: dict[str, Tensor]) -> Tensor:
+    """``(group, column, output)``: the weights there are, and the constant as a last row."""
+    groups = len(layer.groups)
+    now = layer.matrix(tensors[layer.weight].detach(), groups).flatten(2).transpose(1, 2).double()
     if layer.constant is not None:
         name, sign = layer.constant
         now = torch.cat([now, sign * tensors[name].detach().double().view(groups, 1, -1)], 1)
-    found = {"kept": now} | {f"fitted {ridge:g}": _solved(layer, fit, now, ridge) for ridge in RIDGES}
-    errors = {name: held.error(weights) for name, weights in found.items()}
-    best = min(errors, key=lambda name: errors[name])
-    said = f"{best}: error {errors['kept']:.3g} -> {errors[best]:.3g}"
-    if best == "kept":
-        return said, {}
-    weights = found[best]
+    return now
+
+
+def _stored(layer: Sum, weights: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     changed = {}
     if layer.constant is not None:
+        name, sign = layer.constant
         changed[name] = (sign * weights[:, -1].flatten()).to(tensors[name])
         weights = weights[:, :-1]
+    stored = tensors[layer.weight].detach()
     changed[layer.weight] = layer.as_stored(weights.transpose(1, 2).unflatten(2, (-1, layer.taps)), stored)
-    return said, changed
+    return changed
+
+
+def _behind(layer: Sum, rows: Rows, known: _Products, ridge: float, weights: Tensor, now: Tensor) -> Tensor:
+    """Where the ReLU shuts it does not matter how far: the wanted values follow the fit there (Zhang, Zou, He, Sun
+    2015), which never raises the error behind the ReLU."""
+    for _ in range(_TURNS):
+        xy = torch.zeros_like(known.xy)
+        for row in rows:
+            wanted = row.wanted
+            if row.rises is not None:
+                wanted = rows.wanted_of(row, row.taken @ weights.to(row.taken))
+            xy += (row.taken.transpose(1, 2) @ wanted).double()
+        weights = _solved(layer, _Products(known.xx, xy, known.yy), now, ridge)
+    return weights
+
+
+def _errors(rows: Rows, found: dict[str, Tensor]) -> dict[str, float]:
+    """Of each candidate, relative to that of giving nothing."""
+    wrong, whole = dict.fromkeys(found, 0.0), 0.0
+    for row in rows:
+        for name, weights in found.items():
+            wrong[name] += rows.error(row, row.taken @ weights.to(row.taken))
+        whole += rows.error(row, torch.zeros_like(row.wanted))
+    return {name: error / max(whole, 1e-300) for name, error in wrong.items()}
 
 
 def _solved(layer: Sum, fit: _Products, now: Tensor, ridge: float) -> Tensor:

@@ -33,7 +33,7 @@ class Moments:
         rows = rows.double()
         mean = rows.mean(1)
         centred = rows - mean[:, None]
-        return cls(rows.shape[1], mean, centred.transpose(1, 2) @ centred, samples, x.double().mean(0))
+        return cls(rows.shape[1], mean, centred.transpose(1, 2) @ centred, samples, x.mean(0, dtype=torch.float64))
 
     def merge(self, other: Moments) -> Moments:
         count, delta = self.count + other.count, other.mean - self.mean

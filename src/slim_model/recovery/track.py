@@ -47,6 +47,7 @@ class Track:
         self.last = {m: i for i, node in enumerate(self.nodes) for m in node.all_input_nodes}
         self.runner = fx.Interpreter(graph.module)
         self.tensors = dict(graph.tensors)
+        self.placeholders = [n for n in self.nodes if n.op == "placeholder" and n.name in graph.owners]
         self.stops: dict[int, Stop] = {}
         self.sizes: dict[int, int] = {}
         self.total = -1
@@ -80,9 +81,7 @@ class Track:
         return Stop(part, 0, {n: x for n, x in env.items() if n.name not in self.graph.owners})
 
     def _moved(self, number: int, stop: Stop, position: int) -> Stop:
-        owners = self.graph.owners
-        stored = {n: self.tensors[owners[n.name]] for n in self.nodes if n.op == "placeholder" and n.name in owners}
-        self.runner.env = ChainMap(stop.env, stored)  # type: ignore[assignment]
+        self.runner.env = ChainMap(stop.env, {n: self.stored(n) for n in self.placeholders})  # type: ignore[assignment]
         with torch.no_grad():
             for i in range(stop.position, position):
                 node = self.nodes[i]
