@@ -103,7 +103,7 @@ def rows_of(name: str, cut: float, levels: list[str]) -> list[dict[str, Any]]:
         result, steps = recover(
             *(graph, small, left_of(coupling, plan.keep), None if level == "data-free" else data(case.samples), level),
             Exam(None),
-            said=lambda text: print("   ", text, flush=True),
+            said=_said,
         )
         took = time.perf_counter() - started
         with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ def _planned(name: str, cut: float, free: bool, coupling: Coupling, data: Callab
         started = time.perf_counter()
         scores = score(coupling, "kernel" if free else "reconstruction", data=None if free else data(few))
         if cut >= 1:
-            scores = damage(coupling, scores, data(few))
+            scores = damage(coupling, scores, data(few), said=_said)
         _ranked[name, free] = scores, time.perf_counter() - started
     scores, seconds = _ranked[name, free]
     if cut < 1:
@@ -144,6 +144,10 @@ def _planned(name: str, cut: float, free: bool, coupling: Coupling, data: Callab
     meter = Meter(coupling)
     of, limit = functools.partial(_macs, meter), cost(coupling).macs / cut
     return meet(coupling, scores, price_of("macs"), of, limit, allocate="greedy:normalise=none,floor=0.05"), seconds
+
+
+def _said(text: str) -> None:
+    print("   ", text, flush=True)
 
 
 def _macs(meter: Meter, keep: np.ndarray) -> float:

@@ -27,7 +27,7 @@ from slim_model.trace import trace
 
 SAMPLES = 23
 BY_INDEX = {"random", "random-mask"}  # draw by the number of a channel, so renaming channels changes them
-GREEDY = {"thinet", "reconstruction"}  # the second of two twins is not as cheap as the first
+GREEDY = {"thinet", "reconstruction", "kernel"}  # the second of two twins is not as cheap as the first
 WITH_DATA = [name for name, row in CRITERIA.items() if row.needs != "weights"]
 
 
@@ -207,6 +207,27 @@ def rebuilt(group: int) -> list[float]:
     return greedy(error, x.shape[1])
 
 
+def expected(group: int) -> list[float]:
+    """Least squares, where what two channels give has the product |v| |w| (sin t + (pi - t) cos t) / 2 pi."""
+    rows = folded(group)
+    norms = np.linalg.norm(rows, axis=1)
+    t = np.arccos(np.clip(rows @ rows.T / np.outer(norms, norms), -1, 1))
+    product = np.outer(norms, norms) * (np.sin(t) + (np.pi - t) * np.cos(t)) / (2 * np.pi)
+    weight = columns(group)[1].transpose(1, 0, 2).reshape(len(rows), -1)
+
+    def error(gone: list[int]) -> float:
+        left = [c for c in range(len(rows)) if c not in gone]
+        fold = (
+            np.linalg.solve(product[np.ix_(left, left)], product[np.ix_(left, gone)])
+            if left
+            else np.zeros((0, len(gone)))
+        )
+        rest = product[np.ix_(gone, gone)] - product[np.ix_(gone, left)] @ fold
+        return float(np.trace(weight[gone].T @ rest @ weight[gone]))
+
+    return greedy(error, len(rows))
+
+
 def hessians(group: int) -> tuple[np.ndarray, np.ndarray]:
     h = torch.autograd.functional.hessian(lambda g: gated(g, *samples()), torch.ones(10, dtype=torch.float64)).numpy()
     values, vectors = np.linalg.eigh(h)
@@ -245,6 +266,7 @@ FORMULAS: dict[str, Any] = {
     "mean-activation": lambda g: reads(g).mean((0, 2, 3)),
     "variance": lambda g: reads(g).var((0, 2, 3)),
     "variance:weighted=true": lambda g: reads(g).var((0, 2, 3)) * (columns(g)[1] ** 2).sum((0, 2)),
+    "power": lambda g: (reads(g) ** 2).mean((0, 2, 3)) * (columns(g)[1] ** 2).sum((0, 2)),
     "apoz": lambda g: [1 - sum(v == 0 for v in x) / len(x) for x in reads(g).swapaxes(0, 1).reshape((6, 4)[g], -1)],
     "entropy": lambda g: entropies(g, own=False),
     "entropy:range=channel": lambda g: entropies(g, own=True),
@@ -261,6 +283,7 @@ FORMULAS: dict[str, Any] = {
     "thinet": thinet,
     "thinet:centre=true": lambda g: thinet(g, centre=True),
     "reconstruction:ridge=1e-12": rebuilt,
+    "kernel:ridge=1e-12": expected,
     "random-mask": best_mask,
     "oracle": lambda g: [abs(loss_without(g, [c]) - loss_without(g, [])) for c in range((6, 4)[g])],
     "oracle:form=signed": lambda g: [loss_without(g, [c]) - loss_without(g, []) for c in range((6, 4)[g])],

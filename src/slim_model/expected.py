@@ -28,12 +28,19 @@ def products(filters: Tensor, mean: Tensor, *, rectified: bool = True) -> tuple[
     correlation = (unit @ unit.T).clamp(-1, 1)
     if not rectified:
         return mean.double(), correlation * norm[:, None] * norm + mean.double()[:, None] * mean.double()
+    if not mean.any():
+        return norm / math.sqrt(2 * math.pi), _arc_cosine(correlation) * norm[:, None] * norm
     terms = _expanded(mean.double(), norm)
     total, power = torch.zeros_like(correlation), torch.ones_like(correlation)
     for term in terms.unbind(1):
         total += term[:, None] * term * power
         power = power * correlation
     return terms[:, 0], total
+
+
+def _arc_cosine(correlation: Tensor) -> Tensor:
+    angle = torch.acos(correlation)
+    return (angle.sin() + (math.pi - angle) * correlation) / (2 * math.pi)
 
 
 def _expanded(mean: Tensor, deviation: Tensor) -> Tensor:

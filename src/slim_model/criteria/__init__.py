@@ -60,6 +60,7 @@ CRITERIA: dict[str, Ranking] = {
         _row("lamp", weights.lamp),
         _row("mean-activation", activations.mean_activation, "data", "moments"),
         _row("variance", activations.variance, "data", "moments"),
+        _row("power", activations.power, "data", "moments"),
         _row("apoz", activations.apoz, "data", "zeros"),
         _row("entropy", activations.entropy, "data", "histogram"),
         _row("hrank", activations.hrank, "data", "ranks"),

@@ -39,6 +39,21 @@ def variance(slices: Slices, *, weighted: bool = False, combine: str = "mean") -
     return slices.over_places(score, combine)
 
 
+def power(slices: Slices, *, combine: str = "mean") -> Tensor:
+    """Squared error of the next layer when a channel's values go and nothing makes up for them, others apart.
+
+    Wanda (Sun, Liu, Bair, Kolter, ICLR 2024) on channels: ``s_c = E[x_c^2] sum W[:, c]^2``. Goes with ``--recover
+    none``, as ``variance:weighted=true`` does with ``bias`` and ``reconstruction`` with ``affine``. ``x = [[1, 3], [2,
+    0]]`` read by weights of 1 scores ``[5, 2]``.
+    """
+
+    def score(view: View) -> Tensor:
+        moments = view.statistics["moments"]
+        return (moments.variance + moments.mean.square()) * pull(view)
+
+    return slices.over_places(score, combine)
+
+
 def apoz(slices: Slices, *, combine: str = "mean") -> Tensor:
     """Share of values that are not zero: one less the Average Percentage of Zeros.
 

@@ -46,7 +46,7 @@ class Track:
         self.index = {node.name: i for i, node in enumerate(self.nodes)}
         self.last = {m: i for i, node in enumerate(self.nodes) for m in node.all_input_nodes}
         self.runner = fx.Interpreter(graph.module)
-        self.tensors = dict(graph.tensors)
+        self.tensors = {name: tensor.detach() for name, tensor in graph.tensors.items()}
         self.placeholders = [n for n in self.nodes if n.op == "placeholder" and n.name in graph.owners]
         self.stops: dict[int, Stop] = {}
         self.sizes: dict[int, int] = {}
