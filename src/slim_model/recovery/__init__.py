@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from slim_model.accuracy import Exam, Step
 from slim_model.data import Data
 from slim_model.recovery import affine, data_free, full, norms
@@ -103,7 +105,8 @@ def recover(
     for name in names:
         said(f"recovering: {name}")
         started = time.perf_counter()
-        changed, did = _CHANGES[name](case, small)
+        with torch.no_grad():
+            changed, did = _CHANGES[name](case, small)
         after = referee.error(changed)
         better = math.isnan(after) or after < error
         did |= {"error_before": error, "error_after": after, "taken_back": not better}
