@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from samples import Residual, images, trained
-from slim_model import InputError, slim
+from slim_model import InputError, restore, slim
 from slim_model.data import Divided, rows_of
 from slim_model.finetune import Epoch, Tuned, finetune
 from slim_model.loss import distillation
+from slim_model.rebuild import small_module
 from slim_model.recipe import Recipe
+from slim_model.report import make_report
 from slim_model.resume import Resume
 from slim_model.samples import augmentation, open_samples
+from slim_model.save import save
 from slim_model.slim import Compiled, compile_model
 
 EXAMPLE = (images(2),)
@@ -234,7 +237,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(removed: Compiled, tmp_path:
     assert same(again.graph.tensors, whole.graph.tensors)
     assert [e.loss for e in again.epochs] == [e.loss for e in whole.epochs]
     assert again.chosen == whole.chosen
-    resume.remove()
+    resume.remove(rounds=1)
     assert not list(tmp_path.iterdir())
 
 
@@ -294,3 +297,68 @@ def test_a_model_without_parameters_to_train() -> None:
     compiled = compile_model(Fixed().eval(), EXAMPLE, Recipe(0.5, multiple_of=1))
     with pytest.raises(InputError, match="nothing can be fine-tuned"):
         tuned(compiled)
+
+
+# -- rounds ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_rounds_end_at_the_ratio(scope: Any) -> None:
+    """16 and 24 channels at 0.75 in two rounds: 8 and 12, then 4 and 6. Positions are those of the dense model."""
+    model = trained(Residual())
+    once, twice = (
+        compile_model(model, EXAMPLE, Recipe(0.75, scope=scope, multiple_of=1, iterations=k)) for k in (1, 2)
+    )
+    assert twice.before is not None
+    total = [sum(after for _, after in c.plan.widths) for c in (once, twice.before, twice)]
+    assert total[2] == pytest.approx(total[0], abs=1)
+    assert total[1] == pytest.approx(2 * total[0], abs=1)
+    if scope == "local":
+        assert {after for _, after in twice.before.plan.widths} == {8, 12}
+        assert {after for _, after in twice.plan.widths} == {4, 6}
+    assert twice.slim_cost.macs < twice.before.slim_cost.macs < twice.dense_cost.macs == once.dense_cost.macs
+    for (owner, axis), kept in twice.kept_positions().items():
+        dense = twice.dense.tensors[owner].detach()
+        small = twice.small.tensors[owner]
+        assert small.shape[axis] == len(kept)
+        for other, positions in twice.kept_positions().items():
+            if other[0] == owner:
+                dense = dense.index_select(other[1], torch.from_numpy(positions))
+        assert torch.equal(dense, small), owner
+    for group in make_report(twice, Recipe(0.75), module_is_own=True).groups:
+        made = next(s for s in group["slices"] if s["role"] == "makes")
+        assert group["kept"] == made["kept"]
+        assert group["before"] == twice.dense.tensors[made["parameter"]].shape[made["axis"]]
+        assert group["after"] == len(group["kept"])
+
+
+def test_rounds_of_training(tmp_path: Path) -> None:
+    """Each round trains, and goes on with what the last one learned; the small model can be restored."""
+    model, resume = trained(Residual()), Resume(tmp_path / "OUT.onnx.finetune")
+    made = recipe(finetune=1, iterations=2, distill=False)
+    compiled = compile_model(model, EXAMPLE, made, resume=resume)
+    assert [step.name for step in compiled.steps if step.name in ("removal", "fine-tuning")] == [
+        *("removal", "fine-tuning"),
+        *("removal", "fine-tuning"),
+    ]
+    assert compiled.before is not None
+    assert not torch.equal(compiled.before.small.tensors["fc.bias"], model.fc.bias)  # type: ignore[arg-type, union-attr]
+    assert len(list(tmp_path.iterdir())) == 2
+    again = compile_model(model, EXAMPLE, made, resume=resume)
+    assert same(again.small.tensors, compiled.small.tensors)
+    resume.remove(rounds=2)
+    assert not list(tmp_path.iterdir())
+    module, own = small_module(model, compiled)
+    save(compiled, module, own, tmp_path / "small.safetensors", made)
+    restored = restore(trained(Residual()), tmp_path / "small.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(restored(*EXAMPLE), compiled.small.run(EXAMPLE)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_rounds_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="iterations 0 is not a number of rounds"):
+        Recipe(iterations=0)
+    with pytest.raises(InputError, match="iterations 2 takes a ratio and engine slim; engine 'torch-pruning'"):
+        Recipe(iterations=2, engine="torch-pruning")
+    with pytest.raises(InputError, match="target 'macs=1M' takes one round"):
+        Recipe(iterations=2, target="macs=1M")
