@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,6 @@ import datasets
 import nets
 from evaluate import accuracy, load_published, onnx_predictor
 from provenance import RESULTS, ROOT, provenance, summary
-from slim_model.data import Divided
 from slim_model.export import check_onnx, to_onnx
 from slim_model.recipe import Recipe
 from slim_model.resume import Resume
@@ -136,7 +136,7 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def recipe_of(case: Case, given: argparse.Namespace, model: nn.Module) -> tuple[Recipe, tuple[Tensor]]:
-    data, example = training_data(case)
+    data, example = data_of(case)
     norm = case.norm or datasets.Norm([], [])
     common = {"multiple_of": 1, "data": data, "mean": tuple(norm.mean), "std": tuple(norm.std), "seed": given.seed}
     options = common | {"test_samples": 10_000, "device": given.device, "finetune": case.epochs} | case.options
@@ -148,14 +148,24 @@ def recipe_of(case: Case, given: argparse.Namespace, model: nn.Module) -> tuple[
     return recipe, example
 
 
-def training_data(case: Case) -> tuple[Divided, tuple[Tensor]]:
-    """All of the training part: it is apart from the test part already."""
-    if case.norm is None:
-        inputs, labels = case.split("train")
-    else:
-        inputs, labels = case.split("train", norm=None)
-        inputs = inputs.mul_(255).round_().to(torch.uint8)
-    return Divided((inputs, labels)), (torch.zeros(2, *inputs.shape[1:]) if case.norm else inputs[:2],)
+def data_of(case: Case) -> tuple[str, tuple[Tensor]]:
+    """What a user would type after --data, and an example input."""
+    name = case.split.__name__
+    inputs = case.split("test", norm=None).inputs if case.norm else case.split("test").inputs
+    example = torch.zeros(2, *inputs.shape[1:]) if case.norm else inputs[:2]
+    if name in ("mnist", "fashion_mnist"):
+        kind = name.replace("_", "-")
+        return f"{kind}:{datasets.data_root() / kind}", (example,)
+    file = BUILD / f"{name}.npz"
+    if not file.exists():
+        parts = {split: case.split(split, norm=None) if case.norm else case.split(split) for split in ("train", "test")}
+        arrays = {f"x_{split}": _bytes(part.inputs) if case.norm else part.inputs for split, part in parts.items()}
+        np.savez(file, **arrays, **{f"y_{split}": part.labels.numpy() for split, part in parts.items()})
+    return f"npz:{file}", (example,)
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return pixels.mul(255).round_().to(torch.uint8)
 
 
 def ratio_for(times: float, model: nn.Module, example: tuple[Tensor], recipe: Recipe) -> float:
@@ -195,9 +205,9 @@ def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("# Removal, recovery, a few epochs", "")
-    yield "Written by `benchmarks/finetune.py`. Accuracy in % on the whole test split: dense, right after removal, after"
-    yield "recovery without training, and of the ONNX file after training. *validation*: of the epoch that was chosen, on"
-    yield from ("training samples kept apart. Seconds are for everything, on a busy machine.", "")
+    yield "Written by `benchmarks/finetune.py`. Accuracy in % on the whole test split: dense, right after removal,"
+    yield "after recovery without training, and of the ONNX file after training; nothing is chosen by it. Seconds are"
+    yield from ("for everything, on a busy machine.", "")
     yield "| net | asked | engine | MACs | parameters | dense | removal | recovery | trained | epochs | seed | s |"
     yield "|" + "---|" * 12
     yield from map(line, rows)
@@ -226,11 +236,12 @@ def line(row: dict[str, Any]) -> str:
 def recipe_line(row: dict[str, Any]) -> str:
     did = row["training"]
     alpha, temperature = row["alpha_temperature"]
+    held, whole = did["validated_on"], did["trained_on"] + did["validated_on"]
     return (
-        f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at {did['lr']:g}, "
-        f"batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature {temperature:g}, "
-        f"{did['precision']}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen on {did['validated_on']:,} "
-        f"of {did['trained_on'] + did['validated_on']:,} training samples"
+        f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
+        f"{did['lr']:g}, batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature "
+        f"{temperature:g}, {did['precision']}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen on "
+        f"{held:,} of {whole:,} training samples"
     )
 
 
