@@ -80,6 +80,10 @@ CASES = {
         *("TextNet, IMDB", "90 % of the hidden width", trained("text", nets.TextNet), datasets.imdb),
         *(None, None, 3, {"ratio": 0.9, "keep": ("embedding",), "batch": 32, "criterion": "reconstruction"}),
     ),
+    "text-all": Case(
+        *("TextNet, IMDB", "80 % of all widths", trained("text", nets.TextNet), datasets.imdb),
+        *(None, None, 3, {"ratio": 0.8, "batch": 32, "criterion": "reconstruction"}),
+    ),
     "resnet20": Case(
         *("ResNet-20", "2.1x fewer MACs", lambda: load_published("resnet20"), datasets.cifar10),
         *(datasets.IMAGENET_NORM, 2.1, 5, _RESNET | _BEST),

@@ -35,7 +35,7 @@ OPTIMIZERS = ("auto", "sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
 _WARM_UP = 0.05
-_EVERY_S = 5.0
+_EVERY_S = 10.0
 _PLAIN = (str, int, float, bool, tuple, type(None))
 Progress = Callable[[str], None]
 
