@@ -92,11 +92,8 @@ def test_what_is_as_good_as_it_can_be_is_left(removed: Compiled) -> None:
 
 
 def test_the_better_epoch() -> None:
-    """By accuracy, then by loss; by loss alone where there are no classes."""
-    assert Epoch(1, 0.9, 0.5, 0).better_than(Epoch(1, 0.1, 0.4, 0))
-    assert Epoch(1, 0.1, 0.5, 0).better_than(Epoch(1, 0.9, 0.5, 0))
-    assert not Epoch(1, 0.1, 0.5, 0).better_than(Epoch(1, 0.1, 0.5, 0))
-    assert Epoch(1, 0.1, None, 0).better_than(Epoch(1, 0.2, None, 0))
+    assert Epoch(1, 0.1, 0.4, 0).better_than(Epoch(1, 0.2, 0.5, 0))
+    assert not Epoch(1, 0.1, 0.6, 0).better_than(Epoch(1, 0.1, 0.5, 0))
 
 
 def test_a_rate_that_is_too_high_is_an_error(removed: Compiled) -> None:
@@ -283,6 +280,44 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
         Recipe(**options)
 
 
+class Products(nn.Module):
+    """An operator that takes no mixed precision, or one that overwrites what its gradient needs."""
+
+    def __init__(self, *, overwrites: bool) -> None:
+        super().__init__()
+        self.embed, self.both, self.head = nn.Linear(6, 8), nn.Bilinear(8, 8, 8), nn.Linear(8, 5)
+        self.overwrites = overwrites
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = x.sigmoid()
+        if self.overwrites:
+            y.mul_(2)
+        result: Tensor = self.head(self.both(x, y))
+        return result
+
+
+def test_what_cannot_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16: it is trained in fp32 then, unless it was asked for. Not at all: that is an error."""
+    monkeypatch.setattr("slim_model.finetune._has_bf16", lambda device: True)
+    x = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
+    compiled = {
+        overwrites: compile_model(Products(overwrites=overwrites).eval(), (x[:2],), Recipe(0.5, multiple_of=1))
+        for overwrites in (False, True)
+    }
+
+    def run(overwrites: bool, precision: str) -> Tuned:
+        made = recipe(data=x, finetune=1, precision=precision)
+        removed = compiled[overwrites]
+        return finetune(removed.small, removed.dense, open_samples(x, (x[:2],)), made)
+
+    assert run(False, "auto").settings["precision"] == "fp32"
+    with pytest.raises(InputError, match="the model cannot be trained: All tensors must have the same dtype"):
+        run(False, "bf16")
+    with pytest.raises(InputError, match="the model cannot be trained: one of the variables needed for gradient"):
+        run(True, "auto")
+
+
 def test_a_model_without_parameters_to_train() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
@@ -295,7 +330,7 @@ def test_a_model_without_parameters_to_train() -> None:
             return result
 
     compiled = compile_model(Fixed().eval(), EXAMPLE, Recipe(0.5, multiple_of=1))
-    with pytest.raises(InputError, match="nothing can be fine-tuned"):
+    with pytest.raises(InputError, match="the model cannot be trained: its outputs depend on no parameters"):
         tuned(compiled)
 
 
