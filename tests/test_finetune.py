@@ -393,7 +393,7 @@ def test_rounds_of_training(tmp_path: Path) -> None:
 def test_rounds_that_cannot_be() -> None:
     with pytest.raises(InputError, match="iterations 0 is not a number of rounds"):
         Recipe(iterations=0)
-    with pytest.raises(InputError, match="iterations 2 takes a ratio and engine slim; engine 'torch-pruning'"):
+    with pytest.raises(InputError, match="iterations 2 takes a ratio and the engine slim; engine 'torch-pruning'"):
         Recipe(iterations=2, engine="torch-pruning")
     with pytest.raises(InputError, match="target 'macs=1M' takes one round"):
         Recipe(iterations=2, target="macs=1M")
