@@ -204,7 +204,8 @@ def test_pictures_are_varied() -> None:
     rows, columns = ({place[i] for place in places} for i in (0, 1))
     assert rows == set(range(3, 8))
     assert columns == set(range(2, 7)) | set(range(9, 14))
-    grey = augmentation("auto", (torch.zeros(2, 1, 16, 16),))
+    assert augmentation("auto", (torch.zeros(2, 1, 16, 16),)) is None
+    grey = augmentation("crop", (torch.zeros(2, 1, 16, 16),))
     assert grey is not None
     assert {int(torch.nonzero(grey(picture[:1]))[0, 2]) for _ in range(300)} == set(range(2, 7))
     assert augmentation("auto", (torch.zeros(2, 16),)) is None
