@@ -244,7 +244,7 @@ def recipe_line(row: dict[str, Any]) -> str:
     return (
         f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
         f"{did['lr']:g}, batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature "
-        f"{temperature:g}, {did['precision']}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen on "
+        f"{temperature:g}, {did['precision']}{', pictures varied' if did['augmented'] else ''}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen on "
         f"{held:,} of {whole:,} training samples"
     )
 

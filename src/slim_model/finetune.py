@@ -168,6 +168,7 @@ class _Run:
             "optimizer": self.kind,
             "lr": self.rate,
             "batch": self.step,
+            "augmented": self.augment is not None,
             "processes": together.size(),
             "alpha": self.alpha,
             "precision": "bf16" if self.bf16 else "fp32",
