@@ -234,7 +234,9 @@ def test_help_shows_every_option(command: Command) -> None:
     ran = command("--help")
     assert ran.code == 0
     usage = """--ratio --criterion --scope --multiple-of --arch --input --keep --report --save --bench --no-bench
-               --threads --device --opset --static-batch --seed --trust-pickle --code"""
+               --threads --device --opset --static-batch --seed --trust-pickle --code
+               --finetune --iterations --optimizer --lr --augment --distill --no-distill --alpha --temperature
+               --precision --max-drop --min-speedup"""
     for option in usage.split():
         assert re.search(rf"{option}\b", ran.out), option
     assert "IN" in ran.out

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from samples import Residual, images, trained
-from slim_model import InputError, slim
+from slim_model import InputError, restore, slim
 from slim_model.data import Divided, rows_of
 from slim_model.finetune import Epoch, Tuned, finetune
 from slim_model.loss import distillation
+from slim_model.rebuild import small_module
 from slim_model.recipe import Recipe
+from slim_model.report import make_report
 from slim_model.resume import Resume
 from slim_model.samples import augmentation, open_samples
+from slim_model.save import save
 from slim_model.slim import Compiled, compile_model
 
 EXAMPLE = (images(2),)
@@ -89,11 +92,8 @@ def test_what_is_as_good_as_it_can_be_is_left(removed: Compiled) -> None:
 
 
 def test_the_better_epoch() -> None:
-    """By accuracy, then by loss; by loss alone where there are no classes."""
-    assert Epoch(1, 0.9, 0.5, 0).better_than(Epoch(1, 0.1, 0.4, 0))
-    assert Epoch(1, 0.1, 0.5, 0).better_than(Epoch(1, 0.9, 0.5, 0))
-    assert not Epoch(1, 0.1, 0.5, 0).better_than(Epoch(1, 0.1, 0.5, 0))
-    assert Epoch(1, 0.1, None, 0).better_than(Epoch(1, 0.2, None, 0))
+    assert Epoch(1, 0.1, 0.4, 0).better_than(Epoch(1, 0.2, 0.5, 0))
+    assert not Epoch(1, 0.1, 0.6, 0).better_than(Epoch(1, 0.1, 0.5, 0))
 
 
 def test_a_rate_that_is_too_high_is_an_error(removed: Compiled) -> None:
@@ -204,7 +204,8 @@ def test_pictures_are_varied() -> None:
     rows, columns = ({place[i] for place in places} for i in (0, 1))
     assert rows == set(range(3, 8))
     assert columns == set(range(2, 7)) | set(range(9, 14))
-    grey = augmentation("auto", (torch.zeros(2, 1, 16, 16),))
+    assert augmentation("auto", (torch.zeros(2, 1, 16, 16),)) is None
+    grey = augmentation("crop", (torch.zeros(2, 1, 16, 16),))
     assert grey is not None
     assert {int(torch.nonzero(grey(picture[:1]))[0, 2]) for _ in range(300)} == set(range(2, 7))
     assert augmentation("auto", (torch.zeros(2, 16),)) is None
@@ -234,7 +235,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(removed: Compiled, tmp_path:
     assert same(again.graph.tensors, whole.graph.tensors)
     assert [e.loss for e in again.epochs] == [e.loss for e in whole.epochs]
     assert again.chosen == whole.chosen
-    resume.remove()
+    resume.remove(rounds=1)
     assert not list(tmp_path.iterdir())
 
 
@@ -280,6 +281,44 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
         Recipe(**options)
 
 
+class Products(nn.Module):
+    """An operator that takes no mixed precision, or one that overwrites what its gradient needs."""
+
+    def __init__(self, *, overwrites: bool) -> None:
+        super().__init__()
+        self.embed, self.both, self.head = nn.Linear(6, 8), nn.Bilinear(8, 8, 8), nn.Linear(8, 5)
+        self.overwrites = overwrites
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = x.sigmoid()
+        if self.overwrites:
+            y.mul_(2)
+        result: Tensor = self.head(self.both(x, y))
+        return result
+
+
+def test_what_cannot_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16: it is trained in fp32 then, unless it was asked for. Not at all: that is an error."""
+    monkeypatch.setattr("slim_model.finetune._has_bf16", lambda device: True)
+    x = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
+    compiled = {
+        overwrites: compile_model(Products(overwrites=overwrites).eval(), (x[:2],), Recipe(0.5, multiple_of=1))
+        for overwrites in (False, True)
+    }
+
+    def run(overwrites: bool, precision: str) -> Tuned:
+        made = recipe(data=x, finetune=1, precision=precision)
+        removed = compiled[overwrites]
+        return finetune(removed.small, removed.dense, open_samples(x, (x[:2],)), made)
+
+    assert run(False, "auto").settings["precision"] == "fp32"
+    with pytest.raises(InputError, match="the model cannot be trained: All tensors must have the same dtype"):
+        run(False, "bf16")
+    with pytest.raises(InputError, match="the model cannot be trained: one of the variables needed for gradient"):
+        run(True, "auto")
+
+
 def test_a_model_without_parameters_to_train() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
@@ -292,5 +331,70 @@ def test_a_model_without_parameters_to_train() -> None:
             return result
 
     compiled = compile_model(Fixed().eval(), EXAMPLE, Recipe(0.5, multiple_of=1))
-    with pytest.raises(InputError, match="nothing can be fine-tuned"):
+    with pytest.raises(InputError, match="the model cannot be trained: its outputs depend on no parameters"):
         tuned(compiled)
+
+
+# -- rounds ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_rounds_end_at_the_ratio(scope: Any) -> None:
+    """16 and 24 channels at 0.75 in two rounds: 8 and 12, then 4 and 6. Positions are those of the dense model."""
+    model = trained(Residual())
+    once, twice = (
+        compile_model(model, EXAMPLE, Recipe(0.75, scope=scope, multiple_of=1, iterations=k)) for k in (1, 2)
+    )
+    assert twice.before is not None
+    total = [sum(after for _, after in c.plan.widths) for c in (once, twice.before, twice)]
+    assert total[2] == pytest.approx(total[0], abs=1)
+    assert total[1] == pytest.approx(2 * total[0], abs=1)
+    if scope == "local":
+        assert {after for _, after in twice.before.plan.widths} == {8, 12}
+        assert {after for _, after in twice.plan.widths} == {4, 6}
+    assert twice.slim_cost.macs < twice.before.slim_cost.macs < twice.dense_cost.macs == once.dense_cost.macs
+    for (owner, axis), kept in twice.kept_positions().items():
+        dense = twice.dense.tensors[owner].detach()
+        small = twice.small.tensors[owner]
+        assert small.shape[axis] == len(kept)
+        for other, positions in twice.kept_positions().items():
+            if other[0] == owner:
+                dense = dense.index_select(other[1], torch.from_numpy(positions))
+        assert torch.equal(dense, small), owner
+    for group in make_report(twice, Recipe(0.75), module_is_own=True).groups:
+        made = next(s for s in group["slices"] if s["role"] == "makes")
+        assert group["kept"] == made["kept"]
+        assert group["before"] == twice.dense.tensors[made["parameter"]].shape[made["axis"]]
+        assert group["after"] == len(group["kept"])
+
+
+def test_rounds_of_training(tmp_path: Path) -> None:
+    """Each round trains, and goes on with what the last one learned; the small model can be restored."""
+    model, resume = trained(Residual()), Resume(tmp_path / "OUT.onnx.finetune")
+    made = recipe(finetune=1, iterations=2, distill=False)
+    compiled = compile_model(model, EXAMPLE, made, resume=resume)
+    assert [step.name for step in compiled.steps if step.name in ("removal", "fine-tuning")] == [
+        *("removal", "fine-tuning"),
+        *("removal", "fine-tuning"),
+    ]
+    assert compiled.before is not None
+    assert not torch.equal(compiled.before.small.tensors["fc.bias"], model.fc.bias)  # type: ignore[arg-type, union-attr]
+    assert len(list(tmp_path.iterdir())) == 2
+    again = compile_model(model, EXAMPLE, made, resume=resume)
+    assert same(again.small.tensors, compiled.small.tensors)
+    resume.remove(rounds=2)
+    assert not list(tmp_path.iterdir())
+    module, own = small_module(model, compiled)
+    save(compiled, module, own, tmp_path / "small.safetensors", made)
+    restored = restore(trained(Residual()), tmp_path / "small.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(restored(*EXAMPLE), compiled.small.run(EXAMPLE)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_rounds_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="iterations 0 is not a number of rounds"):
+        Recipe(iterations=0)
+    with pytest.raises(InputError, match="iterations 2 takes a ratio and the engine slim; engine 'torch-pruning'"):
+        Recipe(iterations=2, engine="torch-pruning")
+    with pytest.raises(InputError, match="target 'macs=1M' takes one round"):
+        Recipe(iterations=2, target="macs=1M")

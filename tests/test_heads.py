@@ -82,7 +82,7 @@ def test_slim_without_heads_equals_masked(name: str, ratio: float, seed: int) ->
 def test_slim_without_heads_and_widths_equals_masked(name: str, ratio: float, seed: int) -> None:
     """The first pass is masked in the dense module, the second in what the first one leaves."""
     result = removed(name, "both", ratio, seed)
-    inputs, first = NETS[name].inputs(BATCH), result.heads
+    inputs, first = NETS[name].inputs(BATCH), result.before
     assert first is not None
     assert result.proof.masked_max_rel_error <= 2e-4
     assert result.proof.ties == first.proof.ties + check_structure(result.small, replay_of(result))
@@ -103,9 +103,9 @@ def replay_of(result: Compiled) -> Replay:
 def test_heads_and_widths_share_the_ratio() -> None:
     """Of 4 heads 4 * sqrt(0.5) = 2.8 stay, so 3; half of all is 2/3 of what is left of widths: 2.7 of 4, so 3."""
     result = removed("attention_divided", "both")
-    assert result.heads is not None
+    assert result.before is not None
     assert [
-        w for g, w in zip(result.heads.coupling.groups, result.heads.plan.widths, strict=True) if g.name == "q"
+        w for g, w in zip(result.before.coupling.groups, result.before.plan.widths, strict=True) if g.name == "q"
     ] == [(4, 3)]
     assert [w for g, w in zip(result.coupling.groups, result.plan.widths, strict=True) if g.name in "qv"] == [
         (4, 3)
@@ -204,5 +204,5 @@ def test_a_followed_run_loses_heads_and_widths() -> None:
     recipe = Recipe(0.6, "random", multiple_of=1, attention="both")
     result = compile_model(Branching().eval(), (normal(BATCH, 6, 5),), recipe)
     assert result.dense.program is None
-    assert result.heads is not None
-    assert result.slim_cost.macs < result.heads.slim_cost.macs < result.dense_cost.macs
+    assert result.before is not None
+    assert result.slim_cost.macs < result.before.slim_cost.macs < result.dense_cost.macs

@@ -35,7 +35,7 @@ OPTIMIZERS = ("auto", "sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
 _WARM_UP = 0.05
-_EVERY_S = 5.0
+_EVERY_S = 10.0
 _PLAIN = (str, int, float, bool, tuple, type(None))
 Progress = Callable[[str], None]
 
@@ -51,9 +51,8 @@ class Epoch:
     seconds: float
 
     def better_than(self, other: Epoch) -> bool:
-        if self.validation_accuracy is not None and other.validation_accuracy is not None:
-            mine, theirs = self.validation_accuracy, other.validation_accuracy
-            return (mine, -self.validation_loss) > (theirs, -other.validation_loss)
+        """By the loss: the dense model was most likely trained on these samples too, so that the accuracy ahead of
+        training is a flattering one."""
         return self.validation_loss < other.validation_loss
 
 
@@ -150,7 +149,7 @@ class _Run:
                 f"{samples.name} has no labels: fine-tuning then needs the dense model as teacher, distill."
             )
         self.teacher = eval_module(teacher, device=self.device) if self.alpha else None
-        self.bf16 = _bf16(recipe.precision, self.device)
+        self.bf16 = self._in_bf16(recipe.precision)
         self.fixed = None if small.dynamic_batch else next(len(x) for x in small.inputs if isinstance(x, Tensor))
         self.batch = self.fixed or max(1, min(recipe.batch, len(self.train)) // together.size())
         self.step = self.batch * together.size()
@@ -169,6 +168,7 @@ class _Run:
             "optimizer": self.kind,
             "lr": self.rate,
             "batch": self.step,
+            "augmented": self.augment is not None,
             "processes": together.size(),
             "alpha": self.alpha,
             "precision": "bf16" if self.bf16 else "fp32",
@@ -279,6 +279,35 @@ class _Run:
 
     # -- speed --------------------------------------------------------------------------------------------------------
 
+    def _in_bf16(self, wanted: str) -> bool:
+        """``auto``: where the machine has it and every operator of the model does. Raises InputError where the model
+        cannot be trained at all."""
+        if wanted == "bf16" or (wanted == "auto" and _has_bf16(self.device)):
+            refused = self._refusal(bf16=True)
+            if refused is None or wanted == "bf16":
+                return self._unless(refused)
+        return not self._unless(self._refusal(bf16=False))
+
+    def _unless(self, refused: str | None) -> bool:
+        if refused is None:
+            return True
+        raise InputError(f"the model cannot be trained: {refused}. Leave out --finetune.")
+
+    def _refusal(self, *, bf16: bool) -> str | None:
+        """Why one step on the example fails, if it does. Tried on a copy."""
+        net = training_module(self.small, device=self.device)
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            return "its outputs depend on no parameters"
+        copies = (x.clone() if isinstance(x, Tensor) else x for x in self.small.inputs)
+        with torch.random.fork_rng(), torch.enable_grad():
+            try:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                    outputs = [x.float().sum() for x in _tensors(net(*map(self._placed, copies))) if x.requires_grad]
+                torch.stack(outputs).sum().backward()
+            except (RuntimeError, ValueError) as error:
+                return str(error).splitlines()[0][:200]
+        return None
+
     def _placed(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
@@ -307,8 +336,6 @@ def _share(step: int, total: int) -> float:
 def _optimizer(kind: str, net: nn.Module, rate: float) -> torch.optim.Optimizer:
     """Weights decay; what shifts or scales a channel does not."""
     held = [p for p in net.parameters() if p.requires_grad]
-    if not held:
-        raise InputError("nothing can be fine-tuned: the model has no parameters that its outputs depend on.")
     groups: list[dict[str, Any]] = [
         {"params": [p for p in held if p.dim() > 1], "weight_decay": 5e-4 if kind == "sgd" else 1e-2},
         {"params": [p for p in held if p.dim() <= 1], "weight_decay": 0.0},
@@ -318,9 +345,8 @@ def _optimizer(kind: str, net: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, rate)
 
 
-def _bf16(wanted: str, device: torch.device) -> bool:
-    if wanted != "auto":
-        return wanted == "bf16"
+def _has_bf16(device: torch.device) -> bool:
+    """Whether it is faster there than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_amx_tile_supported())

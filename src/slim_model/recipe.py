@@ -38,8 +38,8 @@ class Recipe:
     ``recover``: how other weights make up for what was removed, without training (``slim_model.recovery``); None:
     ``affine`` where there is data. ``recalibrate``: then count BatchNorm's statistics anew. ``finetune``: epochs of
     training at the highest rate ``lr``, on pictures varied by ``augment``, on ``alpha`` of what the dense model says at
-    ``temperature`` and the rest of what labels say; ``distill=False``: labels alone. ``max_drop``: how much accuracy
-    may be lost, as a share.
+    ``temperature`` and the rest of what labels say; ``distill=False``: labels alone. ``iterations``: rounds of removal,
+    each followed by recovery and training. ``max_drop``: how much accuracy may be lost, as a share.
     """
 
     ratio: float = 0.5
@@ -67,6 +67,7 @@ class Recipe:
     recover: Literal["none", "bias", "affine", "full", "data-free"] | None = None
     recalibrate: bool = False
     finetune: int = 0
+    iterations: int = 1
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     lr: float | None = None
     augment: str | Transform = "auto"
@@ -104,8 +105,18 @@ class Recipe:
             raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
 
         check_training(self)
+        self._check_rounds()
         if self.max_drop is not None and self.data is None:
             raise InputError("max_drop needs data with labels to read the accuracy from: --data, or data= in Python.")
+
+    def _check_rounds(self) -> None:
+        if self.iterations < 1:
+            raise InputError(f"iterations {self.iterations} is not a number of rounds from 1.")
+        if self.iterations > 1 and (self.engine != "slim" or self.target is not None):
+            other = f"engine '{self.engine}'" if self.engine != "slim" else f"target '{self.target}'"
+            raise InputError(
+                f"iterations {self.iterations} takes a ratio and the engine slim; {other} takes one round."
+            )
 
     def _needs_no_data(self) -> None:
         if self.recalibrate or self.recover not in (None, "none", "data-free"):

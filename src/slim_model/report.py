@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from slim_model.couple import Group as Channels
 from slim_model.errors import GateError
 from slim_model.heads import left
 from slim_model.measure import Comparison, environment, verdict
@@ -123,25 +124,29 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _groups(compiled: Compiled) -> list[dict[str, Any]]:
-    """Positions are those of the dense model, also where heads went first."""
-    if compiled.heads is None:
-        return _rows(compiled, {})
-    whole = [row | {"heads": True} for row in _rows(compiled.heads, {}) if row["after"] < row["before"]]
-    return whole + _rows(compiled, compiled.heads.kept_positions())
+    """Positions are those of the dense model, also where there were passes before. Whole heads that went first are rows
+    of their own."""
+    passes = [compiled]
+    while passes[0].before:
+        passes.insert(0, passes[0].before)
+    heads = [one for one in passes[:-1] if one.kind != compiled.kind]
+    whole = [row | {"heads": True} for one in heads for row in _rows(one, one) if row["after"] < row["before"]]
+    return whole + _rows(compiled, passes[len(heads)])
 
 
-def _rows(compiled: Compiled, positions: dict[tuple[str, int], np.ndarray]) -> list[dict[str, Any]]:
-    keep = compiled.plan.keep
+def _rows(last: Compiled, first: Compiled) -> list[dict[str, Any]]:
+    """Of the passes from ``first`` to ``last``."""
+    positions = last.before.kept_positions() if last.before else {}
     result = []
-    for group, (before, after) in zip(compiled.coupling.groups, compiled.plan.widths, strict=True):
-        kept = keep[group.channels]
+    for group, (width, after) in zip(last.coupling.groups, last.plan.widths, strict=True):
+        kept = last.plan.keep[group.channels]
         result.append({
             "name": group.name,
             "where": group.where,
-            "before": before,
+            "before": round(width / left(group, last.coupling.graph, first.coupling.graph)),
             "after": after,
             "positions_per_channel": group.span,
-            "kept": np.flatnonzero(kept).tolist(),
+            "kept": _numbers(group, kept, last, first),
             "slices": [
                 {
                     "parameter": s.parameter,
@@ -153,6 +158,19 @@ def _rows(compiled: Compiled, positions: dict[tuple[str, int], np.ndarray]) -> l
             ],
         })  # fmt: skip
     return result
+
+
+def _numbers(group: Channels, kept: np.ndarray, last: Compiled, first: Compiled) -> list[int]:
+    """Channels as they were numbered ahead of ``first``."""
+    if last is first or last.before is None:
+        return np.flatnonzero(kept).tolist()
+    since = last.before.kept_positions(first)
+    channels = {(s.parameter, s.axis): s.channel for g in first.coupling.groups for s in g.slices}
+    found: set[int] = set()
+    for s in group.slices:
+        here = _at(since.get((s.parameter, s.axis)), (s.channel >= 0) & kept[s.channel])
+        found |= set(channels[s.parameter, s.axis][here].tolist())
+    return sorted(found)
 
 
 def _at(positions: np.ndarray | None, kept: np.ndarray) -> list[int]:

@@ -18,9 +18,12 @@ from slim_model.trace import Graph
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """``place``: written after each epoch, whole or not at all."""
+    """``place``: written after each epoch, whole or not at all. Each round has a file of its own."""
 
     place: Path
+
+    def round(self, number: int) -> Resume:
+        return self if number == 1 else Resume(self.place.with_name(f"{self.place.name}-{number}"))
 
     def save(self, identity: dict[str, Any], held: dict[str, Any]) -> None:
         archive = io.BytesIO()
@@ -46,8 +49,9 @@ class Resume:
             )
         return dict(held)
 
-    def remove(self) -> None:
-        self.place.unlink(missing_ok=True)
+    def remove(self, rounds: int) -> None:
+        for number in range(1, rounds + 1):
+            self.round(number).place.unlink(missing_ok=True)
 
 
 def digest(graph: Graph) -> str:

@@ -118,7 +118,7 @@ def run(job: Job, progress: Progress) -> Report | None:
         check_gates(report, job.recipe.max_drop, job.min_speedup)
         if job.save:
             save(compiled, module, own, job.save, job.recipe)
-    resume.remove()
+    resume.remove(job.recipe.iterations)
     return report
 
 

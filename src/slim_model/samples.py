@@ -119,14 +119,14 @@ def _kept(batches: list[Batch], example: Sequence[Any]) -> Samples:
 
 
 def augmentation(wanted: str | Transform, example: Sequence[Any]) -> Transform | None:
-    """``auto``: pictures are moved by up to an eighth, and those in colour are mirrored too (a grey one may be a letter
-    or a digit); anything else is left as it is. Or a callable that takes one picture (channels, height, width)."""
+    """``auto``: pictures in colour are moved by up to an eighth and mirrored; anything else is left as it is (a grey
+    picture may be a letter or a digit). Or a callable that takes one picture (channels, height, width)."""
     if callable(wanted):
         return wanted
     first = example[0] if example and isinstance(example[0], Tensor) else torch.empty(0)
     picture = first.dim() == 4 and first.is_floating_point() and first.shape[1] in (1, 3)
     if wanted == "auto":
-        wanted = "none" if not picture else "crop+flip" if first.shape[1] == 3 else "crop"
+        wanted = "crop+flip" if picture and first.shape[1] == 3 else "none"
     if wanted == "none":
         return None
     if not picture:

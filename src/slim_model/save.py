@@ -81,7 +81,7 @@ def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, 
         "form": "module" if own else "graph",
         "inputs": json.dumps([[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compiled.dense.inputs]),
         "removed": json.dumps(removed_slices(compiled)),
-        "steps": json.dumps(_steps(compiled, recipe)),
+        "steps": json.dumps(_steps(compiled)),
         "recipe": json.dumps({"ratio": recipe.ratio, "keep": recipe.keep, "static_batch": recipe.static_batch}),
     }
     path.write_bytes(_sorted(safetensors.torch.save(tensors, metadata)))
@@ -106,12 +106,10 @@ def removed_slices(compiled: Compiled) -> dict[str, dict[str, list[int]]]:
     return removed
 
 
-def _steps(compiled: Compiled, recipe: Recipe) -> list[tuple[str, dict[str, dict[str, list[int]]]]]:
+def _steps(compiled: Compiled) -> list[tuple[str, dict[str, dict[str, list[int]]]]]:
     """What each pass removed from what it was given, and which of heads and widths it saw."""
-    if compiled.heads is None:
-        return [("heads" if recipe.attention == "heads" else "width", removed_slices(compiled))]
-    last = replace(compiled, dense=compiled.coupling.graph, heads=None)
-    return [("heads", removed_slices(compiled.heads)), ("width", removed_slices(last))]
+    own = replace(compiled, dense=compiled.coupling.graph, before=None)
+    return [*(_steps(compiled.before) if compiled.before else ()), (compiled.kind, removed_slices(own))]
 
 
 def restore(model: nn.Module, file: str | Path) -> nn.Module:

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -51,9 +52,10 @@ _ATTEMPTS = 40  # each failed attempt pins one more operator
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A small graph that was proven, and all that led to it. ``heads``: the pass before, in which whole heads went; the
-    coupling and the plan are then those of what it left. ``steps``: what the dense model reaches, what is left right
-    after removal, and each step that then gave the small graph's tensors other values; none without data."""
+    """A small graph that was proven, and all that led to it. ``kind``: what went of attention in this pass, whole heads
+    or widths; ``before``: the pass before it, whose small graph the coupling and the plan are of. ``steps``: what the
+    dense model reaches, what is left right after removal, and each step that then gave the small graph's tensors other
+    values; none without data."""
 
     dense: Graph
     small: Graph
@@ -63,13 +65,28 @@ class Compiled:
     dense_cost: Cost
     slim_cost: Cost
     warnings: tuple[str, ...]
-    heads: Compiled | None = None
+    kind: Literal["heads", "width"] = "width"
+    before: Compiled | None = None
     met: Met | None = None
     steps: tuple[Step, ...] = ()
 
-    def kept_positions(self) -> dict[tuple[str, int], np.ndarray]:
-        """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
-        found = self.heads.kept_positions() if self.heads else {}
+    def after(self, before: Compiled) -> Compiled:
+        """Both passes as one, from the dense model on."""
+        warnings = tuple(dict.fromkeys((*before.warnings, *self.warnings)))
+        return replace(
+            self,
+            dense=before.dense,
+            proof=before.proof.and_then(self.proof),
+            dense_cost=before.dense_cost,
+            warnings=warnings,
+            before=before,
+            steps=before.steps,
+        )
+
+    def kept_positions(self, first: Compiled | None = None) -> dict[tuple[str, int], np.ndarray]:
+        """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed.
+        ``first``: since that pass, instead."""
+        found = self.before.kept_positions(first) if self.before and self is not first else {}
         here = left_of(self.coupling, self.plan.keep)
         return found | {place: found[place][rows] if place in found else rows for place, rows in here.items()}
 
@@ -109,33 +126,53 @@ def compile_model(
     resume: Resume | None = None,
     progress: Progress = lambda stage: None,
 ) -> Compiled:
-    """trace -> simplify -> couple -> score -> budget -> shrink -> prove; twice where heads go and then widths. What
-    follows gives the proven graph other values. ``resume``: where fine-tuning keeps what it needs to go on."""
+    """trace -> simplify -> couple -> score -> budget -> shrink -> prove; again where heads go and then widths, and in
+    each of several rounds. What follows in a round gives the proven graph other values. ``resume``: where fine-tuning
+    keeps what it needs to go on."""
     progress("tracing the model")
     graph = simplify(trace(model, inputs, static_batch=recipe.static_batch, program=program))
     with evaluating(model):
         doubts = check_trace(model, graph, inputs)
     data = calibration(graph, recipe)
+    exam = _exam(graph, recipe, data)
     heads = find_heads(graph)
-    first = _heads_removed(model, graph, recipe, heads, data, progress) if recipe.attention == "both" else None
-    start = resized(first.small) if first else graph
+    result = _heads_removed(model, graph, recipe, heads, data, progress) if recipe.attention == "both" else None
     apart = heads.heads if recipe.attention == "heads" else heads.width
-
-    def remaining(coupling: Coupling) -> list[float]:
-        if first is None:
-            return [recipe.ratio] * len(coupling.groups)
-        return [max(0.0, 1 - (1 - recipe.ratio) / left(group, start, graph)) for group in coupling.groups]
-
-    result = _removed(model, start, recipe, data, progress, apart, remaining)
+    for number in range(1, recipe.iterations + 1):
+        start = resized(result.small) if result else graph
+        removed = _removed(
+            *(model, start, _of_one_round(recipe), data, progress, apart), partial(_remaining, recipe, graph, number)
+        )
+        result = removed.after(result) if result else removed
+        result = _recovered(result, removed if number > 1 else result, recipe, data, exam, progress)
+        if recipe.finetune:
+            result = _finetuned(result, model, recipe, exam, resume and resume.round(number), progress)
+    assert result is not None
     notes = (*result.warnings, *doubts, *_vacuous(result, recipe.seed))
     if recipe.attention != "width" and not heads.heads:
         notes = (*notes, "no attention heads were found: widths were removed")
-    if first is not None:
-        proof = first.proof.and_then(result.proof)
-        result = replace(result, dense=graph, proof=proof, dense_cost=first.dense_cost, heads=first)
-    exam = _exam(graph, recipe, data)
-    recovered = _recovered(replace(result, warnings=notes), recipe, data, exam, progress)
-    return _finetuned(recovered, model, recipe, exam, resume, progress) if recipe.finetune else recovered
+    return replace(result, kind="heads" if recipe.attention == "heads" else "width", warnings=notes)
+
+
+def _of_one_round(recipe: Recipe) -> Recipe:
+    """A share of a price is that of what the round before left."""
+    if recipe.goal is None or recipe.iterations == 1:
+        return recipe
+    return replace(recipe, ratio=1 - (1 - recipe.ratio) ** (1 / recipe.iterations))
+
+
+def _remaining(recipe: Recipe, dense: Graph, number: int, coupling: Coupling) -> list[float]:
+    """How much of each group goes in round ``number``, so that a geometric share of the dense one is left: with 0.75 in
+    two rounds, a half and then a half."""
+    if coupling.graph is dense and recipe.iterations == 1:
+        return [recipe.ratio] * len(coupling.groups)
+    kept = (1 - recipe.ratio) ** (number / recipe.iterations)
+    shares = [left(group, coupling.graph, dense) for group in coupling.groups]
+    if recipe.scope == "global" and recipe.iterations > 1:  # one ranking: what went of one group is made up by others
+        widths = [group.width for group in coupling.groups]
+        whole = sum(width / share for width, share in zip(widths, shares, strict=True))
+        return [max(0.0, 1 - kept * whole / sum(widths))] * len(widths)
+    return [max(0.0, 1 - kept / share) for share in shares]
 
 
 def _exam(dense: Graph, recipe: Recipe, data: Data | None) -> Exam:
@@ -145,18 +182,23 @@ def _exam(dense: Graph, recipe: Recipe, data: Data | None) -> Exam:
     return exam
 
 
-def _recovered(compiled: Compiled, recipe: Recipe, data: Data | None, exam: Exam, progress: Progress) -> Compiled:
-    """With other values where something is recovered, and the accuracy before and after each step."""
+def _recovered(
+    compiled: Compiled, last: Compiled, recipe: Recipe, data: Data | None, exam: Exam, progress: Progress
+) -> Compiled:
+    """With other values where something is recovered, and the accuracy before and after each step. ``last``: the passes
+    since values were last changed."""
     level = recipe.recover or ("none" if data is None else "affine")
     if data is None and level == "none":
         return compiled
-    dense, small = compiled.dense, compiled.small
     progress("reading accuracy")
-    before = (exam.step("dense", dense), exam.step("removal", small))
+    before = compiled.steps or (exam.step("dense", compiled.dense),)
+    removal = exam.step("removal", compiled.small)
     recovered, steps = recover(
-        *(dense, small, compiled.kept_positions(), data, level, exam), recalibrate=recipe.recalibrate, said=progress
+        *(last.dense, last.small, last.kept_positions(), data, level, exam),
+        recalibrate=recipe.recalibrate,
+        said=progress,
     )
-    return replace(compiled, small=recovered, steps=(*before, *steps))
+    return replace(compiled, small=recovered, steps=(*before, removal, *steps))
 
 
 def _finetuned(
@@ -182,10 +224,11 @@ def _heads_removed(
     """Whole heads alone, so many that as large a share of their width may follow; None where no head can go."""
     ratio = 1 - math.sqrt(1 - recipe.ratio)
     with suppress(BudgetError):
-        return _removed(
+        found = _removed(
             *(model, graph, recipe, data, progress, heads.heads),
             lambda coupling: [ratio if whole else 0.0 for whole in heads.groups(coupling)],
         )
+        return replace(found, kind="heads")
     return None
 
 

@@ -1,0 +1,276 @@
+"""Accuracy after removal, recovery and a few epochs of training, on nets with trained weights.
+
+python benchmarks/finetune.py                     what results/finetune.json does not hold yet
+python benchmarks/finetune.py fashion lenet       some cases, by their names
+python benchmarks/finetune.py resnet56 --again --device cuda
+python benchmarks/finetune.py --table             only the .md, from the .json
+
+A run that was stopped goes on after its last whole epoch, from build/finetune. Accuracy is that of the written ONNX
+file on the whole test split, which nothing was chosen by: epochs are chosen on a part of the training data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import datasets
+import nets
+from evaluate import accuracy, load_published, onnx_predictor
+from provenance import RESULTS, ROOT, provenance, summary
+from slim_model.export import check_onnx, to_onnx
+from slim_model.recipe import Recipe
+from slim_model.resume import Resume
+from slim_model.slim import Compiled, compile_model, onnx_batches
+from train import TRAINED
+
+BUILD = ROOT / "build" / "finetune"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """``times``: fewer multiply-adds than the dense net; None where ``options`` say how much goes. ``norm``: of
+    pictures, which are trained on as bytes; None for what is no picture."""
+
+    net: str
+    what: str
+    load: Callable[[], nn.Module]
+    split: Callable[..., datasets.Split]
+    norm: datasets.Norm | None
+    times: float | None
+    epochs: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def trained(name: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    def load() -> nn.Module:
+        net = build()
+        net.load_state_dict(torch.load(TRAINED / f"{name}.pt", weights_only=True))
+        return net.eval()
+
+    return load
+
+
+_INNER = {"keep": ("conv1", "*.conv2")}
+"""Torch-Pruning cannot prune shortcuts that pad channels: the convolutions inside of blocks alone."""
+_PEER = {"engine": "torch-pruning", "criterion": "l1", "recover": "none", **_INNER}
+_RESNET = {"batch": 128, "lr": 0.015}
+_BEST = {"criterion": "reconstruction", "recover": "full", "samples": 2000}
+
+CASES = {
+    "fashion": Case(
+        *("FashionNet", "4x fewer MACs", trained("fashion", nets.FashionNet), datasets.fashion_mnist),
+        *(datasets.FASHION_NORM, 4.0, 3, {"batch": 128, "criterion": "reconstruction"}),
+    ),
+    "lenet": Case(
+        *("LeNet 20-50-500-10", "90 % of MACs", trained("mnist", nets.MnistNet), datasets.mnist),
+        *(datasets.MNIST_NORM, 10.0, 3, {"batch": 128, "criterion": "reconstruction"}),
+    ),
+    "text": Case(
+        *("TextNet, IMDB", "90 % of the hidden width", trained("text", nets.TextNet), datasets.imdb),
+        *(None, None, 3, {"ratio": 0.9, "keep": ("embedding",), "batch": 32, "criterion": "reconstruction"}),
+    ),
+    "text-all": Case(
+        *("TextNet, IMDB", "80 % of all widths", trained("text", nets.TextNet), datasets.imdb),
+        *(None, None, 3, {"ratio": 0.8, "batch": 32, "criterion": "reconstruction"}),
+    ),
+    "resnet20": Case(
+        *("ResNet-20", "2.1x fewer MACs", lambda: load_published("resnet20"), datasets.cifar10),
+        *(datasets.IMAGENET_NORM, 2.1, 5, _RESNET | _BEST),
+    ),
+    "vit_mnist": Case(
+        *("ViT, MNIST", "2x fewer MACs", lambda: load_published("vit_mnist"), datasets.mnist),
+        *(datasets.MNIST_NORM, 2.0, 2, {"batch": 128, "criterion": "reconstruction"}),
+    ),
+    "resnet56": Case(
+        *("ResNet-56", "2.1x fewer MACs", lambda: load_published("resnet56"), datasets.cifar10),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | _BEST),
+    ),
+    "resnet56-inner": Case(
+        *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | _BEST | _INNER | {"allocate": "global"}),
+    ),
+    "resnet56-peer": Case(
+        *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | _PEER),
+    ),
+}
+
+
+# -- one case -------------------------------------------------------------------------------------------------------
+
+
+def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    case = CASES[name]
+    model, started = case.load(), time.perf_counter()
+    recipe, example = recipe_of(case, given, model)
+    resume = Resume(BUILD / f"{name}-{given.seed}.finetune")
+    compiled = compile_model(model, example, recipe, resume=resume, progress=lambda text: print(text, flush=True))
+    seconds = time.perf_counter() - started
+    right, error = of_the_file(compiled, case.split("test", norm=case.norm) if case.norm else case.split("test"))
+    resume.remove(recipe.iterations)
+    did = next(step.did for step in compiled.steps if step.name == "fine-tuning")
+    return {
+        "case": name,
+        "seed": given.seed,
+        "engine": recipe.engine,
+        "criterion": recipe.criterion,
+        "recover": recipe.recover or "affine",
+        "macs": [compiled.dense_cost.macs, compiled.slim_cost.macs],
+        "params": [compiled.dense_cost.params, compiled.slim_cost.params],
+        "widths": [list(pair) for pair in compiled.plan.widths],
+        "steps": [[step.name, step.accuracy, step.seconds] for step in compiled.steps],
+        "onnx_accuracy": right,
+        "onnx_max_rel_error": error,
+        "training": did,
+        "alpha_temperature": [recipe.alpha, recipe.temperature],
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+    } | provenance()
+
+
+def recipe_of(case: Case, given: argparse.Namespace, model: nn.Module) -> tuple[Recipe, tuple[Tensor]]:
+    data, example = data_of(case)
+    norm = case.norm or datasets.Norm([], [])
+    common = {"multiple_of": 1, "data": data, "mean": tuple(norm.mean), "std": tuple(norm.std), "seed": given.seed}
+    options = common | {"test_samples": 10_000, "device": given.device, "finetune": case.epochs} | case.options
+    if case.times and options.get("engine") != "torch-pruning":
+        options |= {"of": "macs", "ratio": 1 - 1 / case.times}
+    recipe = Recipe(**options)
+    if case.times and recipe.engine == "torch-pruning":
+        recipe = replace(recipe, ratio=ratio_for(case.times, model, example, recipe))
+    return recipe, example
+
+
+def data_of(case: Case) -> tuple[str, tuple[Tensor]]:
+    """What a user would type after --data, and an example input."""
+    name = case.split.__name__
+    inputs = case.split("test", norm=None).inputs if case.norm else case.split("test").inputs
+    example = torch.zeros(2, *inputs.shape[1:]) if case.norm else inputs[:2]
+    if name in ("mnist", "fashion_mnist"):
+        kind = name.replace("_", "-")
+        return f"{kind}:{datasets.data_root() / kind}", (example,)
+    file = BUILD / f"{name}.npz"
+    if not file.exists():
+        parts = {split: case.split(split, norm=None) if case.norm else case.split(split) for split in ("train", "test")}
+        arrays = {f"x_{split}": _bytes(part.inputs) if case.norm else part.inputs for split, part in parts.items()}
+        np.savez(file, **arrays, **{f"y_{split}": part.labels.numpy() for split, part in parts.items()})
+    return f"npz:{file}", (example,)
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return pixels.mul(255).round_().to(torch.uint8)
+
+
+def ratio_for(times: float, model: nn.Module, example: tuple[Tensor], recipe: Recipe) -> float:
+    """The ratio of channels at which the peer leaves 1/``times`` of the multiply-adds."""
+    low, high = 0.2, 0.8
+    for _ in range(7):
+        middle = (low + high) / 2
+        found = compile_model(model, example, replace(recipe, ratio=middle, data=None, finetune=0))
+        low, high = (middle, high) if found.dense_cost.macs / found.slim_cost.macs < times else (low, middle)
+    return high
+
+
+def of_the_file(compiled: Compiled, test: datasets.Split) -> tuple[float, float]:
+    """Accuracy of the ONNX file on the whole test split, and its largest error against PyTorch."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slim.onnx"
+        to_onnx(compiled.small, path, opset=None, metadata={})
+        error = check_onnx(path, compiled.small, onnx_batches(compiled.small, 0))
+        return accuracy(onnx_predictor(path), test), error
+
+
+# -- rows and tables ------------------------------------------------------------------------------------------------
+
+Key = tuple[str, int]
+
+
+def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
+    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return {(row["case"], row["seed"]): row for row in rows}
+
+
+def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
+    ordered = [rows[key] for key in sorted(rows, key=lambda key: (list(CASES).index(key[0]), key[1]))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield from ("# Removal, recovery, a few epochs", "")
+    yield "Written by `benchmarks/finetune.py`. Accuracy in % on the whole test split: dense, right after removal,"
+    yield "after recovery without training, and of the ONNX file after training; nothing is chosen by it. Seconds are"
+    yield from ("for everything, on a busy machine.", "")
+    yield "| net | asked | engine | MACs | parameters | dense | removal | recovery | trained | epochs | seed | s |"
+    yield "|" + "---|" * 12
+    yield from map(line, rows)
+    yield from ("", "## Recipes", "")
+    yield from map(recipe_line, rows)
+    yield from ("", "## Measured on", "", *(f"- {stamp}" for stamp in sorted({summary(row) for row in rows})))
+
+
+def line(row: dict[str, Any]) -> str:
+    case = CASES[row["case"]]
+    known = {name: right for name, right, _ in row["steps"]}
+    recovered = [right for name, right, _ in row["steps"][2:] if name != "fine-tuning"]
+    cells = [
+        *(case.net, case.what, row["engine"]),
+        *(f"{before / after:.2f}x" for before, after in (row["macs"], row["params"])),
+        *(f"{100 * known[name]:.2f}" for name in ("dense", "removal")),
+        f"{100 * recovered[-1]:.2f}" if recovered else "",
+        f"**{100 * row['onnx_accuracy']:.2f}**",
+        f"{len(row['training']['epochs']) - 1}",
+        f"{row['seed']}",
+        f"{row['seconds']:.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def recipe_line(row: dict[str, Any]) -> str:
+    did = row["training"]
+    alpha, temperature = row["alpha_temperature"]
+    held, whole = did["validated_on"], did["trained_on"] + did["validated_on"]
+    return (
+        f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
+        f"{did['lr']:g}, batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature "
+        f"{temperature:g}, {did['precision']}{', pictures varied' if did['augmented'] else ''}; "
+        f"epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen on "
+        f"{held:,} of {whole:,} training samples"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--table", action="store_true", help="only write the table again")
+    parser.add_argument("--out", type=Path, default=RESULTS / "finetune.json")
+    given = parser.parse_args()
+    if unknown := set(given.cases) - set(CASES):
+        parser.error(f"no case {', '.join(unknown)}: choose from {', '.join(CASES)}.")
+    torch.set_num_threads(given.threads)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    for name in [] if given.table else given.cases:
+        if given.again or (name, given.seed) not in read_rows(given.out):
+            row = measured(name, given)
+            write_rows(given.out, read_rows(given.out) | {(name, given.seed): row})
+            print(line(row), flush=True)
+    write_rows(given.out, read_rows(given.out))
+
+
+if __name__ == "__main__":
+    main()
