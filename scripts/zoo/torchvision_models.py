@@ -28,11 +28,11 @@ _DETECTORS = ("rcnn", "fcos", "retinanet", "ssd")
 def _build(name: str) -> tuple[nn.Module, Inputs]:
     if any(part in name for part in _DETECTORS):
         sizes: dict[str, Any] = {} if "ssd" in name else {"min_size": 224, "max_size": 256}
-        if "rcnn" in name:  # random weights are sure of nothing, and at the usual threshold no box is left
-            sizes["box_score_thresh"] = 0.0
+        # random weights are sure of nothing, and at the usual threshold no box is left
+        sizes |= {"box_score_thresh": 0.0} if "rcnn" in name else {"score_thresh": 0.005}
         side = 320 if "ssdlite" in name else 300 if "ssd" in name else 224
         model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **sizes)
-        if "resnet50" in name and "rcnn" in name:
+        if "resnet50" in name:
             _calm(model.backbone.fpn)
         return model, ([torch.rand(3, side, side)],)
     if name.startswith(("fcn", "deeplabv3", "lraspp")):
