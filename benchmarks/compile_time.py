@@ -2,7 +2,7 @@
 
 python benchmarks/compile_time.py                       all that follows -> results/compile_time.json and .md
 python benchmarks/compile_time.py --only resnet50 vit_b_16
-python benchmarks/compile_time.py --parts compare       of: compare, couple, memory
+python benchmarks/compile_time.py --parts compare       of: compare, couple, memory, analysis
 python benchmarks/compile_time.py --cold                the first run of a process, as a command is
 
 Both sides take turns, every run in a process of its own, on the same model with the same weights. What is not timed
@@ -36,7 +36,7 @@ from provenance import RESULTS, peak_bytes, provenance, summary
 from real_models import enliven
 from slim_model.couple import couple
 from slim_model.export import check_onnx, to_onnx
-from slim_model.recipe import Recipe
+from slim_model.heads import find_heads
 from slim_model.simplify import simplify
 from slim_model.slim import compile_model, onnx_batches, small_module
 from slim_model.trace import trace
@@ -46,6 +46,8 @@ GOALS = ("resnet50", "vgg16_bn", "densenet121", "vit_b_16")
 OTHERS = ("mobilenet_v2", "swin_t")
 RATIO = 0.5
 COUPLE_GOALS = {"resnet50": 0.1, "swin_t": 2.0}  # seconds
+ANALYSIS = ("fcos_resnet50_fpn", "swin_t", "maxvit_t", "fasterrcnn_resnet50_fpn")
+"""Where the peer is slow, or gives no answer: from a model to what its channels depend on."""
 MEMORY = ("resnet50", "vgg16_bn")
 SIDES = ("slim-model", "torch-pruning")
 
@@ -136,10 +138,29 @@ def theirs(model: nn.Module, inputs: Tensor, target: Path) -> dict[str, Any]:
 RUNS: dict[str, Callable[[nn.Module, Tensor, Path], dict[str, Any]]] = {"slim-model": ours, "torch-pruning": theirs}
 
 
-def build(name: str) -> tuple[nn.Module, Tensor]:
+def our_analysis(model: nn.Module, inputs: Any) -> int:
+    """Trace and label analysis; returns how many channels may go."""
+    graph = simplify(trace(model, (inputs,)))
+    return couple(graph, apart=find_heads(graph).width).free
+
+
+def their_analysis(model: nn.Module, inputs: Any) -> int:
+    """The peer's graph of dependencies; returns how many modules are in it."""
+    import torch_pruning
+
+    return len(torch_pruning.DependencyGraph().build_dependency(model, inputs).module2node)
+
+
+ANALYSES: dict[str, Callable[[nn.Module, Any], int]] = {"slim-model": our_analysis, "torch-pruning": their_analysis}
+
+
+def build(name: str) -> tuple[nn.Module, Any]:
     import torchvision
 
     torch.manual_seed(0)
+    if name.endswith("_fpn"):
+        model = torchvision.models.get_model(name, weights=None, weights_backbone=None, min_size=224, max_size=256)
+        return model.eval(), [torch.rand(3, 224, 224)]
     model = enliven(torchvision.models.get_model(name, weights=None), batches=1)
     return model, torch.randn(1, 3, 224, 224)
 
@@ -161,6 +182,8 @@ def worker(task: dict[str, Any]) -> dict[str, Any]:
         model, _ = build(task["model"])
         torch.save(model, task["source"])
         return {"bytes": sum(p.numel() * p.element_size() for p in model.parameters())}
+    if task["part"] == "analysis":
+        return _analysis(task)
     run = RUNS[task["side"]]
     model, inputs = build(task["model"])
     with tempfile.TemporaryDirectory() as folder, _silent():
@@ -193,17 +216,35 @@ def _couple(name: str) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": cpu_seconds} | counts
 
 
+def _analysis(task: dict[str, Any]) -> dict[str, Any]:
+    run = ANALYSES[task["side"]]
+    model, inputs = build(task["model"])
+    with _silent():
+        run(*tiny())
+        started, worked = time.perf_counter(), time.process_time()
+        try:
+            with _limit(task["limit"], of_processor=True):
+                found = run(model, inputs)
+        except TimeUp:
+            return {"fault": f"no answer in {task['limit']} s of processor"}
+        except Exception as error:
+            return {"fault": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
+    spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
+    return {name: round(value, 2) for name, value in spent.items()} | {"found": found}
+
+
 @contextlib.contextmanager
-def _limit(seconds: int) -> Iterator[None]:
+def _limit(seconds: int, *, of_processor: bool = False) -> Iterator[None]:
     def up(*_: Any) -> None:
         raise TimeUp
 
-    signal.signal(signal.SIGALRM, up)
-    signal.alarm(seconds)
+    kind, timer = (signal.SIGPROF, signal.ITIMER_PROF) if of_processor else (signal.SIGALRM, signal.ITIMER_REAL)
+    signal.signal(kind, up)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(timer, 0)
 
 
 @contextlib.contextmanager
@@ -216,11 +257,12 @@ def _silent() -> Iterator[None]:
 def in_process(task: dict[str, Any]) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile("r", suffix=".json") as answer:
         command = [sys.executable, __file__, "--worker", json.dumps(task | {"answer": answer.name})]
+        patience = task.get("patience", task["limit"] + 120)
         try:
             # a call that never comes back to Python does not see the alarm
-            code = subprocess.run(command, stderr=subprocess.DEVNULL, timeout=task["limit"] + 120).returncode
+            code = subprocess.run(command, stderr=subprocess.DEVNULL, timeout=patience).returncode
         except subprocess.TimeoutExpired:
-            return {"fault": f"no answer in {task['limit']} s"}
+            return {"fault": f"no answer in {patience} s"}
         text = answer.read()
     return json.loads(text) if text else {"fault": f"the process ended with code {code}"}
 
@@ -298,6 +340,22 @@ def label_analysis(threads: int) -> list[dict[str, Any]]:
     return rows
 
 
+def analysis(names: list[str], threads: int, limit: int) -> Iterator[dict[str, Any]]:
+    for name in names:
+        row: dict[str, Any] = {
+            "part": "analysis",
+            "model": name,
+            "limit_s": limit,
+            "load": round(os.getloadavg()[0], 1),
+        }
+        for side in SIDES:
+            task = {"part": "analysis", "side": side, "model": name, "threads": threads, "limit": limit}
+            # the limit is of processor, which a busy machine hands out slowly
+            row[side] = in_process(task | {"patience": 10 * limit})
+            print(f"{name:24} {side:14} {row[side]}", flush=True)
+        yield row
+
+
 def memory() -> list[dict[str, Any]]:
     """Peak memory of the command itself, with and without measuring latency."""
     rows = []
@@ -367,6 +425,17 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
             if "fault" not in r
         ]
         lines += [""]
+    chosen = [row for row in rows if row["part"] == "analysis"]
+    if chosen:
+        lines += ["## From a model to what depends on what", "", "| model | slim-model, s (of processor) "]
+        lines[-1] += "| Torch-Pruning, s (of processor) | limit, s | load of the machine |"
+        lines += ["|---|---|---|---|---|"]
+        lines += [
+            f"| {r['model']} | {_analysed(r['slim-model'])} | {_analysed(r['torch-pruning'])} | {r['limit_s']} "
+            f"| {r['load']} |"
+            for r in chosen
+        ]
+        lines += [""]
     faults = [row for row in rows if "fault" in row]
     lines += [f"Fault: {row['part']} of {row['model']}: {row['fault']}." for row in faults]
     return lines + ["## Measured on", "", *(f"- {stamp}" for stamp in sorted({_stamp(row) for row in rows}))]
@@ -390,6 +459,10 @@ def _compare_table(rows: list[dict[str, Any]]) -> list[str]:
         cells = [row["model"], _median(own), _median(other), ratio, goal, *both]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _analysed(side: dict[str, Any]) -> str:
+    return side["fault"] if "fault" in side else f"{side['seconds']:.1f} ({side['cpu_seconds']:.1f})"
 
 
 def _median(side: dict[str, Any]) -> str:
@@ -428,7 +501,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time slim-model and Torch-Pruning from a model to checked ONNX.")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[*GOALS, *OTHERS], help="of torchvision's models")
-    parser.add_argument("--parts", nargs="+", choices=("compare", "couple", "memory"), default=None)
+    parser.add_argument("--parts", nargs="+", choices=("compare", "couple", "memory", "analysis"), default=None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cold", action="store_true", help="no tiny net runs through the path before")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, on both sides")
@@ -440,12 +513,16 @@ def main() -> None:
         task = json.loads(given.worker)
         Path(task["answer"]).write_text(json.dumps(worker(task)))
         return
-    parts = given.parts or ("compare", "couple", "memory")
+    parts = given.parts or ("compare", "couple", "memory", "analysis")
     stamp = provenance() | {"threads": given.threads}
     if "couple" in parts:
         write(given.out, [row | stamp for row in label_analysis(given.threads)])
     if "memory" in parts:
         write(given.out, [row | stamp for row in memory()])
+    if "analysis" in parts:
+        names = [name for name in ANALYSIS if name in given.only] or list(ANALYSIS)
+        for row in analysis(names, given.threads, given.limit):
+            write(given.out, [row | stamp])
     if "compare" in parts:
         options = {"cold": given.cold, "threads": given.threads, "limit": given.limit}
         for rows in compare(given.only, given.rounds, **options):

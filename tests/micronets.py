@@ -687,6 +687,13 @@ def grouped_many(s, x):
     return s.head(pooled(s.b(s.g(s.a(x)))))
 
 
+@net(image, free=0.7, pinned="cumsum", a=block(3, 12), g=block(12, 24, groups=6), b=conv(24, 8), head=head(8))
+def grouped_behind_fixed(s, x):
+    """No whole group can go, as what goes in is fixed; the same place of every group can."""
+    x = s.a(x)
+    return s.head(pooled(s.b(s.g(x)))) + x.cumsum(1).mean((1, 2, 3))[:, None]
+
+
 @net(image, a=block(3, 8), g=block(8, 16, groups=4), b=conv(16, 8), head=head(8))
 def grouped_widening(s, x):
     return s.head(pooled(s.b(s.g(s.a(x)))))

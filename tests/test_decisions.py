@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micronets import normal, randomised
-from slim_model.deciding import on_its_own
+from slim_model.deciding import in_order_of, on_its_own
 from slim_model.decisions import Decided, Noted, Repeated, decided, given
 from slim_model.errors import ExportError, ProofError
 from slim_model.export import check_onnx, to_onnx
@@ -187,6 +187,22 @@ def test_a_module_that_the_exporter_does_not_take_is_refused(
 
     with pytest.raises(ExportError, match="not like this"):
         to_onnx(on_its_own(compiled.small, Failing()), tmp_path / "out.onnx", opset=None, metadata={})
+
+
+def test_rows_are_compared_in_any_order() -> None:
+    boxes, scores, whole = normal(5, 4), torch.tensor([0.9, 0.7, 0.5, 0.3, 0.1]), normal(3, 2)
+    turned = torch.tensor([0, 2, 1, 3, 4])
+    found = in_order_of([boxes, scores, whole], [boxes[turned] + 1e-6, scores[turned], whole])
+    assert torch.equal(found[1], scores)
+    assert torch.allclose(found[0], boxes, atol=1e-5)
+    assert torch.equal(found[2], whole)
+
+
+def test_rows_that_are_missing_are_not_made_up() -> None:
+    boxes = normal(5, 4)
+    doubled = boxes[[0, 1, 1, 3, 4]]
+    assert torch.equal(in_order_of([boxes], [doubled])[0], doubled)
+    assert torch.equal(in_order_of([boxes], [boxes[:4]])[0], boxes[:4])
 
 
 # -- one operator ---------------------------------------------------------------------------------------------------

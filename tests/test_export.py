@@ -217,6 +217,45 @@ def test_a_file_that_computes_something_else_fails_the_check(tmp_path: Path) -> 
         check_onnx(path, small(HardCoded), [(images(3),)])
 
 
+class Scores(nn.Module):
+    """Sure that nothing is there: every score is some millionths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(8, 16)
+        nn.init.constant_(self.score.bias, -12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.score(x).sigmoid().unsqueeze(1).transpose(1, 2)] * 2, 1)
+
+
+def test_the_rounding_of_a_sigmoid_near_zero_is_no_fault(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path, net, x = tmp_path / "scores.onnx", Scores().eval(), torch.randn(64, 8)
+    graph = trace(net, (x,))
+    model = written(graph, path)
+    session = onnxruntime.InferenceSession(str(path))
+    assert error(net(x), torch.from_numpy(run_onnx(session, (x,))[0])) > 1e-4
+    assert check_onnx(path, graph, [(x,)]) < 2.5e-7
+    bias = next(t for t in model.graph.initializer if t.name == "score.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.1, "score.bias"))
+    onnx.save(model, path)
+    with pytest.raises(ProofError, match="onnxruntime differs"):
+        check_onnx(path, graph, [(x,)])
+
+
+def test_no_number_fails_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    model = written(small(HardCoded), path)
+    weight = next(t for t in model.graph.initializer if t.name == "fc2.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, "fc2.weight"))
+    onnx.save(model, path)
+    with pytest.raises(ProofError, match="onnxruntime differs from PyTorch by inf"):
+        check_onnx(path, small(HardCoded), [(images(3),)])
+
+
 def test_a_file_with_another_number_of_outputs_fails_the_check(tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     model = written(small(TwoInputs), path)

@@ -69,3 +69,18 @@ def test_numbers_that_the_forward_computes_do_not_matter() -> None:
     module, own = small_module(scaled, result)
     assert own
     assert isinstance(module, Scaled)
+
+
+@pytest.mark.parametrize(("groups", "left"), [(8, 4), (2, 2), (16, 8), (1, 1)])
+def test_a_group_norm_knows_how_many_groups_are_left(groups: int, left: int) -> None:
+    """Many small groups go as a whole; few large ones each lose channels."""
+    net = randomised(
+        nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(groups, 16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 4))
+    )
+    result = compile_model(net, (normal(2, 3, 6, 6),), Recipe(0.5, multiple_of=1))
+    module, own = small_module(net, result)
+    assert own
+    assert isinstance(module, nn.Sequential)
+    norm = module[1]
+    assert isinstance(norm, nn.GroupNorm)
+    assert (norm.num_groups, norm.num_channels) == (left, 8)

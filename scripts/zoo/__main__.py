@@ -29,8 +29,6 @@ from tables import write_tables  # noqa: E402
 from provenance import RESULTS, peak_bytes, provenance  # noqa: E402
 
 FAMILIES = ("torchvision", "timm", "transformers", "recurrent", "trained")
-MINUTES = 15
-"""After which a model is given up."""
 
 
 def builders(family: str, *, every: bool = False) -> dict[str, Builder]:
@@ -51,9 +49,9 @@ def one(family: str, name: str, given: argparse.Namespace) -> Row:
         command = [sys.executable, str(Path(__file__).parent), "--worker", family, name, json.dumps(order)]
         environment = os.environ | {"SLIM_MODEL_ANSWER": answer.name, "OMP_NUM_THREADS": "1"}
         try:
-            code = subprocess.run(command, env=environment, timeout=MINUTES * 60, capture_output=True).returncode
+            code = subprocess.run(command, env=environment, timeout=given.minutes * 60, capture_output=True).returncode
         except subprocess.TimeoutExpired:
-            return head | {"fault": f"no answer within {MINUTES} minutes", "stage": "", "crash": True}
+            return head | {"fault": f"no answer within {given.minutes} minutes", "stage": "", "crash": True}
         text = answer.read()
     return head | (json.loads(text) if text else {"fault": f"the process ended with code {code}", "crash": True})
 
@@ -84,7 +82,9 @@ def write(path: Path, rows: dict[tuple[str, str], Row]) -> None:
 def wanted(given: argparse.Namespace, done: Any) -> list[tuple[str, str]]:
     keys = [(family, name) for family in given.families for name in builders(family, every=given.all)]
     chosen = [key for key in keys if any(fnmatch.fnmatch(key[1], pattern) for pattern in given.only)]
-    return [key for key in chosen if given.again or key not in done or (given.faults and "fault" in done[key])]
+    if given.faults:
+        done = {key: row for key, row in done.items() if not row.keys() & {"fault", "onnx_fault"}}
+    return [key for key in chosen if given.again or key not in done]
 
 
 def main() -> None:
@@ -93,10 +93,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="names of models")
     parser.add_argument("--all", action="store_true", help="timm: every registered model")
     parser.add_argument("--again", action="store_true", help="also models that are in the results already")
-    parser.add_argument("--faults", action="store_true", help="again those that ended in a fault")
+    parser.add_argument("--faults", action="store_true", help="again those that ended in a fault, of ONNX too")
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=int, default=15, help="after which a model is given up")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     parser.add_argument("--out", type=Path, default=RESULTS / "zoo.json")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torchvision
+from one import enliven
 from torch import nn
 
 Inputs = tuple[Any, ...]
@@ -28,13 +29,14 @@ _DETECTORS = ("rcnn", "fcos", "retinanet", "ssd")
 def _build(name: str) -> tuple[nn.Module, Inputs]:
     if any(part in name for part in _DETECTORS):
         sizes: dict[str, Any] = {} if "ssd" in name else {"min_size": 224, "max_size": 256}
-        if "rcnn" in name:  # random weights are sure of nothing, and at the usual threshold no box is left
-            sizes["box_score_thresh"] = 0.0
+        # random weights are sure of nothing, and at the usual threshold no box is left
+        sizes |= {"box_score_thresh": 0.0} if "rcnn" in name else {"score_thresh": 0.005}
         side = 320 if "ssdlite" in name else 300 if "ssd" in name else 224
         model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **sizes)
-        if "resnet50" in name and "rcnn" in name:
-            _calm(model.backbone.fpn)
-        return model, ([torch.rand(3, side, side)],)
+        image = torch.rand(3, side, side)
+        if hasattr(model.backbone, "fpn"):
+            _scale(model.eval(), image)
+        return model, ([image],)
     if name.startswith(("fcn", "deeplabv3", "lraspp")):
         return torchvision.models.get_model(name, weights=None, weights_backbone=None), (_image(name),)
     model = torchvision.models.get_model(name, weights=None, **_kwargs(name))
@@ -47,10 +49,13 @@ def _build(name: str) -> tuple[nn.Module, Inputs]:
 
 
 @torch.no_grad()
-def _calm(pyramid: nn.Module) -> None:
-    """Without trained statistics values grow to hundreds, and every box to the whole picture."""
-    for parameter in pyramid.layer_blocks.parameters():
-        parameter.mul_(0.1)
+def _scale(model: nn.Module, image: torch.Tensor) -> None:
+    """Without trained statistics features are hundreds, and every box is the whole picture, or thousandths, and all
+    boxes are alike."""
+    enliven(model)
+    features = model.backbone(image[None])["0"]
+    for parameter in model.backbone.fpn.layer_blocks.parameters():
+        parameter.mul_(10 / features.std())
 
 
 def _kwargs(name: str) -> dict[str, Any]:

@@ -140,14 +140,32 @@ def couple(
     ``keep``: glob patterns of parameter or module names whose channels are not touched. ``pinned_nodes``: names of
     nodes where an earlier attempt failed to cut, and how. ``apart``: for views that split a channel axis, by name, the
     axes of which one keeps channels apart (see ``heads``).
+
+    Of a grouped layer with many small groups whole groups go. Where one of its sides turns out to be fixed, none could:
+    then the walk is made again with the same places of every group going, and is taken if it frees more.
     """
     walk = Walk(graph, flow_of, pinned_nodes=pinned_nodes, apart=apart).run()
-    roles = roles_of(walk)
-    protected = _protected(walk, keep, roles)
-    component = components(walk, [pin.labels.numpy() for pin in walk.pins] + [protected])
+    roles, protected, component = _joined(walk, keep)
+    if stuck := {node.name for labels, node in walk.whole_blocks if not component[labels.numpy()].any()}:
+        other = Walk(graph, flow_of, pinned_nodes=pinned_nodes, apart=apart, in_blocks=stuck).run()
+        found = _joined(other, keep)
+        if _channels_left(other, found[2]) > _channels_left(walk, component):
+            walk, (roles, protected, component) = other, found
     groups = _groups(walk, component, roles)
     unknown = tuple((str(n.target), source_line(n)) for n in walk.unknown)
     return Coupling(graph, walk, component, groups, _pinned(walk, component, protected), unknown, protected)
+
+
+def _joined(walk: Walk, keep: tuple[str, ...]) -> tuple[dict[tuple[str, int], str], np.ndarray, np.ndarray]:
+    """Roles of parameters, labels that the user keeps, and the component of each label."""
+    roles = roles_of(walk)
+    protected = _protected(walk, keep, roles)
+    return roles, protected, components(walk, [pin.labels.numpy() for pin in walk.pins] + [protected])
+
+
+def _channels_left(walk: Walk, component: np.ndarray) -> int:
+    """How many labels of layers' outputs are not fixed."""
+    return sum(int(np.count_nonzero(component[axis.numpy()])) for axis, _ in walk.made)
 
 
 def components(walk: Walk, fixed: list[np.ndarray]) -> np.ndarray:

@@ -39,6 +39,27 @@ def on_its_own(graph: Graph, module: nn.Module) -> Graph | Deciding:
     return Deciding(module, graph) if graph.decisions else graph
 
 
+def in_order_of(expected: list[Tensor], got: list[Tensor]) -> list[Tensor]:
+    """``got`` with its rows in the order of ``expected``: of boxes with nearly the same score any may come first.
+
+    Outputs with as many rows as the first are reordered together, to the nearest rows; all stay as they are where that
+    is no permutation.
+    """
+    count = len(expected[0]) if expected and expected[0].dim() else 0
+    if count < 2 or [x.shape for x in expected] != [x.shape for x in got]:
+        return got
+    alike = [number for number, x in enumerate(expected) if x.dim() and len(x) == count]
+    scales = [max(float(expected[number].abs().max()), 1e-30) for number in alike]
+    mine, theirs = (
+        torch.cat([x[number].reshape(count, -1).double() / s for number, s in zip(alike, scales, strict=True)], 1)
+        for x in (expected, got)
+    )
+    order = torch.cdist(mine, theirs).argmin(1)
+    if len(order.unique()) < count:
+        return got
+    return [x[order] if number in alike else x for number, x in enumerate(got)]
+
+
 def by_torchscript(model: Deciding, path: Path, opset: int | None) -> onnx_ir.Model:
     """The ONNX model that PyTorch's older exporter writes at ``path``."""
     inputs = model.graph.arguments(model.graph.inputs)

@@ -82,6 +82,7 @@ class Walk:
         replay: Replay | None = None,
         pinned_nodes: Mapping[str, str] = MappingProxyType({}),
         apart: Mapping[str, Collection[int]] = MappingProxyType({}),
+        in_blocks: Collection[str] = (),
     ) -> None:
         self.graph = graph
         self.values: dict[fx.Node, Any] = {}
@@ -95,6 +96,8 @@ class Walk:
         self.unknown: list[fx.Node] = []
         self.choices: dict[str, list[Any]] = {}
         self.apart = apart  # axes of a view, by its name: one of these keeps its channels apart
+        self.in_blocks = in_blocks  # nodes of which no whole block may go
+        self.whole_blocks: list[tuple[Tensor, fx.Node]] = []  # one label of each block that goes as a whole
         self.node: fx.Node
         self._flow_of = flow_of
         self._replay = replay
@@ -267,15 +270,23 @@ class Walk:
     def blocks(self, axes: Sequence[Axis], count: int) -> bool:
         """Each of these axes falls into ``count`` equal blocks that belong together (grouped convolution, norm).
 
-        Either whole blocks go (True), or the same places in every block (False): whichever leaves more choices.
+        Either whole blocks go (True), or the same places in every block (False): whichever leaves more choices, as far
+        as can be seen here; ``couple`` looks again once it knows what is fixed.
         """
         sides = [None if axis is None else axis.reshape(count, -1) for axis in axes]
         labelled = [side for side in sides if side is not None]
-        whole = self.choose(lambda: len(labelled) == len(sides) and count > max(side.shape[1] for side in labelled))
+        whole = self.choose(
+            lambda: (
+                len(labelled) == len(sides)
+                and count > max(side.shape[1] for side in labelled)
+                and self.node.name not in self.in_blocks
+            )
+        )
         for side in labelled:
             self.tie(side[:, :1] if whole else side[:1], side)
         if whole:
             self.agree([side[:, 0] for side in labelled], "")
+            self.whole_blocks += [(side[:, 0], self.node) for side in labelled if side.shape[1] > 1]
         return bool(whole)
 
     def choose(self, decide: Callable[[], Any]) -> Any:

@@ -123,7 +123,7 @@ def _differ(one: list[Tensor], two: list[Tensor]) -> bool:
 
 
 def relative_error(reference: Tensor, other: Tensor) -> float:
-    """max |a - b| / max |a|; shapes must agree. Values that are not finite must be so on both sides."""
+    """max |a - b| / max |a|, never NaN; shapes must agree. Values that are not finite must be so on both sides."""
     if reference.shape != other.shape:
         return math.inf
     if reference.numel() == 0:
@@ -137,6 +137,8 @@ def relative_error(reference: Tensor, other: Tensor) -> float:
         same = torch.equal(finite, b.isfinite()) and torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
         return relative_error(a[finite], b[finite]) if same else math.inf
     error = _largest_size(a - b)
+    if math.isnan(error):
+        return math.inf
     return error / scale if scale > 0 else error
 
 

@@ -202,6 +202,9 @@ def _update_attributes(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = shape[0]
     elif isinstance(module, nn.GroupNorm):
+        each = module.num_channels // module.num_groups
+        if module.num_groups > each and shape[0] % each == 0:  # then whole groups go
+            module.num_groups = shape[0] // each
         module.num_channels = shape[0]
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         module.normalized_shape = tuple(shape)
