@@ -37,6 +37,7 @@ from real_models import enliven
 from slim_model.couple import couple
 from slim_model.export import check_onnx, to_onnx
 from slim_model.heads import find_heads
+from slim_model.recipe import Recipe
 from slim_model.simplify import simplify
 from slim_model.slim import compile_model, onnx_batches, small_module
 from slim_model.trace import trace
