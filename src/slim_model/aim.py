@@ -19,6 +19,7 @@ from slim_model.allocations import Curve
 from slim_model.budget import Plan, best_first, keep_best, plan_of, refilled
 from slim_model.cost import Meter
 from slim_model.couple import Coupling
+from slim_model.damage import damage
 from slim_model.data import Data
 from slim_model.errors import BudgetError
 from slim_model.export import to_onnx
@@ -77,6 +78,10 @@ def aim(
 ) -> tuple[Plan, Met]:
     """Raises BudgetError with the least that can be reached."""
     curves = _curves(coupling, scores, allocation, data, progress)
+    losses: Sequence[Tensor] = ()
+    if allocation.name.partition(":")[0] == "damage":
+        assert data is not None  # the recipe asks for it
+        losses = damage(coupling, scores, data, said=progress)
     progress("choosing widths")
 
     def search(of: Callable[[np.ndarray], float], limit: float) -> Plan:

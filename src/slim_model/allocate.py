@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from slim_model.allocations import Counts, Curve, Problem, allocation_of, lowered, sums_of, worth
@@ -32,16 +33,19 @@ def meet(
     allocate: str = "greedy",
     multiple_of: int = 1,
     curves: Sequence[Curve] = (),
+    losses: Sequence[Tensor] = (),
 ) -> Plan:
     """The plan of ``allocate`` that costs no more than ``limit``, and as little less as can be.
 
-    Raises BudgetError with the least that can be reached.
+    ``losses``: for each group what is lost with each channel, in one unit for all groups, where ``scores`` only say
+    which go first. Raises BudgetError with the least that can be reached.
     """
     check_any(coupling)
     orders = best_first(coupling, scores)
-    sorted_scores = [np.sort(score.numpy())[::-1] for score in scores]
+    first = [torch.sort(score, descending=True, stable=True).indices for score in scores]
+    values = [each[rows].numpy() for each, rows in zip(losses or scores, first, strict=True)]
     rungs = [rungs_of(group, multiple_of) for group in coupling.groups]
-    problem = Problem(coupling, of, limit, orders, sorted_scores, rungs, list(curves))
+    problem = Problem(coupling, of, limit, orders, values, rungs, list(curves), "none" if losses else "mean")
     full = problem.price(problem.full)
     least = refilled(coupling, keep_best(coupling, orders, [1] * len(orders)), scores)
     if of(least) > limit:
@@ -53,7 +57,9 @@ def meet(
         raise BudgetError(f"{price.name} is {price.say(full)} as it is, no more than the {price.say(limit)} allowed.")
     while True:
         counts = allocation_of(allocate)(problem)
-        counts = lowered(problem, counts, sums_of(worth(problem, "mean")), 0.0)  # where its own steps end above
+        counts = lowered(
+            problem, counts, sums_of(worth(problem, problem.normalise)), 0.0
+        )  # where its own steps end above
         counts = _topped_up(problem, counts)
         keep = refilled(coupling, keep_best(coupling, orders, counts), scores)
         if of(keep) <= limit:
@@ -65,7 +71,7 @@ def meet(
 def _topped_up(problem: Problem, counts: Counts) -> Counts:
     """``counts`` with whatever still fits: whole rungs, and only where the limit is farther than CLOSE also single
     channels, which suit the machine less, and exchanges of some for others."""
-    values = sums_of(worth(problem, "mean"))
+    values = sums_of(worth(problem, problem.normalise))
     singles = [list(range(1, len(order) + 1)) for order in problem.orders]
     counts = _raised(problem, counts, problem.rungs, values)
     if problem.price(counts) < problem.limit * (1 - CLOSE):

@@ -32,7 +32,8 @@ ROUNDS = 5
 @dataclass(frozen=True, slots=True)
 class Problem:
     """``of(keep)`` must come down to ``limit``. ``orders``: the channels of each group, best first; ``scores`` in that
-    order; ``rungs``: the widths that suit the machine. ``curves``: what a sensitivity scan measured, by group."""
+    order, and ``normalise`` how these compare between groups; ``rungs``: the widths that suit the machine. ``curves``:
+    what a sensitivity scan measured, by group."""
 
     coupling: Coupling
     of: Callable[[np.ndarray], float]
@@ -41,6 +42,7 @@ class Problem:
     scores: list[np.ndarray]
     rungs: list[list[int]]
     curves: list[Curve] = field(default_factory=list)
+    normalise: str = "mean"
 
     @property
     def full(self) -> Counts:
@@ -143,6 +145,12 @@ def lowered(problem: Problem, counts: Counts, values: list[np.ndarray], floor: f
         counts[group], now = below, now - saved
         heapq.heappush(queue, (rate, group))
     return counts
+
+
+def damage(problem: Problem, *, floor: float = 0.05) -> Counts:
+    """Block after block, the one with which the outputs lose least for the price it saves. What they lose is measured:
+    a part of every group alone is removed and made up for (``slim_model.damage``)."""
+    return greedy(problem, normalise="none", floor=floor)
 
 
 def _below(problem: Problem, group: int, count: int, floor: float) -> int | None:
@@ -270,7 +278,7 @@ def _rounded(problem: Problem, targets: list[float]) -> Counts:
     pairs = list(zip(problem.rungs, targets, strict=True))
     counts = [max((r for r in rungs if r <= target), default=rungs[0]) for rungs, target in pairs]
     above = [min((r for r in rungs if r >= target), default=rungs[-1]) for rungs, target in pairs]
-    values = sums_of(worth(problem, "mean"))
+    values = sums_of(worth(problem, problem.normalise))
 
     def urgency(group: int) -> tuple[float, float]:
         gap, step = targets[group] - counts[group], above[group] - counts[group]
@@ -287,10 +295,14 @@ ALLOCATIONS: dict[str, Callable[..., Counts]] = {
     "global": one_ranking,
     "isomorphic": isomorphic,
     "greedy": greedy,
+    "damage": damage,
     "sensitivity": sensitivity,
     "energy": energy,
     "knapsack": knapsack,
 }
+
+MEASURED = ("sensitivity", "damage")
+"""These need data."""
 
 
 def allocation_of(text: str) -> Callable[[Problem], Counts]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from slim_model.allocations import allocation_of
+from slim_model.allocations import MEASURED, allocation_of
 from slim_model.budget import SCOPES
 from slim_model.criteria import Criterion, check_needs, ranking_of
 from slim_model.engines import ENGINES
@@ -129,8 +129,9 @@ class Recipe:
             raise InputError(f"of '{self.of}' and target '{self.target}' limit different things. Give one of them.")
         if self.allocate is not None:
             allocation_of(self.allocate)
-            if self.allocate.startswith("sensitivity") and self.data is None:
-                raise InputError("allocate 'sensitivity' measures on data: add --data SPEC, or data= in Python.")
+            name = self.allocate.partition(":")[0]
+            if name in MEASURED and self.data is None:
+                raise InputError(f"allocate '{name}' measures on data: add --data SPEC, or data= in Python.")
         if self.goal is not None and self.engine != "slim":
             raise InputError(f"engine '{self.engine}' takes only a ratio of channels, no other goal.")
         if self.goal is not None and self.attention == "both":
