@@ -65,7 +65,7 @@ _INNER = {"keep": ("conv1", "*.conv2")}
 """Torch-Pruning cannot prune shortcuts that pad channels: the convolutions inside of blocks alone."""
 _PEER = {"engine": "torch-pruning", "criterion": "l1", "recover": "none", **_INNER}
 _RESNET = {"batch": 128, "lr": 0.015}
-_BEST = {"criterion": "reconstruction", "recover": "full", "samples": 2000}
+_BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "full", "samples": 2000}
 
 CASES = {
     "fashion": Case(

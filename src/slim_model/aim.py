@@ -90,6 +90,7 @@ def aim(
             allocate=allocation.name,
             multiple_of=allocation.multiple_of,
             curves=curves,
+            losses=losses,
         )
 
     if goal.price.of is None:
