@@ -130,3 +130,4 @@ def test_without_data_less_is_lost_and_variance_is_repaired() -> None:
     assert bool((merged.small.tensors[name] <= plain.small.tensors[name]).all())
     assert bool((merged.small.tensors[name] < plain.small.tensors[name]).any())
     assert [step.name for step in merged.steps] == ["dense", "removal", "data-free"]
+    assert merged.steps[2].did["error_after"] is None  # nothing to judge by

@@ -109,8 +109,13 @@ def recover(
             changed, did = _CHANGES[name](case, small)
         after = referee.error(changed)
         better = math.isnan(after) or after < error
-        did |= {"error_before": error, "error_after": after, "taken_back": not better}
+        did |= {"error_before": _said(error), "error_after": _said(after), "taken_back": not better}
         if better:
             small, error = changed, after
         steps.append(exam.step(name, small, started, **did))
     return small, tuple(steps)
+
+
+def _said(error: float) -> float | None:
+    """As JSON has it: nothing was held out, or the outputs are no numbers."""
+    return error if math.isfinite(error) else None
