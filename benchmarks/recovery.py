@@ -74,7 +74,7 @@ def _cifar10(split: str) -> datasets.Split:
 
 
 CASES = {
-    "resnet56": Case(lambda: evaluate.load_published("resnet56"), _cifar10, (2.1, 2.55), samples=3000),
+    "resnet56": Case(lambda: evaluate.load_published("resnet56"), _cifar10, (2.1, 2.55), samples=8000),
     "lenet300": Case(
         *(_trained("lenet300_fashion", nets.LeNet300), datasets.fashion_mnist, (0.5, 0.6, 0.7, 0.8)),
         levels=("none", "data-free", "affine", "full"),
