@@ -222,6 +222,21 @@ def test_a_scan_of_accuracy_needs_labels(wide: Coupling) -> None:
         scan(wide, score(wide, "l1"), unlabelled, measure="accuracy")
 
 
+def test_damage_spares_the_layer_whose_loss_the_outputs_show(data: Data) -> None:
+    """Half of the first layer repeats the other half: that can be made up for. The second is scaled up to matter."""
+    model = trained(Wide())
+    with torch.no_grad():
+        for tensor in (model.a.weight, model.a.bias):  # type: ignore[union-attr]
+            tensor[24:] = tensor[:24]
+    coupling = couple(simplify(trace(model, (images(),))))
+    calibration = open_data([images(24)], coupling.graph.inputs, samples=24)
+    scores = score(coupling, "reconstruction", data=calibration)
+    plan, _ = aim(coupling, scores, Goal(PRICES["macs"], 0.45), Allocation("damage", 1), calibration)
+    first, second = (after / before for before, after in plan.widths)
+    assert first < 0.6
+    assert second > 0.9
+
+
 def test_the_scan_decides_and_is_drawn(wide: Coupling, data: Data, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "scan.jsonl"

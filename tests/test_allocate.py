@@ -273,6 +273,7 @@ def test_targets_that_are_none(text: str) -> None:
         ({"allocate": "greedy:normalise=max"}, "normalise=max is not mean, lamp or none"),
         ({"allocate": "uniform:floor=1"}, "it has no options"),
         ({"allocate": "sensitivity"}, "measures on data: add --data"),
+        ({"allocate": "damage:floor=0.1"}, "'damage' measures on data: add --data"),
         ({"of": "macs", "engine": "torch-pruning"}, "takes only a ratio of channels"),
         ({"of": "macs", "attention": "both"}, "takes only a ratio of channels"),
     ],
