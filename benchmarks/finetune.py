@@ -241,12 +241,12 @@ def recipe_line(row: dict[str, Any]) -> str:
     did = row["training"]
     alpha, temperature = row["alpha_temperature"]
     held, whole = did["validated_on"], did["trained_on"] + did["validated_on"]
+    varied = ", pictures varied" if did["augmented"] else ""
     return (
         f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
         f"{did['lr']:g}, batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature "
-        f"{temperature:g}, {did['precision']}{', pictures varied' if did['augmented'] else ''}; "
-        f"epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen on "
-        f"{held:,} of {whole:,} training samples"
+        f"{temperature:g}, {did['precision']}{varied}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen "
+        f"on {held:,} of {whole:,} training samples"
     )
 
 
