@@ -64,17 +64,18 @@ def trained(name: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module
 _INNER = {"keep": ("conv1", "*.conv2")}
 """Torch-Pruning cannot prune shortcuts that pad channels: the convolutions inside of blocks alone."""
 _PEER = {"engine": "torch-pruning", "criterion": "l1", "recover": "none", **_INNER}
-_RESNET = {"batch": 128, "lr": 0.015}
+_RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
+_PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "full", "samples": 2000}
 
 CASES = {
     "fashion": Case(
         *("FashionNet", "4x fewer MACs", trained("fashion", nets.FashionNet), datasets.fashion_mnist),
-        *(datasets.FASHION_NORM, 4.0, 3, {"batch": 128, "criterion": "reconstruction"}),
+        *(datasets.FASHION_NORM, 4.0, 3, _PLAIN),
     ),
     "lenet": Case(
         *("LeNet 20-50-500-10", "90 % of MACs", trained("mnist", nets.MnistNet), datasets.mnist),
-        *(datasets.MNIST_NORM, 10.0, 3, {"batch": 128, "criterion": "reconstruction"}),
+        *(datasets.MNIST_NORM, 10.0, 3, _PLAIN),
     ),
     "text": Case(
         *("TextNet, IMDB", "90 % of the hidden width", trained("text", nets.TextNet), datasets.imdb),
