@@ -64,17 +64,18 @@ def trained(name: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module
 _INNER = {"keep": ("conv1", "*.conv2")}
 """Torch-Pruning cannot prune shortcuts that pad channels: the convolutions inside of blocks alone."""
 _PEER = {"engine": "torch-pruning", "criterion": "l1", "recover": "none", **_INNER}
-_RESNET = {"batch": 128, "lr": 0.015}
+_RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
+_PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "full", "samples": 2000}
 
 CASES = {
     "fashion": Case(
         *("FashionNet", "4x fewer MACs", trained("fashion", nets.FashionNet), datasets.fashion_mnist),
-        *(datasets.FASHION_NORM, 4.0, 3, {"batch": 128, "criterion": "reconstruction"}),
+        *(datasets.FASHION_NORM, 4.0, 3, _PLAIN),
     ),
     "lenet": Case(
         *("LeNet 20-50-500-10", "90 % of MACs", trained("mnist", nets.MnistNet), datasets.mnist),
-        *(datasets.MNIST_NORM, 10.0, 3, {"batch": 128, "criterion": "reconstruction"}),
+        *(datasets.MNIST_NORM, 10.0, 3, _PLAIN),
     ),
     "text": Case(
         *("TextNet, IMDB", "90 % of the hidden width", trained("text", nets.TextNet), datasets.imdb),
@@ -241,12 +242,12 @@ def recipe_line(row: dict[str, Any]) -> str:
     did = row["training"]
     alpha, temperature = row["alpha_temperature"]
     held, whole = did["validated_on"], did["trained_on"] + did["validated_on"]
+    varied = ", pictures varied" if did["augmented"] else ""
     return (
         f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
         f"{did['lr']:g}, batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature "
-        f"{temperature:g}, {did['precision']}{', pictures varied' if did['augmented'] else ''}; "
-        f"epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen on "
-        f"{held:,} of {whole:,} training samples"
+        f"{temperature:g}, {did['precision']}{varied}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen "
+        f"on {held:,} of {whole:,} training samples"
     )
 
 

@@ -85,7 +85,7 @@ def test_it_learns_from_the_dense_model_alone(removed: Compiled) -> None:
 
 def test_what_is_as_good_as_it_can_be_is_left(removed: Compiled) -> None:
     """The teacher itself, at a rate that can only harm: the values before training are taken."""
-    made = recipe(lr=0.5, finetune=1)
+    made = recipe(lr=0.5, finetune=1, alpha=1.0)
     found = finetune(removed.dense, removed.dense, open_samples(made.data, EXAMPLE), made)
     assert (found.chosen, found.epochs[0].validation_loss < found.epochs[1].validation_loss) == (0, True)
     assert same(found.graph.tensors, {name: tensor.detach() for name, tensor in removed.dense.tensors.items()})

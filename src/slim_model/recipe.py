@@ -72,8 +72,8 @@ class Recipe:
     lr: float | None = None
     augment: str | Transform = "auto"
     distill: bool = True
-    alpha: float = 0.9
-    temperature: float = 4.0
+    alpha: float = 0.5
+    temperature: float = 2.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_drop: float | None = None
 
