@@ -501,7 +501,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time slim-model and Torch-Pruning from a model to checked ONNX.")
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=[*GOALS, *OTHERS], help="of torchvision's models")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of torchvision's models")
     parser.add_argument("--parts", nargs="+", choices=("compare", "couple", "memory", "analysis"), default=None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cold", action="store_true", help="no tiny net runs through the path before")
@@ -521,12 +521,11 @@ def main() -> None:
     if "memory" in parts:
         write(given.out, [row | stamp for row in memory()])
     if "analysis" in parts:
-        names = [name for name in ANALYSIS if name in given.only] or list(ANALYSIS)
-        for row in analysis(names, given.threads, given.limit):
+        for row in analysis(given.only or list(ANALYSIS), given.threads, given.limit):
             write(given.out, [row | stamp])
     if "compare" in parts:
         options = {"cold": given.cold, "threads": given.threads, "limit": given.limit}
-        for rows in compare(given.only, given.rounds, **options):
+        for rows in compare(given.only or [*GOALS, *OTHERS], given.rounds, **options):
             write(given.out, [row | stamp for row in rows])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micronets import normal, randomised
-from slim_model.deciding import in_order_of, on_its_own
+from slim_model.deciding import Deciding, difference, on_its_own
 from slim_model.decisions import Decided, Noted, Repeated, decided, given
 from slim_model.errors import ExportError, ProofError
 from slim_model.export import check_onnx, to_onnx
@@ -22,6 +22,7 @@ from slim_model.rebuild import small_module
 from slim_model.recipe import Recipe
 from slim_model.shrink import CutFailed, cut_of, shrink
 from slim_model.slim import Compiled, compile_model, onnx_batches, slim
+from slim_model.trace import trace
 
 aten = torch.ops.aten
 RECIPE = Recipe(0.5, "random", multiple_of=1)
@@ -189,20 +190,47 @@ def test_a_module_that_the_exporter_does_not_take_is_refused(
         to_onnx(on_its_own(compiled.small, Failing()), tmp_path / "out.onnx", opset=None, metadata={})
 
 
-def test_rows_are_compared_in_any_order() -> None:
-    boxes, scores, whole = normal(5, 4), torch.tensor([0.9, 0.7, 0.5, 0.3, 0.1]), normal(3, 2)
-    turned = torch.tensor([0, 2, 1, 3, 4])
-    found = in_order_of([boxes, scores, whole], [boxes[turned] + 1e-6, scores[turned], whole])
-    assert torch.equal(found[1], scores)
-    assert torch.allclose(found[0], boxes, atol=1e-5)
-    assert torch.equal(found[2], whole)
+class Ranked(nn.Module):
+    """The best three of six values, of which ``tied`` differ by less than rounding does."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.gaps = torch.tensor([0.0, 1.0, 2.0, 2.0 + (1e-7 if tied else 0.5), 4.0, 5.0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, places = (x + self.gaps).topk(3)
+        return torch.stack([scores, 2 * scores], 1), places
 
 
-def test_rows_that_are_missing_are_not_made_up() -> None:
-    boxes = normal(5, 4)
-    doubled = boxes[[0, 1, 1, 3, 4]]
-    assert torch.equal(in_order_of([boxes], [doubled])[0], doubled)
-    assert torch.equal(in_order_of([boxes], [boxes[:4]])[0], boxes[:4])
+def ranked(tied: bool) -> Deciding:
+    model = Ranked(tied)
+    return Deciding(model, trace(model, (torch.ones(6),)))
+
+
+@pytest.mark.parametrize(
+    ("tied", "places", "fits"),
+    [
+        (False, [5, 4, 3], True),
+        (False, [4, 5, 3], True),
+        (False, [5, 4, 2], False),
+        (False, [5, 4, 4], False),
+        (True, [5, 4, 2], True),
+        (True, [5, 4, 1], True),  # as many as may differ do
+        (True, [5, 0, 1], False),
+        (True, [5, 4], True),
+    ],
+)
+def test_rows_may_differ_where_rounding_decides(tied: bool, places: list[int], fits: bool) -> None:
+    chosen = torch.tensor(places)
+    scores = (torch.ones(6) + Ranked(tied).gaps)[chosen]
+    got = [torch.stack([scores, 2 * scores], 1), chosen]
+    assert (difference(ranked(tied), (torch.ones(6),), got) < 1e-4) is fits
+
+
+def test_outputs_of_another_shape_do_not_fit() -> None:
+    scores = torch.ones(3)
+    assert difference(ranked(False), (torch.ones(6),), [scores, scores.long()]) == float("inf")
+    assert difference(ranked(False), (torch.ones(6),), [torch.ones(0, 2), torch.ones(0).long()]) == float("inf")
 
 
 # -- one operator ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,10 +26,9 @@ def _page(rows: list[Row]) -> Iterable[str]:
             for family in dict.fromkeys(r["family"] for r in rows)
         ],
     )
-    faults = [f"{r['model']} | {r.get('stage', '')} | {_cell(r['fault'])}" for r in rows if "fault" in r]
-    yield from ("", "## Not proven", "", *_table("model | stage | why", faults))
-    onnx = [f"{r['model']} | {_cell(r['onnx_fault'])}" for r in rows if "onnx_fault" in r]
-    yield from ("", "## Proven as a module, not written as ONNX", "", *_table("model | why", onnx))
+    yield from ("", "## Not proven", "", *_table("cause | models", _causes(rows, "fault")))
+    onnx = _causes(rows, "onnx_fault")
+    yield from ("", "## Proven as a module, not written as ONNX", "", *_table("cause | models", onnx))
     low = [
         f"{r['model']} | {r['free_share_proven']:.0%} | {_main_reason(r)}"
         for r in rows
@@ -70,6 +70,16 @@ def _counts(family: str, rows: list[Row]) -> str:
         sum(share < ENOUGH for share in shares) if proven else 0,
     )
     return " | ".join(map(str, cells))
+
+
+def _causes(rows: list[Row], key: str) -> list[str]:
+    """Faults that read the same but for their numbers are one cause; the most frequent come first."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if key in row:
+            found[re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", row[key])].append(row)
+    ordered = sorted(found.values(), key=lambda alike: -len(alike))
+    return [f"{_cell(alike[0][key])} | {len(alike)}: {', '.join(row['model'] for row in alike)}" for alike in ordered]
 
 
 def _reasons(rows: list[Row]) -> list[str]:

@@ -27,7 +27,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.onnx import OnnxExporterError
 
-from slim_model.deciding import Deciding, by_torchscript, in_order_of
+from slim_model.deciding import Deciding, by_torchscript, difference
 from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.lower import Lowered, lowered
 from slim_model.prove import TOLERANCE, relative_error
@@ -192,9 +192,9 @@ def check_onnx(path: Path, graph: Graph | Deciding, batches: list[tuple[Any, ...
             raise ProofError(f"the ONNX file has {len(got)} outputs, the model {len(expected)}. Nothing was written.")
         values = [torch.from_numpy(np.asarray(x)) for x in got]
         if isinstance(graph, Deciding):
-            values = in_order_of(expected, values)
-        pairs = zip(expected, values, of_sigmoids, strict=True)
-        worst = max([worst, *itertools.starmap(_difference, pairs)])
+            worst = max(worst, difference(graph, inputs, values))
+        else:
+            worst = max([worst, *itertools.starmap(_difference, zip(expected, values, of_sigmoids, strict=True))])
     if not worst <= TOLERANCE:
         raise ProofError(
             f"onnxruntime differs from PyTorch by {worst:.1e} (relative; allowed {TOLERANCE:.0e}). "
