@@ -211,7 +211,8 @@ def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("# Removal, recovery, a few epochs", "")
     yield "Written by `benchmarks/finetune.py`. Accuracy in % on the whole test split: dense, right after removal,"
-    yield "after recovery without training, and of the ONNX file after training; nothing is chosen by it. Seconds are"
+    yield "after recovery without training, and of the ONNX file after training. No run chooses by it; the defaults of"
+    yield "alpha and temperature, and fashion's rate and batch, were set with that of FashionNet in view. Seconds are"
     yield from ("for everything, on a busy machine.", "")
     yield "| net | asked | engine | MACs | parameters | dense | removal | recovery | trained | epochs | seed | s |"
     yield "|" + "---|" * 12
