@@ -211,4 +211,5 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[stage] = round(time.perf_counter() - started, 3)
+        spent = time.perf_counter() - started
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + spent, 3)
