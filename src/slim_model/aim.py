@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from slim_model.allocate import meet
-from slim_model.allocations import Curve
-from slim_model.budget import Plan, best_first, keep_best, plan_of, refilled
+from slim_model.allocations import Curve, allocation_of
+from slim_model.budget import Plan, least_of, plan_of
 from slim_model.cost import Meter
 from slim_model.couple import Coupling
 from slim_model.damage import damage
@@ -114,11 +114,10 @@ def _curves(
     coupling: Coupling, scores: list[Tensor], allocation: Allocation, data: Data | None, progress: Progress
 ) -> Sequence[Curve]:
     """A picture of the scan lies beside its file, where matplotlib is installed."""
-    name, _, option = allocation.name.partition(":")
-    if name != "sensitivity":
+    if allocation.name.partition(":")[0] != "sensitivity":
         return ()
     assert data is not None  # the recipe asks for it
-    measure = option.partition("=")[2] or "error"
+    measure = allocation_of(allocation.name).keywords.get("measure", "error")
     found = scan(coupling, scores, data, measure=measure, path=allocation.scan, progress=progress)
     if allocation.scan and find_spec("matplotlib"):
         plot(found, allocation.scan.with_suffix(".svg"))
@@ -205,11 +204,9 @@ def _searched(
     try:
         return search(model.ms, limit * _INSIDE)
     except BudgetError as refused:
-        orders = best_first(coupling, scores)
-        keep = refilled(coupling, keep_best(coupling, orders, [1] * len(orders)), scores)
-        least = plan_of(coupling, keep)
-        ms = whole.ms(coupling, least)
-        if ms > limit or "as it is" in str(refused):
+        keep = least_of(coupling, scores)
+        ms = whole.ms(coupling, plan_of(coupling, keep))
+        if ms > limit:
             raise BudgetError(
                 f"latency cannot come down to {limit:.2f} ms: with one channel left in every layer that may lose some, "
                 f"{ms:.2f} ms were measured, of {whole.dense_ms:.2f} ms."

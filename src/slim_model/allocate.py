@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from slim_model.allocations import Counts, Curve, Problem, allocation_of, lowered, sums_of, worth
-from slim_model.budget import Plan, best_first, check_any, keep_best, plan_of, refilled, rungs_of
+from slim_model.budget import Plan, check_any, keep_best, least_of, plan_of, ranks_of, refilled, rungs_of
 from slim_model.couple import Coupling
 from slim_model.errors import BudgetError
 from slim_model.prices import Price
@@ -41,26 +40,25 @@ def meet(
     which go first. Raises BudgetError with the least that can be reached.
     """
     check_any(coupling)
-    orders = best_first(coupling, scores)
-    first = [torch.sort(score, descending=True, stable=True).indices for score in scores]
-    values = [each[rows].numpy() for each, rows in zip(losses or scores, first, strict=True)]
+    ranks = ranks_of(scores)
+    orders = [group.channels[rank] for group, rank in zip(coupling.groups, ranks, strict=True)]
+    worths = [each.numpy()[rank] for each, rank in zip(losses or scores, ranks, strict=True)]
     rungs = [rungs_of(group, multiple_of) for group in coupling.groups]
-    problem = Problem(coupling, of, limit, orders, values, rungs, list(curves), "none" if losses else "mean")
+    problem = Problem(coupling, of, limit, orders, worths, rungs, list(curves), "none" if losses else "mean")
     full = problem.price(problem.full)
-    least = refilled(coupling, keep_best(coupling, orders, [1] * len(orders)), scores)
-    if of(least) > limit:
+    least = of(least_of(coupling, scores))
+    if least > limit:
         raise BudgetError(
             f"{price.name} cannot come down to {price.say(limit)}: with one channel left in every layer that may lose "
-            f"some, it is {price.say(of(least))} of {price.say(full)}."
+            f"some, it is {price.say(least)} of {price.say(full)}."
         )
     if full <= limit:
         raise BudgetError(f"{price.name} is {price.say(full)} as it is, no more than the {price.say(limit)} allowed.")
     while True:
         counts = allocation_of(allocate)(problem)
-        counts = lowered(
-            problem, counts, sums_of(worth(problem, problem.normalise)), 0.0
-        )  # where its own steps end above
-        counts = _topped_up(problem, counts)
+        values = sums_of(worth(problem, problem.normalise))
+        counts = lowered(problem, counts, values, 0.0)  # where its own steps end above
+        counts = _topped_up(problem, counts, values)
         keep = refilled(coupling, keep_best(coupling, orders, counts), scores)
         if of(keep) <= limit:
             break
@@ -68,10 +66,9 @@ def meet(
     return plan_of(coupling, keep)
 
 
-def _topped_up(problem: Problem, counts: Counts) -> Counts:
+def _topped_up(problem: Problem, counts: Counts, values: list[np.ndarray]) -> Counts:
     """``counts`` with whatever still fits: whole rungs, and only where the limit is farther than CLOSE also single
     channels, which suit the machine less, and exchanges of some for others."""
-    values = sums_of(worth(problem, problem.normalise))
     singles = [list(range(1, len(order) + 1)) for order in problem.orders]
     counts = _raised(problem, counts, problem.rungs, values)
     if problem.price(counts) < problem.limit * (1 - CLOSE):

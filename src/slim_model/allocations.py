@@ -305,7 +305,7 @@ MEASURED = ("sensitivity", "damage")
 """These need data."""
 
 
-def allocation_of(text: str) -> Callable[[Problem], Counts]:
+def allocation_of(text: str) -> partial[Counts]:
     """The row for ``NAME`` or ``NAME:option=value,...``."""
     name, _, rest = text.partition(":")
     if name not in ALLOCATIONS:

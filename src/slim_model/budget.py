@@ -58,10 +58,20 @@ def check_any(coupling: Coupling) -> None:
         raise BudgetError("nothing can be removed from this model: every channel is pinned. " + "; ".join(lines))
 
 
+def ranks_of(scores: Sequence[Tensor]) -> list[np.ndarray]:
+    """The numbers of each group's channels, best first."""
+    return [torch.sort(score, descending=True, stable=True).indices.numpy() for score in scores]
+
+
 def best_first(coupling: Coupling, scores: list[Tensor]) -> list[np.ndarray]:
     """The channels of each group by component number."""
-    pairs = zip(coupling.groups, scores, strict=True)
-    return [group.channels[torch.sort(score, descending=True, stable=True).indices.numpy()] for group, score in pairs]
+    return [group.channels[rank] for group, rank in zip(coupling.groups, ranks_of(scores), strict=True)]
+
+
+def least_of(coupling: Coupling, scores: list[Tensor]) -> np.ndarray:
+    """bool by component: the best channel of each group, and what no axis can lack."""
+    one_each = keep_best(coupling, best_first(coupling, scores), [1] * len(scores))
+    return refilled(coupling, one_each, scores)
 
 
 def keep_best(coupling: Coupling, orders: list[np.ndarray], counts: Sequence[int]) -> np.ndarray:

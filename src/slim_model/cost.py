@@ -71,8 +71,9 @@ class Meter:
         self._holds = csr_matrix((ones, (rows, columns)), shape=(len(self._axes), self._components))
 
     def __call__(self, keep: np.ndarray | None = None) -> Cost:
-        counts = self._stored.counts(self._sizes(keep))
-        macs = sum(self.by_layer(keep).values())
+        sizes = self._sizes(keep)
+        counts = self._stored.counts(sizes)
+        macs = sum(layer.macs // self.batch for layer in self._filled(sizes.tolist()))
         return Cost(int(counts[self._trained].sum()), macs, int(counts @ self._stored_bytes))
 
     def by_layer(self, keep: np.ndarray | None = None) -> dict[fx.Node, int]:
@@ -81,7 +82,9 @@ class Meter:
 
     def layers(self, keep: np.ndarray | None = None) -> Iterator[Operands]:
         """Each layer as it is with these channels, at the batch of the example."""
-        sizes = self._sizes(keep).tolist()
+        return self._filled(self._sizes(keep).tolist())
+
+    def _filled(self, sizes: list[int]) -> Iterator[Operands]:
         for node, row, out, arguments in self._layers:
             filled = {name: _filled(value, sizes) for name, value in arguments.items()}
             yield Operands(node, row, _filled(out, sizes), filled)
