@@ -22,7 +22,7 @@ SOURCE = Path(slim_model.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
 ORDER = """
-    errors together runtimes
+    errors keywords together runtimes
     decisions trace varying labels ops views simplify couple heads shrink prove rebuild cost
     measure layers profile survey
     remedies explain draw

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from slim_model.budget import FLOOR, keep_best, lowest
 from slim_model.cost import Meter
 from slim_model.couple import Coupling, Group
 from slim_model.errors import InputError
+from slim_model.keywords import known_options, read_option
 from slim_model.knapsack import pack
 
 Counts = list[int]
@@ -310,14 +310,12 @@ def allocation_of(text: str) -> partial[Counts]:
     name, _, rest = text.partition(":")
     if name not in ALLOCATIONS:
         raise InputError(f"no allocation is called '{name}'. There are: {', '.join(ALLOCATIONS)}.")
-    known = {
-        p.name: p.default for p in inspect.signature(ALLOCATIONS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY
-    }
+    known = known_options(ALLOCATIONS[name])
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
         try:
-            options[key] = type(known[key])(value)
+            options[key] = read_option(value, known[key])
         except (KeyError, ValueError):
             has = f"its options are {', '.join(f'{k}={v}' for k, v in known.items())}" if known else "it has no options"
             raise InputError(f"allocation '{name}' does not take '{part}': {has}.") from None

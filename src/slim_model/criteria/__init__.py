@@ -5,7 +5,6 @@ A criterion gets ``Slices`` and returns one score per channel, higher = keep. It
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from slim_model.criteria.slices import Slices, slices_of
 from slim_model.data import Data
 from slim_model.errors import InputError
 from slim_model.evidence import Count, Evidence, GroupEvidence, gather
+from slim_model.keywords import known_options, read_option
 from slim_model.loss import Loss
 from slim_model.trials import losses_of
 
@@ -95,7 +95,7 @@ def ranking_of(criterion: str | Criterion) -> Ranking:
 
 
 def _options(name: str, function: Callable[..., Tensor], text: str) -> dict[str, Any]:
-    known = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    known = known_options(function)
     chosen: dict[str, Any] = {}
     for part in text.split(","):
         key, _, value = part.partition("=")
@@ -103,20 +103,12 @@ def _options(name: str, function: Callable[..., Tensor], text: str) -> dict[str,
             has = f"its options are {', '.join(known)}" if known else "it has none"
             raise InputError(f"criterion '{name}' has no option '{key}': {has}. Write {name}:option=value.")
         try:
-            chosen[key] = _read(value, known[key])
+            chosen[key] = read_option(value, known[key])
         except ValueError:
             raise InputError(f"criterion '{name}': {key}={value} is not like {key}={known[key]}.") from None
     if chosen.get("combine", "mean") not in ("mean", "max", "min", "sum"):
         raise InputError(f"criterion '{name}': combine={chosen['combine']} is not mean, max, min or sum.")
     return chosen
-
-
-def _read(text: str, like: Any) -> Any:
-    if isinstance(like, bool):
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise ValueError(text)
-        return text.lower() in ("true", "1")
-    return type(like)(text)
 
 
 def score(
