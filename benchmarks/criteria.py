@@ -37,7 +37,7 @@ from slim_model.prove import check_structure
 from slim_model.shrink import shrink
 from slim_model.simplify import simplify
 from slim_model.trace import Graph, trace
-from train import TRAINED
+from train import trained
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 5
@@ -60,22 +60,13 @@ class Case:
     masks: int = 32
 
 
-def _trained(name: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    def load() -> nn.Module:
-        net = build()
-        net.load_state_dict(torch.load(TRAINED / f"{name}.pt", weights_only=True))
-        return net.eval()
-
-    return load
-
-
 def _cifar10(split: str) -> datasets.Split:
     return datasets.cifar10(split, norm=datasets.IMAGENET_NORM)
 
 
 CASES = {
-    "mnist": Case(_trained("mnist", nets.MnistNet), datasets.mnist, (0.25, 0.5, 0.75)),
-    "fashion": Case(_trained("fashion", nets.FashionNet), datasets.fashion_mnist, (0.25, 0.5, 0.75)),
+    "mnist": Case(trained("mnist", nets.MnistNet), datasets.mnist, (0.25, 0.5, 0.75)),
+    "fashion": Case(trained("fashion", nets.FashionNet), datasets.fashion_mnist, (0.25, 0.5, 0.75)),
     "vit_mnist": Case(lambda: evaluate.load_published("vit_mnist"), datasets.mnist, (0.1, 0.25, 0.5), few=16, masks=16),
     "resnet20": Case(
         lambda: evaluate.load_published("resnet20"), _cifar10, (0.1, 0.25, 0.5), few=64, test=1000, masks=16

@@ -32,7 +32,7 @@ from slim_model.export import check_onnx, to_onnx
 from slim_model.recipe import Recipe
 from slim_model.resume import Resume
 from slim_model.slim import Compiled, compile_model, onnx_batches
-from train import TRAINED
+from train import trained
 
 BUILD = ROOT / "build" / "finetune"
 
@@ -50,15 +50,6 @@ class Case:
     times: float | None
     epochs: int
     options: dict[str, Any] = field(default_factory=dict)
-
-
-def trained(name: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    def load() -> nn.Module:
-        net = build()
-        net.load_state_dict(torch.load(TRAINED / f"{name}.pt", weights_only=True))
-        return net.eval()
-
-    return load
 
 
 _INNER = {"keep": ("conv1", "*.conv2")}

@@ -45,7 +45,7 @@ from slim_model.shrink import cut_of, left_of, shrink
 from slim_model.simplify import simplify
 from slim_model.slim import other_batches
 from slim_model.trace import trace
-from train import TRAINED
+from train import trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,6 @@ class Case:
     levels: tuple[str, ...] = ("none", "bias", "affine", "full")
 
 
-def _trained(name: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    def load() -> nn.Module:
-        net = build()
-        net.load_state_dict(torch.load(TRAINED / f"{name}.pt", weights_only=True))
-        return net.eval()
-
-    return load
-
-
 def _cifar10(split: str) -> datasets.Split:
     return datasets.cifar10(split, norm=datasets.IMAGENET_NORM)
 
@@ -76,11 +67,11 @@ def _cifar10(split: str) -> datasets.Split:
 CASES = {
     "resnet56": Case(lambda: evaluate.load_published("resnet56"), _cifar10, (2.1, 2.55), samples=8000),
     "lenet300": Case(
-        *(_trained("lenet300_fashion", nets.LeNet300), datasets.fashion_mnist, (0.5, 0.6, 0.7, 0.8)),
+        *(trained("lenet300_fashion", nets.LeNet300), datasets.fashion_mnist, (0.5, 0.6, 0.7, 0.8)),
         levels=("none", "data-free", "affine", "full"),
     ),
-    "mnist": Case(_trained("mnist", nets.MnistNet), datasets.mnist, (4.0, 10.0)),
-    "fashion": Case(_trained("fashion", nets.FashionNet), datasets.fashion_mnist, (2.0, 4.0)),
+    "mnist": Case(trained("mnist", nets.MnistNet), datasets.mnist, (4.0, 10.0)),
+    "fashion": Case(trained("fashion", nets.FashionNet), datasets.fashion_mnist, (2.0, 4.0)),
     "vit_mnist": Case(lambda: evaluate.load_published("vit_mnist"), datasets.mnist, (1.5, 2.0), samples=1000),
     "resnet20": Case(lambda: evaluate.load_published("resnet20"), _cifar10, (1.5, 2.0), samples=2000),
 }

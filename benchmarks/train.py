@@ -24,6 +24,17 @@ from evaluate import accuracy
 TRAINED = Path(__file__).resolve().parents[1] / "build" / "trained"
 
 
+def trained(name: str, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """What loads ``build/trained/NAME.pt`` into the net of ``build``, in eval mode."""
+
+    def load() -> nn.Module:
+        net = build()
+        net.load_state_dict(torch.load(TRAINED / f"{name}.pt", weights_only=True))
+        return net.eval()
+
+    return load
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How one net is trained: Adam, one cycle of the learning rate up to ``rate``."""
