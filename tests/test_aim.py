@@ -61,6 +61,15 @@ def test_the_file_is_as_large_as_was_asked(recipe: Recipe, tmp_path: Path) -> No
     assert report.as_dict()["budget"]["of"] == "bytes"
 
 
+def test_a_file_that_cannot_come_close_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 15), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    torch.save(trained(model), tmp_path / "in.pt")
+    job = Job(tmp_path / "in.pt", tmp_path / "out.onnx", Recipe(target="bytes=7kB"), inputs=("2x3x16x16",), bench=False)
+    with pytest.raises(BudgetError, match=r"bytes cannot come close to 0\.007 MB: .* 0\.00[3-6]\d* MB is the nearest"):
+        run(job, lambda stage: None)
+    assert not (tmp_path / "out.onnx").exists()
+
+
 # -- latency --------------------------------------------------------------------------------------------------------
 
 

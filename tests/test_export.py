@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import stat
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,23 @@ def test_a_video_convolution_with_and_without_bias(bias: bool, tmp_path: Path) -
     assert check_onnx(tmp_path / "video.onnx", graph, [graph.inputs]) <= 1e-5
 
 
+class NormOfAll(nn.Module):
+    def __init__(self, order: float) -> None:
+        super().__init__()
+        self.conv, self.order = nn.Conv2d(3, 4, 3), order
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv(x)
+        return x / x.norm(self.order, keepdim=True), x.norm(self.order, dim=1)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, math.inf])
+def test_a_norm_over_all_axes_keeps_them(order: float, tmp_path: Path) -> None:
+    graph = trace(NormOfAll(order).eval(), (images(),))
+    written(graph, tmp_path / "norm.onnx")
+    assert check_onnx(tmp_path / "norm.onnx", graph, [graph.inputs]) <= 1e-5
+
+
 def test_what_onnx_cannot_say_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"cannot write this model as ONNX: .*linalg_matrix_exp"):
         to_onnx(small(NotInOnnx), tmp_path / "small.onnx", opset=None, metadata={})
@@ -270,7 +288,7 @@ def test_a_file_that_is_not_onnx_fails_the_check(tmp_path: Path) -> None:
     model = written(small(HardCoded), path)
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, path)
-    with pytest.raises(Exception, match="NoSuchOperator"):
+    with pytest.raises(ProofError, match=r"the ONNX file is not valid: .*NoSuchOperator.* Nothing was written"):
         check_onnx(path, small(HardCoded), [(images(3),)])
 
 

@@ -25,7 +25,7 @@ from slim_model.errors import BudgetError
 from slim_model.export import to_onnx
 from slim_model.layers import layers_of
 from slim_model.measure import interleave, quiet
-from slim_model.prices import Goal
+from slim_model.prices import Goal, Price
 from slim_model.profile import ModelLatency, model_latency, setting_of
 from slim_model.runtimes import Runtime, usable
 from slim_model.sensitivity import plot, scan
@@ -103,11 +103,15 @@ def aim(
     plan = search(of, limit)
     reached = of(plan.keep)
     if reached < limit * (1 - price.close):
-        raise BudgetError(
-            f"{price.name} cannot come close to {price.say(limit)}: these layers have so few channels that "
-            f"{price.say(reached)} is the nearest below. Ask for that."
-        )
+        raise _too_coarse(price, limit, reached)
     return plan, Met(price.name, allocation.name, limit, dense, reached)
+
+
+def _too_coarse(price: Price, limit: float, reached: float) -> BudgetError:
+    return BudgetError(
+        f"{price.name} cannot come close to {price.say(limit)}: these layers have so few channels that "
+        f"{price.say(reached)} is the nearest below. Ask for that."
+    )
 
 
 def _curves(
@@ -146,6 +150,8 @@ def _written(
             above = size - of(plan.keep)
     if best is None:
         raise BudgetError(f"bytes: no file of at most {goal.price.say(limit)} came out; the last has {size:,} bytes.")
+    if best[0] < limit * (1 - goal.price.close):
+        raise _too_coarse(goal.price, limit, best[0])
     return best[1], Met("bytes", allocate, limit, dense, best[0])
 
 

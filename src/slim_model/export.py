@@ -181,7 +181,7 @@ def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
 
 def check_onnx(path: Path, graph: Graph | Deciding, batches: list[tuple[Any, ...]]) -> float:
     """onnx.checker, then onnxruntime against the graph or the deciding module; returns the largest relative error."""
-    onnx.checker.check_model(str(path), full_check=True)
+    _or_refuse(lambda: onnx.checker.check_model(str(path), full_check=True), "the ONNX file is not valid")
     session = _or_refuse(lambda: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
     of_sigmoids = _sigmoids(onnx.load(path, load_external_data=False).graph)
     worst = 0.0
@@ -231,12 +231,12 @@ def _sigmoids(graph: onnx.GraphProto) -> list[bool]:
     return [is_sigmoid(output.name) for output in graph.output]
 
 
-def _or_refuse(action: Callable[[], Any]) -> Any:
+def _or_refuse(action: Callable[[], Any], what: str = "onnxruntime does not run the ONNX file") -> Any:
     try:
         return action()
-    except Exception as error:  # onnxruntime's own, which have no common root
+    except Exception as error:  # onnxruntime's own and the checker's, which have no common root
         raise ProofError(
-            f"onnxruntime does not run the ONNX file: {' '.join(str(error).split())[:300]}. Nothing was written. "
+            f"{what}: {' '.join(str(error).split())[:300]}. Nothing was written. "
             "Try another --opset, or --static-batch."
         ) from error
 

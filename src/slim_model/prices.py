@@ -37,7 +37,9 @@ class Price:
     def say(self, amount: float) -> str:
         """``2044.1 M``"""
         unit, size = self.shown
-        return f"{amount / size:,.{0 if size == 1 and not unit else 2}f} {unit}".rstrip()
+        number = amount / size
+        digits = "0f" if not unit else "2f" if number >= 1 else "3g"
+        return f"{number:,.{digits}} {unit}".rstrip()
 
 
 PRICES: dict[str, Price] = {

@@ -1,7 +1,8 @@
 """translate: operators that become one ONNX node a layer, where the exporter would unroll them or get them wrong.
 
 torch 2.15 unrolls ``rnn_tanh`` and ``rnn_relu`` step by step, and reads the weights of a projected LSTM wrongly. It
-makes up a bias of two axes for a ``conv3d`` that has none (onnxscript 0.7.2). A function has the arguments of its ATen
+makes up a bias of two axes for a ``conv3d`` that has none, and forgets ``keepdim`` of a norm over all axes (onnxscript
+0.7.2). A function has the arguments of its ATen
 operator and builds ONNX nodes while the exporter calls it.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import onnx_ir
 import torch
 from onnxscript import opset18
+from onnxscript.function_libs.torch_lib.ops.linalg import aten_linalg_vector_norm
 
 aten = torch.ops.aten
 op: Any = opset18  # its types are those of values, here they are nodes in the making
@@ -130,8 +132,15 @@ def _conv3d(input: Any, weight: Any, bias: Any = None, stride: Sequence[int] = (
     return op.Conv(*operands, strides=strides, pads=pads * 2, dilations=dilations, group=groups)
 
 
+def _vector_norm(self: Any, ord: float = 2.0, dim: Sequence[int] | None = None, keepdim: bool = False,
+                 dtype: int = -1) -> Any:  # fmt: skip
+    axes = _numbers(*(dim or range(len(self.shape))))
+    return aten_linalg_vector_norm(self, ord, axes, keepdim, dtype)
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     aten.conv3d.default: _conv3d,
+    aten.linalg_vector_norm.default: _vector_norm,
     aten.lstm.input: _lstm,
     aten.gru.input: _simple(_GRU),
     aten.rnn_tanh.input: _simple(_TANH),
