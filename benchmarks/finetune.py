@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import datasets
 import nets
 from evaluate import accuracy, load_published, onnx_predictor
+from peer import INNER, PEER, ratio_for
 from provenance import RESULTS, ROOT, provenance, summary
 from slim_model.export import check_onnx, to_onnx
 from slim_model.recipe import Recipe
@@ -52,9 +53,6 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-_INNER = {"keep": ("conv1", "*.conv2")}
-"""Torch-Pruning cannot prune shortcuts that pad channels: the convolutions inside of blocks alone."""
-_PEER = {"engine": "torch-pruning", "criterion": "l1", "recover": "none", **_INNER}
 _RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
 _PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "full", "samples": 2000}
@@ -90,11 +88,11 @@ CASES = {
     ),
     "resnet56-inner": Case(
         *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | _BEST | _INNER | {"allocate": "global"}),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | _BEST | {"keep": INNER}),
     ),
     "resnet56-peer": Case(
         *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | _PEER),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | PEER),
     ),
 }
 
@@ -162,16 +160,6 @@ def data_of(case: Case) -> tuple[str, tuple[Tensor]]:
 
 def _bytes(pixels: Tensor) -> Tensor:
     return pixels.mul(255).round_().to(torch.uint8)
-
-
-def ratio_for(times: float, model: nn.Module, example: tuple[Tensor], recipe: Recipe) -> float:
-    """The ratio of channels at which the peer leaves 1/``times`` of the multiply-adds."""
-    low, high = 0.2, 0.8
-    for _ in range(7):
-        middle = (low + high) / 2
-        found = compile_model(model, example, replace(recipe, ratio=middle, data=None, finetune=0))
-        low, high = (middle, high) if found.dense_cost.macs / found.slim_cost.macs < times else (low, middle)
-    return high
 
 
 def of_the_file(compiled: Compiled, test: datasets.Split) -> tuple[float, float]:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 import datasets
 import evaluate
 import nets
+from peer import PEER, ratio_for
 from provenance import RESULTS, provenance, summary
 from slim_model.accuracy import Exam
 from slim_model.allocate import meet
@@ -38,25 +40,31 @@ from slim_model.criteria import score
 from slim_model.damage import damage
 from slim_model.data import Data, Divided, open_data
 from slim_model.export import check_onnx, to_onnx
+from slim_model.measure import compare
 from slim_model.prices import price_of
-from slim_model.prove import prove
+from slim_model.prove import Proof, prove
+from slim_model.recipe import Recipe
 from slim_model.recovery import LEVELS, recover
 from slim_model.shrink import cut_of, left_of, shrink
 from slim_model.simplify import simplify
-from slim_model.slim import other_batches
-from slim_model.trace import trace
+from slim_model.slim import compile_model, other_batches
+from slim_model.trace import Graph, first_of, trace
 from train import trained
+
+PEER_LEVEL = "torch-pruning"
+"""Its l1 magnitudes, the same ratio in every layer that it can prune, nothing recovered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """``cuts``: how many times fewer multiply-adds; below 1, the share of each layer's channels that goes. ``samples``
-    to fit on, of which a quarter ranks channels and weighs layers; ``mirrored``: and their mirror images."""
+    to fit on, of which ``ranked`` rank channels and weigh layers."""
 
     load: Callable[[], nn.Module]
     split: Callable[[str], datasets.Split]
     cuts: tuple[float, ...]
     samples: int = 4000
+    ranked: int = 1000
     levels: tuple[str, ...] = ("none", "bias", "affine", "full")
 
 
@@ -64,77 +72,133 @@ def _cifar10(split: str) -> datasets.Split:
     return datasets.cifar10(split, norm=datasets.IMAGENET_NORM)
 
 
+_RESNET_LEVELS = (PEER_LEVEL, "none", "bias", "affine", "full")
 CASES = {
-    "resnet56": Case(lambda: evaluate.load_published("resnet56"), _cifar10, (2.1, 2.55), samples=8000),
+    "resnet56": Case(
+        *(lambda: evaluate.load_published("resnet56"), _cifar10, (1.5, 2.1, 2.55, 3.5), 20_000, 2000, _RESNET_LEVELS),
+    ),
     "lenet300": Case(
         *(trained("lenet300_fashion", nets.LeNet300), datasets.fashion_mnist, (0.5, 0.6, 0.7, 0.8)),
         levels=("none", "data-free", "affine", "full"),
     ),
     "mnist": Case(trained("mnist", nets.MnistNet), datasets.mnist, (4.0, 10.0)),
     "fashion": Case(trained("fashion", nets.FashionNet), datasets.fashion_mnist, (2.0, 4.0)),
-    "vit_mnist": Case(lambda: evaluate.load_published("vit_mnist"), datasets.mnist, (1.5, 2.0), samples=1000),
-    "resnet20": Case(lambda: evaluate.load_published("resnet20"), _cifar10, (1.5, 2.0), samples=2000),
+    "vit_mnist": Case(lambda: evaluate.load_published("vit_mnist"), datasets.mnist, (1.5, 2.0), 1000, 250),
+    "resnet20": Case(
+        *(lambda: evaluate.load_published("resnet20"), _cifar10, (1.5, 2.0), 8000, 2000, _RESNET_LEVELS),
+    ),
 }
 
 
-def rows_of(name: str, cut: float, levels: list[str]) -> list[dict[str, Any]]:
-    case, found = CASES[name], []
-    train, test = case.split("train"), case.split("test")
-    graph = simplify(trace(case.load(), (train.inputs[:2],)))
+def row_of(name: str, cut: float, level: str) -> dict[str, Any]:
+    case = CASES[name]
+    test, coupled = case.split("test"), _coupled(name)
+    data, graph = coupled.data, coupled.coupling.graph
+    chosen = _peers(coupled, cut) if level == PEER_LEVEL else _planned(coupled, cut, level)
+    started = time.perf_counter()
+    given = None if level == "data-free" else data(case.samples)
+    coupling, keep = chosen.coupling, chosen.plan.keep
+    result, steps = recover(
+        *(graph, chosen.small, left_of(coupling, keep), given, "none" if level == PEER_LEVEL else level),
+        Exam(None),
+        said=_said,
+    )
+    took = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        dense, path = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
+        to_onnx(graph, dense, opset=None, metadata={})
+        to_onnx(result, path, opset=None, metadata={})
+        error = check_onnx(path, result, other_batches(graph, (2,), 0))
+        right, whole = (evaluate.accuracy(evaluate.onnx_predictor(file), test) for file in (path, dense))
+        latency = compare("onnxruntime", dense, path, first_of(graph), threads=1, budget_s=5)
+    print(f"{name} {cut:g} {level}: {100 * right:.2f} %, {took:.0f} s, {latency.speedup:.2f} times as fast", flush=True)
+    return {
+        "net": name, "cut": cut, "level": level, "accuracy": round(right, 4), "dense_accuracy": round(whole, 4),
+        "macs": cost(coupling, keep).macs, "dense_macs": cost(coupling).macs,
+        "params": cost(coupling, keep).params, "dense_params": cost(coupling).params,
+        "samples": 0 if level in ("data-free", "none", PEER_LEVEL) else case.samples,
+        "plan_s": round(chosen.seconds, 1), "recover_s": round(took, 1), "threads": torch.get_num_threads(),
+        "masked_max_rel_error": chosen.proof.masked_max_rel_error, "onnx_max_rel_error": error,
+        "widths": chosen.plan.widths,
+        "output_error": {step.name: [step.did["error_before"], step.did["error_after"]] for step in steps},
+        "latency": asdict(latency),
+        "provenance": provenance(),
+    }  # fmt: skip
+
+
+# -- the same net and the same plan for all levels ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Coupled:
+    """``data(count)``: as many samples, without labels."""
+
+    case: Case
+    model: nn.Module
+    inputs: tuple[Tensor]
+    coupling: Coupling
+    data: Callable[[int], Data]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A small graph that is proven; ``seconds`` to rank channels and weigh layers."""
+
+    coupling: Coupling
+    plan: Plan
+    small: Graph
+    proof: Proof
+    seconds: float
+
+
+@functools.cache
+def _coupled(name: str) -> Coupled:
+    case = CASES[name]
+    train, model = case.split("train"), case.load()
+    graph = simplify(trace(model, (train.inputs[:2],)))
 
     def data(count: int) -> Data:
         return open_data(Divided((train.inputs,)), graph.inputs, samples=count, batch=100)
 
-    coupling = couple(graph)
-    for level in levels:
-        plan, seconds = _planned(name, cut, level == "data-free" or (cut < 1 and level == "none"), coupling, data)
-        small, replay = shrink(coupling, plan.keep)
-        proof = prove(graph, small, cut_of(coupling, plan.keep), replay, [graph.inputs, *other_batches(graph, (1,), 0)])
-        started = time.perf_counter()
-        result, steps = recover(
-            *(graph, small, left_of(coupling, plan.keep), None if level == "data-free" else data(case.samples), level),
-            Exam(None),
-            said=_said,
-        )
-        took = time.perf_counter() - started
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "slim.onnx"
-            to_onnx(result, path, opset=None, metadata={})
-            error = check_onnx(path, result, other_batches(graph, (2,), 0))
-            right = evaluate.accuracy(evaluate.onnx_predictor(path), test)
-        found.append({
-            "net": name, "cut": cut, "level": level, "accuracy": round(right, 4),
-            "macs": cost(coupling, plan.keep).macs, "dense_macs": cost(coupling).macs,
-            "params": cost(coupling, plan.keep).params, "dense_params": cost(coupling).params,
-            "samples": 0 if level in ("data-free", "none") else case.samples,
-            "plan_s": round(seconds, 1), "recover_s": round(took, 1), "threads": torch.get_num_threads(),
-            "masked_max_rel_error": proof.masked_max_rel_error, "onnx_max_rel_error": error,
-            "widths": plan.widths,
-            "output_error": {step.name: [step.did["error_before"], step.did["error_after"]] for step in steps},
-            "provenance": provenance(),
-        })  # fmt: skip
-        print(f"{name} {cut:g} {level}: {100 * right:.2f} %, {took:.0f} s", flush=True)
-    return found
+    return Coupled(case, model, (train.inputs[:2],), couple(graph), data)
 
 
-_ranked: dict[tuple[str, bool], tuple[list[Tensor], float]] = {}
-
-
-def _planned(name: str, cut: float, free: bool, coupling: Coupling, data: Callable[[int], Data]) -> tuple[Plan, float]:
-    """One plan for all levels, and the seconds of ranking and weighing; ``free``: without data."""
-    few = CASES[name].samples // 4
-    if (name, free) not in _ranked:
-        started = time.perf_counter()
-        scores = score(coupling, "kernel" if free else "reconstruction", data=None if free else data(few))
-        if cut >= 1:
-            scores = damage(coupling, scores, data(few), said=_said)
-        _ranked[name, free] = scores, time.perf_counter() - started
-    scores, seconds = _ranked[name, free]
+def _planned(coupled: Coupled, cut: float, level: str) -> Chosen:
+    coupling = coupled.coupling
+    scores, seconds = _ranked(coupled, cut, level == "data-free" or (cut < 1 and level == "none"))
     if cut < 1:
-        return budget(coupling, scores, ratio=cut), seconds
-    meter = Meter(coupling)
-    of, limit = functools.partial(_macs, meter), cost(coupling).macs / cut
-    return meet(coupling, scores, price_of("macs"), of, limit, allocate="greedy:normalise=none,floor=0.05"), seconds
+        plan = budget(coupling, scores, ratio=cut)
+    else:
+        meter = Meter(coupling)
+        of, limit = functools.partial(_macs, meter), cost(coupling).macs / cut
+        plan = meet(coupling, scores, price_of("macs"), of, limit, allocate="greedy:normalise=none,floor=0.05")
+    graph = coupling.graph
+    small, replay = shrink(coupling, plan.keep)
+    proof = prove(graph, small, cut_of(coupling, plan.keep), replay, [graph.inputs, *other_batches(graph, (1,), 0)])
+    return Chosen(coupling, plan, small, proof, seconds)
+
+
+_RANKED: dict[tuple[Case, bool], tuple[list[Tensor], float]] = {}
+
+
+def _ranked(coupled: Coupled, cut: float, free: bool) -> tuple[list[Tensor], float]:
+    """Scores, and the seconds of ranking and weighing; ``free``: without data."""
+    coupling, few = coupled.coupling, coupled.case.ranked
+    key = coupled.case, free
+    if key not in _RANKED:
+        started = time.perf_counter()
+        scores = score(coupling, "kernel" if free else "reconstruction", data=None if free else coupled.data(few))
+        if cut >= 1:
+            scores = damage(coupling, scores, coupled.data(few), said=_said)
+        _RANKED[key] = scores, time.perf_counter() - started
+    return _RANKED[key]
+
+
+def _peers(coupled: Coupled, cut: float) -> Chosen:
+    started, recipe = time.perf_counter(), Recipe(multiple_of=1, **PEER)
+    recipe = replace(recipe, ratio=ratio_for(cut, coupled.model, coupled.inputs, recipe))
+    found = compile_model(coupled.model, coupled.inputs, recipe)
+    return Chosen(found.coupling, found.plan, found.small, found.proof, time.perf_counter() - started)
 
 
 def _said(text: str) -> None:
@@ -149,24 +213,59 @@ def _macs(meter: Meter, keep: np.ndarray) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    levels = [level for level in ("none", "data-free", *LEVELS) if any(row["level"] == level for row in rows)]
-    levels = list(dict.fromkeys(levels))
+    order = [PEER_LEVEL, "none", "data-free", *LEVELS]
+    levels = [level for level in dict.fromkeys(order) if any(row["level"] == level for row in rows)]
     lines = [
-        "| net | cut | multiply-adds | " + " | ".join(levels) + " | seconds |",
-        "|---|---|---|" + "---|" * (len(levels) + 1),
+        f"| net | dense | cut | multiply-adds | {' | '.join(levels)} | faster | seconds |",
+        "|---|---|---|---|" + "---|" * (len(levels) + 2),
     ]
     for name, case in CASES.items():
         for cut in case.cuts:
             here = {row["level"]: row for row in rows if (row["net"], row["cut"]) == (name, cut)}
-            if not here:
-                continue
-            any_row = list(here.values())[-1]
-            cells = [f"{100 * here[level]['accuracy']:.2f}" if level in here else "" for level in levels]
-            said = f"{cut:.0%} of each layer" if cut < 1 else f"{cut:g}x"
-            seconds = max(row["plan_s"] + row["recover_s"] for row in here.values())
-            times = any_row["dense_macs"] / any_row["macs"]
-            lines.append(f"| {name} | {said} | {times:.2f}x fewer | " + " | ".join(cells) + f" | {seconds:.0f} |")
+            if here:
+                lines.append(_line(name, cut, levels, here))
     return "\n".join(lines)
+
+
+def _line(name: str, cut: float, levels: list[str], here: dict[str, dict[str, Any]]) -> str:
+    ours = [row for level, row in here.items() if level != PEER_LEVEL] or list(here.values())
+    faster = statistics.median(row["latency"]["speedup"] for row in ours)
+    cells = [
+        *(name, f"{100 * ours[-1]['dense_accuracy']:.2f}", f"{cut:.0%} of each layer" if cut < 1 else f"{cut:g}x"),
+        f"{ours[-1]['dense_macs'] / ours[-1]['macs']:.2f}x fewer",
+        *(f"{100 * here[level]['accuracy']:.2f}" if level in here else "" for level in levels),
+        f"{faster:.2f}x",
+        f"{max(row['plan_s'] + row['recover_s'] for row in ours):.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def picture(rows: list[dict[str, Any]], name: str, path: Path) -> None:
+    """Accuracy over what is left of multiply-adds, and over measured latency, one line a level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    here = [row for row in rows if row["net"] == name]
+    whole = 100 * here[0]["dense_accuracy"]
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for level in dict.fromkeys([*CASES[name].levels]):
+        own = sorted((row for row in here if row["level"] == level), key=lambda row: row["cut"])
+        right = [whole, *(100 * row["accuracy"] for row in own)]
+        left = [100.0, *(100 * row["macs"] / row["dense_macs"] for row in own)]
+        time_left = [100.0, *(100 / row["latency"]["speedup"] for row in own)]
+        style = {"marker": "o", "markersize": 3.5, "linestyle": "--" if level == PEER_LEVEL else "-"}
+        axes[0].plot(left, right, label=level, **style)
+        axes[1].plot(time_left, right, label=level, **style)
+    for axis, what in zip(axes, ("multiply-adds", "latency in onnxruntime, one thread"), strict=True):
+        axis.axhline(whole, color="grey", linewidth=0.8, linestyle=":", label="dense")
+        axis.set(xlabel=f"% of the dense {what}", xlim=(102, None))
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="accuracy, % of the test set", title=f"{name}, nothing trained")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -175,29 +274,36 @@ def main() -> None:
     parser.add_argument("--cuts", nargs="*", type=float)
     parser.add_argument("--levels", nargs="*")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="only the table and the picture, from the .json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "recovery.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    path = RESULTS / "recovery.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    for name in given.nets:
+    rows = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    for name in [] if given.table else given.nets:
         for cut in given.cuts or CASES[name].cuts:
             done = {row["level"] for row in rows if (row["net"], row["cut"]) == (name, cut)}
-            wanted = [level for level in given.levels or CASES[name].levels if level not in done]
-            for level in wanted:
-                rows += rows_of(name, cut, [level])
-                _write(rows, path)
-    print((RESULTS / "recovery.md").read_text() if rows else "nothing measured")
+            for level in given.levels or CASES[name].levels:
+                if level not in done:
+                    rows.append(row_of(name, cut, level))
+                    _write(rows, given.out)
+    if rows:
+        _write(rows, given.out)
+        print(given.out.with_suffix(".md").read_text())
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     path.write_text(f'{{"what": {json.dumps(str(__doc__).splitlines()[0])},\n "rows": [\n  {lines}\n ]}}\n')
+    stamps = sorted({summary(row["provenance"]) for row in rows})
     text = (
         f"# Recovery without training\n\n{__doc__}\n"
-        f"Accuracy in % of the test set. *seconds*: the longest of ranking, weighing and recovering, on a busy machine."
-        f"\n\n{table(rows)}\n\n{summary(rows[-1]['provenance'])}\n"
+        "Accuracy in % of the test set. *faster*: the ONNX file against that of the dense net, one example, "
+        "one thread, in turns; *seconds*: the longest of ranking, weighing and recovering, on a busy machine.\n\n"
+        f"{table(rows)}\n\n![resnet56](recovery.png)\n\n" + "".join(f"- {stamp}\n" for stamp in stamps)
     )
-    (RESULTS / "recovery.md").write_text(text)
+    path.with_suffix(".md").write_text(text)
+    if any(row["net"] == "resnet56" for row in rows):
+        picture(rows, "resnet56", path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
