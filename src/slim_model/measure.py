@@ -169,8 +169,9 @@ def _sample_ms(run: Run, repeats: int, clock: Clock) -> float:
 def quiet() -> Iterator[None]:
     """No garbage collection between two readings of the clock; afterwards PyTorch's thread count as found."""
     threads, collecting = torch.get_num_threads(), gc.isenabled()
-    gc.collect()
-    gc.disable()
+    if collecting:
+        gc.collect()
+        gc.disable()
     try:
         yield
     finally:

@@ -41,15 +41,16 @@ def survey(placed: Sequence[Placed], job: Survey, progress: Callable[[str], None
     kind (of all kinds, where no layers are given), then each layer over its ladder of widths."""
     kinds = {p.layer.kind for p in placed} if placed else set(PROBES)
     probes = [probed(probe, axis) for kind in PROBES if kind in kinds for axis, probe in PROBES[kind].items()]
-    for number, layers in enumerate(([NOTHING], *probes)):
-        progress(f"learning the width step: {number} of {len(probes)}")
-        _measure(layers, job)
-    table = read_table(job.setting, job.cache)
-    grids = {tuple(table.grid(p)): p for p in placed}
-    for number, (grid, where) in enumerate(grids.items(), 1):
-        widths = "x".join(map(str, where.layer.widths))
-        progress(f"timing layers: {number} of {len(grids)} ({where.layer.kind} {widths}, {len(grid)} widths)")
-        _measure(grid, job)
+    with quiet():
+        for number, layers in enumerate(([NOTHING], *probes)):
+            progress(f"learning the width step: {number} of {len(probes)}")
+            _measure(layers, job)
+        table = read_table(job.setting, job.cache)
+        grids = {tuple(table.grid(p)): p for p in placed}
+        for number, (grid, where) in enumerate(grids.items(), 1):
+            widths = "x".join(map(str, where.layer.widths))
+            progress(f"timing layers: {number} of {len(grids)} ({where.layer.kind} {widths}, {len(grid)} widths)")
+            _measure(grid, job)
     return read_table(job.setting, job.cache)
 
 
@@ -57,7 +58,7 @@ def _measure(layers: Sequence[Layer], job: Survey) -> None:
     """Those of the layers that are not in the table yet."""
     held = read_table(job.setting, job.cache).points
     for some in _parts([layer for layer in layers if layer not in held]):
-        with tempfile.TemporaryDirectory() as folder, quiet():
+        with tempfile.TemporaryDirectory() as folder:
             ready = [_prepare(layer, Path(folder) / f"{n}.onnx", job) for n, layer in enumerate(some)]
             samples = _samples([run for run, _ in ready], job.clock)
         call = held.get(NOTHING, 0.0)
