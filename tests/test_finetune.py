@@ -368,6 +368,14 @@ def test_rounds_end_at_the_ratio(scope: Any) -> None:
         assert group["after"] == len(group["kept"])
 
 
+def test_rounds_count_from_the_dense_model() -> None:
+    compiled = compile_model(trained(Residual()), EXAMPLE, Recipe(0.5, of="params", multiple_of=1, iterations=2))
+    assert compiled.met is not None
+    assert compiled.met.dense == compiled.dense_cost.params
+    assert 0.97 * compiled.met.limit <= compiled.slim_cost.params <= compiled.met.limit
+    assert compiled.met.limit == pytest.approx(compiled.dense_cost.params / 2, rel=0.02)
+
+
 def test_rounds_of_training(tmp_path: Path) -> None:
     """Each round trains, and goes on with what the last one learned; the small model can be restored."""
     model, resume = trained(Residual()), Resume(tmp_path / "OUT.onnx.finetune")

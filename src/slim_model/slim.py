@@ -73,6 +73,7 @@ class Compiled:
     def after(self, before: Compiled) -> Compiled:
         """Both passes as one, from the dense model on."""
         warnings = tuple(dict.fromkeys((*before.warnings, *self.warnings)))
+        met = replace(self.met, dense=before.met.dense) if self.met and before.met else self.met
         return replace(
             self,
             dense=before.dense,
@@ -80,6 +81,7 @@ class Compiled:
             dense_cost=before.dense_cost,
             warnings=warnings,
             before=before,
+            met=met,
             steps=before.steps,
         )
 
