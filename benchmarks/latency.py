@@ -4,8 +4,9 @@ python benchmarks/latency.py                        what results/latency.json do
 python benchmarks/latency.py --only resnet50 --cuts 0.5 --threads 1
 python benchmarks/latency.py --again                also what it holds; --table only writes the table again
 
-A quiet machine is needed. The cut is met by count, with one ratio in every layer or
-one ranking over all.
+A quiet machine is needed. The cut is met by count, with one ratio in every layer or one ranking over all. A cut of 1
+is the model with every layer as narrow as the step: what is left of its latency is the calls, the layouts and the
+threads, which no width changes, and bounds what any cut can give.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torchvision
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
 from slim_model.allocate import meet
-from slim_model.budget import Plan
+from slim_model.budget import Plan, budget
 from slim_model.cost import Meter, cost
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import score
@@ -43,12 +44,15 @@ STEPS = {"auto": Recipe(criterion="l1").block, "1": 1}
 """Width steps: that of this machine, and none."""
 
 ALLOCATIONS = ("uniform", "global:normalise=lamp")
+NARROWEST = 1.0
 
 Key = tuple[str, float, str, str, int]
 
 
 def plan_for(coupling: Coupling, scores: list[torch.Tensor], cut: float, step: int, allocate: str) -> Plan:
     """The widths that save ``cut`` of the multiply-adds."""
+    if cut == NARROWEST:
+        return budget(coupling, scores, ratio=[1 - min(1.0, step / g.width) for g in coupling.groups], multiple_of=step)
     price, meter = PRICES["macs"], Meter(coupling)
     return meet(
         *(coupling, scores, price, lambda keep: meter(keep).macs, (1 - cut) * meter().macs),
@@ -101,7 +105,7 @@ def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "model": lambda r: r["model"],
-    "cut asked": lambda r: f"{r['cut']:.0%}",
+    "cut asked": lambda r: "the narrowest" if r["cut"] == NARROWEST else f"{r['cut']:.0%}",
     "widths": lambda r: f"multiples of {r['multiple_of']}",
     "allocation": lambda r: r["allocate"],
     "threads": lambda r: str(r["threads"]),
@@ -112,7 +116,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
         f"{r['latency']['speedup']:.2f}x ({r['latency']['speedup_low']:.2f}-{r['latency']['speedup_high']:.2f})"
     ),
     "shown": lambda r: r["verdict"],
-    "realised": lambda r: f"{r['realised']:.2f}" + (_met(r) if r["step"] == "auto" else ""),
+    "realised": lambda r: "" if r["cut"] == NARROWEST else f"{r['realised']:.2f}" + (_met(r) * (r["step"] == "auto")),
 }
 
 
@@ -146,8 +150,9 @@ def main() -> None:
     given = parser.parse_args()
     rows = read_rows(given.out)
     for name in [] if given.table else given.only:
-        sizes = [(cut, step) for cut in given.cuts for step in given.steps]
-        keys = [(name, *size, how, n) for size in sizes for how in given.allocate for n in given.threads]
+        sizes = [(cut, step, how) for cut in given.cuts for step in given.steps for how in given.allocate]
+        sizes += [(NARROWEST, "auto", "uniform")] if set(CUTS) <= set(given.cuts) else []
+        keys = [(name, *size, n) for size in sizes for n in given.threads]
         wanted = [key for key in keys if given.again or key not in rows]
         for key, row in measured(name, wanted) if wanted else ():
             rows[key] = row
