@@ -44,7 +44,7 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         graph = trace(net, (torch.randn(2, 3, 8, 8),))
         for name in arguments[1:3]:
             to_onnx(graph, Path(name), opset=None, metadata={})
-        assert cli._run(arguments) == 0
+        assert cli._run([*arguments, "--rounds", "3", "--seconds", "0.3"]) == 0
         assert len(Path("rows.json").read_text().splitlines()) == 8  # two files, batches and counts of threads
         return
     torch.save(torchvision.models.squeezenet1_1(), arguments[0])
