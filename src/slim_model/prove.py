@@ -11,6 +11,7 @@ that they are made from agree.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -305,7 +306,7 @@ def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Inter
 
 
 def _read_the_same(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> bool:
-    for read, other_read in zip(node.all_input_nodes, copied.all_input_nodes, strict=True):
+    for read, other_read in _read(node, copied):
         value, a, b = masked.cut.values[read], masked.env[read], other.env[other_read]
         compared = isinstance(a, Tensor) and isinstance(value, Value)
         if compared and not relative_error(masked.cut.gathered(a, value), b) <= TOLERANCE:
@@ -317,18 +318,24 @@ def _layer_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Inter
     row, value = row_of(node.target), masked.cut.values[node]
     if row is None or row.masks == "nothing" or not isinstance(value, Value):
         return 0.0
-    _check_statistic(node, copied, other, row.masks)
+    _check_statistic(node, copied, masked, other, row.masks)
     error = relative_error(masked.cut.gathered(masked.env[node], value), other.env[copied])
     if not error <= TOLERANCE:
         raise CutFailed(node.name, f"its values differ by {error:.1e} ({source_line(node)})")
     return error
 
 
-def _check_statistic(node: fx.Node, copied: fx.Node, other: fx.Interpreter, masks: str) -> None:
-    """The spread of a single channel is no number, on both sides alike: the model would be proven, and useless."""
-    lost = masks == "kept" and not _finite(other.env[copied])
-    if lost and all(_finite(other.env[read]) for read in copied.all_input_nodes):
+def _check_statistic(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter, masks: str) -> None:
+    """The spread of a single channel is no number, on both sides alike: the model would be proven, and useless. Where
+    no channel is gone, the dense model gives none either."""
+    reads = [(masked.env[big], other.env[little]) for big, little in _read(node, copied)]
+    gone = any(isinstance(a, Tensor) and a.shape != b.shape for a, b in reads)
+    if masks == "kept" and gone and not _finite(other.env[copied]) and all(_finite(b) for _, b in reads):
         raise CutFailed(node.name, "over the channels that are left it is no number")
+
+
+def _read(node: fx.Node, copied: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    return zip(node.all_input_nodes, copied.all_input_nodes, strict=True)
 
 
 def _finite(value: Any) -> bool:
@@ -337,7 +344,7 @@ def _finite(value: Any) -> bool:
 
 def _output_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
     worst = 0.0
-    for expected, got in zip(node.all_input_nodes, copied.all_input_nodes, strict=True):
+    for expected, got in _read(node, copied):
         if isinstance(masked.env[expected], Tensor):
             error = relative_error(masked.env[expected], other.env[got])
             if not error <= TOLERANCE:
