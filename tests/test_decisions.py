@@ -227,6 +227,24 @@ def test_rows_may_differ_where_rounding_decides(tied: bool, places: list[int], f
     assert (difference(ranked(tied), (torch.ones(6),), got) < 1e-4) is fits
 
 
+class Rounding(nn.Module):
+    """All that it gives is made of the last digits of its input."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        digits = (x * 1e5).sin()
+        scores, places = digits.topk(3)
+        return scores, places
+
+
+def test_where_rounding_decides_everything_nothing_fits() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(100)
+    model = Deciding(Rounding(), trace(Rounding(), (x,)))
+    other = model.run((x * (1 + 1e-6),))
+    assert difference(model, (x,), model.run((x,))) == 0
+    assert difference(model, (x,), other) == float("inf")
+
+
 def test_outputs_of_another_shape_do_not_fit() -> None:
     scores = torch.ones(3)
     assert difference(ranked(False), (torch.ones(6),), [scores, scores.long()]) == float("inf")
