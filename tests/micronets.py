@@ -1041,6 +1041,36 @@ def weight_standardised(s, x):
     return s.head(pooled(F.conv2d(F.relu(s.a(x)), w)))
 
 
+@net(image, a=conv(3, 12), b=conv(3, 12), c=conv(12, 8), head=head(8))
+def shaped_like_another(s, x):
+    y = s.b(x)
+    return s.head(pooled(s.c(F.relu(s.a(x).flatten(2).view_as(y)) + y.flatten(1).reshape_as(y))))
+
+
+@net(tokens, a=nn.Linear(5, 12), head=head(12))
+def empty_slice_in_front(s, x):
+    x = s.a(x)
+    return s.head(torch.cat([x[:, :0], F.relu(x[:, 0:])], 1).mean(1))
+
+
+@net(tokens, a=nn.Linear(5, 12), b=nn.Linear(5, 12), mix=nn.Conv1d(2, 4, 1), back=nn.ConvTranspose1d(4, 2, 1),
+     head=head(12))  # fmt: skip
+def conv_of_one_place_across_channels(s, x):
+    x = torch.stack([s.a(x).mean(1), s.b(x).mean(1)], 1)
+    return s.head(s.back(F.relu(s.mix(x))).sum(1))
+
+
+@net(tokens, 0.2, pinned="aten.conv1d", a=nn.Linear(5, 12), mix=nn.Conv1d(6, 4, 1, padding=1), head=head(14))
+def conv_of_one_place_pads_channels(s, x):
+    return s.head(F.relu(s.mix(s.a(x))).sum(1))
+
+
+@net(image, zeroed="", a=conv(3, 12), b=weight(8, 12, 3, 3), gain=weight(8), head=head(8))
+def weight_standardised_by_batch_norm(s, x):
+    w = F.batch_norm(s.b.reshape(1, 8, -1), None, None, weight=s.gain, training=True, momentum=0.0).reshape_as(s.b)
+    return s.head(pooled(F.conv2d(F.relu(s.a(x)), w)))
+
+
 @net(vector, zeroed="all", a=nn.Linear(10, 16), w=weight(12, 16), up=weight(12, 2), down=weight(2, 16), head=head(12))
 def lora(s, x):
     x = F.relu(s.a(x))

@@ -13,13 +13,15 @@ import argparse
 import fnmatch
 import importlib
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import torch
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "benchmarks")]
 
@@ -28,6 +30,7 @@ from tables import write_tables  # noqa: E402
 
 from provenance import RESULTS, peak_bytes, provenance  # noqa: E402
 
+_FORK = multiprocessing.get_context("fork")
 FAMILIES = ("torchvision", "timm", "transformers", "recurrent", "trained")
 
 
@@ -42,30 +45,35 @@ def builders(family: str, *, every: bool = False) -> dict[str, Builder]:
 
 
 def one(family: str, name: str, given: argparse.Namespace) -> Row:
-    """The row of a model, from a process of its own: its memory is its own, and a crash ends one model only."""
+    """The row of a model, from a process of its own: its memory is its own, and a crash ends one model only. It is a
+    fork of this one, which has imported all that takes long to import."""
     head = {"family": family, "model": name}
-    order = {"ratio": given.ratio, "seed": given.seed}
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as answer:
-        command = [sys.executable, str(Path(__file__).parent), "--worker", family, name, json.dumps(order)]
-        environment = os.environ | {"SLIM_MODEL_ANSWER": answer.name, "OMP_NUM_THREADS": "1"}
-        try:
-            code = subprocess.run(command, env=environment, timeout=given.minutes * 60, capture_output=True).returncode
-        except subprocess.TimeoutExpired:
-            return head | {"fault": f"no answer within {given.minutes} minutes", "stage": "", "crash": True}
-        text = answer.read()
-    return head | (json.loads(text) if text else {"fault": f"the process ended with code {code}", "crash": True})
+    answer, ours = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=worker, args=(ours, family, name, given.ratio, given.seed))
+    process.start()
+    ours.close()
+    try:
+        if answer.poll(given.minutes * 60):
+            return head | answer.recv()
+        process.kill()
+        return head | {"fault": f"no answer within {given.minutes} minutes", "stage": "", "crash": True}
+    except EOFError:
+        process.join()
+        return head | {"fault": f"the process ended with code {process.exitcode}", "crash": True}
+    finally:
+        process.join()
 
 
-def worker(family: str, name: str, order: str) -> None:
-    import torch
-
+def worker(answer: Connection, family: str, name: str, ratio: float, seed: int) -> None:
     torch.set_num_threads(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     module = importlib.import_module(f"{family}_models")
     builder = module.models([name])[name] if family == "timm" else module.MODELS[name]
-    row = (
-        examine(builder, **json.loads(order), trained=family == "trained") | {"peak_bytes": peak_bytes()} | provenance()
+    answer.send(
+        examine(builder, ratio, seed, trained=family == "trained") | {"peak_bytes": peak_bytes()} | provenance()
     )
-    Path(os.environ["SLIM_MODEL_ANSWER"]).write_text(json.dumps(row))
 
 
 def read(path: Path) -> dict[tuple[str, str], Row]:
@@ -100,14 +108,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, default=15, help="after which a model is given up")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     parser.add_argument("--out", type=Path, default=RESULTS / "zoo.json")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker:
-        worker(*given.worker)
-        return
     if unknown := set(given.families) - set(FAMILIES):
         parser.error(f"{', '.join(unknown)}: no such family; there are {', '.join(FAMILIES)}")
     given.families = given.families or list(FAMILIES)
+    torch.set_num_threads(1)  # a fork takes no threads along
     rows = read(given.out)
     keys = [] if given.table else wanted(given, rows)
     with ThreadPoolExecutor(given.jobs) as pool:

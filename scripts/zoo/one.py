@@ -21,7 +21,7 @@ from slim_model.heads import find_heads
 from slim_model.recipe import Recipe
 from slim_model.simplify import simplify
 from slim_model.slim import Compiled, compile_model, onnx_batches, small_module
-from slim_model.trace import Graph, trace
+from slim_model.trace import Graph, describe, trace
 
 Row = dict[str, Any]
 Builder = Callable[[], tuple[nn.Module, tuple[Any, ...]]]
@@ -66,7 +66,7 @@ def _steps(builder: Builder, recipe: Recipe, stage: _Stages, trained: bool) -> I
         model, inputs = builder()
         if not trained:
             enliven(model)
-    yield {"params": sum(p.numel() for p in model.parameters())}
+    yield {"params": sum(p.numel() for p in model.parameters()), "inputs": describe(inputs)}
     with stage("trace"):
         graph = simplify(trace(model, inputs))
     yield {"traced": "one run" if graph.program is None else "export", "dynamic_batch": graph.dynamic_batch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +13,23 @@ from timm.models import list_modules
 from torch import nn
 
 Inputs = tuple[Any, ...]
-_SIDE = 64
+_SIDE = 96
 """Pixels where a model takes any size: convolutional nets do."""
 
 
 def _build(name: str) -> tuple[nn.Module, Inputs]:
-    model = timm.create_model(name, pretrained=False)
+    model = timm.create_model(name, pretrained=False).eval()
     channels, *shape = model.pretrained_cfg["input_size"]
-    return model, (torch.randn(1, channels, *shape),)
+    small = torch.randn(1, channels, *(min(size, _SIDE) for size in shape))
+    takes_any = not model.pretrained_cfg.get("fixed_input_size") and _runs(model, small)
+    return model, (small if takes_any else torch.randn(1, channels, *shape),)
+
+
+@torch.no_grad()
+def _runs(model: nn.Module, image: torch.Tensor) -> bool:
+    with contextlib.suppress(Exception):  # whatever a model says to a size that it does not take
+        return bool(model(image).numel())
+    return False
 
 
 def _parameters(name: str) -> int:

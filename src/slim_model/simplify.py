@@ -1,4 +1,4 @@
-"""simplify: write four things so that channels can be seen and removed; the graph computes exactly the same.
+"""simplify: write five things so that channels can be seen and removed; the graph computes exactly the same.
 
 A channel shuffle written as view, transpose, view becomes one look-up by a constant. Seen as views, a shuffle (Zhang
 2018) ties every block of channels to every other, and stacked shuffles tie nearly all of them. Seen as a permutation
@@ -6,6 +6,9 @@ it ties nothing: the small graph looks up the channels that are left.
 
 What the forward computes from numbers alone (positions, angles of rotary embeddings) becomes a stored tensor, which
 is sliced like a parameter.
+
+A batch norm without running statistics is written as the operator that says so: it is also how weights are standardised
+(Qiao 2019), where its mean and variance run over the filter's inputs.
 
 A fused projection is cut before it is viewed as queries, keys and values (``views``).
 
@@ -17,11 +20,12 @@ is not in the trace.
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 import torch
 from torch import Tensor, fx
 
-from slim_model.labels import shape_of
+from slim_model.labels import bound, shape_of
 from slim_model.trace import Graph
 from slim_model.views import is_written, links, through, unfused, writes
 
@@ -31,9 +35,9 @@ _LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
 
 
 def simplify(graph: Graph) -> Graph:
-    """The same graph with pure channel permutations as ``index_select``, computed constants stored, fused projections
-    split, and views that hold for any layout."""
-    return _any_layout(unfused(_shuffles_as_look_ups(_constants_stored(graph))))
+    """The same graph with pure channel permutations as ``index_select``, computed constants stored, norms by what is at
+    hand told from others, fused projections split, and views that hold for any layout."""
+    return _any_layout(unfused(_shuffles_as_look_ups(_constants_stored(_own_statistics(graph)))))
 
 
 # -- numbers the forward computes -----------------------------------------------------------------------------------
@@ -80,6 +84,26 @@ def _is_pure(node: fx.Node) -> bool:
         and torch.Tag.nondeterministic_seeded not in target.tags
         and "empty" not in target.overloadpacket.__name__
     )
+
+
+# -- norms by the statistics of what is at hand ---------------------------------------------------------------------
+
+
+def _own_statistics(graph: Graph) -> Graph:
+    nodes = graph.module.graph
+    for node in nodes.nodes:
+        if node.target is not aten.batch_norm.default:
+            continue
+        given = bound(node)
+        if not given["training"] or given["running_mean"] is not None:
+            continue
+        args = (given["input"], given["weight"], given["bias"], True, given["momentum"], given["eps"])
+        with nodes.inserting_before(node):
+            normed = nodes.call_function(aten._native_batch_norm_legit.no_stats, args)
+        values, _ = fx.map_arg((args, {}), lambda n: n.meta["val"])
+        normed.meta = node.meta | {"val": normed.target(*values)}  # type: ignore[operator]
+        node.target, node.args, node.kwargs = operator.getitem, (normed, 0), {}
+    return graph
 
 
 # -- channel shuffles -----------------------------------------------------------------------------------------------

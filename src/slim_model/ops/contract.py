@@ -23,12 +23,11 @@ def _bias(walk: Walk, out: Axis, bias: Value | None) -> Axis:
 # -- convolution ----------------------------------------------------------------------------------------------------
 
 
-def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: int, **_: Any) -> Value:
+def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: int, **rest: Any) -> Value:
     """weight is ``(out, in / groups, *kernel)``. Depthwise and grouped forms tie blocks of input and output."""
     at = len(input.shape) - len(weight.shape) + 1
-    channels, (out, taken, *kernel) = input.axes[at], weight.axes
-    for axis in (*input.axes[at + 1 :], *kernel):
-        walk.pin(axis, _SPATIAL)
+    channels, (out, taken, *_) = input.axes[at], weight.axes
+    places = _places(walk, input, weight, **rest)
     if not _grouped(walk, groups):
         walk.reads(channels, taken)
     elif walk.blocks((channels, out), groups):
@@ -37,15 +36,14 @@ def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: in
     else:
         walk.reads(_block(channels, groups), taken)
     out = walk.makes(_bias(walk, out, bias))
-    return walk.out((*input.axes[:at], out, *[None] * len(kernel)))
+    return walk.out((*input.axes[:at], out, *places))
 
 
-def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: int, **_: Any) -> Value:
+def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: int, **rest: Any) -> Value:
     """weight is ``(in, out / groups, *kernel)``."""
     at = len(input.shape) - len(weight.shape) + 1
-    channels, (taken, given, *kernel) = input.axes[at], weight.axes
-    for axis in (*input.axes[at + 1 :], *kernel):
-        walk.pin(axis, _SPATIAL)
+    channels, (taken, given, *_) = input.axes[at], weight.axes
+    places = _places(walk, input, weight, **rest)
     walk.reads(channels, taken)
     out = given
     if _grouped(walk, groups):
@@ -56,7 +54,21 @@ def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, 
         elif given is not None:
             out = given.repeat(groups)
     out = walk.makes(_bias(walk, out, bias))
-    return walk.out((*input.axes[:at], out, *[None] * len(kernel)))
+    return walk.out((*input.axes[:at], out, *places))
+
+
+def _places(
+    walk: Walk, input: Value, weight: Value, stride: Any, padding: Any, output_padding: Any = 0, **_: Any
+) -> list[Axis]:
+    """What lies along the axes of the image: channels pass where a kernel of one looks at each of them alone."""
+    count = len(weight.shape) - 2
+    paddings, more = ([0] * count if isinstance(p, str) else layer.each(p, count) for p in (padding, output_padding))
+    steps = zip(weight.shape[2:], layer.each(stride, count), paddings, more, strict=True)
+    apart = [step == (1, 1, 0, 0) for step in steps]
+    for axis, alone in zip((*input.axes[-count:], *weight.axes[2:]), apart * 2, strict=True):
+        if not alone:
+            walk.pin(axis, _SPATIAL)
+    return [axis if alone else None for axis, alone in zip(input.axes[-count:], apart, strict=True)]
 
 
 def _grouped(walk: Walk, groups: int) -> bool:

@@ -55,11 +55,11 @@ def conv(
     else:
         groups = channels // max(weight.shape[1], 1)
         block = (weight.shape[1], made // max(groups, 1))
-    dilations = _each(dilation, len(kernel))
+    dilations = each(dilation, len(kernel))
     before, after = _padding(padding, kernel, dilations)
     fixed = (
-        *(input.shape[at + 1 :], kernel, _each(stride, len(kernel)), before, after, dilations),
-        *(_each(output_padding, len(kernel)), (int(transposed),)),
+        *(input.shape[at + 1 :], kernel, each(stride, len(kernel)), before, after, dilations),
+        *(each(output_padding, len(kernel)), (int(transposed),)),
     )
     if groups > 1:
         kind = "depthwise" if block[0] == 1 else "grouped"
@@ -103,7 +103,7 @@ def attention(out: Value, query: Value, key: Value, **_: Any) -> Layer:
     return Layer("attention", math.prod(batch), fixed, (heads, query.shape[-1], out.shape[-1]))
 
 
-def _each(value: Any, rank: int) -> tuple[int, ...]:
+def each(value: Any, rank: int) -> tuple[int, ...]:
     """One number an axis: 2 -> (2, 2)."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return tuple(int(v) for v in (values * rank if len(values) == 1 else values))
@@ -112,7 +112,7 @@ def _each(value: Any, rank: int) -> tuple[int, ...]:
 def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Before and after each axis; "same" puts what is left over after, "valid" is none."""
     if not isinstance(padding, str):
-        each = _each(padding, len(kernel))
-        return each, each
+        sides = each(padding, len(kernel))
+        return sides, sides
     spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
     return tuple(s // 2 for s in spans), tuple(s - s // 2 for s in spans)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.labels import Axis, Value, Walk, bound, tensors_in
+from slim_model.labels import Axis, Value, Walk, bound, shape_of, tensors_in
 from slim_model.ops.row import Cut, Op
 
 aten = torch.ops.aten
@@ -59,7 +59,7 @@ def _execute(node: fx.Node, source: Value, number: int, axis: Tensor, arguments:
         return _as_labels(target(labels.double(), *rest))
 
 
-_ON_LABELS: dict[Any, Any] = {aten.view: torch.reshape, aten._unsafe_view: torch.reshape}
+_ON_LABELS: dict[Any, Any] = dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape_as, aten.view_as), torch.reshape)
 
 
 def _as_labels(result: Any) -> Any:
@@ -71,6 +71,12 @@ def _each(value: Any) -> list[Any]:
 
 
 # -- rules for a few operators that cannot be executed as they stand ------------------------------------------------
+
+
+def shaped_like(walk: Walk, self: Value, other: Value) -> Value:
+    """Of ``other`` only the sizes are read, which stay those of the result where both lose the same positions."""
+    moved = move(walk, self=self, other=list(other.shape))
+    return walk.out(walk.meet([moved, other], "it is given the sizes of a value whose positions are fixed")[1])
 
 
 def channel_shuffle(walk: Walk, self: Value, groups: int) -> Value:
@@ -106,6 +112,9 @@ def fold_patches(walk: Walk, self: Value, kernel_size: list[int], **_: Any) -> V
 def strided_slice(walk: Walk, self: Value, dim: int, step: int, **rest: Any) -> Any:
     """Where every n-th channel is taken, n neighbours stay or go together: the slice stays as it is written."""
     axis = self.axes[dim]
+    if not shape_of(walk.node.meta["val"])[dim]:  # labels of the other axes would not be seen
+        walk.pin(axis, "nothing of it is left for the example input")
+        return walk.out([None if i == dim % len(self.shape) else a for i, a in enumerate(self.axes)])
     if step != 1 and axis is not None:
         start, stop, _ = slice(rest["start"], rest["end"]).indices(len(axis))
         if start < step and stop == len(axis):
@@ -312,6 +321,7 @@ ROWS: dict[Any, Op] = {
         ),
         *(aten.rot90, aten.fliplr, aten.flipud, aten.diagonal, aten.atleast_1d),
     ),
+    **dict.fromkeys((aten.reshape_as, aten.view_as), Op(shaped_like)),
     aten.slice: Op(strided_slice, rewrite=reslice),
     aten.index: Op(index, rewrite=reindex),
     aten.index_select: Op(index_select, rewrite=reindex_select),

@@ -88,6 +88,7 @@ ROWS: dict[Any, Op] = {
     aten.group_norm: Op(group_norm, rewrite=regroup_norm, masks="kept"),
     aten._native_batch_norm_legit_no_training: Op(with_statistics(batch_norm)),
     aten._native_batch_norm_legit: Op(with_statistics(batch_norm)),
+    aten._native_batch_norm_legit.no_stats: Op(with_statistics(batch_norm), masks="kept"),
     aten.native_batch_norm: Op(with_statistics(batch_norm)),
     aten.native_layer_norm: Op(with_statistics(layer_norm), rewrite=reshape_norm, masks="kept"),
 }
