@@ -54,6 +54,7 @@ class Case:
 
 
 _RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
+_GENTLE = _RESNET | {"lr": 0.004}
 _PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "full", "samples": 2000}
 
@@ -84,15 +85,15 @@ CASES = {
     ),
     "resnet56": Case(
         *("ResNet-56", "2.1x fewer MACs", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | _BEST),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _GENTLE | _BEST),
     ),
     "resnet56-inner": Case(
         *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | _BEST | {"keep": INNER}),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _GENTLE | _BEST | {"keep": INNER}),
     ),
     "resnet56-peer": Case(
         *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _RESNET | PEER),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _GENTLE | PEER),
     ),
 }
 
