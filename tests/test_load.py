@@ -857,6 +857,24 @@ def test_nan_and_infinity_are_refused_by_name(file: Path, bad: float, name: str)
     assert f"{name} holds NaN or infinity (1 of " in message
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_turned_into_float32(file: Path, dtype: torch.dtype) -> None:
+    """Where the input is given in the model's own precision, too."""
+    torch.save(small_net().to(dtype), file)
+    name = str(dtype).removeprefix("torch.")
+    for spec in (INPUT, [f"1x3x8x8:{name}"]):
+        subject = load(file, inputs=spec)
+        assert {p.dtype for p in subject.model.parameters()} == {torch.float32}
+        assert subject.inputs[0].dtype == torch.float32
+        assert f"its {name} weights were turned into float32" in subject.notes[-1]
+
+
+def test_an_exported_program_in_another_precision_is_refused(tmp_path: Path) -> None:
+    program = torch.export.export(small_net().double(), (torch.randn(1, 3, 8, 8, dtype=torch.float64),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    assert "holds float64 weights. Export it again in float32" in refusal(tmp_path / "net.pt2")
+
+
 def test_an_attention_mask_may_be_infinite(file: Path) -> None:
     net = small_net()
     net.register_buffer("mask", torch.zeros(2, 2).masked_fill(torch.eye(2) == 0, -math.inf))

@@ -79,11 +79,14 @@ def load(
         path = _readable(Path(path))
         model, kind, program = _open(path, arch, trust_pickle, code)
         _check_numbers(model)
+        precision = _in_float32(model, kind)
         examples, notes = _examples(model, program, specs, seed)
+        if precision:
+            examples = tuple(x.float() if x.is_floating_point() else x for x in examples)
         run_once(model, examples)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    return Subject(model, examples, source, file_sha256(path), kind, program, notes)
+    return Subject(model, examples, source, file_sha256(path), kind, program, (*notes, *precision))
 
 
 def _open(
@@ -305,6 +308,18 @@ def _check_numbers(model: nn.Module) -> None:
             f"{name} holds NaN or infinity ({bad} of {tensor.numel()} numbers). The training may have diverged: "
             "give an earlier checkpoint."
         )
+
+
+def _in_float32(model: nn.Module, kind: Kind) -> tuple[str, ...]:
+    """What is proven to a millionth, and what onnxruntime has all operators for; a note where that is a change."""
+    held = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if not held:
+        return ()
+    said = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in held))
+    if kind == "exported program":
+        raise InputError(f"holds {said} weights. Export it again in float32: torch.export.export(model.float(), ...).")
+    model.float()
+    return (f"its {said} weights were turned into float32, which the small model is written in",)
 
 
 def _examples(
