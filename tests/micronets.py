@@ -1164,6 +1164,18 @@ def spread_of_few_channels(s, x):
     return s.head(pooled(s.b(x / (x.std(1, keepdim=True) + 0.1))))
 
 
+@net(image, 0.9, a=conv(3, 12), b=conv(12, 8), head=head(1))
+def a_mean_that_is_zero(s, x):
+    x = s.b(F.relu(s.a(x)))[:, :1]
+    return s.head(F.layer_norm(x, x.shape[1:]).mean((2, 3)))  # nothing but rounding
+
+
+@net(image, a=conv(3, 12), b=conv(12, 8))
+def shuffled_outputs(s, x):
+    x = s.b(F.relu(s.a(x)))
+    return x.view(-1, 4, 2, *x.shape[2:]).transpose(1, 2).reshape(-1, 8, *x.shape[2:])
+
+
 @net(image, a=conv(3, 12), b=conv(12, 8), head=head(8))
 def spread_of_one_channel(s, x):
     x[:, :1].std(1)  # no number in the dense net either, and nobody reads it

@@ -15,18 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samples import HardCoded, Residual, error, images, trained
-from slim_model import InputError, Recipe, Slices
-from slim_model.accuracy import Step
+from slim_model import InputError, Recipe, Slices, recovery
+from slim_model.accuracy import Exam, Step
 from slim_model.data import open_data
-from slim_model.recovery import LEVELS
+from slim_model.recovery import LEVELS, recover
 from slim_model.recovery.full import refit
 from slim_model.recovery.norms import recalibrate
-from slim_model.recovery.parts import Referee, parted
+from slim_model.recovery.parts import Referee, Verdict, parted
 from slim_model.recovery.sums import find_sums
 from slim_model.recovery.track import Track
 from slim_model.run import Job, run
 from slim_model.slim import Compiled, compile_model, small_module
-from slim_model.trace import trace
+from slim_model.trace import Graph, trace
 
 
 def last_goes(slices: Slices) -> Tensor:
@@ -318,6 +318,33 @@ def test_a_step_that_makes_outputs_worse_is_taken_back() -> None:
     result, plain = (recovered(model, "none", x, recalibrate=flag) for flag in (True, False))
     assert steps(result)["recalibrate"].did["taken_back"]
     assert all(torch.equal(t, plain.small.tensors[n]) for n, t in result.small.tensors.items())
+
+
+def test_nearer_values_of_other_classes_are_no_better() -> None:
+    """40 of 100 samples change sides for the worse, then 2, then 2 for the worse and 3 for the better."""
+    agrees = torch.arange(100) < 95
+    before = Verdict(0.5, agrees)
+    assert before.agreement == pytest.approx(0.95)
+    assert not Verdict(0.1, agrees & (torch.arange(100) >= 40)).better_than(before)
+    assert Verdict(0.1, agrees & (torch.arange(100) >= 2)).better_than(before)
+    assert Verdict(0.1, (torch.arange(100) >= 2) & (torch.arange(100) < 98)).better_than(before)
+    assert not Verdict(0.6, torch.ones(100, dtype=torch.bool)).better_than(before), "the error is larger"
+    assert Verdict(0.1).better_than(Verdict(0.2))
+
+
+def test_a_step_that_costs_classes_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs [0.1, 0] of wanted [5, 0] become [4.5, 4.6]: nearer, and none has the class."""
+
+    def nearer(case: Any, small: Graph) -> tuple[Graph, dict[str, Any]]:
+        return small.with_tensors(small.tensors | {"bias": torch.tensor([4.5, 4.6])}), {}
+
+    dense = trace(nn.Linear(3, 2), (torch.zeros(4, 3),))
+    dense, small = (dense.with_tensors(dense.tensors | {"bias": torch.tensor([b, 0.0])}) for b in (5.0, 0.1))
+    monkeypatch.setitem(recovery._CHANGES, "bias", nearer)
+    _, (step,) = recover(dense, small, {}, open_data([torch.zeros(50, 3)], dense.inputs), "bias", Exam(None))
+    assert step.did["agreement_before"] == 1
+    assert step.did["agreement_after"] == 0
+    assert step.did["taken_back"]
 
 
 # -- through the command --------------------------------------------------------------------------------------------

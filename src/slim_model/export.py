@@ -24,7 +24,13 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputSpec,
+    TensorArgument,
+)
 from torch.onnx import OnnxExporterError
 
 from slim_model.deciding import Deciding, by_torchscript, difference
@@ -65,7 +71,7 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
     result = kind(
         root=graph.module,
         graph=graph.module.graph,
-        graph_signature=ExportGraphSignature(inputs, signature.output_specs),
+        graph_signature=ExportGraphSignature(inputs, _output_specs(graph, signature)),
         state_dict=state,
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
@@ -76,6 +82,17 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
     # torch 2.9 to 2.15 write checks of the dense model's symbolic sizes here; they name tensors that are gone
     result._guards_code = []
     return result
+
+
+def _output_specs(graph: Graph, signature: ExportGraphSignature) -> list[OutputSpec]:
+    """With the names of the nodes that give the outputs now."""
+    (given,) = next(node for node in graph.nodes if node.op == "output").args
+    return [
+        dataclasses.replace(spec, arg=TensorArgument(node.name))
+        if isinstance(node, fx.Node) and isinstance(spec.arg, TensorArgument)
+        else spec
+        for spec, node in zip(signature.output_specs, given, strict=True)  # type: ignore[arg-type]
+    ]
 
 
 def to_onnx(

@@ -1,7 +1,8 @@
 """recover: the small graph -> the same graph with values that make up for what was removed; no training, no labels.
 
 Structure and shapes stay as they were proven: only stored tensors change. Every step is judged by the error of the
-outputs on samples that none of the steps has seen, and is taken back where it does not lower it.
+outputs on samples that none of the steps has seen, and is taken back where it does not lower it, or where clearly fewer
+of them then get the dense model's class.
 """
 
 from __future__ import annotations
@@ -101,17 +102,18 @@ def recover(
     fit, held = parted(data, dense) if data else (lambda: iter(()), lambda: iter(()))
     case = _Case(dense, find_sums(dense, small, kept), fit, held, said)
     referee = Referee(dense, held)
-    steps, error = [], referee.error(small)
+    steps, now = [], referee.judge(small)
     for name in names:
         said(f"recovering: {name}")
         started = time.perf_counter()
         with torch.no_grad():
             changed, did = _CHANGES[name](case, small)
-        after = referee.error(changed)
-        better = math.isnan(after) or after < error
-        did |= {"error_before": _said(error), "error_after": _said(after), "taken_back": not better}
+        after = referee.judge(changed)
+        better = after.better_than(now)
+        did |= {"error_before": _said(now.error), "error_after": _said(after.error)}
+        did |= {"agreement_before": now.agreement, "agreement_after": after.agreement, "taken_back": not better}
         if better:
-            small, error = changed, after
+            small, now = changed, after
         steps.append(exam.step(name, small, started, **did))
     return small, tuple(steps)
 

@@ -58,6 +58,30 @@ def _chosen(batch: Batch, mine: Tensor) -> tuple[Any, ...]:
     return tuple(x[mine.to(x.device)] if isinstance(x, Tensor) and x.dim() else x for x in batch.inputs)
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``error``: squared, over all outputs, relative to their spread: 1 for a model that always gives the mean. NaN
+    where nothing is held out or nothing varies. ``agrees`` bool ``(samples,)``: the class is that of the dense graph;
+    None where the output is no row of classes."""
+
+    error: float
+    agrees: Tensor | None = None
+
+    @property
+    def agreement(self) -> float | None:
+        return None if self.agrees is None else float(self.agrees.float().mean())
+
+    def better_than(self, other: Verdict) -> bool:
+        """A smaller error, and not clearly fewer samples with the right class: of those that change sides no more fall
+        than rise but for two standard deviations. (Values nearer by far may all have one class.)"""
+        if not (math.isnan(self.error) or self.error < other.error):
+            return False
+        if self.agrees is None or other.agrees is None:
+            return True
+        lost, won = (int(x.sum()) for x in (other.agrees & ~self.agrees, self.agrees & ~other.agrees))
+        return lost - won <= 2 * math.sqrt(lost + won)
+
+
 class Referee:
     """Compares outputs with those of the dense graph on what is held out; these are kept."""
 
@@ -66,22 +90,29 @@ class Referee:
         self.expected = [_floating(dense.run(part.inputs)) for part in held()]
 
     def error(self, small: Graph) -> float:
-        """Squared error over all outputs, relative to their spread: 1 for a model that always gives the mean. NaN where
-        nothing is held out or nothing varies."""
+        return self.judge(small).error
+
+    def judge(self, small: Graph) -> Verdict:
         if not self.expected:
-            return math.nan
+            return Verdict(math.nan)
         total = 0.0
         for number in range(len(self.expected[0])):
             wanted = torch.cat([outputs[number].reshape(-1) for outputs in self.expected]).double()
             total += float((wanted - wanted.mean()).square().sum())
-        wrong = 0.0
+        wrong, agrees = 0.0, []
         for part, wanted_here in zip(self.held(), self.expected, strict=True):
             found = _floating(small.run(part.inputs))
             wrong += sum(
                 float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted_here, strict=True)
             )
+            if _is_classes(wanted_here):
+                agrees.append(found[0].argmax(1) == wanted_here[0].argmax(1))
         error = wrong / total if total else math.nan
-        return math.inf if math.isnan(wrong) else error
+        return Verdict(math.inf if math.isnan(wrong) else error, torch.cat(agrees) if agrees else None)
+
+
+def _is_classes(outputs: list[Tensor]) -> bool:
+    return len(outputs) == 1 and outputs[0].dim() == 2 and outputs[0].shape[1] > 1
 
 
 def _floating(outputs: list[Tensor]) -> list[Tensor]:
