@@ -1894,6 +1894,11 @@ def lstm(s, x):
     return s.head(s.rnn(s.embed(x))[0][:, -1])
 
 
+@net(tokens, rnn=nn.RNN(5, 12, batch_first=True), head=head(12))
+def plain_rnn_of_the_input(s, x):
+    return s.head(s.rnn(x)[0])
+
+
 @net(words, table=nn.Embedding(20, 8), rnn=nn.LSTM(8, 12, 3, dropout=0.5), head=head(12))
 def lstm_stacked(s, x):
     return s.head(s.rnn(s.table(x).transpose(0, 1))[0].transpose(0, 1))

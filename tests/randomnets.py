@@ -948,7 +948,7 @@ def encoder_layer(b: Sketch, x: Value) -> None:
     b.layer(x, "encoder", made, "tokens", x.shape)
 
 
-@step("tokens")
+@step("tokens", traits="shift")  # its bias
 def token_mixer(b: Sketch, x: Value) -> None:
     t, _ = x.shape
     fc = b.part("across", f"nn.Linear({t}, {t})")

@@ -207,7 +207,10 @@ class Masked(Decided):
         return tensor
 
     def _zero_already(self, node: fx.Node, axis: Axis) -> bool:
-        made = [other for out in tensors_in([self.cut.values[node]]) for other in out.axes]
+        outputs = tensors_in([self.cut.values[node]])
+        if len(outputs) > 1:  # a recurrent layer reads what it makes itself, at the next step
+            return False
+        made = [other for out in outputs for other in out.axes]
         activations = tensors_in([self.cut.values[n] for n in node.all_input_nodes if n.op != "placeholder"])
         read = [other for other in activations[0].axes if other is not None] if len(activations) == 1 else []
         kept = self.cut.keep[axis.numpy()]  # type: ignore[union-attr]
