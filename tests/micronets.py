@@ -1053,6 +1053,12 @@ def empty_slice_in_front(s, x):
     return s.head(torch.cat([x[:, :0], F.relu(x[:, 0:])], 1).mean(1))
 
 
+@net(vector, a=nn.Linear(10, 12), head=head(12))
+def numbers_that_share_memory(s, x):
+    numbers = torch.arange(1.0, 13.0)
+    return s.head(F.relu(s.a(x) * numbers) + numbers.view(12))
+
+
 @net(tokens, a=nn.Linear(5, 12), b=nn.Linear(5, 12), mix=nn.Conv1d(2, 4, 1), back=nn.ConvTranspose1d(4, 2, 1),
      head=head(12))  # fmt: skip
 def conv_of_one_place_across_channels(s, x):

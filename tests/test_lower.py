@@ -70,7 +70,13 @@ def pooled_to_two(net: Net, x: Tensor) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(net.conv(x), 2)
 
 
+def attended_in_windows(net: Net, x: Tensor) -> Tensor:
+    windows = net.conv(x).reshape(-1, 2, 4, 16, 4).transpose(1, 2)
+    return nn.functional.scaled_dot_product_attention(windows, windows + 1, windows * 2)
+
+
 TAILS = [
+    attended_in_windows,
     written_then_read,
     written_through_a_view,
     written_below_a_view,

@@ -104,6 +104,19 @@ def _same_dtype(node: fx.Node) -> bool:
     return len({value.dtype for value in values if isinstance(value, Tensor) and value.dim()}) == 1
 
 
+def _attention(node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node, attn_mask: Any, is_causal: bool,
+               scale: float | None, enable_gqa: bool, **_: Any) -> None:  # fmt: skip
+    """The exporter has it for four axes alone; of the rank nothing is asked here."""
+    if query.meta["val"].dim() == 4 or attn_mask is not None or is_causal or enable_gqa:
+        return
+    call = node.graph.call_function
+    with node.graph.inserting_before(node):
+        scaled = call(aten.mul.Scalar, (query, scale or query.meta["val"].shape[-1] ** -0.5))
+        scores = call(aten.matmul.default, (scaled, call(aten.transpose.int, (key, -2, -1))))
+        node.args, node.kwargs = (call(aten.softmax.int, (scores, -1)), value), {}
+    node.target = aten.matmul.default
+
+
 def _cast(node: fx.Node, self: fx.Node, dtype: torch.dtype, **_: Any) -> None:
     node.target, node.args, node.kwargs = aten._to_copy.default, (self,), {"dtype": dtype}
 
@@ -111,5 +124,6 @@ def _cast(node: fx.Node, self: fx.Node, dtype: torch.dtype, **_: Any) -> None:
 _SIMPLER: dict[Any, Callable[..., None]] = {
     aten.adaptive_avg_pool2d.default: _global_pool,
     aten.batch_norm.default: _batch_norm,
+    aten.scaled_dot_product_attention.default: _attention,
     aten.to.dtype: _cast,
 }

@@ -57,10 +57,9 @@ def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
     for node, small in copies.items():
         if node.op == "call_function":
             _rewrite(cut, node, small, copies)
-    tensors: dict[str, Tensor] = {}
-    for owner in dense.tensors:
-        first = coupling.walk.shared.get(owner)
-        tensors[owner] = tensors[first] if first else _sliced(coupling, cut, owner)
+    firsts = {owner: coupling.walk.shared.get(owner, owner) for owner in dense.tensors}
+    sliced = {first: _sliced(coupling, cut, first) for first in dict.fromkeys(firsts.values())}
+    tensors = {owner: sliced[first] for owner, first in firsts.items()}
     for node, small in copies.items():
         if node.op == "placeholder" and node.name in dense.owners:
             _retype(small, tensors[dense.owners[node.name]])
