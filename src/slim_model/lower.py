@@ -111,7 +111,8 @@ def _attention(node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node, attn
         return
     call = node.graph.call_function
     with node.graph.inserting_before(node):
-        scaled = call(aten.mul.Scalar, (query, scale or query.meta["val"].shape[-1] ** -0.5))
+        factor = query.meta["val"].shape[-1] ** -0.5 if scale is None else scale
+        scaled = call(aten.mul.Scalar, (query, factor))
         scores = call(aten.matmul.default, (scaled, call(aten.transpose.int, (key, -2, -1))))
         node.args, node.kwargs = (call(aten.softmax.int, (scores, -1)), value), {}
     node.target = aten.matmul.default
