@@ -75,8 +75,21 @@ def attended_in_windows(net: Net, x: Tensor) -> Tensor:
     return nn.functional.scaled_dot_product_attention(windows, windows + 1, windows * 2)
 
 
+def attended_with_a_bias(net: Net, x: Tensor) -> Tensor:
+    rows = net.conv(x).flatten(2)
+    return nn.functional.scaled_dot_product_attention(rows, rows + 1, rows * 2, rows @ rows.transpose(1, 2))
+
+
+def attended_where_allowed(net: Net, x: Tensor) -> Tensor:
+    rows = net.conv(x).flatten(2)
+    near = torch.ones(8, 8, dtype=torch.bool).tril(2)
+    return nn.functional.scaled_dot_product_attention(rows, rows + 1, rows * 2, near, scale=0.3)
+
+
 TAILS = [
     attended_in_windows,
+    attended_with_a_bias,
+    attended_where_allowed,
     written_then_read,
     written_through_a_view,
     written_below_a_view,

@@ -6,6 +6,7 @@ few operators that it would take apart are replaced one by one; where that cover
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -107,13 +108,17 @@ def _same_dtype(node: fx.Node) -> bool:
 def _attention(node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node, attn_mask: Any, is_causal: bool,
                scale: float | None, enable_gqa: bool, **_: Any) -> None:  # fmt: skip
     """The exporter has it for four axes alone; of the rank nothing is asked here."""
-    if query.meta["val"].dim() == 4 or attn_mask is not None or is_causal or enable_gqa:
+    if query.meta["val"].dim() == 4 or is_causal or enable_gqa:
         return
     call = node.graph.call_function
     with node.graph.inserting_before(node):
         factor = query.meta["val"].shape[-1] ** -0.5 if scale is None else scale
         scaled = call(aten.mul.Scalar, (query, factor))
         scores = call(aten.matmul.default, (scaled, call(aten.transpose.int, (key, -2, -1))))
+        if attn_mask is not None and attn_mask.meta["val"].dtype is torch.bool:
+            scores = call(aten.where.ScalarOther, (attn_mask, scores, -math.inf))
+        elif attn_mask is not None:
+            scores = call(aten.add.Tensor, (scores, attn_mask))
         node.args, node.kwargs = (call(aten.softmax.int, (scores, -1)), value), {}
     node.target = aten.matmul.default
 
