@@ -245,6 +245,16 @@ def test_where_rounding_decides_everything_nothing_fits() -> None:
     assert difference(model, (x,), other) == float("inf")
 
 
+def test_a_file_that_gives_other_rows_is_refused(tmp_path: Path) -> None:
+    to_onnx(ranked(False), tmp_path / "ranked.onnx", opset=None, metadata={})
+    assert check_onnx(tmp_path / "ranked.onnx", ranked(False), [(torch.ones(6),)]) < 1e-5
+    other = Ranked(False)
+    other.gaps = other.gaps.flip(0) + 0.3
+    deciding = Deciding(other, trace(other, (torch.ones(6),)))
+    with pytest.raises(ProofError, match=r"gives other rows \(boxes\) than PyTorch"):
+        check_onnx(tmp_path / "ranked.onnx", deciding, [(torch.ones(6),)])
+
+
 def test_outputs_of_another_shape_do_not_fit() -> None:
     scores = torch.ones(3)
     assert difference(ranked(False), (torch.ones(6),), [scores, scores.long()]) == float("inf")
