@@ -45,9 +45,9 @@ def difference(model: Deciding, inputs: tuple[Any, ...], got: list[Tensor]) -> f
     """The largest relative error of ``got`` against what ``model`` gives, boxes in any order.
 
     Of two boxes with nearly the same score either may come first, or suppress the other, or be the last that is kept:
-    rounding decides. So as many rows may have no equal as where the model runs on inputs that are disturbed, but not so far
-    that its other rows differ by far more, and no more than half of all: where rounding decides nearly everything, nothing would
-    be compared. With more the error is infinite.
+    rounding decides. So as many rows may have no equal as where the model runs on disturbed inputs, while its other
+    rows do not differ by far more than here; and no more than half of all: where rounding decides nearly everything,
+    nothing would be compared. With more the error is infinite.
     """
     expected = model.run(inputs)
     lost, error = _apart(expected, got)
