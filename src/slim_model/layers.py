@@ -53,7 +53,8 @@ class Placed:
 def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
     """The layers of the dense model that can be timed alone, at this batch.
 
-    A width is free if it differs once only one channel of each group is kept.
+    A width is free if it differs once only one channel of each group is kept. Left out are layers of which more than
+    widths then differs: a convolution that runs along channels.
     """
     meter, keep = Meter(coupling), np.ones(coupling.component.max() + 1, bool)
     dense = at_widths(meter, None, batch=batch)
@@ -63,6 +64,7 @@ def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
     return [
         Placed(node, layer, tuple(a != b for a, b in zip(layer.widths, least[node].widths, strict=True)))
         for node, layer in dense.items()
+        if least[node].fixed == layer.fixed
     ]
 
 

@@ -35,9 +35,11 @@ class Price:
         return f"{self.name} (estimated)" if self.estimated else self.name
 
     def say(self, amount: float) -> str:
-        """``2044.1 M``"""
+        """``2,044.10 M``, ``0.0498 M``, and ``70`` of what is shown in millions."""
         unit, size = self.shown
         number = amount / size
+        if size > 1 and number < 0.001:
+            return f"{amount:,.0f}"
         digits = "0f" if not unit else "2f" if number >= 1 else "3g"
         return f"{number:,.{digits}} {unit}".rstrip()
 

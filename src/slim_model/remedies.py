@@ -56,6 +56,8 @@ REMEDIES: dict[str, str] = {
     "it is compared with fixed values": "Compare it with values of the model's own layers.",
     # moving
     "nothing of it is left for the example input": "Give an --input for which this part is not empty.",
+    "it is given the sizes of a value whose positions are fixed": "Give the sizes as numbers, or those of a value that "
+    "the model's own layers make.",
     "two channel axes are merged into one": "Put a layer before the flattening, so that one axis holds the channels.",
     "patches are cut along it": "Put channels on axis 1 before unfold.",
     "patches are summed along it": "Put channels on axis 1 before fold.",
