@@ -24,13 +24,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import (
-    ExportGraphSignature,
-    InputKind,
-    InputSpec,
-    OutputSpec,
-    TensorArgument,
-)
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 from torch.onnx import OnnxExporterError
 
 from slim_model.deciding import Deciding, by_torchscript, difference
@@ -209,7 +203,7 @@ def check_onnx(path: Path, graph: Graph | Deciding, batches: list[tuple[Any, ...
             raise ProofError(f"the ONNX file has {len(got)} outputs, the model {len(expected)}. Nothing was written.")
         values = [torch.from_numpy(np.asarray(x)) for x in got]
         if isinstance(graph, Deciding):
-            worst = max(worst, difference(graph, inputs, values))
+            worst = max(worst, difference(graph, inputs, expected, values))
         else:
             worst = max([worst, *itertools.starmap(_difference, zip(expected, values, of_sigmoids, strict=True))])
     if worst == math.inf and isinstance(graph, Deciding):

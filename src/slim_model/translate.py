@@ -2,8 +2,7 @@
 
 torch 2.15 unrolls ``rnn_tanh`` and ``rnn_relu`` step by step, and reads the weights of a projected LSTM wrongly. It
 makes up a bias of two axes for a ``conv3d`` that has none, and forgets ``keepdim`` of a norm over all axes (onnxscript
-0.7.2). A function has the arguments of its ATen
-operator and builds ONNX nodes while the exporter calls it.
+0.7.2). A function has the arguments of its ATen operator and builds ONNX nodes while the exporter calls it.
 """
 
 from __future__ import annotations
