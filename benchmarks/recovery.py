@@ -94,7 +94,7 @@ def row_of(name: str, cut: float, level: str) -> dict[str, Any]:
     case = CASES[name]
     test, coupled = case.split("test"), _coupled(name)
     data, graph = coupled.data, coupled.coupling.graph
-    chosen = _peers(coupled, cut) if level == PEER_LEVEL else _planned(coupled, cut, level)
+    chosen = _peers(coupled, cut) if level == PEER_LEVEL else _planned(name, cut, level)
     started = time.perf_counter()
     given = None if level == "data-free" else data(case.samples)
     coupling, keep = chosen.coupling, chosen.plan.keep
@@ -163,9 +163,9 @@ def _coupled(name: str) -> Coupled:
     return Coupled(case, model, (train.inputs[:2],), couple(graph), data)
 
 
-def _planned(coupled: Coupled, cut: float, level: str) -> Chosen:
-    coupling = coupled.coupling
-    scores, seconds = _ranked(coupled, cut, level == "data-free" or (cut < 1 and level == "none"))
+def _planned(name: str, cut: float, level: str) -> Chosen:
+    coupling = _coupled(name).coupling
+    scores, seconds = _ranked(name, level == "data-free" or (cut < 1 and level == "none"), cut >= 1)
     if cut < 1:
         plan = budget(coupling, scores, ratio=cut)
     else:
@@ -178,20 +178,15 @@ def _planned(coupled: Coupled, cut: float, level: str) -> Chosen:
     return Chosen(coupling, plan, small, proof, seconds)
 
 
-_RANKED: dict[tuple[Case, bool], tuple[list[Tensor], float]] = {}
-
-
-def _ranked(coupled: Coupled, cut: float, free: bool) -> tuple[list[Tensor], float]:
+@functools.cache
+def _ranked(name: str, free: bool, weighed: bool) -> tuple[list[Tensor], float]:
     """Scores, and the seconds of ranking and weighing; ``free``: without data."""
-    coupling, few = coupled.coupling, coupled.case.ranked
-    key = coupled.case, free
-    if key not in _RANKED:
-        started = time.perf_counter()
-        scores = score(coupling, "kernel" if free else "reconstruction", data=None if free else coupled.data(few))
-        if cut >= 1:
-            scores = damage(coupling, scores, coupled.data(few), said=_said)
-        _RANKED[key] = scores, time.perf_counter() - started
-    return _RANKED[key]
+    coupled, started = _coupled(name), time.perf_counter()
+    data = coupled.data(coupled.case.ranked)
+    scores = score(coupled.coupling, "kernel" if free else "reconstruction", data=None if free else data)
+    if weighed:
+        scores = damage(coupled.coupling, scores, data, said=_said)
+    return scores, time.perf_counter() - started
 
 
 def _peers(coupled: Coupled, cut: float) -> Chosen:
