@@ -38,10 +38,7 @@ def builders(family: str, *, every: bool = False) -> dict[str, Builder]:
     module = importlib.import_module(f"{family}_models")
     if family != "timm":
         return module.MODELS
-    import timm
-
-    names = timm.list_models() if every else filter(None, map(module.smallest, module.FAMILIES))
-    return module.models(list(names))
+    return module.models(module.smallest_first() if every else module.one_each())
 
 
 def one(family: str, name: str, given: argparse.Namespace) -> Row:

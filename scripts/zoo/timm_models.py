@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,20 +33,23 @@ def _runs(model: nn.Module, image: torch.Tensor) -> bool:
     return False
 
 
-def _parameters(name: str) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
+def _parameters(name: str) -> float:
+    """Counted on meta tensors, which take no memory; infinite where a builder needs real ones."""
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
+    except Exception:
+        return math.inf
 
 
-def smallest(family: str) -> str | None:
-    """The name with the fewest parameters; meta tensors, so that this takes no memory."""
-    sizes = {}
-    for name in timm.list_models(module=family):
-        try:
-            sizes[name] = _parameters(name)
-        except Exception:  # some builders need real tensors
-            continue
-    return min(sizes, key=sizes.__getitem__, default=None)
+def one_each() -> list[str]:
+    """Of each family the name with the fewest parameters."""
+    names = (min(timm.list_models(module=family), key=_parameters, default=None) for family in FAMILIES)
+    return [name for name in names if name]
+
+
+def smallest_first() -> list[str]:
+    return sorted(timm.list_models(), key=_parameters)
 
 
 FAMILIES = sorted(list_modules())
