@@ -4,7 +4,8 @@ python benchmarks/latency.py                        what results/latency.json do
 python benchmarks/latency.py --only resnet50 --cuts 0.5 --threads 1
 python benchmarks/latency.py --again                also what it holds; --table only writes the table again
 
-A quiet machine is needed. The cut is met by count, with one ratio in every layer or one ranking over all. A cut of 1
+A quiet machine is needed. The cut is met by count: with one ratio in every layer, one ranking over all, or by what the
+latency table of as many threads says is fast. A cut of 1
 is the model with every layer as narrow as the step: what is left of its latency is the calls, the layouts and the
 threads, which no width changes, and bounds what any cut can give.
 """
@@ -24,14 +25,14 @@ import torchvision
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
-from slim_model.allocate import meet
+from slim_model.aim import Allocation, aim
 from slim_model.budget import Plan, budget
-from slim_model.cost import Meter, cost
+from slim_model.cost import cost
 from slim_model.couple import Coupling, couple
 from slim_model.criteria import score
 from slim_model.export import to_onnx
 from slim_model.measure import compare
-from slim_model.prices import PRICES
+from slim_model.prices import PRICES, Goal
 from slim_model.recipe import Recipe
 from slim_model.shrink import shrink
 from slim_model.simplify import simplify
@@ -43,22 +44,20 @@ CUTS = (0.3, 0.5, 0.6, 0.75)
 STEPS = {"auto": Recipe(criterion="l1").block, "1": 1}
 """Width steps: that of this machine, and none."""
 
-ALLOCATIONS = ("uniform", "global:normalise=lamp")
+ALLOCATIONS = ("uniform", "global:normalise=lamp", "latency")
 NARROWEST = 1.0
 
 Key = tuple[str, float, str, str, int]
 
 
-def plan_for(coupling: Coupling, scores: list[torch.Tensor], cut: float, step: int, allocate: str) -> Plan:
+def plan_for(
+    coupling: Coupling, scores: list[torch.Tensor], cut: float, step: int, allocate: str, threads: int
+) -> Plan:
     """The widths that save ``cut`` of the multiply-adds."""
     if cut == NARROWEST:
         return budget(coupling, scores, ratio=[1 - min(1.0, step / g.width) for g in coupling.groups], multiple_of=step)
-    price, meter = PRICES["macs"], Meter(coupling)
-    return meet(
-        *(coupling, scores, price, lambda keep: meter(keep).macs, (1 - cut) * meter().macs),
-        allocate=allocate,
-        multiple_of=step,
-    )
+    goal, how = Goal(PRICES["macs"], cut), Allocation(allocate, step)
+    return aim(coupling, scores, goal, how, None, threads=threads)[0]
 
 
 def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
@@ -71,22 +70,18 @@ def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         dense = Path(folder) / "dense.onnx"
         to_onnx(coupling.graph, dense, opset=None, metadata={})
-        for cut, step, allocate in sorted({key[1:4] for key in wanted}):
-            plan = plan_for(coupling, scores, cut, STEPS[step], allocate)
+        for key in sorted(wanted):
+            _, cut, step, allocate, threads = key
+            plan = plan_for(coupling, scores, cut, STEPS[step], allocate, threads)
             small, small_cost = Path(folder) / "slim.onnx", cost(coupling, plan.keep)
             to_onnx(shrink(coupling, plan.keep)[0], small, opset=None, metadata={})
-            for threads in [key[4] for key in wanted if key[1:4] == (cut, step, allocate)]:
-                found = compare("onnxruntime", dense, small, inputs, threads=threads, budget_s=12)
-                times = dense_cost.macs / small_cost.macs
-                row = {"model": name, "cut": cut, "step": step, "multiple_of": STEPS[step], "allocate": allocate}
-                row |= {
-                    "threads": threads,
-                    "dense": asdict(dense_cost),
-                    "slim": asdict(small_cost),
-                    "macs_times": times,
-                }
-                row |= {"realised": found.speedup / times, "verdict": found.verdict, "latency": asdict(found)}
-                yield (name, cut, step, allocate, threads), row | provenance()
+            found = compare("onnxruntime", dense, small, inputs, threads=threads, budget_s=12)
+            times = dense_cost.macs / small_cost.macs
+            row = {"model": name, "cut": cut, "step": step, "multiple_of": STEPS[step], "allocate": allocate}
+            row |= {"threads": threads, "widths": [after for _, after in plan.widths]}
+            row |= {"dense": asdict(dense_cost), "slim": asdict(small_cost), "macs_times": times}
+            row |= {"realised": found.speedup / times, "verdict": found.verdict, "latency": asdict(found)}
+            yield key, row | provenance()
 
 
 # -- rows and tables ------------------------------------------------------------------------------------------------

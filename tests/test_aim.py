@@ -135,6 +135,13 @@ def test_latency_is_met_though_the_table_is_wrong(
     assert met.dense == pytest.approx(dense)
 
 
+def test_multiply_adds_by_what_is_fast(wide: Coupling, machine: Machine) -> None:
+    """The table of layers is asked for, the whole model is not timed."""
+    found = aimed(wide, Goal(PRICES["macs"], 0.5), "latency")
+    assert 0.98 <= found.reached / found.limit <= 1
+    assert machine.timed == 0
+
+
 def test_a_ratio_of_latency(wide: Coupling, machine: Machine) -> None:
     met = aimed(wide, Goal(PRICES["latency"], 0.4))
     assert met.limit == pytest.approx(0.6 * met.dense)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from micronets import NETS
 from samples import Residual, images, trained
 from slim_model.allocate import meet
-from slim_model.allocations import ALLOCATIONS, Curve, allocation_of
+from slim_model.allocations import ALLOCATIONS, TIMED, Curve, allocation_of
 from slim_model.budget import Plan, rungs_of
 from slim_model.cost import Meter
 from slim_model.couple import Coupling, couple
@@ -28,7 +28,7 @@ from slim_model.simplify import simplify
 from slim_model.trace import trace
 
 COUNTED = [name for name, price in PRICES.items() if price.of is not None]
-FREE = [name for name in ALLOCATIONS if name != "sensitivity"]
+FREE = [name for name in ALLOCATIONS if name not in ("sensitivity", *TIMED)]
 
 
 class Wide(nn.Module):
@@ -170,6 +170,22 @@ def test_energy_starts_with_what_draws_most() -> None:
     after = widths("energy", 0.97, flat(1, 1, 1))
     assert after[1] < 96
     assert after[2] == 64
+
+
+def test_latency_spends_the_multiply_adds_where_they_are_fast() -> None:
+    """A machine on which the first layer alone takes time."""
+    coupling = coupling_of(Wide)
+    first, second, _ = (group.channels for group in coupling.groups)
+    alike = flat(1.0, 1.0, 1.0)
+
+    def at(slow: np.ndarray) -> list[int]:
+        def ms(keep: np.ndarray | None) -> float:
+            return 10.0 + (len(slow) if keep is None else float(keep[slow].sum()))
+
+        return widths("latency", scores=alike, latency=ms)
+
+    assert at(first)[0] < 24 < 48 == at(second)[0]
+    assert at(second)[1] < 60 < 96 == at(first)[1]
 
 
 def test_sensitivity_spares_what_is_sensitive() -> None:

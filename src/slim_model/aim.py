@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slim_model.allocate import meet
-from slim_model.allocations import Curve, allocation_of
+from slim_model.allocations import TIMED, Curve, allocation_of
 from slim_model.budget import Plan, least_of, plan_of
 from slim_model.cost import Meter
 from slim_model.couple import Coupling
@@ -79,9 +79,13 @@ def aim(
     """Raises BudgetError with the least that can be reached."""
     curves = _curves(coupling, scores, allocation, data, progress)
     losses: Sequence[Tensor] = ()
-    if allocation.name.partition(":")[0] == "damage":
+    latency = None
+    kind = allocation.name.partition(":")[0]
+    if kind == "damage":
         assert data is not None  # the recipe asks for it
         losses = damage(coupling, scores, data, said=progress)
+    if kind in TIMED:
+        latency = _layer_by_layer(coupling, _runtime(device), threads, progress).ms
     progress("choosing widths")
 
     def search(of: Callable[[np.ndarray], float], limit: float) -> Plan:
@@ -91,6 +95,7 @@ def aim(
             multiple_of=allocation.multiple_of,
             curves=curves,
             losses=losses,
+            latency=latency,
         )
 
     if goal.price.of is None:
@@ -174,12 +179,11 @@ def _measured(
     threads: int,
     progress: Progress,
 ) -> tuple[Plan, Met]:
-    row = usable("onnxruntime" if device == "cpu" else "onnxruntime-cuda")
-    setting = setting_of(row, threads=threads)
-    table = survey(layers_of(coupling), Survey(row, setting), progress)
+    row = _runtime(device)
+    layers = _layer_by_layer(coupling, row, threads, progress)
     with _Whole(row, coupling.graph, threads, progress) as whole:
         limit = goal.of(whole.dense_ms)
-        model = model_latency(table, coupling).anchored(whole.dense_ms)
+        model = layers.anchored(whole.dense_ms)
         if limit >= whole.dense_ms:
             raise BudgetError(
                 f"latency is {whole.dense_ms:.2f} ms as it is, no more than the {limit:.2f} ms allowed "
@@ -201,6 +205,16 @@ def _measured(
         f"latency: no plan came within {goal.price.close:.0%} below {limit:.2f} ms; what was measured: {told} ms. "
         "Quieten the machine, or try another --target, --multiple-of or --allocate."
     )
+
+
+def _runtime(device: str) -> Runtime:
+    return usable("onnxruntime" if device == "cpu" else "onnxruntime-cuda")
+
+
+def _layer_by_layer(coupling: Coupling, row: Runtime, threads: int, progress: Progress) -> ModelLatency:
+    """What the table says of the model, once it holds all of its layers."""
+    setting = setting_of(row, threads=threads)
+    return model_latency(survey(layers_of(coupling), Survey(row, setting), progress), coupling)
 
 
 def _searched(

@@ -33,18 +33,21 @@ def meet(
     multiple_of: int = 1,
     curves: Sequence[Curve] = (),
     losses: Sequence[Tensor] = (),
+    latency: Callable[[np.ndarray | None], float] | None = None,
 ) -> Plan:
     """The plan of ``allocate`` that costs no more than ``limit``, and as little less as can be.
 
     ``losses``: for each group what is lost with each channel, in one unit for all groups, where ``scores`` only say
-    which go first. Raises BudgetError with the least that can be reached.
+    which go first. ``latency``: ms of a plan, for an
+    allocation that looks at it. Raises BudgetError with the least that can be reached.
     """
     check_any(coupling)
     ranks = ranks_of(scores)
     orders = [group.channels[rank] for group, rank in zip(coupling.groups, ranks, strict=True)]
     worths = [each.numpy()[rank] for each, rank in zip(losses or scores, ranks, strict=True)]
     rungs = [rungs_of(group, multiple_of) for group in coupling.groups]
-    problem = Problem(coupling, of, limit, orders, worths, rungs, list(curves), "none" if losses else "mean")
+    unit = "none" if losses else "mean"
+    problem = Problem(coupling, of, limit, orders, worths, rungs, list(curves), unit, latency)
     full = problem.price(problem.full)
     least = of(least_of(coupling, scores))
     if least > limit:

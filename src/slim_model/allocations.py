@@ -33,7 +33,7 @@ ROUNDS = 5
 class Problem:
     """``of(keep)`` must come down to ``limit``. ``orders``: the channels of each group, best first; ``scores`` in that
     order, and ``normalise`` how these compare between groups; ``rungs``: the widths that suit the machine. ``curves``:
-    what a sensitivity scan measured, by group."""
+    what a sensitivity scan measured, by group. ``latency``: ms of what is kept, as measured layers add up to."""
 
     coupling: Coupling
     of: Callable[[np.ndarray], float]
@@ -43,13 +43,17 @@ class Problem:
     rungs: list[list[int]]
     curves: list[Curve] = field(default_factory=list)
     normalise: str = "mean"
+    latency: Callable[[np.ndarray | None], float] | None = None
 
     @property
     def full(self) -> Counts:
         return [len(order) for order in self.orders]
 
     def price(self, counts: Counts) -> float:
-        return self.of(keep_best(self.coupling, self.orders, counts))
+        return self.of(self.keep(counts))
+
+    def keep(self, counts: Counts) -> np.ndarray:
+        return keep_best(self.coupling, self.orders, counts)
 
     def with_one(self, counts: Counts, group: int, count: int) -> float:
         return self.price([*counts[:group], count, *counts[group + 1 :]])
@@ -128,7 +132,33 @@ def greedy(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -
     return lowered(problem, lowered(problem, problem.full, values, floor), values, 0.0)
 
 
-def lowered(problem: Problem, counts: Counts, values: list[np.ndarray], floor: float) -> Counts:
+def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -> Counts:
+    """Block after block, the one that saves most measured latency for what it gives up: its share of the price that
+    is limited and its share of all worth. Under a limit on multiply-adds these are then spent where they are fast."""
+    assert problem.latency is not None
+    values, full = sums_of(worth(problem, normalise)), problem.full
+    whole, dense, price = sum(float(v[0]) for v in values), problem.latency(None), problem.price(full)
+
+    def rate(counts: Counts, after: Counts, lost: float, saved: float) -> float:
+        assert problem.latency is not None
+        sooner = problem.latency(problem.keep(counts)) - problem.latency(problem.keep(after))
+        return (saved / price + lost / max(whole, 1e-300)) / max(sooner / dense, 1e-12)
+
+    counts = lowered(problem, full, values, floor, rate)
+    return lowered(problem, counts, values, 0.0, rate)
+
+
+Rate = Callable[[Counts, Counts, float, float], float]
+"""``(counts, counts without a block, worth lost, price saved)``; the block of the least goes first."""
+
+
+def _per_price(counts: Counts, after: Counts, lost: float, saved: float) -> float:
+    return lost / max(saved, 1e-300)
+
+
+def lowered(
+    problem: Problem, counts: Counts, values: list[np.ndarray], floor: float, rate_of: Rate = _per_price
+) -> Counts:
     counts, now = list(counts), problem.price(counts)
     queue = [(-np.inf, group) for group in range(len(counts))]
     while queue and now > problem.limit:
@@ -136,13 +166,13 @@ def lowered(problem: Problem, counts: Counts, values: list[np.ndarray], floor: f
         below = _below(problem, group, counts[group], floor)
         if below is None:
             continue
-        saved = now - problem.with_one(counts, group, below)
-        lost = float(values[group][below] - values[group][counts[group]])
-        rate = lost / max(saved, 1e-12 * now)
+        after = [*counts[:group], below, *counts[group + 1 :]]
+        saved = now - problem.price(after)
+        rate = rate_of(counts, after, float(values[group][below] - values[group][counts[group]]), saved)
         if queue and rate > queue[0][0]:
             heapq.heappush(queue, (rate, group))
             continue
-        counts[group], now = below, now - saved
+        counts, now = after, now - saved
         heapq.heappush(queue, (rate, group))
     return counts
 
@@ -299,10 +329,13 @@ ALLOCATIONS: dict[str, Callable[..., Counts]] = {
     "sensitivity": sensitivity,
     "energy": energy,
     "knapsack": knapsack,
+    "latency": latency,
 }
 
 MEASURED = ("sensitivity", "damage")
 """These need data."""
+TIMED = ("latency",)
+"""These need a latency table."""
 
 
 def allocation_of(text: str) -> partial[Counts]:

@@ -103,7 +103,7 @@ def write_onnx(layer: Layer, path: Path, dtype: torch.dtype) -> int:
         total = f"sum_{copy}" if total else f"out_{copy}"
     inputs = [helper.make_tensor_value_info(f"i{i}", number, shape) for i, shape in enumerate(kind.inputs(layer))]
     graph = helper.make_graph(nodes, layer.kind, inputs, [helper.make_tensor_value_info(total, number, None)], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
     return kind.copies
 
 
@@ -216,6 +216,17 @@ def _nothing(layer: Layer) -> list[Shape]:
     return []
 
 
+def _numbers(nodes: list[str], module: Callable[..., Tensor], *, inputs: int = 1) -> Kind:
+    """``nodes``: an ONNX operator, what it reads and what it gives."""
+    words = [node.split() for node in nodes]
+    return Kind(
+        lambda layer: [(layer.count, *layer.widths)] * inputs,
+        _nothing,
+        lambda layer: [helper.make_node(name, read, [given]) for name, *read, given in words],
+        lambda layer: module,
+    )
+
+
 _CONV = Kind(_conv_inputs, _conv_weights, _conv_nodes, _conv_module, copies=4)
 
 KINDS: dict[str, Kind] = {
@@ -240,6 +251,16 @@ KINDS: dict[str, Kind] = {
         _nothing,
         _attention_nodes,
         lambda layer: nn.functional.scaled_dot_product_attention,
+    ),
+    "silu": _numbers(["Sigmoid i0 s", "Mul i0 s out"], nn.functional.silu),
+    "gelu": _numbers(["Gelu i0 out"], nn.functional.gelu),
+    "hardswish": _numbers(["HardSwish i0 out"], nn.functional.hardswish),
+    "mul": _numbers(["Mul i0 i1 out"], torch.mul, inputs=2),
+    "layer_norm": Kind(
+        lambda layer: [(layer.count, *layer.widths)],
+        lambda layer: [layer.widths, layer.widths],
+        lambda layer: [helper.make_node("LayerNormalization", ["i0", "w0", "w1"], ["out"])],
+        lambda layer: lambda x, w, b: nn.functional.layer_norm(x, layer.widths, w, b),
     ),
     "nothing": Kind(
         lambda layer: [(1,)],

@@ -173,8 +173,8 @@ def model_latency(table: LatencyTable, coupling: Coupling) -> ModelLatency:
         raise InputError("no layer of this model was measured here yet. Run slim-model profile IN first.")
     meter = Meter(coupling)
     macs = meter.by_layer()
-    spent = sum(table.latency_ms(p, p.layer.widths) for p in placed)
-    return ModelLatency(table, meter, placed, spent / max(1, batch * sum(macs[p.node] for p in placed)))
+    spent = sum(table.latency_ms(p, p.layer.widths) for p in placed if p.node in macs)
+    return ModelLatency(table, meter, placed, spent / max(1, batch * sum(macs.get(p.node, 0) for p in placed)))
 
 
 def ladder(width: int, step: int, parts: Sequence[float]) -> tuple[int, ...]:

@@ -34,20 +34,17 @@ def row_of(target: Any) -> Op | None:
     """The row of an operator: its own, that of its out-of-place form, or the pointwise one."""
     if not isinstance(target, torch._ops.OpOverload):
         return OPS.get(target)
-    packet = target.overloadpacket
-    if row := OPS.get(target) or OPS.get(packet):
+    plain = _out_of_place(target)
+    if row := OPS.get(target) or OPS.get(target.overloadpacket) or OPS.get(plain):
         return row
-    if torch.Tag.pointwise in target.tags:
-        return _ELEMENTWISE
-    name = packet.__name__
-    if name.endswith("_") and hasattr(torch.ops.aten, name[:-1]):
-        functional = getattr(torch.ops.aten, name[:-1])
-        return OPS.get(functional) or (
-            _ELEMENTWISE
-            if any(torch.Tag.pointwise in getattr(functional, o).tags for o in functional.overloads())
-            else None
-        )
-    return None
+    overloads = [target, *(getattr(plain, name) for name in (plain.overloads() if plain else ()))]
+    return _ELEMENTWISE if any(torch.Tag.pointwise in overload.tags for overload in overloads) else None
+
+
+def _out_of_place(target: torch._ops.OpOverload) -> torch._ops.OpOverloadPacket | None:
+    """``aten.relu_`` is ``aten.relu``; an operator of that name elsewhere is something else."""
+    name = target.overloadpacket.__name__
+    return getattr(torch.ops.aten, name[:-1], None) if target.namespace == "aten" and name.endswith("_") else None
 
 
 def flow_of(node: fx.Node) -> Any:

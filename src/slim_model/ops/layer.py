@@ -6,7 +6,7 @@ The functions take what the functions of ``macs`` take: the output and the argum
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class Layer:
     linear                        inputs, outputs
     matmul                        matrices, rows, inner, columns
     attention                     heads, width of a key, of a value      tokens that ask, tokens that answer
+    silu gelu hardswish mul       numbers
+    layer_norm                    numbers of a row
     ============================  =====================================  ============================================
     """
 
@@ -101,6 +103,21 @@ def attention(out: Value, query: Value, key: Value, **_: Any) -> Layer:
     *batch, heads = query.shape[:-2] or (1,)
     fixed = ((query.shape[-2],), (key.shape[-2],))
     return Layer("attention", math.prod(batch), fixed, (heads, query.shape[-1], out.shape[-1]))
+
+
+def numbers(kind: str) -> Callable[..., Layer]:
+    """Of an operator that treats each number alone: how many an example has is one width."""
+
+    def layer(out: Value, **_: Any) -> Layer:
+        count = out.shape[0] if len(out.shape) > 1 else 1
+        return Layer(kind, count, (), (math.prod(out.shape) // max(count, 1),))
+
+    return layer
+
+
+def layer_norm(out: Value, normalized_shape: Any, **_: Any) -> Layer:
+    rank = len(out.shape) - len(normalized_shape)
+    return Layer("layer_norm", math.prod(out.shape[:rank]), (), (math.prod(out.shape[rank:]),))
 
 
 def each(value: Any, rank: int) -> tuple[int, ...]:

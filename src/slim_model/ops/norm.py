@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from slim_model.labels import Flow, Value, Walk, bound
+from slim_model.ops import layer
 from slim_model.ops.row import Cut, Op
 
 aten = torch.ops.aten
@@ -82,7 +83,7 @@ def with_statistics(flow: Flow) -> Flow:
 ROWS: dict[Any, Op] = {
     aten.batch_norm: Op(batch_norm),
     aten.instance_norm: Op(instance_norm),
-    aten.layer_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept"),
+    aten.layer_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept", layer=layer.layer_norm),
     aten.rms_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept"),
     aten._weight_norm: Op(weight_norm, masks="kept"),
     aten.group_norm: Op(group_norm, rewrite=regroup_norm, masks="kept"),

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from slim_model.labels import Axis, Value, Walk, bound, tensors_in
+from slim_model.ops import layer
 from slim_model.ops.row import Cut, Op
 
 aten = torch.ops.aten
@@ -115,7 +116,7 @@ _ONE_BY_ONE = (
     *(aten.rand_like, aten.randn_like, aten.relu6, aten.hardtanh, aten.where, aten.masked_fill, aten.rrelu),
     *(aten.celu, aten.selu, aten.softplus, aten.threshold, aten.square, aten.nan_to_num, aten.clamp, aten.fill),
     *(aten.__and__, aten.__or__, aten.__xor__),
-    *(aten.zero, aten.log_sigmoid, aten.hardsigmoid, aten.hardswish, aten.mish, aten.silu, aten.gelu, aten.elu),
+    *(aten.zero, aten.log_sigmoid, aten.hardsigmoid, aten.mish, aten.elu),
 )
 
 ROWS: dict[Any, Op] = {
@@ -129,5 +130,9 @@ ROWS: dict[Any, Op] = {
     aten.min.other: Op(pointwise),
     aten._assert_tensor_metadata: Op(unchecked),
     aten.prelu: Op(prelu),
+    aten.silu: Op(pointwise, layer=layer.numbers("silu")),
+    aten.gelu: Op(pointwise, layer=layer.numbers("gelu")),
+    aten.hardswish: Op(pointwise, layer=layer.numbers("hardswish")),
+    aten.mul: Op(pointwise, layer=layer.numbers("mul")),
     **dict.fromkeys(_ONE_BY_ONE, Op(pointwise)),
 }
