@@ -65,21 +65,21 @@ class Case:
     cuts: tuple[float, ...]
     samples: int = 4000
     ranked: int = 1000
-    levels: tuple[str, ...] = ("none", "bias", "affine", "full")
+    levels: tuple[str, ...] = ("none", "bias", "affine", "full", "blocks")
 
 
 def _cifar10(split: str) -> datasets.Split:
     return datasets.cifar10(split, norm=datasets.IMAGENET_NORM)
 
 
-_RESNET_LEVELS = (PEER_LEVEL, "none", "bias", "affine", "full")
+_RESNET_LEVELS = (PEER_LEVEL, "none", "bias", "affine", "full", "blocks")
 CASES = {
     "resnet56": Case(
         *(lambda: evaluate.load_published("resnet56"), _cifar10, (1.5, 2.1, 2.55, 3.5), 8000, 2000, _RESNET_LEVELS),
     ),
     "lenet300": Case(
         *(trained("lenet300_fashion", nets.LeNet300), datasets.fashion_mnist, (0.5, 0.6, 0.7, 0.8)),
-        levels=("none", "data-free", "affine", "full"),
+        levels=("none", "data-free", "affine", "full", "blocks"),
     ),
     "mnist": Case(trained("mnist", nets.MnistNet), datasets.mnist, (4.0, 10.0)),
     "fashion": Case(trained("fashion", nets.FashionNet), datasets.fashion_mnist, (2.0, 4.0)),

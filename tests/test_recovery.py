@@ -384,7 +384,9 @@ def test_the_file_holds_the_recovered_model(tmp_path: Path, level: Any, attentio
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="recover 'more' is unknown; it is one of none, bias, affine, full, data-free"):
+    with pytest.raises(
+        InputError, match="recover 'more' is unknown; it is one of none, bias, affine, full, blocks, data-"
+    ):
         Recipe(recover="more", data=images())  # type: ignore[arg-type]
     for options in ({"recover": "affine"}, {"recalibrate": True}):
         with pytest.raises(InputError, match="needs data, and none was given: add --data SPEC"):

@@ -17,7 +17,7 @@ import torch
 
 from slim_model.accuracy import Exam, Step
 from slim_model.data import Data
-from slim_model.recovery import affine, data_free, full, norms
+from slim_model.recovery import affine, blocks, data_free, full, norms
 from slim_model.recovery.parts import Parts, Referee, parted
 from slim_model.recovery.sums import Kept, Sum, find_sums
 from slim_model.trace import Graph
@@ -59,6 +59,11 @@ def _full(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
     return graph, {"layers": took}
 
 
+def _blocks(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = blocks.refit(case.dense, small, case.layers, case.fit, case.held, case.said)
+    return graph, {"blocks": took}
+
+
 def _recalibrated(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
     graph, count = norms.recalibrate(small, case.fit)
     return graph, {"norms": count}
@@ -69,6 +74,7 @@ _CHANGES: dict[str, Change] = {
     "bias": _bias,
     "affine": _affine,
     "full": _full,
+    "blocks": _blocks,
     "recalibrate": _recalibrated,
 }
 LEVELS: dict[str, tuple[str, ...]] = {
@@ -76,6 +82,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "bias": ("bias",),
     "affine": ("affine",),
     "full": ("affine", "full"),
+    "blocks": ("affine", "full", "blocks"),
     "data-free": ("data-free",),
 }
 """What each level does, in this order."""

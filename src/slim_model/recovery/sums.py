@@ -122,7 +122,7 @@ def as_map(x: Tensor) -> Tensor:
 
 def find_sums(dense: Graph, small: Graph, kept: Kept) -> list[Sum]:
     """Every layer that can be given other weights, in the order of the graph."""
-    used = _used(dense)
+    used = readers(dense)
     found = []
     for node in dense.nodes:
         if node.op == "call_function" and (parts := _parts(node)) is not None:
@@ -153,7 +153,7 @@ def _parts(node: fx.Node) -> _Parts | None:
     return _Parts(*found, turned=kind in (aten.addmm, aten.mm))
 
 
-def _used(graph: Graph) -> Counter[tuple[Any, ...]]:
+def readers(graph: Graph) -> Counter[tuple[Any, ...]]:
     """How many nodes read each stored tensor; several names may share its memory."""
     counts: Counter[tuple[Any, ...]] = Counter()
     for node in graph.nodes:
@@ -167,7 +167,7 @@ def _memory(graph: Graph, node: fx.Node) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _own(graph: Graph, node: fx.Node | None, used: Counter[tuple[Any, ...]]) -> str | None:
+def own(graph: Graph, node: fx.Node | None, used: Counter[tuple[Any, ...]]) -> str | None:
     """The stored tensor behind ``node``, where nothing else reads it."""
     if node is None or node.op != "placeholder" or node.name not in graph.owners:
         return None
@@ -178,7 +178,7 @@ def _own(graph: Graph, node: fx.Node | None, used: Counter[tuple[Any, ...]]) -> 
 def _sum(
     node: fx.Node, parts: _Parts, dense: Graph, small: Graph, kept: Kept, used: Counter[tuple[Any, ...]]
 ) -> Sum | None:
-    weight = _own(dense, parts.weight, used)
+    weight = own(dense, parts.weight, used)
     value, stored = parts.operand.meta.get("val"), dense.tensors.get(weight or "")
     if weight is None or stored is None or not isinstance(value, Tensor) or parts.operand.op == "get_attr":
         return None
@@ -193,7 +193,7 @@ def _sum(
     left = small.tensors[weight]
     if (left.shape[out], left.shape[taken]) != (len(outputs), len(inputs)) or len(outputs) % len(groups):
         return None
-    if parts.bias is not None and _own(dense, parts.bias, used) is None:
+    if parts.bias is not None and own(dense, parts.bias, used) is None:
         return None  # a constant that others read, too
     window = _window(given, tuple(stored.shape[2:])) if convolves else None
     return Sum(
@@ -218,11 +218,11 @@ def _window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window:
 
 
 def _constant(node: fx.Node, parts: _Parts, graph: Graph, used: Counter[tuple[Any, ...]]) -> tuple[str, int] | None:
-    bias = _own(graph, parts.bias, used)
+    bias = own(graph, parts.bias, used)
     if bias is not None:
         return bias, 1
     norm = norm_behind(node)
-    mean = _own(graph, bound(norm)["running_mean"], used) if norm is not None else None
+    mean = own(graph, bound(norm)["running_mean"], used) if norm is not None else None
     return (mean, -1) if mean is not None else None
 
 
