@@ -1,11 +1,12 @@
-"""What is left of trained nets when channels go and nothing is trained: no labels, a few thousand training samples.
+"""What is left of trained nets when channels go and a few thousand training samples without labels make up for it.
 
 python benchmarks/recovery.py                        what results/recovery.json does not hold yet
 python benchmarks/recovery.py --nets resnet56 --levels full
 
 At each cut one plan for all levels: channels ranked by reconstruction, layers weighed by what the outputs lose
 (``slim_model.damage``), the greedy allocation for multiply-adds. LeNet-300-100 loses the same share of each layer, and
-is ranked without data (kernel) where it is recovered without. Accuracy is that of the written ONNX file on all test
+is ranked without data (kernel) where it is recovered without. ``full`` and what stands before it trains nothing;
+``blocks`` learns to give the dense model's values, a few blocks at a time. Accuracy is that of the written ONNX file on all test
 samples.
 """
 
@@ -257,14 +258,14 @@ def picture(rows: list[dict[str, Any]], name: str, path: Path) -> None:
         axis.axhline(whole, color="grey", linewidth=0.8, linestyle=":", label="dense")
         axis.set(xlabel=f"% of the dense {what}", xlim=(102, None))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="accuracy, % of the test set", title=f"{name}, nothing trained")
+    axes[0].set(ylabel="accuracy, % of the test set", title=f"{name}, no labels")
     axes[0].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Accuracy by recovery level, nothing trained.")
+    parser = argparse.ArgumentParser(description="Accuracy by recovery level, without labels.")
     parser.add_argument("--nets", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--cuts", nargs="*", type=float)
     parser.add_argument("--levels", nargs="*")
@@ -290,7 +291,7 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stamps = sorted({summary(row["provenance"]) for row in rows})
     text = (
-        f"# Recovery without training\n\n{__doc__}\n"
+        f"# Recovery without labels\n\n{__doc__}\n"
         "Accuracy in % of the test set. *faster*: the ONNX file against that of the dense net, one example, "
         "one thread, in turns; *seconds*: the longest of ranking, weighing and recovering, on a busy machine.\n\n"
         f"{table(rows)}\n\n![resnet56](recovery.png)\n\n" + "".join(f"- {stamp}\n" for stamp in stamps)
