@@ -35,7 +35,7 @@ class Recipe:
     channels. ``attention``: what goes where channels are viewed as heads: the same places of every head (``width``),
     whole ``heads``, or both, first heads. ``device`` and ``threads``: where latency is measured.
 
-    ``recover``: how other weights make up for what was removed, without training (``slim_model.recovery``); None:
+    ``recover``: how other weights make up for what was removed, without labels (``slim_model.recovery``); None:
     ``affine`` where there is data. ``recalibrate``: then count BatchNorm's statistics anew. ``finetune``: epochs of
     training at the highest rate ``lr``, on pictures varied by ``augment``, on ``alpha`` of what the dense model says at
     ``temperature`` and the rest of what labels say; ``distill=False``: labels alone. ``iterations``: rounds of removal,

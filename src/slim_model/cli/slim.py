@@ -44,7 +44,7 @@ def slim_command(
     batch: Annotated[int, typer.Option(min=1, help="How many at a time.", rich_help_panel=DATA)] = 64,
     mean: Annotated[str | None, typer.Option(metavar="X,...", help="Taken from the input, one number or one per channel.", rich_help_panel=DATA)] = None,
     std: Annotated[str | None, typer.Option(metavar="X,...", help="The input is divided by it.", rich_help_panel=DATA)] = None,
-    recover: Annotated[str | None, typer.Option(metavar="|".join(LEVELS), help="Make up for what was removed by other weights, without training; default: affine where there is data.", rich_help_panel=DATA)] = None,
+    recover: Annotated[str | None, typer.Option(metavar="|".join(LEVELS), help="Make up for what was removed by other weights, without labels; default: affine where there is data.", rich_help_panel=DATA)] = None,
     recalibrate: Annotated[bool, typer.Option(help="Then count BatchNorm's statistics anew.", rich_help_panel=DATA)] = False,
     finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Train the small model on --data, with the dense one as teacher.", rich_help_panel=TRAIN)] = 0,
     iterations: Annotated[int, typer.Option(metavar="K", min=1, help="Rounds: in each a part of the ratio goes, and the rest is trained.", rich_help_panel=TRAIN)] = 1,

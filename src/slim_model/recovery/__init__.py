@@ -1,4 +1,4 @@
-"""recover: the small graph -> the same graph with values that make up for what was removed; no training, no labels.
+"""recover: the small graph -> the same graph with values that make up for what was removed; no labels.
 
 Structure and shapes stay as they were proven: only stored tensors change. Every step is judged by the error of the
 outputs on samples that none of the steps has seen, and is taken back where it does not lower it, or where clearly fewer

@@ -9,6 +9,7 @@ reconstruction: Li et al., BRECQ, ICLR 2021). Where the error on samples held ou
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ TOGETHER = 3
 STEPS, BATCH, RATE = 400, 64, 1e-3
 _LEAST = 4 * BATCH
 """Samples below which nothing is learned: it would be learned by heart."""
+_EVERY_S = 10.0
 _POOLS = (aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.max_pool1d, aten.avg_pool1d)
 Said = Callable[[str], None]
 
@@ -57,57 +59,74 @@ def refit(
     """The small graph with what its blocks learned, and the error at the end of each before and after."""
     blocks, took, tensors = find_blocks(dense, small, layers), dict[str, str](), dict(small.tensors)
     tracks = [(Track(dense, part, MEMORY // 2), Track(small, part, MEMORY // 2)) for part in (fit, held)]
-    generator = torch.Generator().manual_seed(0)
     for number, block in enumerate(blocks, 1):
-        said(f"fitting blocks: {number} of {len(blocks)}")
-        ours, unseen = (_samples(block, big, little) for big, little in tracks)
-        if len(ours[0]) < _LEAST or not len(unseen[0]):
-            took[block.end] = f"kept: {len(ours[0])} samples are too few"
-            continue
-        took[block.end], changed = _learned(_Runner(small, block, tensors), ours, unseen, generator)
+        run, ours, unseen = _Runner(small, block, tensors), *(_samples(block, big, little) for big, little in tracks)
+        took[block.end], changed = _learned(run, ours, unseen, f"fitting blocks: {number} of {len(blocks)}", said)
         tensors |= changed
         for _, little in tracks:
             little.replace(changed)
     return small.with_tensors(tensors), took
 
 
-def _samples(block: Block, dense: Track, small: Track) -> tuple[Tensor, Tensor]:
-    """(what comes in, what should come out) of as many samples as fit into MEMORY."""
+Samples = tuple[Tensor, Tensor]
+"""What comes in, and what should come out."""
+
+
+def _samples(block: Block, dense: Track, small: Track) -> Samples | None:
+    """As many samples as fit into MEMORY; None where they differ in shape."""
     taken, wanted, size = [], [], 0
     for big, little in zip(dense.after(block.end), small.after(block.start), strict=True):
         if size < MEMORY:
             taken.append(little.values[block.start].detach().clone())
             wanted.append(block.wanted(big.values[block.end].detach()).clone())
             size += taken[-1].nbytes + wanted[-1].nbytes
-    return (torch.cat(taken), torch.cat(wanted)) if taken else (torch.empty(0), torch.empty(0))
+    if len({x.shape[1:] for x in taken}) != 1 or len({x.shape[1:] for x in wanted}) != 1:
+        return None
+    return torch.cat(taken), torch.cat(wanted)
 
 
 def _learned(
-    run: _Runner, fit: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], generator: torch.Generator
+    run: _Runner, fit: Samples | None, held: Samples | None, stage: str, said: Said
 ) -> tuple[str, dict[str, Tensor]]:
     """What came of it, and the values that change."""
+    said(stage)
+    if fit is None or held is None:
+        return "kept: samples are of several shapes, or none is held out", {}
+    if len(fit[0]) < _LEAST:
+        return f"kept: {len(fit[0])} samples are too few", {}
     with torch.no_grad():
-        if run(fit[0][:1]).shape[1:] != fit[1].shape[1:]:
-            return "kept: channels lie on more than one axis", {}
+        given = run(fit[0][:1])
+    if not given.is_floating_point() or given.shape[1:] != fit[1].shape[1:]:
+        return "kept: channels lie on more than one axis", {}
     before = run.error(*held)
     if before == 0:
         return "kept: nothing is lost", {}
-    (taken, wanted), learning = fit, [value.requires_grad_() for value in run.values.values()]
-    spread = float((wanted - wanted.mean(0)).square().mean()) or 1.0
-    optimizer = torch.optim.Adam(learning, RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            chosen = torch.randint(len(taken), (BATCH,), generator=generator).to(taken.device)
-            loss = (run(taken[chosen]) - wanted[chosen]).square().mean() / spread
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    try:
+        _train(run, *fit, stage, said)
+    except RuntimeError as error:  # an operator without a derivative
+        return f"kept: {str(error).splitlines()[0][:120]}", {}
     changed = {name: value.detach() for name, value in run.values.items()}
     after = run.error(*held)
-    said = f"error {before:.3g} -> {after:.3g}"
-    return (f"learned: {said}", changed) if after < before else (f"kept: {said}", {})
+    found = f"error {before:.3g} -> {after:.3g}"
+    return (f"learned: {found}", changed) if after < before else (f"kept: {found}", {})
+
+
+@torch.enable_grad()
+def _train(run: _Runner, taken: Tensor, wanted: Tensor, stage: str, said: Said) -> None:
+    spread = float((wanted - wanted.mean(0)).square().mean()) or 1.0
+    optimizer = torch.optim.Adam([value.requires_grad_() for value in run.values.values()], RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    generator, told = torch.Generator().manual_seed(0), time.perf_counter()
+    for step in range(STEPS):
+        chosen = torch.randint(len(taken), (BATCH,), generator=generator).to(taken.device)
+        loss = (run(taken[chosen]) - wanted[chosen]).square().mean() / spread
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if time.perf_counter() - told > _EVERY_S:
+            told = time.perf_counter()
+            said(f"{stage}, step {step + 1} of {STEPS}")
 
 
 class _Runner:
