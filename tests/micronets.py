@@ -677,6 +677,23 @@ def inverted_residual(s, x):
     return s.head(pooled(x + s.project(s.dw(s.expand(x)))))
 
 
+@net(
+    image,
+    a=block(3, 12),
+    route=nn.Linear(12, 3),
+    experts=nn.Parameter(torch.randn(3, 12 * 9) / 3),
+    b=block(12, 8, kernel=1),
+    zeroed="all",
+    head=head(8),
+)
+def filters_of_each_sample(s, x):
+    x = torch.relu(s.a(x))
+    filters = (torch.sigmoid(s.route(pooled(x))) @ s.experts).view(-1, 1, 3, 3)
+    n, _, *size = x.shape
+    y = F.conv2d(x.reshape(1, -1, *size), filters, padding=1, groups=n * 12)
+    return s.head(pooled(s.b(torch.relu(y.reshape(n, 12, *size)))))
+
+
 @net(image, a=block(3, 12), g=block(12, 12, groups=2), b=conv(12, 8), head=head(8))
 def grouped_few(s, x):
     return s.head(pooled(s.b(s.g(s.a(x)))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import operator
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from slim_model.couple import Coupling
 from slim_model.decisions import Decision
 from slim_model.errors import SlimError
 from slim_model.labels import Replay, bound, tensors_in
-from slim_model.ops import Cut, recurrent, row_of
+from slim_model.ops import Cut, Part, recurrent, row_of
 from slim_model.trace import Graph, copy_graph
 
 
@@ -95,9 +96,24 @@ def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.N
     arguments = changed if target else bound(node) | changed
     small.target = target or node.target
     required = {a.name for a in small.target._schema.arguments if not a.kwarg_only}  # type: ignore[union-attr]
+    arguments = {name: _number(node, given, copies) for name, given in arguments.items()}
     arguments = fx.map_arg(arguments, lambda n: copies.get(n, n))
     small.args = tuple(v for k, v in arguments.items() if k in required)
     small.kwargs = {k: v for k, v in arguments.items() if k not in required}
+
+
+def _number(node: fx.Node, given: Any, copies: dict[fx.Node, fx.Node]) -> Any:
+    """A ``Part`` of a product is the product with a smaller factor; anything else is what it is."""
+    if not isinstance(given, Part):
+        return given
+    number, factors = given.number, [n for n in given.number.args if isinstance(n, int)]
+    if number.target is not operator.mul or len(factors) != 1 or factors[0] * given.left % given.whole:
+        raise CutFailed(node.name, "how many groups it has follows from other sizes")
+    factor = factors[0] * given.left // given.whole
+    small = copies[number]
+    small.args = tuple(factor if isinstance(n, int) else n for n in small.args)
+    small.meta["val"] = number.meta["val"] * given.left // given.whole
+    return number
 
 
 def _sliced(coupling: Coupling, cut: Cut, owner: str) -> Tensor:

@@ -13,9 +13,9 @@ from torch import fx
 
 from slim_model.ops import along, contract, create, movement, norm, pointwise, recurrent
 from slim_model.ops.layer import Layer
-from slim_model.ops.row import Cut, Op
+from slim_model.ops.row import Cut, Op, Part
 
-__all__ = ["OPS", "Cut", "Layer", "Op", "flow_of", "row_of"]
+__all__ = ["OPS", "Cut", "Layer", "Op", "Part", "flow_of", "row_of"]
 
 _ELEMENTWISE = Op(pointwise.pointwise)
 

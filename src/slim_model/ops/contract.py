@@ -10,7 +10,7 @@ from torch import fx
 
 from slim_model.labels import Axis, Value, Walk, bound
 from slim_model.ops import layer
-from slim_model.ops.row import Cut, Op
+from slim_model.ops.row import Cut, Op, Part
 
 aten = torch.ops.aten
 _SPATIAL = "its positions are places in the image"
@@ -106,7 +106,8 @@ def regroup(cut: Cut, node: fx.Node) -> dict[str, Any]:
         return {}
     source: Value = cut.values[arguments["input"]]
     at = len(source.shape) - len(cut.values[arguments["weight"]].shape) + 1
-    return {"groups": cut.count(source.axes[at], source.shape[at]) * groups // source.shape[at]}
+    left, whole = cut.count(source.axes[at], source.shape[at]), source.shape[at]
+    return {"groups": Part(groups, left, whole) if isinstance(groups, fx.Node) else groups * left // whole}
 
 
 # -- matrix products ------------------------------------------------------------------------------------------------

@@ -36,6 +36,15 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """``number * left // whole``, of a number that is known only when the graph runs."""
+
+    number: fx.Node
+    left: int
+    whole: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """Which labels are kept, and the labels of every value of the dense graph."""
 
