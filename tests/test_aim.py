@@ -154,6 +154,14 @@ def test_noise_does_not_end_above_the_limit(wide: Coupling, machine: Machine) ->
         assert 0.95 * met.limit <= met.reached <= met.limit
 
 
+@pytest.mark.parametrize("share", [0.7, 0.6, 0.5])
+def test_latency_that_is_no_line_is_met(wide: Coupling, machine: Machine, share: float) -> None:
+    """Narrow layers take far longer than their work: a line from the dense model never gets there."""
+    machine.whole = lambda macs: 1.0 + 3 * (macs / Meter(wide)().macs) ** 0.25  # type: ignore[method-assign]
+    met = aimed(wide, Goal(PRICES["latency"], 0.5, share * 4.0 + 0.3))
+    assert 0.95 * met.limit <= met.reached <= met.limit
+
+
 def test_a_latency_out_of_reach_names_the_least_that_was_measured(wide: Coupling, machine: Machine) -> None:
     with pytest.raises(BudgetError, match=r"cannot come down to 0\.40 ms.*0\.5\d ms were measured"):
         aimed(wide, Goal(PRICES["latency"], 0.5, 0.4))

@@ -327,11 +327,23 @@ def test_the_dense_model_tells_what_lies_between_the_layers(latency: ModelLatenc
 
 def test_a_measurement_corrects_the_prediction(latency: ModelLatency, residual: Coupling) -> None:
     dense, half = all_of(residual), half_of(residual)
-    anchored = latency.anchored(latency.ms(dense) + 3.0)
-    for model in (latency, anchored):
-        for measured in (0.1, 1.5 * model.ms(half)):
-            assert model.corrected(measured, half).ms(half) == pytest.approx(measured)
-    assert anchored.corrected(1.5 * anchored.ms(half), half).rest_ms == anchored.rest_ms
+    whole = latency.ms(dense) + 3.0
+    anchored = latency.anchored(whole)
+    for measured in (0.1, 0.9 * whole, 1.5 * whole):
+        corrected = anchored.corrected([(whole, None), (measured, half)], 0.05)
+        assert corrected.ms(half) == pytest.approx(measured)
+        assert (corrected.ms(dense) == pytest.approx(whole)) == (measured < whole)
+    assert anchored.corrected([(whole, None), (1.5 * whole, half)], 0.05).rest_ms == anchored.rest_ms
+
+
+def test_measurements_on_both_sides_of_the_limit_count(latency: ModelLatency, residual: Coupling) -> None:
+    """The dense model says little of narrow ones where the time is no line."""
+    half, least = half_of(residual), half_of(residual)
+    for group in residual.groups:
+        least[group.channels[2:]] = False
+    points = [(9.0, None), (3.0, half), (1.0, least), (4.0, None)]
+    corrected = latency.corrected(points, 2.0)
+    assert (corrected.ms(half), corrected.ms(least)) == (pytest.approx(3.0), pytest.approx(1.0))
 
 
 def test_layers_without_a_table_cost_what_their_macs_do_elsewhere(tmp_path: Path, residual: Coupling) -> None:

@@ -26,7 +26,7 @@ from slim_model.export import to_onnx
 from slim_model.layers import layers_of
 from slim_model.measure import interleave, quiet
 from slim_model.prices import Goal, Price
-from slim_model.profile import ModelLatency, model_latency, setting_of
+from slim_model.profile import ModelLatency, Point, model_latency, setting_of
 from slim_model.runtimes import Runtime, usable
 from slim_model.sensitivity import plot, scan
 from slim_model.shrink import shrink
@@ -190,16 +190,18 @@ def _measured(
                 f"({row.name}, {threads} thread{'s' * (threads > 1)})."
             )
         trials: list[tuple[float, float]] = []
+        points: list[Point] = [(whole.dense_ms, None)]
         best: tuple[float, Plan] | None = None
         for _ in range(_TRIALS):
-            plan = _searched(coupling, scores, search, model, limit, whole)
+            plan, model = _searched(coupling, scores, search, model, limit, whole, points)
             predicted, ms = model.ms(plan.keep), whole.ms(coupling, plan)
+            points.append((ms, plan.keep))
             trials.append((round(predicted, 4), round(ms, 4)))
             if ms <= limit and (best is None or ms > best[0]):
                 best = ms, plan
             if best and best[0] >= limit * (1 - goal.price.close):
                 return best[1], Met("latency", allocate, limit, whole.dense_ms, best[0], tuple(trials))
-            model = model.corrected(ms, plan.keep)
+            model = model.corrected(points, limit)
     told = ", ".join(f"{ms:.2f}" for _, ms in trials)
     raise BudgetError(
         f"latency: no plan came within {goal.price.close:.0%} below {limit:.2f} ms; what was measured: {told} ms. "
@@ -218,11 +220,18 @@ def _layer_by_layer(coupling: Coupling, row: Runtime, threads: int, progress: Pr
 
 
 def _searched(
-    coupling: Coupling, scores: list[Tensor], search: Search, model: ModelLatency, limit: float, whole: _Whole
-) -> Plan:
-    """Where the table says that the limit is out of reach, the smallest model of all is measured."""
+    coupling: Coupling,
+    scores: list[Tensor],
+    search: Search,
+    model: ModelLatency,
+    limit: float,
+    whole: _Whole,
+    points: list[Point],
+) -> tuple[Plan, ModelLatency]:
+    """Where the table says that the limit is out of reach, the smallest model of all is measured, and is one more of
+    the ``points``."""
     try:
-        return search(model.ms, limit * _INSIDE)
+        return search(model.ms, limit * _INSIDE), model
     except BudgetError as refused:
         keep = least_of(coupling, scores)
         ms = whole.ms(coupling, plan_of(coupling, keep))
@@ -231,7 +240,9 @@ def _searched(
                 f"latency cannot come down to {limit:.2f} ms: with one channel left in every layer that may lose some, "
                 f"{ms:.2f} ms were measured, of {whole.dense_ms:.2f} ms."
             ) from refused
-        return search(model.corrected(ms, keep).ms, limit * _INSIDE)
+        points.append((ms, keep))
+        model = model.corrected(points, limit)
+        return search(model.ms, limit * _INSIDE), model
 
 
 class _Whole:

@@ -123,7 +123,7 @@ class LatencyTable:
 @dataclass(frozen=True, slots=True)
 class ModelLatency:
     """What a table says of one model: ``factor`` times the sum of its layers, and ``rest_ms`` for what lies between
-    them, which depends on their widths far less than they do. ``dense_ms``: the dense model, where it was measured."""
+    them, which depends on their widths far less than they do."""
 
     table: LatencyTable
     meter: Meter
@@ -132,7 +132,6 @@ class ModelLatency:
     """Of the layers in the table, on average: what layers that are not in it are taken to cost."""
     factor: float = 1.0
     rest_ms: float = 0.0
-    dense_ms: float = 0.0
 
     def ms(self, keep: np.ndarray | None = None) -> float:
         return self.rest_ms + sum(self.layers_ms(keep).values())
@@ -151,18 +150,31 @@ class ModelLatency:
         """With the measured latency of the dense model: what its layers do not account for is the rest."""
         layers = sum(self.layers_ms(None).values())
         factor = self.factor * min(1.0, dense_ms / layers)
-        return replace(self, factor=factor, rest_ms=max(0.0, dense_ms - layers), dense_ms=dense_ms)
+        return replace(self, factor=factor, rest_ms=max(0.0, dense_ms - layers))
 
-    def corrected(self, measured_ms: float, keep: np.ndarray) -> ModelLatency:
-        """Right at ``keep``, and at the dense model where it is anchored: the line through both, over the sum of the
-        layers. Where that would fall with more work, the factor alone is changed."""
-        alone = replace(self, factor=1.0)
-        full, here = (sum(alone.layers_ms(which).values()) for which in (None, keep))
-        if self.dense_ms > measured_ms and full > here:
-            factor = (self.dense_ms - measured_ms) / (full - here)
-            return replace(self, factor=factor, rest_ms=measured_ms - factor * here)
-        rest = min(max(self.rest_ms, 0.0), 0.9 * measured_ms)
-        return replace(self, factor=(measured_ms - rest) / here, rest_ms=rest)
+    def corrected(self, points: Sequence[Point], wanted_ms: float) -> ModelLatency:
+        """Right at the two of these measured plans between which ``wanted_ms`` lies, or at the last and the next above:
+        the line through both, over the sum of the layers. Where that would fall with more work, the factor alone is
+        changed, for the last. Plans that keep ending on one side bend the line towards it (Illinois algorithm)."""
+        alone = replace(self, factor=1.0, rest_ms=0.0)
+        sums = [(ms, alone.ms(keep)) for ms, keep in points]
+        least, here = max((p for p in sums if p[0] <= wanted_ms), default=sums[-1])
+        most, full = min((p for p in sums if p[0] > max(wanted_ms, least) and p[1] > here), default=(least, here))
+        if most <= least:
+            rest = min(max(self.rest_ms, 0.0), 0.9 * least)
+            return replace(self, factor=(least - rest) / here, rest_ms=rest)
+        sides = [ms > wanted_ms for ms, _ in sums]
+        again = len(list(itertools.takewhile(lambda side: side == sides[-1], reversed(sides)))) - 1
+        if least <= wanted_ms and sides[-1]:
+            least = wanted_ms - (wanted_ms - least) / 2**again
+        elif least <= wanted_ms:
+            most = wanted_ms + (most - wanted_ms) / 2**again
+        factor = (most - least) / (full - here)
+        return replace(self, factor=factor, rest_ms=least - factor * here)
+
+
+Point = tuple[float, np.ndarray | None]
+"""ms that were measured of a plan, by the channels it keeps; None: all."""
 
 
 def model_latency(table: LatencyTable, coupling: Coupling) -> ModelLatency:
