@@ -99,7 +99,7 @@ def aim(
         )
 
     if goal.price.of is None:
-        return _measured(coupling, scores, goal, search, allocation.name, device, threads, progress)
+        return _measured(coupling, scores, goal, search, allocation, device, threads, progress)
     of = partial(goal.price.of, Meter(coupling))
     if goal.price.file:
         return _written(coupling, goal, search, of, allocation.name)
@@ -174,13 +174,14 @@ def _measured(
     scores: list[Tensor],
     goal: Goal,
     search: Search,
-    allocate: str,
+    allocation: Allocation,
     device: str,
     threads: int,
     progress: Progress,
 ) -> tuple[Plan, Met]:
     row = _runtime(device)
     layers = _layer_by_layer(coupling, row, threads, progress)
+    narrowest = partial(least_of, coupling, scores, multiple_of=allocation.multiple_of)
     with _Whole(row, coupling.graph, threads, progress) as whole:
         limit = goal.of(whole.dense_ms)
         model = layers.anchored(whole.dense_ms)
@@ -193,14 +194,14 @@ def _measured(
         points: list[Point] = [(whole.dense_ms, None)]
         best: tuple[float, Plan] | None = None
         for _ in range(_TRIALS):
-            plan, model = _searched(coupling, scores, search, model, limit, whole, points)
+            plan, model = _searched(coupling, narrowest, search, model, limit, whole, points)
             predicted, ms = model.ms(plan.keep), whole.ms(coupling, plan)
             points.append((ms, plan.keep))
             trials.append((round(predicted, 4), round(ms, 4)))
             if ms <= limit and (best is None or ms > best[0]):
                 best = ms, plan
             if best and best[0] >= limit * (1 - goal.price.close):
-                return best[1], Met("latency", allocate, limit, whole.dense_ms, best[0], tuple(trials))
+                return best[1], Met("latency", allocation.name, limit, whole.dense_ms, best[0], tuple(trials))
             model = model.corrected(points, limit)
     told = ", ".join(f"{ms:.2f}" for _, ms in trials)
     raise BudgetError(
@@ -221,7 +222,7 @@ def _layer_by_layer(coupling: Coupling, row: Runtime, threads: int, progress: Pr
 
 def _searched(
     coupling: Coupling,
-    scores: list[Tensor],
+    narrowest: Callable[[Callable[[np.ndarray], float]], np.ndarray],
     search: Search,
     model: ModelLatency,
     limit: float,
@@ -233,11 +234,11 @@ def _searched(
     try:
         return search(model.ms, limit * _INSIDE), model
     except BudgetError as refused:
-        keep = least_of(coupling, scores)
+        keep = narrowest(model.ms)
         ms = whole.ms(coupling, plan_of(coupling, keep))
         if ms > limit:
             raise BudgetError(
-                f"latency cannot come down to {limit:.2f} ms: with one channel left in every layer that may lose some, "
+                f"latency cannot come down to {limit:.2f} ms: with every layer that may lose some as narrow as can be, "
                 f"{ms:.2f} ms were measured, of {whole.dense_ms:.2f} ms."
             ) from refused
         points.append((ms, keep))

@@ -49,11 +49,11 @@ def meet(
     unit = "none" if losses else "mean"
     problem = Problem(coupling, of, limit, orders, worths, rungs, list(curves), unit, latency)
     full = problem.price(problem.full)
-    least = of(least_of(coupling, scores))
+    least = of(least_of(coupling, scores, of, multiple_of))
     if least > limit:
         raise BudgetError(
-            f"{price.name} cannot come down to {price.say(limit)}: with one channel left in every layer that may lose "
-            f"some, it is {price.say(least)} of {price.say(full)}."
+            f"{price.name} cannot come down to {price.say(limit)}: with every layer that may lose some as narrow as can "
+            f"be, it is {price.say(least)} of {price.say(full)}."
         )
     if full <= limit:
         raise BudgetError(f"{price.name} is {price.say(full)} as it is, no more than the {price.say(limit)} allowed.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,10 +68,15 @@ def best_first(coupling: Coupling, scores: list[Tensor]) -> list[np.ndarray]:
     return [group.channels[rank] for group, rank in zip(coupling.groups, ranks_of(scores), strict=True)]
 
 
-def least_of(coupling: Coupling, scores: list[Tensor]) -> np.ndarray:
-    """bool by component: the best channel of each group, and what no axis can lack."""
-    one_each = keep_best(coupling, best_first(coupling, scores), [1] * len(scores))
-    return refilled(coupling, one_each, scores)
+def least_of(
+    coupling: Coupling, scores: list[Tensor], of: Callable[[np.ndarray], float], multiple_of: int = 1
+) -> np.ndarray:
+    """bool by component: the best channel of each group, or where that costs less the best block (a width that does not
+    suit the machine may take longer than a wider one); and what no axis can lack."""
+    blocks = [min(group.width, multiple_of // int(np.gcd(multiple_of, group.span))) for group in coupling.groups]
+    orders = best_first(coupling, scores)
+    plans = [keep_best(coupling, orders, counts) for counts in ([1] * len(orders), blocks)]
+    return min((refilled(coupling, plan, scores) for plan in plans), key=of)
 
 
 def keep_best(coupling: Coupling, orders: list[np.ndarray], counts: Sequence[int]) -> np.ndarray:
