@@ -52,8 +52,8 @@ def meet(
     least = of(least_of(coupling, scores, of, multiple_of))
     if least > limit:
         raise BudgetError(
-            f"{price.name} cannot come down to {price.say(limit)}: with every layer that may lose some as narrow as can "
-            f"be, it is {price.say(least)} of {price.say(full)}."
+            f"{price.name} cannot come down to {price.say(limit)}: with every layer that may lose some as narrow as "
+            f"can be, it is {price.say(least)} of {price.say(full)}."
         )
     if full <= limit:
         raise BudgetError(f"{price.name} is {price.say(full)} as it is, no more than the {price.say(limit)} allowed.")
