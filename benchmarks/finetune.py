@@ -56,7 +56,7 @@ class Case:
 _RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
 _GENTLE = _RESNET | {"lr": 0.004}
 _PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
-_BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "full", "samples": 2000}
+_BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks", "samples": 4000}
 
 CASES = {
     "fashion": Case(

@@ -179,10 +179,7 @@ def test_latency_spends_the_multiply_adds_where_they_are_fast() -> None:
     alike = flat(1.0, 1.0, 1.0)
 
     def at(slow: np.ndarray) -> list[int]:
-        def ms(keep: np.ndarray | None) -> float:
-            return 10.0 + (len(slow) if keep is None else float(keep[slow].sum()))
-
-        return widths("latency", scores=alike, latency=ms)
+        return widths("latency", scores=alike, latency=lambda keep: 10.0 + float(keep[slow].sum()))
 
     assert at(first)[0] < 24 < 48 == at(second)[0]
     assert at(second)[1] < 60 < 96 == at(first)[1]

@@ -33,7 +33,7 @@ def meet(
     multiple_of: int = 1,
     curves: Sequence[Curve] = (),
     losses: Sequence[Tensor] = (),
-    latency: Callable[[np.ndarray | None], float] | None = None,
+    latency: Callable[[np.ndarray], float] | None = None,
 ) -> Plan:
     """The plan of ``allocate`` that costs no more than ``limit``, and as little less as can be.
 

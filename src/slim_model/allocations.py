@@ -6,7 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Problem:
     rungs: list[list[int]]
     curves: list[Curve] = field(default_factory=list)
     normalise: str = "mean"
-    latency: Callable[[np.ndarray | None], float] | None = None
+    latency: Callable[[np.ndarray], float] | None = None
 
     @property
     def full(self) -> Counts:
@@ -135,13 +135,17 @@ def greedy(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -
 def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -> Counts:
     """Block after block, the one that saves most measured latency for what it gives up: its share of the price that
     is limited and its share of all worth. Under a limit on multiply-adds these are then spent where they are fast."""
-    assert problem.latency is not None
     values, full = sums_of(worth(problem, normalise)), problem.full
-    whole, dense, price = sum(float(v[0]) for v in values), problem.latency(None), problem.price(full)
+
+    @lru_cache(maxsize=2)  # what is there now, and what is tried
+    def ms(counts: tuple[int, ...]) -> float:
+        assert problem.latency is not None
+        return problem.latency(problem.keep(list(counts)))
+
+    whole, dense, price = sum(float(v[0]) for v in values), ms(tuple(full)), problem.price(full)
 
     def rate(counts: Counts, after: Counts, lost: float, saved: float) -> float:
-        assert problem.latency is not None
-        sooner = problem.latency(problem.keep(counts)) - problem.latency(problem.keep(after))
+        sooner = ms(tuple(counts)) - ms(tuple(after))
         return (saved / price + lost / max(whole, 1e-300)) / max(sooner / dense, 1e-12)
 
     counts = lowered(problem, full, values, floor, rate)
