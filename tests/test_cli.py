@@ -647,13 +647,15 @@ TIMEOUT = 120  # seconds; some 5 are needed on a quiet machine
 
 
 def process(*arguments: Any, code: str = "from slim_model.cli import main; main()") -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """The command in a process of its own, as from a terminal: what a shell starts in the background ignores SIGINT,
+    and so do its children."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(slim_model.__file__).parents[1])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
