@@ -5,9 +5,8 @@ python benchmarks/latency.py --only resnet50 --cuts 0.5 --threads 1
 python benchmarks/latency.py --again                also what it holds; --table only writes the table again
 
 A quiet machine is needed. The cut is met by count: with one ratio in every layer, one ranking over all, or by what the
-latency table of as many threads says is fast. A cut of 1
-is the model with every layer as narrow as the step: what is left of its latency is the calls, the layouts and the
-threads, which no width changes, and bounds what any cut can give.
+latency table of as many threads says is fast. A cut of 1 is the model with every layer as narrow as the step: what is
+left of its latency is the calls, the layouts and the threads, which no width changes, and bounds what any cut can give.
 """
 
 from __future__ import annotations

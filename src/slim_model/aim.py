@@ -47,6 +47,11 @@ class Allocation:
     multiple_of: int
     scan: Path | None = None
 
+    @property
+    def kind(self) -> str:
+        """The name without its options."""
+        return self.name.partition(":")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Met:
@@ -80,11 +85,10 @@ def aim(
     curves = _curves(coupling, scores, allocation, data, progress)
     losses: Sequence[Tensor] = ()
     latency = None
-    kind = allocation.name.partition(":")[0]
-    if kind == "damage":
+    if allocation.kind == "damage":
         assert data is not None  # the recipe asks for it
         losses = damage(coupling, scores, data, said=progress)
-    if kind in TIMED:
+    if allocation.kind in TIMED:
         latency = _layer_by_layer(coupling, _runtime(device), threads, progress).ms
     progress("choosing widths")
 
@@ -123,7 +127,7 @@ def _curves(
     coupling: Coupling, scores: list[Tensor], allocation: Allocation, data: Data | None, progress: Progress
 ) -> Sequence[Curve]:
     """A picture of the scan lies beside its file, where matplotlib is installed."""
-    if allocation.name.partition(":")[0] != "sensitivity":
+    if allocation.kind != "sensitivity":
         return ()
     assert data is not None  # the recipe asks for it
     measure = allocation_of(allocation.name).keywords.get("measure", "error")

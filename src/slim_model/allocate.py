@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from slim_model.allocations import Counts, Curve, Problem, allocation_of, lowered, sums_of, worth
+from slim_model.allocations import Counts, Curve, Problem, allocation_of, changed, lowered, sums_of, worth
 from slim_model.budget import Plan, check_any, keep_best, least_of, plan_of, ranks_of, refilled, rungs_of
 from slim_model.couple import Coupling
 from slim_model.errors import BudgetError
@@ -38,8 +38,8 @@ def meet(
     """The plan of ``allocate`` that costs no more than ``limit``, and as little less as can be.
 
     ``losses``: for each group what is lost with each channel, in one unit for all groups, where ``scores`` only say
-    which go first. ``latency``: ms of a plan, for an
-    allocation that looks at it. Raises BudgetError with the least that can be reached.
+    which go first. ``latency``: ms of a plan, for an allocation that looks at it. Raises BudgetError with the least
+    that can be reached.
     """
     check_any(coupling)
     ranks = ranks_of(scores)
@@ -89,7 +89,7 @@ def _exchanges(problem: Problem, counts: Counts, group: int) -> Iterator[Counts]
     """One channel more of ``group``, for as few of another as hold the limit."""
     if counts[group] == len(problem.orders[group]):
         return
-    raised = [*counts[:group], counts[group] + 1, *counts[group + 1 :]]
+    raised = changed(counts, group, counts[group] + 1)
     for other in range(len(counts)):
         if other == group or problem.with_one(raised, other, 1) > problem.limit:
             continue
@@ -100,7 +100,7 @@ def _exchanges(problem: Problem, counts: Counts, group: int) -> Iterator[Counts]
                 low = middle
             else:
                 high = middle
-        yield [*raised[:other], low, *raised[other + 1 :]]
+        yield changed(raised, other, low)
 
 
 def _raised(problem: Problem, counts: Counts, rungs: list[list[int]], values: list[np.ndarray]) -> Counts:

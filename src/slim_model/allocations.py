@@ -56,7 +56,11 @@ class Problem:
         return keep_best(self.coupling, self.orders, counts)
 
     def with_one(self, counts: Counts, group: int, count: int) -> float:
-        return self.price([*counts[:group], count, *counts[group + 1 :]])
+        return self.price(changed(counts, group, count))
+
+
+def changed(counts: Counts, group: int, count: int) -> Counts:
+    return [*counts[:group], count, *counts[group + 1 :]]
 
 
 # -- how channels of different groups compare -----------------------------------------------------------------------
@@ -170,7 +174,7 @@ def lowered(
         below = _below(problem, group, counts[group], floor)
         if below is None:
             continue
-        after = [*counts[:group], below, *counts[group + 1 :]]
+        after = changed(counts, group, below)
         saved = now - problem.price(after)
         rate = rate_of(counts, after, float(values[group][below] - values[group][counts[group]]), saved)
         if queue and rate > queue[0][0]:

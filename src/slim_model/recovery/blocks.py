@@ -147,7 +147,7 @@ class _Runner:
         for node in self.sizes:
             env[node] = len(x) if _is_batch(node) else self.interpreter.run_node(node)
         for node in self.block.nodes:
-            if node.op != "placeholder" and node not in env:
+            if node not in env:
                 env[node] = self.interpreter.run_node(node)
         found: Tensor = env[self.block.nodes[-1]]
         return found
@@ -180,9 +180,9 @@ def find_blocks(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Block
     for start, end in itertools.pairwise(ends):
         inside = tuple(nodes[start + 1 : end + 1])
         read = dict.fromkeys(source for node in inside for source in node.all_input_nodes)
-        trained = [name for source in read if (name := own(small, source, used)) in small.parameter_names]
-        if trained:
-            found.append(Block(nodes[start].name, inside, tuple(filter(None, trained)), left[nodes[end].name]))
+        owned = filter(None, (own(small, source, used) for source in read))
+        if trained := tuple(name for name in owned if name in small.parameter_names):
+            found.append(Block(nodes[start].name, inside, trained, left[nodes[end].name]))
     return found
 
 
