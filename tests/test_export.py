@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ class NotInOnnx(nn.Module):
         return torch.linalg.matrix_exp(self.head(self.conv(x).mean((2, 3))).view(-1, 3, 3))
 
 
+class Means(nn.Module):
+    """Over the map and over less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.line, self.head = nn.Conv2d(3, 8, 3), nn.Conv1d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x * x.mean((-1, 2), keepdim=True) + x.mean(3, keepdim=True) + x.mean((1, 2), keepdim=True)
+        line = self.line(x.flatten(2)).mean(-1, keepdim=True)
+        return self.head(line.flatten(1) + x.mean((2, 3)))
+
+
 def two_inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(batch)
     return torch.randint(0, 30, (batch, 7), generator=generator), torch.randn(batch, 4, generator=generator)
@@ -94,7 +109,7 @@ def axes(model: onnx.ModelProto) -> dict[str, list[str | int]]:
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
 
 
-@pytest.mark.parametrize("net", [Residual, HardCoded, TwoInputs, InputInParts, BatchInParts])
+@pytest.mark.parametrize("net", [Residual, HardCoded, TwoInputs, InputInParts, BatchInParts, Means])
 def test_every_batch_size(net: type[nn.Module], tmp_path: Path) -> None:
     graph = small(net)
     model = written(graph, tmp_path / "small.onnx")
@@ -132,6 +147,12 @@ def test_the_same_bytes_each_time_but_for_the_metadata(tmp_path: Path) -> None:
     for model in models:
         model.ClearField("metadata_props")
     assert models[0].SerializeToString(deterministic=True) == models[1].SerializeToString(deterministic=True)
+
+
+def test_a_mean_over_the_map_is_a_pooling(tmp_path: Path) -> None:
+    model = written(small(Means), tmp_path / "small.onnx")
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert (counts["GlobalAveragePool"], counts["ReduceMean"]) == (2, 3)  # one of the three leaves the axes out
 
 
 def test_the_graph_is_tidy(tmp_path: Path) -> None:

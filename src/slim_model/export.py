@@ -165,7 +165,23 @@ def _tidy(model: onnx_ir.Model) -> None:
         node.metadata_props.clear()  # stack traces with the paths of this machine, a third of a small file
 
 
+def _is_pool(context: Any, x: onnx_ir.Value, axes: onnx_ir.Value, **_: Any) -> bool:
+    """Over height and width, and what else there is behind the channels; onnxruntime pools only floats."""
+    taken = onnx_ir.convenience.get_const_tensor(axes)
+    if taken is None or x.shape is None or len(x.shape) < 3 or x.dtype != onnx_ir.DataType.FLOAT:
+        return False
+    return sorted(int(axis) % len(x.shape) for axis in taken.numpy()) == list(range(2, len(x.shape)))
+
+
+_POOL = onnxscript.rewriter.RewriteRule(
+    lambda op, x, axes: op.ReduceMean(x, axes, keepdims=1),
+    lambda op, x, axes: op.GlobalAveragePool(x),
+    _is_pool,
+)
+"""A mean over the map, as in squeeze and excitation: onnxruntime computes a pooling in the layout of its convolutions
+(efficientnet_b0 at a quarter of its multiply-adds: 4 % faster with two threads, 2 % with one)."""
 _RULES = [
+    _POOL,
     rules.fuse_batchnorm_into_conv_rule,
     rules.fuse_batchnorm_into_conv_transpose_rule,
     rules.fuse_batchnorm_into_gemm_rule,
