@@ -68,10 +68,10 @@ def test_a_block_alone_computes_what_it_does_in_the_graph(name: str) -> None:
     for block in found:
         (start,), (end,), (wanted,) = (
             [stop.values[at].clone() for stop in track.after(at)]
-            for track, at in ((ahead, block.start), (little, block.end), (big, block.end))
+            for track, at in ((ahead, block.start), (little, block.end.name), (big, block.end.name))
         )
         torch.testing.assert_close(_Runner(small, block, small.tensors)(start), end)
-        assert block.wanted(wanted).shape == end.shape or name in SEVERAL_AXES
+        assert block.end.wanted(wanted).shape == end.shape or name in SEVERAL_AXES
 
 
 def test_most_nets_have_blocks() -> None:
@@ -85,15 +85,15 @@ def test_what_is_wanted_of_the_first_layer_is_what_it_gives() -> None:
     x = images(6)
     (start,), (wanted,) = (
         [stop.values[at] for stop in Track(coupling.graph, parted(open_data([x], (x,)), small)[0]).after(at)]
-        for at in (found[0].start, found[0].end)
+        for at in (found[0].start, found[0].end.name)
     )
-    torch.testing.assert_close(_Runner(small, found[0], small.tensors)(start), found[0].wanted(wanted))
+    torch.testing.assert_close(_Runner(small, found[0], small.tensors)(start), found[0].end.wanted(wanted))
 
 
 def test_blocks_lie_between_the_sums_of_a_residual_net() -> None:
     """The last place ahead of the next layer."""
     _, found = halved(couple(simplify(trace(trained(Residual()), (images(),)))))
-    assert [block.end for block in found] == ["relu", "relu_2", "relu_4", "linear"]
+    assert [block.end.name for block in found] == ["relu", "relu_2", "relu_4", "linear"]
 
 
 class Twice(nn.Module):

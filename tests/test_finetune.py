@@ -16,14 +16,16 @@ from samples import Residual, images, trained
 from slim_model import InputError, restore, slim
 from slim_model.data import Divided, rows_of
 from slim_model.finetune import Epoch, Tuned, finetune
-from slim_model.loss import distillation
+from slim_model.loss import distillation, hint
 from slim_model.rebuild import small_module
 from slim_model.recipe import Recipe
+from slim_model.recovery.passages import passages_inside
 from slim_model.report import make_report
 from slim_model.resume import Resume
 from slim_model.samples import augmentation, open_samples
 from slim_model.save import save
 from slim_model.slim import Compiled, compile_model
+from slim_model.training import eval_module, with_values
 
 EXAMPLE = (images(2),)
 
@@ -48,9 +50,12 @@ def recipe(**options: Any) -> Recipe:
     return Recipe(0.5, multiple_of=1, **given)
 
 
+_BESIDE = ("resume", "progress", "passages")
+
+
 def tuned(removed: Compiled, **options: Any) -> Tuned:
-    made = recipe(**{name: x for name, x in options.items() if name not in ("resume", "progress")})
-    more = {name: options[name] for name in ("resume", "progress") if name in options}
+    made = recipe(**{name: x for name, x in options.items() if name not in _BESIDE})
+    more = {name: options[name] for name in _BESIDE if name in options}
     return finetune(removed.small, removed.dense, open_samples(made.data, EXAMPLE), made, **more)
 
 
@@ -81,6 +86,28 @@ def test_it_learns_from_the_dense_model_alone(removed: Compiled) -> None:
     assert found.epochs[found.chosen].validation_loss < 0.6 * found.epochs[0].validation_loss
     with pytest.raises(InputError, match="no labels: fine-tuning then needs the dense model as teacher"):
         tuned(removed, data=labelled().tensors[0], distill=False)
+
+
+def test_it_learns_from_what_the_dense_model_says_inside(removed: Compiled) -> None:
+    """Values behind each block come closer to the dense ones than where only the outputs are taught."""
+    passages = passages_inside(removed.dense, removed.small, removed.kept_positions())
+    names = [passage.name for passage in passages]
+    assert names == ["relu", "relu_2", "relu_4", "linear"]
+    probe = 0.3 * images(60)
+    wanted = with_values(eval_module(removed.dense), names)(probe)[1]
+    aims = [passage.wanted(x) for passage, x in zip(passages, wanted, strict=True)]
+
+    def apart(weight: float) -> float:
+        found = tuned(removed, alpha=1.0, hints=weight, passages=passages, finetune=6)
+        assert found.settings["hints"] == (names if weight else [])
+        return float(hint(with_values(eval_module(found.graph), names)(probe)[1], aims))
+
+    assert apart(5.0) < 0.5 * apart(0.0)
+
+
+def test_hints_take_a_place_to_compare(removed: Compiled) -> None:
+    with pytest.raises(InputError, match="hints: nowhere does a single value pass"):
+        tuned(removed, hints=1.0)
 
 
 def test_what_is_as_good_as_it_can_be_is_left(removed: Compiled) -> None:
@@ -273,6 +300,8 @@ def test_the_random_numbers_of_the_user_are_left_alone(removed: Compiled) -> Non
         ({"lr": 0.0}, "lr 0 is no rate"),
         ({"alpha": 1.5}, "alpha 1.5 is not between 0"),
         ({"temperature": 0.0}, "temperature 0 is not above 0"),
+        ({"hints": -1.0}, "hints -1 is no weight"),
+        ({"hints": 1.0, "distill": False}, "hints are what the dense model says inside"),
         ({"augment": "mixup"}, "augment 'mixup' is unknown; it is one of auto, none, crop"),
     ],
 )

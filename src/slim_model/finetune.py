@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,12 @@ from slim_model import together
 from slim_model.accuracy import classes
 from slim_model.data import Batch, padded
 from slim_model.errors import InputError
-from slim_model.loss import distillation, not_finite, total_loss
+from slim_model.loss import distillation, hint, not_finite, total_loss
+from slim_model.recovery.passages import Passage
 from slim_model.resume import Resume, digest
 from slim_model.samples import AUGMENT, Samples, augmentation
 from slim_model.trace import Graph
-from slim_model.training import eval_module, has_batch_norm, trained, training_module
+from slim_model.training import eval_module, has_batch_norm, trained, training_module, with_values
 
 if TYPE_CHECKING:
     from slim_model.recipe import Recipe
@@ -85,6 +86,10 @@ def check_training(recipe: Recipe) -> None:
         raise InputError(f"alpha {recipe.alpha:g} is not between 0 (labels alone) and 1 (the dense model alone).")
     if not 0 < recipe.temperature < math.inf:
         raise InputError(f"temperature {recipe.temperature:g} is not above 0.")
+    if not 0 <= recipe.hints < math.inf:
+        raise InputError(f"hints {recipe.hints:g} is no weight; it is a number from 0, such as 10.")
+    if recipe.hints and not recipe.distill:
+        raise InputError("hints are what the dense model says inside: leave out --no-distill, or --hints.")
     if not callable(recipe.augment) and recipe.augment not in AUGMENT:
         raise InputError(f"augment '{recipe.augment}' is unknown; it is one of {', '.join(AUGMENT)}, or a callable.")
 
@@ -96,11 +101,13 @@ def finetune(
     recipe: Recipe,
     *,
     frozen: set[str] | None = None,
+    passages: Sequence[Passage] = (),
     resume: Resume | None = None,
     progress: Progress = lambda text: None,
 ) -> Tuned:
-    """Train ``small`` for ``recipe.finetune`` epochs on what ``teacher`` and the labels say."""
-    run = _Run(small, teacher, samples, recipe, frozen or set())
+    """Train ``small`` for ``recipe.finetune`` epochs on what ``teacher`` and the labels say, and on what the teacher's
+    values are at ``passages`` where the recipe gives ``hints`` a weight."""
+    run = _Run(small, teacher, samples, recipe, frozen or set(), passages if recipe.hints else ())
     epochs = [run.examined(None, 0.0)]
     best, chosen = run.values(), 0
     if resume and (held := together.from_first(lambda: resume.load(run.identity()))):
@@ -136,19 +143,25 @@ def _duration(seconds: float) -> str:
 class _Run:
     """One training: the module, its optimizer and what they learn from."""
 
-    def __init__(self, small: Graph, teacher: Graph, samples: Samples, recipe: Recipe, frozen: set[str]) -> None:
+    def __init__(self, small: Graph, teacher: Graph, samples: Samples, recipe: Recipe, frozen: set[str],
+                 passages: Sequence[Passage]) -> None:  # fmt: skip
+        self.passages = passages
+        if recipe.hints and not passages:
+            raise InputError("hints: nowhere does a single value pass that the dense model has too. Leave out --hints.")
         self.small, self.recipe, self.start = small, recipe, digest(small)
         self.train, self.validation = samples.divided(recipe.seed)
         self.augment = augmentation(recipe.augment, small.inputs)
         self.device = together.device(recipe.device)
-        self.net = training_module(small, frozen=frozen, device=self.device)
+        names = [passage.name for passage in self.passages]
+        self.net = with_values(training_module(small, frozen=frozen, device=self.device), names)
         self.joint = _joint(self.net, recipe.loss is not None)
         self.alpha = (1.0 if not samples.labelled else recipe.alpha) if recipe.distill else 0.0
         if not samples.labelled and not recipe.distill:
             raise InputError(
                 f"{samples.name} has no labels: fine-tuning then needs the dense model as teacher, distill."
             )
-        self.teacher = eval_module(teacher, device=self.device) if self.alpha else None
+        taught = self.alpha or self.passages
+        self.teacher = with_values(eval_module(teacher, device=self.device), names) if taught else None
         self.bf16 = self._in_bf16(recipe.precision)
         self.fixed = None if small.dynamic_batch else next(len(x) for x in small.inputs if isinstance(x, Tensor))
         self.batch = self.fixed or max(1, min(recipe.batch, len(self.train)) // together.size())
@@ -171,6 +184,7 @@ class _Run:
             "augmented": self.augment is not None,
             "processes": together.size(),
             "alpha": self.alpha,
+            "hints": [passage.name for passage in self.passages],
             "precision": "bf16" if self.bf16 else "fp32",
             "trained_on": len(self.train),
             "validated_on": len(self.validation),
@@ -207,11 +221,14 @@ class _Run:
     def _step(self, batch: Batch) -> float:
         inputs = tuple(map(self._placed, batch.inputs))
         with self._precision():
-            taught = _tensors(self.teacher(*inputs)) if self.teacher else None
+            taught, wanted = self.teacher(*inputs) if self.teacher else (None, ())
             with torch.enable_grad():
-                outputs = _tensors(self.joint(*inputs))
+                outputs, values = self.joint(*inputs)
         with torch.enable_grad():
             loss = self._loss(outputs, taught, batch)
+            if self.passages:
+                whole = [passage.wanted(x) for passage, x in zip(self.passages, wanted, strict=True)]
+                loss = loss + self.recipe.hints * hint(*([x[: batch.samples] for x in xs] for xs in (values, whole)))
         if not_finite(loss):
             raise InputError(
                 f"fine-tuning diverged: the loss is no number. Give a smaller rate than --lr {self.rate:g}, or "
@@ -223,9 +240,9 @@ class _Run:
         self.schedule.step()
         return loss.item()
 
-    def _loss(self, outputs: list[Tensor], taught: list[Tensor] | None, batch: Batch) -> Tensor:
+    def _loss(self, given: Any, said: Any, batch: Batch) -> Tensor:
         """(1 - alpha) labels + alpha teacher."""
-        parts = []
+        parts, outputs, taught = [], _tensors(given), None if said is None else _tensors(said)
         if self.alpha < 1:
             own = [x[: batch.samples].float() for x in outputs]
             labels = None if batch.labels is None else batch.labels.to(self.device)
@@ -248,7 +265,7 @@ class _Run:
                 full = padded(batch, self.small)
                 inputs = tuple(map(self._placed, full.inputs))
                 outputs = _tensors(net(*inputs))
-                taught = _tensors(self.teacher(*inputs)) if self.teacher else None
+                taught = _tensors(self.teacher(*inputs)[0]) if self.teacher else None
                 apart += float(self._loss(outputs, taught, batch)) * batch.samples
                 count += batch.samples
                 found = None if batch.labels is None else classes(outputs, batch.labels)

@@ -56,15 +56,19 @@ def distillation(outputs: Sequence[Tensor], taught: Sequence[Tensor], temperatur
     ``taught [[ln 3, 0]], outputs [[0, 0]], T = 1 -> 3/4 ln(3/2) + 1/4 ln(1/2) = 0.131``
     """
     if len(outputs) > 1:
-        parts = [
-            F.mse_loss(o.float(), t.float()) / t.float().var().clamp_min(1e-12) for o, t in _floats(outputs, taught)
-        ]
-        return torch.stack(parts).mean()
+        return hint(outputs, taught)
     own, other = (x[0].float() / temperature for x in (outputs, taught))
     if own.dim() == 1 or own.shape[1] == 1:
         own, other = (torch.stack([x.flatten(), torch.zeros_like(x.flatten())], 1) for x in (own, other))
     apart = F.kl_div(own.log_softmax(1), other.log_softmax(1), reduction="none", log_target=True).sum(1).mean()
     return temperature**2 * apart
+
+
+def hint(values: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """How far values inside are from a teacher's: the mean of their squared errors, each relative to the variance of
+    what is wanted (Romero et al., FitNets, ICLR 2015)."""
+    parts = [F.mse_loss(x.float(), w.float()) / w.float().var().clamp_min(1e-12) for x, w in _floats(values, wanted)]
+    return torch.stack(parts).mean()
 
 
 def _floats(outputs: Sequence[Tensor], taught: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

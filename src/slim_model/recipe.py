@@ -38,8 +38,9 @@ class Recipe:
     ``recover``: how other weights make up for what was removed, without labels (``slim_model.recovery``); None:
     ``affine`` where there is data. ``recalibrate``: then count BatchNorm's statistics anew. ``finetune``: epochs of
     training at the highest rate ``lr``, on pictures varied by ``augment``, on ``alpha`` of what the dense model says at
-    ``temperature`` and the rest of what labels say; ``distill=False``: labels alone. ``iterations``: rounds of removal,
-    each followed by recovery and training. ``max_drop``: how much accuracy may be lost, as a share.
+    ``temperature`` and the rest of what labels say; ``distill=False``: labels alone; ``hints``: how much its values
+    inside weigh. ``iterations``: rounds of removal, each followed by recovery and training. ``max_drop``: how much
+    accuracy may be lost, as a share.
     """
 
     ratio: float = 0.5
@@ -64,7 +65,7 @@ class Recipe:
     allocate: str | None = None
     scan: Path | None = None
     threads: int = 1
-    recover: Literal["none", "bias", "affine", "full", "data-free"] | None = None
+    recover: Literal["none", "bias", "affine", "full", "blocks", "data-free"] | None = None
     recalibrate: bool = False
     finetune: int = 0
     iterations: int = 1
@@ -74,6 +75,7 @@ class Recipe:
     distill: bool = True
     alpha: float = 0.5
     temperature: float = 2.0
+    hints: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_drop: float | None = None
 

@@ -39,6 +39,7 @@ from slim_model.prove import Proof, check_trace, prove, relative_error
 from slim_model.rebuild import small_module
 from slim_model.recipe import Recipe
 from slim_model.recovery import recover
+from slim_model.recovery.passages import passages_inside
 from slim_model.report import Report, check_gates, make_report
 from slim_model.resume import Resume
 from slim_model.samples import open_samples
@@ -210,9 +211,11 @@ def _finetuned(
     progress("fine-tuning")
     started = time.perf_counter()
     samples = open_samples(recipe.data, compiled.dense.inputs, mean=recipe.mean, std=recipe.std)
+    whole = (compiled.dense, compiled.small, compiled.kept_positions())
     tuned = finetune(
         *(compiled.small, compiled.dense, samples, recipe),
         frozen=frozen_names(model),
+        passages=passages_inside(*whole) if recipe.hints else (),
         resume=resume,
         progress=progress,
     )

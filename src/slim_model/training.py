@@ -6,7 +6,7 @@ with its switch on. What the eval form does not show at all (stochastic depth, d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,15 @@ def training_module(graph: Graph, *, frozen: Iterable[str] = (), device: torch.d
 def eval_module(graph: Graph, *, device: torch.device | None = None) -> fx.GraphModule:
     """``graph`` as it is, over copies of its tensors; nothing wants a gradient."""
     return _on(_copied(graph), device).requires_grad_(False)
+
+
+def with_values(module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """``module`` made from a graph, that gives the values of the nodes called ``names`` behind its outputs."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    (output,) = module.graph.find_nodes(op="output")
+    output.args = ((output.args[0], [nodes[name] for name in names]),)
+    module.recompile()
+    return module
 
 
 def trained(graph: Graph, module: nn.Module) -> Graph:

@@ -54,6 +54,7 @@ def slim_command(
     distill: Annotated[bool, typer.Option(help="Learn from the dense model too; without labels from it alone.", rich_help_panel=TRAIN)] = True,
     alpha: Annotated[float, typer.Option(metavar="A", help="How much the dense model says against labels: 0 to 1.", rich_help_panel=TRAIN)] = 0.5,
     temperature: Annotated[float, typer.Option(metavar="T", help="How soft it says it.", rich_help_panel=TRAIN)] = 2.0,
+    hints: Annotated[float, typer.Option(metavar="W", min=0, help="How much more its values inside count, such as 10.", rich_help_panel=TRAIN)] = 0.0,
     precision: Annotated[str, typer.Option(metavar="|".join(PRECISIONS), help="auto: bf16 where this machine computes in it.", rich_help_panel=TRAIN)] = "auto",
     max_drop: Annotated[float | None, typer.Option(metavar="X", help="Exit code 3, and no OUT, where more accuracy than that is lost; 0.01 is one point.", rich_help_panel=TRAIN)] = None,
     arch: Annotated[str | None, typer.Option(metavar="SPEC", help="Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.", rich_help_panel=ACROSS)] = None,
@@ -104,6 +105,7 @@ def slim_command(
         distill=distill,
         alpha=alpha,
         temperature=temperature,
+        hints=hints,
         precision=cast(Literal["auto", "fp32", "bf16"], precision),
         max_drop=max_drop,
     )

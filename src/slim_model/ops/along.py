@@ -112,14 +112,17 @@ def _rows(op: Op, *operators: Any) -> dict[Any, Op]:
     return dict.fromkeys(operators, op)
 
 
+SPATIAL = {count: spatial(count) for count in (1, 2, 3)}
+"""By the number of axes behind the channels, each of which goes its own way."""
+
 ROWS: dict[Any, Op] = {
     **_rows(
-        Op(spatial(1)),
+        Op(SPATIAL[1]),
         *(aten.max_pool1d, aten.avg_pool1d, aten.adaptive_avg_pool1d, aten.adaptive_max_pool1d),
         *(aten.upsample_nearest1d, aten.upsample_linear1d, aten.max_pool1d_with_indices),
     ),
     **_rows(
-        Op(spatial(2)),
+        Op(SPATIAL[2]),
         *(aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d),
         *(aten.max_pool2d_with_indices, aten.upsample_nearest2d, aten.upsample_bilinear2d),
         *(
@@ -131,7 +134,7 @@ ROWS: dict[Any, Op] = {
         *(aten.fractional_max_pool2d, aten.reflection_pad2d, aten.replication_pad2d),
     ),
     **_rows(
-        Op(spatial(3)),
+        Op(SPATIAL[3]),
         *(aten.max_pool3d, aten.avg_pool3d, aten.adaptive_avg_pool3d, aten.adaptive_max_pool3d),
         *(aten.upsample_nearest3d, aten.upsample_trilinear3d, aten.max_pool3d_with_indices),
     ),
