@@ -22,7 +22,7 @@ from slim_model.recipe import Recipe
 from slim_model.recovery.passages import passages_inside
 from slim_model.report import make_report
 from slim_model.resume import Resume
-from slim_model.samples import augmentation, open_samples
+from slim_model.samples import augmentation, cut_mixed, open_samples
 from slim_model.save import save
 from slim_model.slim import Compiled, compile_model
 from slim_model.training import eval_module, with_values
@@ -239,6 +239,30 @@ def test_pictures_are_varied() -> None:
     assert augmentation("none", EXAMPLE) is None
     with pytest.raises(InputError, match="augment 'flip' is for pictures"):
         augmentation("flip", (torch.zeros(2, 16),))
+
+
+def test_boxes_of_other_pictures() -> None:
+    """Each picture keeps a share of its own, drawn evenly, in a box; the rest is of one other."""
+    torch.manual_seed(0)
+    x = torch.arange(2000.0)[:, None, None, None].expand(-1, 3, 20, 20)
+    mixed = cut_mixed(x)
+    kept = (mixed == x).float().mean((1, 2, 3))
+    assert 0.55 < kept.mean() < 0.75  # half, and what of a box lies outside
+    assert kept.min() < 0.15
+    assert kept.max() > 0.99
+    for picture, own in zip(mixed[:200, 0], x[:200, 0, 0, 0], strict=True):
+        rows, columns = torch.nonzero(picture != own, as_tuple=True)
+        if len(rows):
+            box = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert len(box.unique()) == 1
+
+
+def test_mixed_pictures_have_no_labels(removed: Compiled) -> None:
+    with pytest.raises(InputError, match="for which labels do not hold: add --alpha 1"):
+        tuned(removed, augment="flip+cutmix")
+    plain, mixed = (tuned(removed, augment=augment, alpha=1.0, finetune=1) for augment in ("none", "cutmix"))
+    assert mixed.settings["augmented"]
+    assert mixed.epochs[1].loss != plain.epochs[1].loss
 
 
 # -- stopped and resumed --------------------------------------------------------------------------------------------

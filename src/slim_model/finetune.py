@@ -25,7 +25,7 @@ from slim_model.errors import InputError
 from slim_model.loss import distillation, hint, not_finite, total_loss
 from slim_model.recovery.passages import Passage
 from slim_model.resume import Resume, digest
-from slim_model.samples import AUGMENT, Samples, augmentation
+from slim_model.samples import Samples, augmentation, check_augment, cut_mixed, mixes
 from slim_model.trace import Graph
 from slim_model.training import eval_module, has_batch_norm, trained, training_module, with_values
 
@@ -90,8 +90,7 @@ def check_training(recipe: Recipe) -> None:
         raise InputError(f"hints {recipe.hints:g} is no weight; it is a number from 0, such as 10.")
     if recipe.hints and not recipe.distill:
         raise InputError("hints are what the dense model says inside: leave out --no-distill, or --hints.")
-    if not callable(recipe.augment) and recipe.augment not in AUGMENT:
-        raise InputError(f"augment '{recipe.augment}' is unknown; it is one of {', '.join(AUGMENT)}, or a callable.")
+    check_augment(recipe.augment)
 
 
 def finetune(
@@ -162,6 +161,11 @@ class _Run:
             )
         taught = self.alpha or self.passages
         self.teacher = with_values(eval_module(teacher, device=self.device), names) if taught else None
+        self.mixes = mixes(recipe.augment)
+        if self.mixes and self.alpha < 1:
+            raise InputError(
+                "augment cutmix makes pictures of two classes, for which labels do not hold: add --alpha 1."
+            )
         self.bf16 = self._in_bf16(recipe.precision)
         self.fixed = None if small.dynamic_batch else next(len(x) for x in small.inputs if isinstance(x, Tensor))
         self.batch = self.fixed or max(1, min(recipe.batch, len(self.train)) // together.size())
@@ -181,7 +185,7 @@ class _Run:
             "optimizer": self.kind,
             "lr": self.rate,
             "batch": self.step,
-            "augmented": self.augment is not None,
+            "augmented": self.augment is not None or self.mixes,
             "processes": together.size(),
             "alpha": self.alpha,
             "hints": [passage.name for passage in self.passages],
@@ -219,7 +223,8 @@ class _Run:
         return together.mean(total / self.steps)
 
     def _step(self, batch: Batch) -> float:
-        inputs = tuple(map(self._placed, batch.inputs))
+        first, *others = batch.inputs
+        inputs = tuple(map(self._placed, (cut_mixed(first) if self.mixes else first, *others)))
         with self._precision():
             taught, wanted = self.teacher(*inputs) if self.teacher else (None, ())
             with torch.enable_grad():

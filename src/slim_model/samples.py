@@ -20,7 +20,9 @@ from slim_model.errors import InputError
 
 _SHARE = 10
 _VALIDATION = 2000
-AUGMENT = ("auto", "none", "crop", "flip", "crop+flip")
+_VARIED = ("crop", "flip", "cutmix")
+AUGMENT = ("auto", "none", *_VARIED)
+"""The last ones may be joined by +."""
 Transform = Callable[[Tensor], Tensor]
 
 
@@ -118,6 +120,14 @@ def _kept(batches: list[Batch], example: Sequence[Any]) -> Samples:
 # -- pictures varied at random --------------------------------------------------------------------------------------
 
 
+def check_augment(wanted: str | Transform) -> None:
+    if not callable(wanted) and wanted not in AUGMENT and not set(wanted.split("+")) <= set(_VARIED):
+        raise InputError(
+            f"augment '{wanted}' is unknown; it is one of {', '.join(AUGMENT)}, the last three also joined by +, as in "
+            "crop+flip, or a callable."
+        )
+
+
 def augmentation(wanted: str | Transform, example: Sequence[Any]) -> Transform | None:
     """``auto``: pictures in colour are moved by up to an eighth and mirrored; anything else is left as it is (a grey
     picture may be a letter or a digit). Or a callable that takes one picture (channels, height, width)."""
@@ -135,6 +145,22 @@ def augmentation(wanted: str | Transform, example: Sequence[Any]) -> Transform |
 
     height, width = first.shape[2:]
     crop = v2.RandomCrop((height, width), padding=[max(1, width // 8), max(1, height // 8)])
-    steps = {"crop": [crop], "flip": [v2.RandomHorizontalFlip()]}
-    found: Transform = v2.Compose([step for name in wanted.split("+") for step in steps[name]])
-    return found
+    each = {"crop": crop, "flip": v2.RandomHorizontalFlip()}
+    steps = [each[name] for name in wanted.split("+") if name in each]
+    return v2.Compose(steps) if steps else None
+
+
+def mixes(wanted: str | Transform) -> bool:
+    return not callable(wanted) and "cutmix" in wanted.split("+")
+
+
+def cut_mixed(x: Tensor) -> Tensor:
+    """Pictures ``(samples, channels, height, width)``, each with a box of another in it, anywhere, whose share of the
+    area is drawn evenly from 0 to 1 (Yun et al., CutMix, ICCV 2019)."""
+    side = torch.rand(len(x)).sqrt()
+    down, across = (
+        (torch.arange(size) - (torch.rand(len(x)) * size)[:, None]).abs() < (side * size / 2)[:, None]
+        for size in x.shape[2:]
+    )
+    box = (down[:, :, None] & across[:, None, :])[:, None].to(x.device)
+    return torch.where(box, x[torch.randperm(len(x))], x)

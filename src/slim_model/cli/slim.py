@@ -50,7 +50,7 @@ def slim_command(
     iterations: Annotated[int, typer.Option(metavar="K", min=1, help="Rounds: in each a part of the ratio goes, and the rest is trained.", rich_help_panel=TRAIN)] = 1,
     optimizer: Annotated[str, typer.Option(metavar="|".join(OPTIMIZERS), help="auto: sgd where there is BatchNorm, else adamw.", rich_help_panel=TRAIN)] = "auto",
     lr: Annotated[float | None, typer.Option(metavar="X", help="The highest rate. Default: 0.01 for sgd, 0.001 for adamw.", rich_help_panel=TRAIN)] = None,
-    augment: Annotated[str, typer.Option(metavar="|".join(AUGMENT), help="How pictures are varied; auto: crop+flip where they are in colour.", rich_help_panel=TRAIN)] = "auto",
+    augment: Annotated[str, typer.Option(metavar="|".join(AUGMENT), help="How pictures are varied, several joined by +; auto: crop+flip where they are in colour. cutmix takes --alpha 1.", rich_help_panel=TRAIN)] = "auto",
     distill: Annotated[bool, typer.Option(help="Learn from the dense model too; without labels from it alone.", rich_help_panel=TRAIN)] = True,
     alpha: Annotated[float, typer.Option(metavar="A", help="How much the dense model says against labels: 0 to 1.", rich_help_panel=TRAIN)] = 0.5,
     temperature: Annotated[float, typer.Option(metavar="T", help="How soft it says it.", rich_help_panel=TRAIN)] = 2.0,
