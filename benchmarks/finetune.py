@@ -54,8 +54,9 @@ class Case:
 
 
 _RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
-_GENTLE = _RESNET | {"lr": 0.004}
+_MIXED = {"batch": 128, "lr": 0.01, "alpha": 1.0, "temperature": 4.0, "hints": 10.0, "augment": "crop+flip+cutmix"}
 _PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
+_TEXT = {"batch": 32, "criterion": "reconstruction"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks", "samples": 4000}
 
 CASES = {
@@ -69,11 +70,11 @@ CASES = {
     ),
     "text": Case(
         *("TextNet, IMDB", "90 % of the hidden width", trained("text", nets.TextNet), datasets.imdb),
-        *(None, None, 3, {"ratio": 0.9, "keep": ("embedding",), "batch": 32, "criterion": "reconstruction"}),
+        *(None, None, 3, {"ratio": 0.9, "keep": ("embedding",)} | _TEXT | {"alpha": 1.0, "lr": 0.0003}),
     ),
     "text-all": Case(
         *("TextNet, IMDB", "80 % of all widths", trained("text", nets.TextNet), datasets.imdb),
-        *(None, None, 3, {"ratio": 0.8, "batch": 32, "criterion": "reconstruction"}),
+        *(None, None, 3, {"ratio": 0.8} | _TEXT),
     ),
     "resnet20": Case(
         *("ResNet-20", "2.1x fewer MACs", lambda: load_published("resnet20"), datasets.cifar10),
@@ -85,15 +86,15 @@ CASES = {
     ),
     "resnet56": Case(
         *("ResNet-56", "2.1x fewer MACs", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _GENTLE | _BEST),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _MIXED | _BEST),
     ),
     "resnet56-inner": Case(
         *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _GENTLE | _BEST | {"keep": INNER}),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _MIXED | _BEST | {"keep": INNER}),
     ),
     "resnet56-peer": Case(
         *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _GENTLE | PEER),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _MIXED | PEER),
     ),
 }
 
