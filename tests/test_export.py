@@ -87,6 +87,18 @@ class Means(nn.Module):
         return self.head(line.flatten(1) + x.mean((2, 3)))
 
 
+class Views(nn.Module):
+    """The batch is written out, as in attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(x.view(x.shape[0], 2, 4, -1).softmax(-1).amax(-1).view(x.shape[0], 8))
+
+
 def two_inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(batch)
     return torch.randint(0, 30, (batch, 7), generator=generator), torch.randn(batch, 4, generator=generator)
@@ -109,7 +121,7 @@ def axes(model: onnx.ModelProto) -> dict[str, list[str | int]]:
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
 
 
-@pytest.mark.parametrize("net", [Residual, HardCoded, TwoInputs, InputInParts, BatchInParts, Means])
+@pytest.mark.parametrize("net", [Residual, HardCoded, TwoInputs, InputInParts, BatchInParts, Means, Views])
 def test_every_batch_size(net: type[nn.Module], tmp_path: Path) -> None:
     graph = small(net)
     model = written(graph, tmp_path / "small.onnx")
@@ -153,6 +165,12 @@ def test_a_mean_over_the_map_is_a_pooling(tmp_path: Path) -> None:
     model = written(small(Means), tmp_path / "small.onnx")
     counts = Counter(node.op_type for node in model.graph.node)
     assert (counts["GlobalAveragePool"], counts["ReduceMean"]) == (2, 3)  # one of the three leaves the axes out
+
+
+def test_the_batch_is_not_counted_where_it_follows(tmp_path: Path) -> None:
+    used = {node.op_type for node in written(small(Views), tmp_path / "small.onnx").graph.node}
+    assert "Reshape" in used
+    assert "Shape" not in used
 
 
 def test_the_graph_is_tidy(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ _POOL = onnxscript.rewriter.RewriteRule(
 (efficientnet_b0 at a quarter of its multiply-adds: 4 % faster with two threads, 2 % with one)."""
 _RULES = [
     _POOL,
+    rules.materialize_reshape_shape_rule,  # of vit_b_32 one node in seven only counts the batch
     rules.fuse_batchnorm_into_conv_rule,
     rules.fuse_batchnorm_into_conv_transpose_rule,
     rules.fuse_batchnorm_into_gemm_rule,
