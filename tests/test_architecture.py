@@ -118,6 +118,13 @@ def test_every_operator_has_one_row(target: object) -> None:
     assert all(row_of(overload) is not None for overload in overloads)
 
 
+def test_only_atens_operators_in_place_have_the_rows_of_those_out_of_place() -> None:
+    library = torch.library.Library("architecture", "DEF")
+    library.define("relu_(Tensor(a!) x) -> Tensor(a!)")
+    assert row_of(torch.ops.aten.relu_.default) is row_of(torch.ops.aten.relu.default)
+    assert row_of(torch.ops.architecture.relu_.default) is None
+
+
 def test_every_criterion_says_what_it_needs() -> None:
     for name, row in CRITERIA.items():
         assert row.__name__ == name
