@@ -92,7 +92,10 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     criteria = sorted({row["criterion"] for row in rows})
     yield from (f"# Allocations at {TIMES} times fewer multiply-adds", "")
     yield "Written by `benchmarks/allocations.py`: ResNet-56 on CIFAR-10 (dense 93.39 %), affine recovery;"
-    yield from ("accuracy of the ONNX file on all 10,000 test images, in %; seconds to compile, next to other runs.", "")
+    yield from (
+        "accuracy of the ONNX file on all 10,000 test images, in %; seconds to compile, next to other runs.",
+        "",
+    )
     yield "| allocation | " + " | ".join(f"{c} | s" for c in criteria) + " |"
     yield "|" + "---|" * (1 + 2 * len(criteria))
     for name in ALLOCATIONS:

@@ -62,7 +62,12 @@ _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks
 CASES = {
     "fashion": Case(
         *("FashionNet", "4x fewer MACs", trained("fashion", nets.FashionNet), datasets.fashion_mnist),
-        *(datasets.FASHION_NORM, 4.0, 3, _PLAIN),
+        *(
+            datasets.FASHION_NORM,
+            4.0,
+            3,
+            _PLAIN | {"allocate": "damage", "samples": 4000, "lr": 0.003, "augment": "flip", "hints": 1.0},
+        ),
     ),
     "lenet": Case(
         *("LeNet 20-50-500-10", "90 % of MACs", trained("mnist", nets.MnistNet), datasets.mnist),
@@ -125,6 +130,8 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "onnx_accuracy": right,
         "onnx_max_rel_error": error,
         "training": did,
+        "augment": str(recipe.augment),
+        "hints": recipe.hints,
         "alpha_temperature": [recipe.alpha, recipe.temperature],
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
@@ -193,7 +200,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("# Removal, recovery, a few epochs", "")
     yield "Written by `benchmarks/finetune.py`. Accuracy in % on the whole test split: dense, right after removal,"
     yield "after recovery without training, and of the ONNX file after training. No run chooses by it; the defaults of"
-    yield "alpha and temperature, and fashion's rate and batch, were set with that of FashionNet in view. Seconds are"
+    yield "alpha and temperature, and fashion's recipe, were set with that of FashionNet in view. Seconds are"
     yield from ("for everything, on a busy machine.", "")
     yield "| net | asked | engine | MACs | parameters | dense | removal | recovery | trained | epochs | seed | s |"
     yield "|" + "---|" * 12
@@ -224,11 +231,12 @@ def recipe_line(row: dict[str, Any]) -> str:
     did = row["training"]
     alpha, temperature = row["alpha_temperature"]
     held, whole = did["validated_on"], did["trained_on"] + did["validated_on"]
-    varied = ", pictures varied" if did["augmented"] else ""
+    varied = f", pictures varied{': ' * ('augment' in row)}{row.get('augment', '')}" if did["augmented"] else ""
+    hints = f", hints at {len(did['hints'])} places" if did.get("hints") else ""
     return (
         f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
         f"{did['lr']:g}, batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature "
-        f"{temperature:g}, {did['precision']}{varied}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen "
+        f"{temperature:g}{hints}, {did['precision']}{varied}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen "
         f"on {held:,} of {whole:,} training samples"
     )
 
