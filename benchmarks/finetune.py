@@ -56,18 +56,14 @@ class Case:
 _RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
 _MIXED = {"batch": 128, "lr": 0.01, "alpha": 1.0, "temperature": 4.0, "hints": 10.0, "augment": "crop+flip+cutmix"}
 _PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
+_MIRRORED = _PLAIN | {"allocate": "damage", "samples": 4000, "lr": 0.003, "augment": "flip", "hints": 1.0}
 _TEXT = {"batch": 32, "criterion": "reconstruction"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks", "samples": 4000}
 
 CASES = {
     "fashion": Case(
         *("FashionNet", "4x fewer MACs", trained("fashion", nets.FashionNet), datasets.fashion_mnist),
-        *(
-            datasets.FASHION_NORM,
-            4.0,
-            3,
-            _PLAIN | {"allocate": "damage", "samples": 4000, "lr": 0.003, "augment": "flip", "hints": 1.0},
-        ),
+        *(datasets.FASHION_NORM, 4.0, 3, _MIRRORED),
     ),
     "lenet": Case(
         *("LeNet 20-50-500-10", "90 % of MACs", trained("mnist", nets.MnistNet), datasets.mnist),
@@ -236,8 +232,8 @@ def recipe_line(row: dict[str, Any]) -> str:
     return (
         f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
         f"{did['lr']:g}, batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature "
-        f"{temperature:g}{hints}, {did['precision']}{varied}; epoch {did['chosen_epoch']} of {len(did['epochs']) - 1} chosen "
-        f"on {held:,} of {whole:,} training samples"
+        f"{temperature:g}{hints}, {did['precision']}{varied}; epoch {did['chosen_epoch']} of "
+        f"{len(did['epochs']) - 1} chosen on {held:,} of {whole:,} training samples"
     )
 
 
