@@ -84,12 +84,12 @@ def aim(
     """Raises BudgetError with the least that can be reached."""
     curves = _curves(coupling, scores, allocation, data, progress)
     losses: Sequence[Tensor] = ()
-    latency = None
+    layers: ModelLatency | None = None
     if allocation.kind == "damage":
         assert data is not None  # the recipe asks for it
         losses = damage(coupling, scores, data, said=progress)
-    if allocation.kind in TIMED:
-        latency = _layer_by_layer(coupling, _runtime(device), threads, progress).ms
+    if allocation.kind in TIMED or goal.price.of is None:
+        layers = _layer_by_layer(coupling, _runtime(device), threads, progress)
     progress("choosing widths")
 
     def search(of: Callable[[np.ndarray], float], limit: float) -> Plan:
@@ -99,11 +99,12 @@ def aim(
             multiple_of=allocation.multiple_of,
             curves=curves,
             losses=losses,
-            latency=latency,
+            latency=layers.ms if layers else None,
         )
 
     if goal.price.of is None:
-        return _measured(coupling, scores, goal, search, allocation, device, threads, progress)
+        assert layers is not None
+        return _measured(coupling, scores, goal, search, allocation, layers, device, threads, progress)
     of = partial(goal.price.of, Meter(coupling))
     if goal.price.file:
         return _written(coupling, goal, search, of, allocation.name)
@@ -179,12 +180,12 @@ def _measured(
     goal: Goal,
     search: Search,
     allocation: Allocation,
+    layers: ModelLatency,
     device: str,
     threads: int,
     progress: Progress,
 ) -> tuple[Plan, Met]:
     row = _runtime(device)
-    layers = _layer_by_layer(coupling, row, threads, progress)
     narrowest = partial(least_of, coupling, scores, multiple_of=allocation.multiple_of)
     with _Whole(row, coupling.graph, threads, progress) as whole:
         limit = goal.of(whole.dense_ms)
