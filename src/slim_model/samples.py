@@ -128,30 +128,36 @@ def check_augment(wanted: str | Transform) -> None:
         )
 
 
-def augmentation(wanted: str | Transform, example: Sequence[Any]) -> Transform | None:
-    """``auto``: pictures in colour are moved by up to an eighth and mirrored; anything else is left as it is (a grey
-    picture may be a letter or a digit). Or a callable that takes one picture (channels, height, width)."""
+def varied(wanted: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:
+    """What is done at random, by name. ``auto``: pictures in colour are moved by up to an eighth and mirrored; anything
+    else is left as it is (a grey picture may be a letter or a digit)."""
     if callable(wanted):
-        return wanted
+        return ()
     first = example[0] if example and isinstance(example[0], Tensor) else torch.empty(0)
     picture = first.dim() == 4 and first.is_floating_point() and first.shape[1] in (1, 3)
     if wanted == "auto":
         wanted = "crop+flip" if picture and first.shape[1] == 3 else "none"
     if wanted == "none":
-        return None
+        return ()
     if not picture:
         raise InputError(f"augment '{wanted}' is for pictures; the model's input is {tuple(first.shape[1:])}.")
+    return tuple(wanted.split("+"))
+
+
+def augmentation(wanted: str | Transform, example: Sequence[Any]) -> Transform | None:
+    """Of ``varied``, what is done to one picture (channels, height, width); or the callable given for that."""
+    if callable(wanted):
+        return wanted
+    names = varied(wanted, example)
+    if not names:
+        return None
     from torchvision.transforms import v2
 
-    height, width = first.shape[2:]
+    height, width = example[0].shape[2:]
     crop = v2.RandomCrop((height, width), padding=[max(1, width // 8), max(1, height // 8)])
     each = {"crop": crop, "flip": v2.RandomHorizontalFlip()}
-    steps = [each[name] for name in wanted.split("+") if name in each]
+    steps = [each[name] for name in names if name in each]
     return v2.Compose(steps) if steps else None
-
-
-def mixes(wanted: str | Transform) -> bool:
-    return not callable(wanted) and "cutmix" in wanted.split("+")
 
 
 def cut_mixed(x: Tensor) -> Tensor:

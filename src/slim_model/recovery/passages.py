@@ -58,10 +58,14 @@ def find_passages(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Pas
 
 
 def passages_inside(dense: Graph, small: Graph, kept: Kept) -> list[Passage]:
-    """Without the input, which is the same, and without those whose channels lie on other axes too."""
+    """Without the input, which is the same, without outputs, and without those whose channels lie on other axes too."""
     shapes = {node.name: shape_of(node.meta["val"]) for node in dense.nodes if _is_tensor(node)}
     found = find_passages(dense, resized(small), find_sums(dense, small, kept))
-    return [p for p in found if p.node.op != "placeholder" and shape_of(p.node.meta["val"]) == p.cut(shapes[p.name])]
+    return [p for p in found if _is_inside(p.node) and shape_of(p.node.meta["val"]) == p.cut(shapes[p.name])]
+
+
+def _is_inside(node: fx.Node) -> bool:
+    return node.op != "placeholder" and all(user.op != "output" for user in node.users)
 
 
 def sizes(graph: Graph) -> list[fx.Node]:
