@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from samples import Residual, images, trained
 from slim_model import InputError, restore, slim
 from slim_model.data import Divided, rows_of
-from slim_model.finetune import Epoch, Tuned, finetune
+from slim_model.finetune import Epoch, Tuned, _Run, finetune
 from slim_model.loss import distillation, hint
 from slim_model.rebuild import small_module
 from slim_model.recipe import Recipe
@@ -103,6 +103,18 @@ def test_it_learns_from_what_the_dense_model_says_inside(removed: Compiled) -> N
         return float(hint(with_values(eval_module(found.graph), names)(probe)[1], aims))
 
     assert apart(5.0) < 0.5 * apart(0.0)
+
+
+@pytest.mark.parametrize(("augment", "sides"), [("crop", 1), ("crop+flip", 2), ("auto", 2), ("none", 1)])
+def test_the_dense_model_is_asked_about_both_sides_of_what_is_mirrored(
+    removed: Compiled, augment: str, sides: int
+) -> None:
+    made, x = recipe(augment=augment), images(6)
+    run = _Run(removed.small, removed.dense, open_samples(made.data, EXAMPLE), made, set(), ())
+    said, _ = run._asked((x,))
+    assert said is not None
+    both = [removed.dense.run((one,))[0] for one in (x, x.flip(-1))]
+    torch.testing.assert_close(said[0], sum(both[:sides]) / sides)
 
 
 def test_hints_take_a_place_to_compare(removed: Compiled) -> None:
