@@ -151,7 +151,7 @@ class _Run:
         self.train, self.validation = samples.divided(recipe.seed)
         self.augment = augmentation(recipe.augment, small.inputs)
         self.device = together.device(recipe.device)
-        names = [passage.name for passage in self.passages]
+        names = [passage.name for passage in passages]
         self.net = with_values(training_module(small, frozen=frozen, device=self.device), names)
         self.joint = _joint(self.net, recipe.loss is not None)
         self.alpha = (1.0 if not samples.labelled else recipe.alpha) if recipe.distill else 0.0
@@ -159,8 +159,8 @@ class _Run:
             raise InputError(
                 f"{samples.name} has no labels: fine-tuning then needs the dense model as teacher, distill."
             )
-        taught = self.alpha or self.passages
-        self.teacher = with_values(eval_module(teacher, device=self.device), names) if taught else None
+        asked = self.alpha > 0 or bool(passages)
+        self.teacher = with_values(eval_module(teacher, device=self.device), names) if asked else None
         self.varied = varied(recipe.augment, small.inputs)
         if "cutmix" in self.varied and self.alpha < 1:
             raise InputError(
