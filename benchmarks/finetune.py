@@ -87,7 +87,7 @@ CASES = {
     ),
     "resnet56": Case(
         *("ResNet-56", "2.1x fewer MACs", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 10, _MIXED | _BEST),
+        *(datasets.IMAGENET_NORM, 2.1, 8, _MIXED | _BEST),
     ),
     "resnet56-inner": Case(
         *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
