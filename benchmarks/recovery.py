@@ -255,7 +255,8 @@ def picture(rows: list[dict[str, Any]], name: str, path: Path) -> None:
         axes[1].plot(time_left, right, label=level, **style)
     for axis, what in zip(axes, ("multiply-adds", "latency in onnxruntime, one thread"), strict=True):
         axis.axhline(whole, color="grey", linewidth=0.8, linestyle=":", label="dense")
-        axis.set(xlabel=f"% of the dense {what}", xlim=(102, None))
+        axis.set(xlabel=f"% of the dense {what}")
+        axis.invert_xaxis()
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="accuracy, % of the test set", title=f"{name}, no labels")
     axes[0].legend()
