@@ -135,6 +135,17 @@ def test_the_better_epoch() -> None:
     assert not Epoch(1, 0.1, 0.6, 0).better_than(Epoch(1, 0.1, 0.5, 0))
 
 
+def test_epochs_are_compared_on_pictures_varied_alike(removed: Compiled) -> None:
+    """At a rate that changes nothing, every epoch is as good as the first; mixed pictures have no accuracy."""
+    for augment in ("crop+flip", "cutmix"):
+        still = tuned(removed, augment=augment, alpha=1.0, lr=1e-12, optimizer="adamw")
+        plain = tuned(removed, augment="none", alpha=1.0, finetune=1)
+        first, second = (epoch.validation_loss for epoch in still.epochs[:2])
+        assert second == pytest.approx(first, rel=0.2)  # BatchNorm still counts
+        assert first != plain.epochs[0].validation_loss
+        assert (still.epochs[0].validation_accuracy is None) == (augment == "cutmix")
+
+
 def test_a_rate_that_is_too_high_is_an_error(removed: Compiled) -> None:
     with pytest.raises(InputError, match="fine-tuning diverged: the loss is no number"):
         tuned(removed, lr=1e12, optimizer="sgd", finetune=4)

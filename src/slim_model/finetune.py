@@ -161,6 +161,7 @@ class _Run:
             )
         asked = self.alpha > 0 or bool(passages)
         self.teacher = with_values(eval_module(teacher, device=self.device), names) if asked else None
+        self._generators = [self.device] if self.device.type == "cuda" else []
         self.varied = varied(recipe.augment, small.inputs)
         if "cutmix" in self.varied and self.alpha < 1:
             raise InputError(
@@ -207,7 +208,7 @@ class _Run:
         first, share = self.recipe.seed * 1_000_003 + number, together.size()
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(first))
         places = [place[together.rank() :: share] for place in order[: self.steps * self.step].split(self.step)]
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=self._generators):
             torch.manual_seed(first + 7919 * together.rank())
             total, started, said = 0.0, time.perf_counter(), time.perf_counter()
             for step, batch in enumerate(self.train.batches(places, self.augment), 1):
@@ -223,8 +224,7 @@ class _Run:
         return together.mean(total / self.steps)
 
     def _step(self, batch: Batch) -> float:
-        first, *others = batch.inputs
-        inputs = tuple(map(self._placed, (cut_mixed(first) if "cutmix" in self.varied else first, *others)))
+        inputs = self._mixed(batch)
         with self._precision():
             taught, wanted = self._asked(inputs)
             with torch.enable_grad():
@@ -244,6 +244,10 @@ class _Run:
         self.optimizer.step()
         self.schedule.step()
         return loss.item()
+
+    def _mixed(self, batch: Batch) -> tuple[Any, ...]:
+        first, *others = batch.inputs
+        return tuple(map(self._placed, (cut_mixed(first) if "cutmix" in self.varied else first, *others)))
 
     def _asked(self, inputs: tuple[Any, ...]) -> tuple[list[Tensor] | None, Sequence[Tensor]]:
         """What the teacher says, and its values at the passages. Where pictures are mirrored at random, it is asked
@@ -274,13 +278,15 @@ class _Run:
         return together.from_first(lambda: self._examined(loss, seconds))
 
     def _examined(self, loss: float | None, seconds: float) -> Epoch:
+        """On pictures varied as in training, each time alike: as they are the dense model most likely knows them."""
         net = eval_module(self.graph(), device=self.device)
-        apart, right, count, scored = 0.0, 0, 0, self.validation.labelled
+        apart, right, count = 0.0, 0, 0
+        scored = self.validation.labelled and "cutmix" not in self.varied
         places = torch.arange(len(self.validation)).split(self.batch)
-        with torch.no_grad():
-            for batch in self.validation.batches(places):
-                full = padded(batch, self.small)
-                inputs = tuple(map(self._placed, full.inputs))
+        with torch.no_grad(), torch.random.fork_rng(devices=self._generators):
+            torch.manual_seed(self.recipe.seed)
+            for batch in self.validation.batches(places, self.augment):
+                inputs = self._mixed(padded(batch, self.small))
                 outputs = _tensors(net(*inputs))
                 taught = self._asked(inputs)[0]
                 apart += float(self._loss(outputs, taught, batch)) * batch.samples
