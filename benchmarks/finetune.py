@@ -54,7 +54,7 @@ class Case:
 
 
 _RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
-_MIXED = {"batch": 128, "lr": 0.01, "alpha": 1.0, "temperature": 4.0, "hints": 5.0, "augment": "crop+flip+cutmix"}
+_MIXED = {"batch": 128, "lr": 0.02, "alpha": 1.0, "temperature": 4.0, "hints": 5.0, "augment": "crop+flip+cutmix"}
 _PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
 _MIRRORED = _PLAIN | {"allocate": "damage", "samples": 4000, "lr": 0.003, "augment": "flip", "hints": 1.0}
 _TEXT = {"batch": 32, "criterion": "reconstruction"}
@@ -87,7 +87,7 @@ CASES = {
     ),
     "resnet56": Case(
         *("ResNet-56", "2.1x fewer MACs", lambda: load_published("resnet56"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 8, _MIXED | _BEST),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _MIXED | _BEST),
     ),
     "resnet56-inner": Case(
         *("ResNet-56", "2.1x fewer MACs, inner", lambda: load_published("resnet56"), datasets.cifar10),
@@ -227,8 +227,9 @@ def recipe_line(row: dict[str, Any]) -> str:
     did = row["training"]
     alpha, temperature = row["alpha_temperature"]
     held, whole = did["validated_on"], did["trained_on"] + did["validated_on"]
-    varied = f", pictures varied{': ' * ('augment' in row)}{row.get('augment', '')}" if did["augmented"] else ""
-    hints = f", hints at {len(did['hints'])} places" if did.get("hints") else ""
+    how = f" ({row['augment']})" if "augment" in row else ""  # older rows do not say
+    varied = f", pictures varied{how}" if did["augmented"] else ""
+    hints = f", hints of weight {row['hints']:g} at {len(did['hints'])} places" if row.get("hints") else ""
     return (
         f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
         f"{did['lr']:g}, batch {did['batch']}, {alpha:g} of the loss from the dense net at temperature "

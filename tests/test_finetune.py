@@ -319,7 +319,7 @@ def test_a_run_goes_on_only_as_the_same_run(removed: Compiled, tmp_path: Path) -
     with pytest.raises(InputError, match=r"OUT.onnx.finetune was left by another run: lr was 0.02, and is 0.03"):
         tuned(removed, finetune=1, lr=0.03, resume=resume)
     other = compile_model(trained(Residual(), seed=1), EXAMPLE, Recipe(0.5, multiple_of=1))
-    with pytest.raises(InputError, match="left by another run: its weights was another"):
+    with pytest.raises(InputError, match="left by another run: the weights differ"):
         tuned(other, finetune=1, resume=resume)
     resume.place.write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match="is not a checkpoint of fine-tuning"):

@@ -27,7 +27,7 @@ from slim_model.recovery.passages import Passage
 from slim_model.resume import Resume, digest
 from slim_model.samples import Samples, augmentation, check_augment, cut_mixed, varied
 from slim_model.trace import Graph
-from slim_model.training import eval_module, has_batch_norm, trained, training_module, with_values
+from slim_model.training import eval_module, has_batch_norm, seeded, trained, training_module, with_values
 
 if TYPE_CHECKING:
     from slim_model.recipe import Recipe
@@ -161,7 +161,6 @@ class _Run:
             )
         asked = self.alpha > 0 or bool(passages)
         self.teacher = with_values(eval_module(teacher, device=self.device), names) if asked else None
-        self._generators = [self.device] if self.device.type == "cuda" else []
         self.varied = varied(recipe.augment, small.inputs)
         if "cutmix" in self.varied and self.alpha < 1:
             raise InputError(
@@ -208,8 +207,7 @@ class _Run:
         first, share = self.recipe.seed * 1_000_003 + number, together.size()
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(first))
         places = [place[together.rank() :: share] for place in order[: self.steps * self.step].split(self.step)]
-        with torch.random.fork_rng(devices=self._generators):
-            torch.manual_seed(first + 7919 * together.rank())
+        with seeded(first + 7919 * together.rank(), self.device):
             total, started, said = 0.0, time.perf_counter(), time.perf_counter()
             for step, batch in enumerate(self.train.batches(places, self.augment), 1):
                 total += self._step(batch)
@@ -283,8 +281,7 @@ class _Run:
         apart, right, count = 0.0, 0, 0
         scored = self.validation.labelled and "cutmix" not in self.varied
         places = torch.arange(len(self.validation)).split(self.batch)
-        with torch.no_grad(), torch.random.fork_rng(devices=self._generators):
-            torch.manual_seed(self.recipe.seed)
+        with torch.no_grad(), seeded(self.recipe.seed, self.device):
             for batch in self.validation.batches(places, self.augment):
                 inputs = self._mixed(padded(batch, self.small))
                 outputs = _tensors(net(*inputs))

@@ -71,5 +71,5 @@ def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
         if was != now:
             if isinstance(was, dict) and isinstance(now, dict):
                 return _difference(was, now)
-            return f"{name} was {was}, and is {now}" if len(str(now)) < 60 else f"its {name} was another"
+            return f"{name} was {was}, and is {now}" if len(str(now)) < 60 else f"the {name} differ"
     return "it is of another version"

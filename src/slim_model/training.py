@@ -6,7 +6,8 @@ with its switch on. What the eval form does not show at all (stochastic depth, d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +140,14 @@ def _on(module: fx.GraphModule, device: torch.device | None) -> fx.GraphModule:
     module.graph.lint()
     module.recompile()
     return module
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Whatever is random follows from ``seed``; the user's own random numbers go on as if nothing had been."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def has_batch_norm(graph: Graph) -> bool:

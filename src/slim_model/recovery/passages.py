@@ -59,9 +59,9 @@ def find_passages(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Pas
 
 def passages_inside(dense: Graph, small: Graph, kept: Kept) -> list[Passage]:
     """Without the input, which is the same, without outputs, and without those whose channels lie on other axes too."""
-    shapes = {node.name: shape_of(node.meta["val"]) for node in dense.nodes if _is_tensor(node)}
+    values = {node.name: node.meta["val"] for node in dense.nodes if "val" in node.meta}
     found = find_passages(dense, resized(small), find_sums(dense, small, kept))
-    return [p for p in found if _is_inside(p.node) and shape_of(p.node.meta["val"]) == p.cut(shapes[p.name])]
+    return [p for p in found if _is_inside(p.node) and shape_of(p.node.meta["val"]) == p.cut(shape_of(values[p.name]))]
 
 
 def _is_inside(node: fx.Node) -> bool:
@@ -80,10 +80,6 @@ def sizes(graph: Graph) -> list[fx.Node]:
 
 def is_batch(node: fx.Node) -> bool:
     return node.target is aten.sym_size.int and bool(node.args[1] == 0)
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _single(graph: Graph) -> Iterator[int]:
