@@ -185,6 +185,14 @@ def test_latency_spends_the_multiply_adds_where_they_are_fast() -> None:
     assert at(second)[1] < 60 < 96 == at(first)[1]
 
 
+def test_latency_goes_below_a_block_last() -> None:
+    """The first layer alone takes time: it goes down to about a block, and further where the limit needs it."""
+    first = coupling_of(Wide).groups[0].channels
+    slow = {"scores": flat(1.0, 1.0, 1.0), "latency": lambda keep: 10.0 + float(keep[first].sum()), "multiple_of": 16}
+    assert [16 <= widths("latency", share, **slow)[0] < 24 for share in (0.5, 0.1)] == [True, True]
+    assert widths("latency", 0.03, **slow)[0] < 16
+
+
 def test_sensitivity_spares_what_is_sensitive() -> None:
     """By the scan, a loses much at once, b and c nothing until half is gone."""
     shares = np.linspace(0, 1, 11)

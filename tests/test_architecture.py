@@ -28,7 +28,7 @@ ORDER = """
     remedies explain draw
     data accuracy loss expected places statistics patches gates evidence trials
     criteria budget recovery damage prices knapsack allocations allocate sensitivity
-    guess torch_pruning deciding lower translate export
+    guess torch_pruning deciding lower translate tidy export
     aim engines samples training resume finetune recipe report slim
     build unpickle checkpoint vet load
     artifact energy estimate memory bench

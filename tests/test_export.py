@@ -18,7 +18,7 @@ from onnxscript import rewriter
 from torch import Tensor, nn
 
 from samples import HardCoded, Residual, error, images, trained
-from slim_model import export
+from slim_model import export, tidy
 from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.export import beside, check_onnx, run_onnx, to_onnx, to_program
 from slim_model.recipe import Recipe
@@ -87,6 +87,27 @@ class Means(nn.Module):
         return self.head(line.flatten(1) + x.mean((2, 3)))
 
 
+class Gated(nn.Module):
+    """Squeeze and excitation behind a depthwise convolution, behind one of two groups, and of a mean of something
+    else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16, bias=False)
+        self.norm, self.grouped = nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, groups=2)
+        self.gates = nn.ModuleList(nn.Sequential(nn.Conv2d(16, 4, 1), nn.SiLU(), nn.Conv2d(4, 16, 1)) for _ in "123")
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = before = self.first(x)
+        x = torch.nn.functional.silu(self.norm(self.depthwise(x)))
+        x = x * self.gates[0](x.mean((2, 3), keepdim=True)).sigmoid()
+        x = torch.relu(self.grouped(x))
+        x = torch.nn.functional.hardsigmoid(self.gates[1](torch.nn.functional.adaptive_avg_pool2d(x, 1))) * x
+        x = self.gates[2](before.mean((2, 3), keepdim=True)).sigmoid() * x
+        return self.head(x.mean((2, 3)))
+
+
 class Views(nn.Module):
     """The batch is written out, as in attention."""
 
@@ -121,7 +142,7 @@ def axes(model: onnx.ModelProto) -> dict[str, list[str | int]]:
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
 
 
-@pytest.mark.parametrize("net", [Residual, HardCoded, TwoInputs, InputInParts, BatchInParts, Means, Views])
+@pytest.mark.parametrize("net", [Residual, HardCoded, TwoInputs, InputInParts, BatchInParts, Means, Gated, Views])
 def test_every_batch_size(net: type[nn.Module], tmp_path: Path) -> None:
     graph = small(net)
     model = written(graph, tmp_path / "small.onnx")
@@ -167,6 +188,18 @@ def test_a_mean_over_the_map_is_a_pooling(tmp_path: Path) -> None:
     assert (counts["GlobalAveragePool"], counts["ReduceMean"]) == (2, 3)  # one of the three leaves the axes out
 
 
+@pytest.mark.parametrize("largest", [28 * 28, 100])
+def test_a_gate_is_spread_over_a_small_map(largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a convolution in blocks of channels; onnxruntime sees two maps of one shape, whatever the batch."""
+    monkeypatch.setattr(tidy, "_SMALL_MAP", largest)  # here it is 12 x 12
+    model = written(small(Gated), tmp_path / "small.onnx")
+    spread = [node.output[0] for node in model.graph.node if node.op_type == "Resize"]
+    assert len(spread) == (largest > 144)
+    known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
+    (product,) = (node for node in model.graph.node if set(spread) & set(node.input)) if spread else (None,)
+    assert product is None or known[product.input[0]] == known[product.input[1]] == [known[spread[0]][0], 8, 12, 12]
+
+
 def test_the_batch_is_not_counted_where_it_follows(tmp_path: Path) -> None:
     used = {node.op_type for node in written(small(Views), tmp_path / "small.onnx").graph.node}
     assert "Reshape" in used
@@ -190,7 +223,7 @@ def test_a_rule_that_fails_leaves_the_file_as_it_is(tmp_path: Path, monkeypatch:
         def rewrite(self, op, x):  # type: ignore[no-untyped-def]
             raise ValueError("operands could not be broadcast together")
 
-    monkeypatch.setattr(export, "_RULES", [Failing.rule()])
+    monkeypatch.setattr(tidy, "_RULES", [Failing.rule()])
     written(small(Residual), tmp_path / "small.onnx")
     assert check_onnx(tmp_path / "small.onnx", small(Residual), [(images(3),)]) <= 1e-4
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from slim_model.allocations import Counts, Curve, Problem, allocation_of, changed, lowered, sums_of, worth
-from slim_model.budget import Plan, check_any, keep_best, least_of, plan_of, ranks_of, refilled, rungs_of
+from slim_model.budget import Plan, block_of, check_any, keep_best, least_of, plan_of, ranks_of, refilled, rungs_of
 from slim_model.couple import Coupling
 from slim_model.errors import BudgetError
 from slim_model.prices import Price
@@ -47,7 +47,8 @@ def meet(
     worths = [each.numpy()[rank] for each, rank in zip(losses or scores, ranks, strict=True)]
     rungs = [rungs_of(group, multiple_of) for group in coupling.groups]
     unit = "none" if losses else "mean"
-    problem = Problem(coupling, of, limit, orders, worths, rungs, list(curves), unit, latency)
+    blocks = [block_of(group, multiple_of) for group in coupling.groups]
+    problem = Problem(coupling, of, limit, orders, worths, rungs, blocks, list(curves), unit, latency)
     full = problem.price(problem.full)
     least = of(least_of(coupling, scores, of, multiple_of))
     if least > limit:
@@ -60,7 +61,7 @@ def meet(
     while True:
         counts = allocation_of(allocate)(problem)
         values = sums_of(worth(problem, problem.normalise))
-        counts = lowered(problem, counts, values, 0.0)  # where its own steps end above
+        counts = lowered(problem, counts, values)  # where its own steps end above
         counts = _topped_up(problem, counts, values)
         keep = refilled(coupling, keep_best(coupling, orders, counts), scores)
         if of(keep) <= limit:

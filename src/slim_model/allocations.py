@@ -32,8 +32,9 @@ ROUNDS = 5
 @dataclass(frozen=True, slots=True)
 class Problem:
     """``of(keep)`` must come down to ``limit``. ``orders``: the channels of each group, best first; ``scores`` in that
-    order, and ``normalise`` how these compare between groups; ``rungs``: the widths that suit the machine. ``curves``:
-    what a sensitivity scan measured, by group. ``latency``: ms of what is kept, as measured layers add up to."""
+    order, and ``normalise`` how these compare between groups; ``rungs``: the widths that suit the machine, ``blocks``:
+    the least of each group's that fills a block. ``curves``: what a sensitivity scan measured, by group. ``latency``:
+    ms of what is kept, as measured layers add up to."""
 
     coupling: Coupling
     of: Callable[[np.ndarray], float]
@@ -41,6 +42,7 @@ class Problem:
     orders: list[np.ndarray]
     scores: list[np.ndarray]
     rungs: list[list[int]]
+    blocks: list[int]
     curves: list[Curve] = field(default_factory=list)
     normalise: str = "mean"
     latency: Callable[[np.ndarray], float] | None = None
@@ -133,12 +135,14 @@ def greedy(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -
     is still the best when counted (lazy evaluation, Minoux 1978). ``floor`` gives way where the limit needs it.
     """
     values = sums_of(worth(problem, normalise))
-    return lowered(problem, lowered(problem, problem.full, values, floor), values, 0.0)
+    return lowered(problem, lowered(problem, problem.full, values, shares(problem, floor)), values)
 
 
 def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -> Counts:
     """Block after block, the one that saves most measured latency for what it gives up: its share of the price that
-    is limited and its share of all worth. Under a limit on multiply-adds these are then spent where they are fast."""
+    is limited and its share of all worth. Under a limit on multiply-adds these are then spent where they are fast.
+    What is narrower than a block comes last: by itself, as it was measured, it is faster than among layers that fill
+    theirs."""
     values, full = sums_of(worth(problem, normalise)), problem.full
 
     @lru_cache(maxsize=2)  # what is there now, and what is tried
@@ -152,8 +156,8 @@ def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -
         sooner = ms(tuple(counts)) - ms(tuple(after))
         return (saved / price + lost / max(whole, 1e-300)) / max(sooner / dense, 1e-12)
 
-    counts = lowered(problem, full, values, floor, rate)
-    return lowered(problem, counts, values, 0.0, rate)
+    least = [max(share, block) for share, block in zip(shares(problem, floor), problem.blocks, strict=True)]
+    return lowered(problem, lowered(problem, full, values, least, rate), values, rate_of=rate)
 
 
 Rate = Callable[[Counts, Counts, float, float], float]
@@ -164,14 +168,23 @@ def _per_price(counts: Counts, after: Counts, lost: float, saved: float) -> floa
     return lost / max(saved, 1e-300)
 
 
+def shares(problem: Problem, share: float) -> list[float]:
+    return [share * full for full in problem.full]
+
+
 def lowered(
-    problem: Problem, counts: Counts, values: list[np.ndarray], floor: float, rate_of: Rate = _per_price
+    problem: Problem,
+    counts: Counts,
+    values: list[np.ndarray],
+    least: Sequence[float] | None = None,
+    rate_of: Rate = _per_price,
 ) -> Counts:
+    """``least``: what each group keeps; default: a channel."""
     counts, now = list(counts), problem.price(counts)
     queue = [(-np.inf, group) for group in range(len(counts))]
     while queue and now > problem.limit:
         _, group = heapq.heappop(queue)
-        below = _below(problem, group, counts[group], floor)
+        below = _below(problem, group, counts[group], least[group] if least else 1)
         if below is None:
             continue
         after = changed(counts, group, below)
@@ -191,12 +204,12 @@ def damage(problem: Problem, *, floor: float = 0.05) -> Counts:
     return greedy(problem, normalise="none", floor=floor)
 
 
-def _below(problem: Problem, group: int, count: int, floor: float) -> int | None:
-    """The next rung down."""
+def _below(problem: Problem, group: int, count: int, least: float) -> int | None:
+    """The next rung down, where it is no less than ``least``."""
     rungs = problem.rungs[group]
     step = max(1, len(rungs) // RUNGS)
     found = [rung for rung in rungs if rung < count][-step:]
-    return found[0] if found and found[0] >= max(1, floor * rungs[-1]) else None
+    return found[0] if found and found[0] >= least else None
 
 
 def energy(problem: Problem, *, guard: float = 0.5) -> Counts:

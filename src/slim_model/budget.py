@@ -74,7 +74,7 @@ def least_of(
     """bool by component: the best channel of each group, or where that costs less the best block (a width that does not
     suit the machine may take longer than a wider one); and what no axis can lack."""
     orders = best_first(coupling, scores)
-    blocks = tuple(min(group.width, _in_block(group, multiple_of)) for group in coupling.groups)
+    blocks = tuple(min(group.width, block_of(group, multiple_of)) for group in coupling.groups)
     plans = (keep_best(coupling, orders, counts) for counts in dict.fromkeys(((1,) * len(orders), blocks)))
     return min((refilled(coupling, plan, scores) for plan in plans), key=of)
 
@@ -119,14 +119,14 @@ def rungs_of(group: Group, multiple_of: int) -> list[int]:
     found = {1, group.width}
     block = multiple_of
     while block >= 1:
-        step = _in_block(group, block)
+        step = block_of(group, block)
         widest = group.width if block == multiple_of else min(group.width, (2 * block - 1) // group.span)
         found.update(range(step, widest + 1, step))
         block //= 2
     return sorted(int(count) for count in found)
 
 
-def _in_block(group: Group, block: int) -> int:
+def block_of(group: Group, block: int) -> int:
     """The fewest channels whose layer width is a multiple of the block."""
     return block // int(np.gcd(block, group.span))
 

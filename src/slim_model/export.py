@@ -17,11 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import onnxruntime
-import onnxscript.optimizer
-import onnxscript.rewriter
 import torch
-from onnx_ir.passes.common import CommonSubexpressionEliminationPass
-from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
@@ -32,8 +28,9 @@ from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.lower import Lowered, lowered
 from slim_model.prove import TOLERANCE, relative_error
 from slim_model.shrink import graph_module, resized
+from slim_model.tidy import tidy
 from slim_model.trace import Graph, quiet
-from slim_model.translate import TRANSLATIONS, prepares_weights
+from slim_model.translate import TRANSLATIONS
 
 
 def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> ExportedProgram | None:
@@ -103,7 +100,7 @@ def to_onnx(
         raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
     with quiet(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
-        _tidy(result.model)
+        tidy(result.model)
     written = result.model.opset_imports.get("", opset)
     if opset not in (None, written):
         raise InputError(f"--opset {opset}: torch {torch.__version__} wrote opset {written} instead. Ask for another.")
@@ -150,48 +147,6 @@ def _copied(graph: Graph, change: Callable[[fx.Graph], fx.Graph]) -> Graph:
 
 
 _LARGEST_PROTOBUF = 1_900_000_000  # bytes; beyond it ONNX stores weights beside the file
-
-
-def _tidy(model: onnx_ir.Model) -> None:
-    """Fold constants and BatchNorm. The exporter's full optimizer takes up to half of the whole run (6 s for swin_t)
-    and gained no latency in onnxruntime, which fuses for itself (within 1 % on resnet50, vit_b_16, swin_t)."""
-    with contextlib.suppress(RuntimeError):  # it stumbles over a batch that is split; what it leaves is right
-        onnxscript.optimizer.fold_constants(model, should_fold=prepares_weights)
-    with contextlib.suppress(RuntimeError):  # of a rule that fails the node stays as it was
-        onnxscript.rewriter.rewrite(model, _RULES)
-    CommonSubexpressionEliminationPass()(model)
-    onnxscript.optimizer.remove_unused_nodes(model)
-    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
-        node.metadata_props.clear()  # stack traces with the paths of this machine, a third of a small file
-
-
-def _is_pool(context: Any, x: onnx_ir.Value, axes: onnx_ir.Value, **_: Any) -> bool:
-    """Over height and width, and what else there is behind the channels; onnxruntime pools only floats."""
-    taken = onnx_ir.convenience.get_const_tensor(axes)
-    if taken is None or x.shape is None or len(x.shape) < 3 or x.dtype != onnx_ir.DataType.FLOAT:
-        return False
-    return sorted(int(axis) % len(x.shape) for axis in taken.numpy()) == list(range(2, len(x.shape)))
-
-
-_POOL = onnxscript.rewriter.RewriteRule(
-    lambda op, x, axes: op.ReduceMean(x, axes, keepdims=1),
-    lambda op, x, axes: op.GlobalAveragePool(x),
-    _is_pool,
-)
-"""A mean over the map, as in squeeze and excitation: onnxruntime computes a pooling in the layout of its convolutions
-(efficientnet_b0 at a quarter of its multiply-adds: 4 % faster with two threads, 2 % with one)."""
-_RULES = [
-    _POOL,
-    rules.materialize_reshape_shape_rule,  # of vit_b_32 one node in seven only counts the batch
-    rules.fuse_batchnorm_into_conv_rule,
-    rules.fuse_batchnorm_into_conv_transpose_rule,
-    rules.fuse_batchnorm_into_gemm_rule,
-    rules.no_op_cast_rule,
-    rules.no_op_expand_rule,
-    rules.no_op_transpose_rule,
-    rules.no_op_static_scatter_nd_rule,
-    rules.no_op_dynamic_scatter_nd_rule,
-]
 
 
 def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
