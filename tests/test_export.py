@@ -188,13 +188,15 @@ def test_a_mean_over_the_map_is_a_pooling(tmp_path: Path) -> None:
     assert (counts["GlobalAveragePool"], counts["ReduceMean"]) == (2, 3)  # one of the three leaves the axes out
 
 
-@pytest.mark.parametrize("largest", [28 * 28, 100])
-def test_a_gate_is_spread_over_a_small_map(largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("largest", "device", "gates"), [(28 * 28, "cpu", 1), (100, "cpu", 0), (28 * 28, "cuda", 0)])
+def test_a_gate_is_spread_over_a_small_map(
+    largest: int, device: str, gates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a convolution in blocks of channels; onnxruntime sees two maps of one shape, whatever the batch."""
     monkeypatch.setattr(tidy, "_SMALL_MAP", largest)  # here it is 12 x 12
-    model = written(small(Gated), tmp_path / "small.onnx")
+    model = written(small(Gated), tmp_path / "small.onnx", device=device)
     spread = [node.output[0] for node in model.graph.node if node.op_type == "Resize"]
-    assert len(spread) == (largest > 144)
+    assert len(spread) == gates
     known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
     (product,) = (node for node in model.graph.node if set(spread) & set(node.input)) if spread else (None,)
     assert product is None or known[product.input[0]] == known[product.input[1]] == [known[spread[0]][0], 8, 12, 12]

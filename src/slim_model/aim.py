@@ -107,7 +107,7 @@ def aim(
         return _measured(coupling, scores, goal, search, allocation, layers, device, threads, progress)
     of = partial(goal.price.of, Meter(coupling))
     if goal.price.file:
-        return _written(coupling, goal, search, of, allocation.name)
+        return _written(coupling, goal, search, of, allocation.name, device)
     dense = of(None)
     limit, price = goal.of(dense), goal.price
     plan = search(of, limit)
@@ -142,17 +142,17 @@ def _curves(
 
 
 def _written(
-    coupling: Coupling, goal: Goal, search: Search, of: Callable[[np.ndarray | None], float], allocate: str
+    coupling: Coupling, goal: Goal, search: Search, of: Callable[[np.ndarray | None], float], allocate: str, device: str
 ) -> tuple[Plan, Met]:
     """A file holds more than tensors, and less where norms are folded into layers: what it has above them is read from
     a file written for each plan."""
     with tempfile.TemporaryDirectory() as folder:
-        dense = _size(coupling.graph, Path(folder))
+        dense = _size(coupling.graph, Path(folder), device)
         limit, above = goal.of(dense), dense - of(None)
         best: tuple[float, Plan] | None = None
         for _ in range(_TRIALS):
             plan = search(lambda keep, above=above: of(keep) + above, limit)  # type: ignore[misc]
-            size = _size(shrink(coupling, plan.keep)[0], Path(folder))
+            size = _size(shrink(coupling, plan.keep)[0], Path(folder), device)
             if size <= limit and (best is None or size > best[0]):
                 best = size, plan
             if best and best[0] >= limit * (1 - goal.price.close):
@@ -165,9 +165,9 @@ def _written(
     return best[1], Met("bytes", allocate, limit, dense, best[0])
 
 
-def _size(graph: Graph, folder: Path) -> int:
+def _size(graph: Graph, folder: Path, device: str) -> int:
     path = folder / "model.onnx"
-    to_onnx(graph, path, opset=None, metadata={})
+    to_onnx(graph, path, opset=None, metadata={}, device=device)
     return sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith("model.onnx"))
 
 
@@ -275,7 +275,7 @@ class _Whole:
 
     def _written(self, graph: Graph, name: str) -> Path:
         path = Path(self.folder.name) / f"{name}.onnx"
-        to_onnx(graph, path, opset=None, metadata={})
+        to_onnx(graph, path, opset=None, metadata={}, device=self.row.device)
         return path
 
     def _medians(self, *paths: Path) -> list[float]:

@@ -87,9 +87,16 @@ def _output_specs(graph: Graph, signature: ExportGraphSignature) -> list[OutputS
 
 
 def to_onnx(
-    source: Graph | Deciding, path: Path, *, opset: int | None, metadata: dict[str, str], weights_beside: bool = False
+    source: Graph | Deciding,
+    path: Path,
+    *,
+    opset: int | None,
+    metadata: dict[str, str],
+    device: str = "cpu",
+    weights_beside: bool = False,
 ) -> None:
-    """Write ``source`` as ONNX at ``path`` (no checks yet). ``weights_beside`` takes less memory, but two files."""
+    """Write ``source`` as ONNX at ``path`` (no checks yet), as onnxruntime runs it best on ``device``.
+    ``weights_beside`` takes less memory, but two files."""
     if isinstance(source, Deciding):
         model = by_torchscript(source, path, opset)
         model.metadata_props.update(metadata)
@@ -100,7 +107,7 @@ def to_onnx(
         raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
     with quiet(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
-        tidy(result.model)
+        tidy(result.model, device)
     written = result.model.opset_imports.get("", opset)
     if opset not in (None, written):
         raise InputError(f"--opset {opset}: torch {torch.__version__} wrote opset {written} instead. Ask for another.")

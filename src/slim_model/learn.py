@@ -95,7 +95,7 @@ def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> fl
         held: nn.Module | Path = model
         if row.artifact == "onnx":
             held = Path(folder) / "dense.onnx"
-            to_onnx(on_its_own(graph, model), held, opset=None, metadata={}, weights_beside=True)
+            to_onnx(on_its_own(graph, model), held, opset=None, metadata={}, device=row.device, weights_beside=True)
         with quiet():
             run = row.prepare(held, inputs, setting.threads)
             return numbers(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]

@@ -95,7 +95,12 @@ def run(job: Job, progress: Progress) -> Report | None:
         with clock("export"):
             progress("writing and checking ONNX")
             try:
-                to_onnx(written, temporary, opset=job.opset, metadata=_metadata(subject, job.recipe))
+                to_onnx(
+                    *(written, temporary),
+                    opset=job.opset,
+                    metadata=_metadata(subject, job.recipe),
+                    device=job.recipe.device,
+                )
             except ExportError as refused:
                 raise ExportError(f"{refused} {_instead(job, compiled, module, own)}") from refused
             error = check_onnx(temporary, written, onnx_batches(written, job.recipe.seed))
@@ -192,7 +197,13 @@ def _measure(
     with tempfile.TemporaryDirectory() as folder:
         progress("exporting the dense model to compare with")
         dense = Path(folder) / "dense.onnx"
-        to_onnx(on_its_own(compiled.dense, subject.model), dense, opset=job.opset, metadata={}, weights_beside=True)
+        to_onnx(
+            *(on_its_own(compiled.dense, subject.model), dense),
+            opset=job.opset,
+            metadata={},
+            device=job.recipe.device,
+            weights_beside=True,
+        )
         rows = []
         pairs = {"onnxruntime": (dense, written), "pytorch": (subject.model, module)}
         for runtime, (big, small) in pairs.items():
