@@ -52,9 +52,12 @@ class Epoch:
     seconds: float
 
     def better_than(self, other: Epoch) -> bool:
-        """By the loss: the dense model was most likely trained on these samples too, so that the accuracy ahead of
-        training is a flattering one."""
-        return self.validation_loss < other.validation_loss
+        """By the loss. The values ahead of training, of no ``loss``, give way where either says so: on samples that the
+        dense model most likely learned, both flatter what was fitted to it."""
+        lower = self.validation_loss < other.validation_loss
+        if other.loss is not None or self.validation_accuracy is None or other.validation_accuracy is None:
+            return lower
+        return lower or self.validation_accuracy > other.validation_accuracy
 
 
 @dataclass(frozen=True, slots=True)
