@@ -56,9 +56,9 @@ class Case:
 _RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
 _MIXED = {"batch": 128, "lr": 0.01, "alpha": 1.0, "temperature": 4.0, "hints": 5.0, "augment": "crop+flip+cutmix"}
 _PLAIN = {"batch": 64, "lr": 0.002, "criterion": "reconstruction"}
-_MIRRORED = _PLAIN | {"allocate": "damage", "samples": 4000, "recover": "blocks", "augment": "flip", "hints": 1.0}
-_TEXT = {"batch": 32, "criterion": "reconstruction"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks", "samples": 4000}
+_MIRRORED = _PLAIN | _BEST | {"augment": "flip", "hints": 1.0}
+_TEXT = {"batch": 32, "criterion": "reconstruction"}
 
 CASES = {
     "fashion": Case(

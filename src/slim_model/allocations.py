@@ -135,7 +135,7 @@ def greedy(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -
     is still the best when counted (lazy evaluation, Minoux 1978). ``floor`` gives way where the limit needs it.
     """
     values = sums_of(worth(problem, normalise))
-    return lowered(problem, lowered(problem, problem.full, values, shares(problem, floor)), values)
+    return lowered(problem, lowered(problem, problem.full, values, _floors(problem, floor)), values)
 
 
 def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -> Counts:
@@ -156,7 +156,7 @@ def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -
         sooner = ms(tuple(counts)) - ms(tuple(after))
         return (saved / price + lost / max(whole, 1e-300)) / max(sooner / dense, 1e-12)
 
-    least = [max(share, block) for share, block in zip(shares(problem, floor), problem.blocks, strict=True)]
+    least = [max(floors) for floors in zip(_floors(problem, floor), problem.blocks, strict=True)]
     return lowered(problem, lowered(problem, full, values, least, rate), values, rate_of=rate)
 
 
@@ -168,7 +168,7 @@ def _per_price(counts: Counts, after: Counts, lost: float, saved: float) -> floa
     return lost / max(saved, 1e-300)
 
 
-def shares(problem: Problem, share: float) -> list[float]:
+def _floors(problem: Problem, share: float) -> list[float]:
     return [share * full for full in problem.full]
 
 

@@ -85,10 +85,7 @@ def _spread(op: Any, x: onnx_ir.Value, gate: onnx_ir.Value) -> onnx_ir.Value:
     return product
 
 
-_GATES = [
-    onnxscript.rewriter.RewriteRule(lambda op, x, gate: op.Mul(x, gate), _spread, _is_gated),
-    onnxscript.rewriter.RewriteRule(lambda op, x, gate: op.Mul(gate, x), _spread, _is_gated),
-]
+_GATES = [*onnxscript.rewriter.RewriteRule(lambda op, x, gate: op.Mul(x, gate), _spread, _is_gated).commute()]
 """A gate is spread over its map: onnxruntime multiplies what has one shape in the layout of its convolutions, and else
 takes the map out of it and back (mobilenet_v3_small: 7 % faster)."""
 _RULES = [
