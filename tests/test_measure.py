@@ -17,7 +17,7 @@ from torch import nn
 from slim_model import measure
 from slim_model.errors import InputError
 from slim_model.measure import compare, environment, interleave, paired_ratio, warm_up
-from slim_model.runtimes import RUNTIMES, Runtime
+from slim_model.runtimes import RUNTIMES, Runtime, with_onnxruntime
 
 MS = 1_000_000
 
@@ -56,10 +56,21 @@ def fake_runtime(clock: FakeClock, reason: str | None = None) -> Runtime:
 
 def test_order_alternates() -> None:
     clock = FakeClock()
-    interleave(clock.run("d", always(2)), clock.run("s", always(1)), rounds=4, budget_s=1, clock=clock)
+    interleave(clock.run("d", always(10)), clock.run("s", always(10)), rounds=4, budget_s=1, clock=clock)
     warm = "d" * 6 + "s" * 6
     # each sample is one untimed run and one timed run
     assert clock.log == warm + "ddss" + "ssdd" + "ddss" + "ssdd"
+
+
+def test_each_turn_begins_untimed() -> None:
+    """What a model takes until its caches are its own again is no part of its latency."""
+    clock = FakeClock()
+
+    def slow_at_first(name: str) -> Callable[[], None]:
+        return clock.run(name, lambda: 4 if len(clock.log) - len(clock.log.rstrip(name)) < 3 else 2)
+
+    found = interleave(slow_at_first("d"), slow_at_first("s"), rounds=3, budget_s=1, clock=clock)
+    assert found == ([2.0] * 3, [2.0] * 3)
 
 
 def test_short_runs_are_repeated_until_a_sample_lasts_a_millisecond() -> None:
@@ -67,14 +78,14 @@ def test_short_runs_are_repeated_until_a_sample_lasts_a_millisecond() -> None:
     dense_ms, slim_ms = interleave(
         clock.run("d", always(0.25)), clock.run("s", always(0.5)), rounds=1, budget_s=1, clock=clock
     )
-    assert clock.log == "d" * 6 + "s" * 6 + "d" * (1 + 4) + "s" * (1 + 2)
+    assert clock.log == "d" * 6 + "s" * 6 + "d" * (40 + 4) + "s" * (20 + 2)
     assert (dense_ms, slim_ms) == ([0.25], [0.5])
 
 
 def test_runs_too_short_for_the_clock_still_end() -> None:
     clock = FakeClock()
     interleave(clock.run("d", always(0)), clock.run("s", always(1)), rounds=1, budget_s=1, clock=clock)
-    assert clock.log.count("d") == 6 + 1 + 1000
+    assert clock.log.count("d") == 6 + 1000 + 1000
 
 
 def test_budget_ends_the_rounds_but_not_before_the_least_number() -> None:
@@ -173,6 +184,14 @@ def test_missing_onnxruntime_is_a_reason_not_an_error(monkeypatch: pytest.Monkey
     assert RUNTIMES["onnxruntime"].available() == "not installed: pip install onnxruntime"
     assert RUNTIMES["onnxruntime-cuda"].available() == "not installed: pip install onnxruntime-gpu"
     assert RUNTIMES["openvino"].available() == "not installed: pip install openvino"
+
+
+@pytest.mark.parametrize(
+    ("version", "entry"),
+    [("1.25.1", "force_spinning_stop"), ("1.26.0", "spin_duration_us"), ("2.0", "spin_duration_us")],
+)
+def test_threads_do_not_spin_into_the_turn_of_another_model(version: str, entry: str) -> None:
+    assert with_onnxruntime._asleep_soon(version)[0].endswith(entry)
 
 
 @pytest.fixture(scope="module")

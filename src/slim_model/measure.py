@@ -26,6 +26,12 @@ MIN_ROUNDS = 5
 """Taken even where the time budget is spent: fewer say nothing about the spread."""
 SHORTEST_SAMPLE_NS = 1_000_000
 """A run shorter than this is repeated within one sample, so that the clock and the call cost nothing."""
+MOST_RUNS = 1000
+"""In a turn, where the clock does not see a run pass."""
+SETTLE_NS = 10_000_000
+"""Run untimed for so long whenever a model's turn comes: caches that the other one filled, and threads of its that
+still spin, are not this one's cost (efficientnet_b0 at a quarter of its multiply-adds, after the dense one: 3.0, 2.8,
+2.5, 2.4 ms, then 2.35 as alone; with two threads that spin 11 ms for 5.6)."""
 RESAMPLES = 2000
 
 
@@ -106,7 +112,7 @@ def measure(
 
 
 def interleave(
-    *runs: Run, rounds: int, budget_s: float, clock: Clock = time.perf_counter_ns
+    *runs: Run, rounds: int, budget_s: float, settle_ns: int = SETTLE_NS, clock: Clock = time.perf_counter_ns
 ) -> tuple[list[float], ...]:
     """Milliseconds a run of each, one sample of each a round, in the order given in even rounds, else backwards."""
     start = clock()
@@ -117,7 +123,7 @@ def interleave(
         if number >= MIN_ROUNDS and clock() - start >= budget_ns:
             break
         for which in range(len(runs)) if number % 2 == 0 else reversed(range(len(runs))):
-            samples[which].append(_sample_ms(runs[which], repeats[which], clock))
+            samples[which].append(_sample_ms(runs[which], repeats[which], settle_ns, clock))
     return samples
 
 
@@ -150,16 +156,16 @@ def paired_ratio(dense_ms: Sequence[float], slim_ms: Sequence[float]) -> tuple[f
 
 
 def _repeats(run_ns: float) -> int:
-    return max(1, min(1000, int(np.ceil(SHORTEST_SAMPLE_NS / max(run_ns, 1.0)))))
+    return max(1, min(MOST_RUNS, int(np.ceil(SHORTEST_SAMPLE_NS / max(run_ns, 1.0)))))
 
 
-def _sample_ms(run: Run, repeats: int, clock: Clock) -> float:
-    """One untimed run, then ``repeats`` timed ones: caches the other model filled are not this one's cost.
-
-    Without it, nets of 0.1 to 7 ms came out 8 to 22 % slower in turns with resnet18 than alone.
-    """
-    run()
-    before = clock()
+def _sample_ms(run: Run, repeats: int, settle_ns: int, clock: Clock) -> float:
+    begun = clock()
+    for _ in range(MOST_RUNS):
+        run()
+        before = clock()
+        if before - begun >= settle_ns:
+            break
     for _ in range(repeats):
         run()
     return (clock() - before) / repeats / 1e6

@@ -22,6 +22,8 @@ ROUNDS, MOST = 15, 60
 TOGETHER = 16
 """Widths of a layer that are timed in turns, at most; ``BYTES`` bounds what they hold together."""
 BYTES = 512_000_000
+SETTLE_NS = 2_000_000
+"""Layers are timed much as in a model, where what other layers left in the caches is in their way too."""
 SECONDS = 60.0
 """Given to the widths that are timed in turns, at most."""
 
@@ -70,7 +72,8 @@ def _samples(runs: Sequence[Run], clock: Clock) -> list[list[float]]:
     """ms of each run, until a quarter of each's samples agree within 5 %, or MOST rounds are taken."""
     samples: list[list[float]] = [[] for _ in runs]
     while len(samples[0]) < MOST:
-        for held, new in zip(samples, interleave(*runs, rounds=ROUNDS, budget_s=SECONDS, clock=clock), strict=True):
+        found = interleave(*runs, rounds=ROUNDS, budget_s=SECONDS, settle_ns=SETTLE_NS, clock=clock)
+        for held, new in zip(samples, found, strict=True):
             held += new
         if all(np.percentile(ms, 25) <= 1.05 * min(ms) for ms in samples):
             break

@@ -46,7 +46,8 @@ _POOL = onnxscript.rewriter.RewriteRule(
 )
 """A mean over the map, as in squeeze and excitation: onnxruntime computes a pooling in the layout of its convolutions
 (efficientnet_b0 at a quarter of its multiply-adds: 4 % faster with two threads, 2 % with one)."""
-_SMALL_MAP = 28 * 28
+_SMALL_MAP = 2**17
+"""Values; above, a copy of it costs more than the change of layouts."""
 _OPENS = ("Sigmoid", "HardSigmoid")
 _ACTIVATIONS = ("Relu", "Clip", "HardSwish", "Mul", "Div", *_OPENS)
 
@@ -55,9 +56,9 @@ def _is_gated(context: Any, x: onnx_ir.Value, gate: onnx_ir.Value, **_: Any) -> 
     """Squeeze and excitation: a map, not a large one, times what a convolution of its mean says of each channel."""
     if x.shape is None or gate.shape is None or x.dtype != onnx_ir.DataType.FLOAT:
         return False
-    opens, sides = gate.producer(), [side for side in x.shape[2:] if isinstance(side, int)]
-    alike = len(x.shape) == len(gate.shape) == 4 and len(sides) == 2 and list(x.shape[:2]) == list(gate.shape[:2])
-    if not alike or list(gate.shape[2:]) != [1, 1] or not 1 < math.prod(sides) <= _SMALL_MAP:
+    opens, sizes = gate.producer(), [size for size in x.shape[1:] if isinstance(size, int)]
+    alike = len(x.shape) == len(gate.shape) == 4 and len(sizes) == 3 and list(x.shape[:2]) == list(gate.shape[:2])
+    if not alike or list(gate.shape[2:]) != [1, 1] or not sizes[0] < math.prod(sizes) <= _SMALL_MAP:
         return False
     pooled = any(user.op_type == "GlobalAveragePool" for user in x.consumers())
     return pooled and opens is not None and opens.op_type in _OPENS and _in_blocks(gate) and _in_blocks(x)
