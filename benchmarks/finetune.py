@@ -197,7 +197,8 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "Written by `benchmarks/finetune.py`. Accuracy in % on the whole test split: dense, right after removal,"
     yield "after recovery without training, and of the ONNX file after training. No run chooses by it; the defaults of"
     yield "alpha and temperature, and fashion's recipe, were set with that of FashionNet in view, the rate of ResNet-56"
-    yield from ("after a run at twice the rate (93.24). Seconds are for everything, on a busy machine.", "")
+    yield "after a run at twice the rate (93.24). Seconds are for everything, on a busy machine and with what a run stood"
+    yield from ("still for others.", "")
     yield "| net | asked | engine | MACs | parameters | dense | removal | recovery | trained | epochs | seed | s |"
     yield "|" + "---|" * 12
     yield from map(line, rows)
