@@ -132,14 +132,15 @@ def test_what_is_as_good_as_it_can_be_is_left(removed: Compiled) -> None:
 
 def test_the_better_epoch() -> None:
     assert Epoch(1, 0.1, 0.4, 0).better_than(Epoch(1, 0.2, 0.5, 0))
-    assert not Epoch(1, 0.1, 0.6, 0).better_than(Epoch(1, 0.1, 0.5, 0))
+    assert not Epoch(1, 0.1, 0.6, 0).better_than(Epoch(1, 0.1, 0.5, 0), flattery=0.1)
 
 
 def test_the_values_ahead_of_training_give_way_where_loss_or_accuracy_says_so() -> None:
     start = Epoch(None, 0.2, 0.5, 0)
     assert [Epoch(1, loss, right, 0).better_than(start) for loss, right in ((0.1, 0.4), (0.3, 0.6))] == [True, True]
     assert not Epoch(1, 0.3, 0.5, 0).better_than(start)
-    assert not Epoch(1, 0.3, None, 0).better_than(Epoch(None, 0.2, None, 0))
+    assert [Epoch(1, 0.3, right, 0).better_than(start, flattery=0.05) for right in (0.46, 0.44)] == [True, False]
+    assert not Epoch(1, 0.3, None, 0).better_than(Epoch(None, 0.2, None, 0), flattery=0.05)
 
 
 def test_epochs_are_compared_on_pictures_varied_alike(removed: Compiled) -> None:
