@@ -202,7 +202,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "|" + "---|" * 12
     yield from map(line, rows)
     yield from ("", "## Recipes", "")
-    yield from map(recipe_line, rows)
+    yield from dict.fromkeys(map(recipe_line, rows))  # seeds share theirs
     yield from ("", "## Measured on", "", *(f"- {stamp}" for stamp in sorted({summary(row) for row in rows})))
 
 
