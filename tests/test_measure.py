@@ -73,6 +73,12 @@ def test_each_turn_begins_untimed() -> None:
     assert found == ([2.0] * 3, [2.0] * 3)
 
 
+def test_a_model_alone_has_nothing_to_wait_for() -> None:
+    clock = FakeClock()
+    interleave(clock.run("d", always(2)), rounds=3, budget_s=1, clock=clock)
+    assert clock.log == "d" * 6 + "dd" * 3
+
+
 def test_short_runs_are_repeated_until_a_sample_lasts_a_millisecond() -> None:
     clock = FakeClock()
     dense_ms, slim_ms = interleave(

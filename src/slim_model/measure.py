@@ -115,6 +115,7 @@ def interleave(
     *runs: Run, rounds: int, budget_s: float, settle_ns: int = SETTLE_NS, clock: Clock = time.perf_counter_ns
 ) -> tuple[list[float], ...]:
     """Milliseconds a run of each, one sample of each a round, in the order given in even rounds, else backwards."""
+    settle_ns = settle_ns if len(runs) > 1 else 0  # alone, nobody else was there before
     start = clock()
     budget_ns = int(budget_s * 1e9)
     repeats = [_repeats(warm_up(run, clock, budget_ns // (2 * len(runs)))) for run in runs]
