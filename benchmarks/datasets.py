@@ -77,6 +77,16 @@ def fashion_mnist(split: str = "train", *, norm: Norm | None = FASHION_NORM) -> 
     return _idx_images("fashion-mnist/FashionMNIST/raw", split, norm)
 
 
+def fashion_mnist_apart(split: str = "train", *, norm: Norm | None = FASHION_NORM) -> Split:
+    """The training part of ``fashion_mnist`` as 50,000 train and 10,000 test, for choices that must not see the test
+    part."""
+    _check_split(split, ("train", "test"))
+    whole = fashion_mnist("train", norm=norm)
+    order = torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(77))
+    rows = order[:50_000] if split == "train" else order[50_000:]
+    return Split(whole.inputs[rows], whole.labels[rows])
+
+
 def cifar10(split: str = "train", *, norm: Norm | None = CIFAR10_NORM) -> Split:
     """Photos, 50,000 train and 10,000 test; inputs (N, 3, 32, 32). ``norm=None`` leaves pixels in [0, 1]."""
     _check_split(split, ("train", "test"))
@@ -105,6 +115,7 @@ def sst2(split: str = "train", *, vocabulary: int = 20_000, length: int = 48) ->
 DATASETS: dict[str, Callable[..., Split]] = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
+    "fashion_mnist_apart": fashion_mnist_apart,
     "cifar10": cifar10,
     "imdb": imdb,
     "sst2": sst2,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -54,13 +54,14 @@ def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())
 
 
+_FASHION = Recipe(nets.FashionNet, datasets.fashion_mnist, F.cross_entropy, epochs=8, rate=2e-3, decay=1e-4, flip=True)
+
 RECIPES = {
     "mnist": Recipe(nets.MnistNet, datasets.mnist, F.nll_loss, epochs=2, rate=2e-3),
     "lenet300": Recipe(nets.LeNet300, datasets.mnist, F.cross_entropy, epochs=4, rate=2e-3),
     "lenet300_fashion": Recipe(nets.LeNet300, datasets.fashion_mnist, F.cross_entropy, epochs=6, rate=2e-3, decay=1e-4),
-    "fashion": Recipe(
-        nets.FashionNet, datasets.fashion_mnist, F.cross_entropy, epochs=8, rate=2e-3, decay=1e-4, flip=True
-    ),
+    "fashion": _FASHION,
+    "fashion-apart": replace(_FASHION, load=datasets.fashion_mnist_apart),
     "text": Recipe(nets.TextNet, datasets.imdb, binary_loss, epochs=10, rate=3e-3, batch=32, decay=1.0),
 }
 

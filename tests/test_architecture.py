@@ -29,7 +29,7 @@ ORDER = """
     data accuracy loss expected places statistics patches gates evidence trials
     criteria budget recovery damage prices knapsack allocations allocate sensitivity
     guess torch_pruning deciding lower translate tidy export
-    aim engines samples training resume finetune recipe report slim
+    aim engines samples training optimizers resume finetune recipe report slim
     build unpickle checkpoint vet load
     artifact energy estimate memory bench
     specs save run learn cli __main__

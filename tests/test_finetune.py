@@ -117,6 +117,18 @@ def test_the_dense_model_is_asked_about_both_sides_of_what_is_mirrored(
     torch.testing.assert_close(said[0], sum(both[:sides]) / sides)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_as_much_is_dropped_as_was_asked(share: float) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 400), nn.ReLU(), nn.Dropout(0.8), nn.Linear(400, 5))
+    removed, made = compile_model(net.eval(), EXAMPLE, Recipe(0.5, multiple_of=1)), recipe(dropout=share)
+    run = _Run(removed.small, removed.dense, open_samples(made.data, EXAMPLE), made, set(), ())
+    dropped = [node for node in run.net.graph.nodes if "dropout" in str(node.target)]
+    _, values = with_values(run.net, [dropped[0].name, dropped[0].args[0].name])(images(20))
+    gone, whole = (float((x == 0).float().mean()) for x in values)
+    assert gone - whole == pytest.approx(0.8 * share * (1 - whole), abs=0.02)
+    assert run.settings()["dropout"] == share
+
+
 def test_hints_take_a_place_to_compare(removed: Compiled) -> None:
     with pytest.raises(InputError, match="hints: nowhere does a single value pass"):
         tuned(removed, hints=1.0)
@@ -355,6 +367,7 @@ def test_the_random_numbers_of_the_user_are_left_alone(removed: Compiled) -> Non
         ({"lr": 0.0}, "lr 0 is no rate"),
         ({"alpha": 1.5}, "alpha 1.5 is not between 0"),
         ({"temperature": 0.0}, "temperature 0 is not above 0"),
+        ({"dropout": 1.5}, "dropout 1.5 is not between 0"),
         ({"hints": -1.0}, "hints -1 is no weight"),
         ({"hints": 1.0, "distill": False}, "hints are what the dense model says inside"),
         ({"augment": "mixup"}, "augment 'mixup' is unknown; it is one of auto, none, crop"),

@@ -19,13 +19,13 @@ from slim_model.training import TRAINING, eval_module, frozen_names, trained, tr
 class Switches(nn.Module):
     """Everything that is another thing in training."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float = 0.3) -> None:
         super().__init__()
-        self.rnn = nn.LSTM(5, 6, 2, dropout=0.3, batch_first=True)
+        self.rnn = nn.LSTM(5, 6, 2, dropout=rate, batch_first=True)
         self.instance = nn.InstanceNorm1d(6, affine=True, track_running_stats=True)
         self.batch = nn.BatchNorm1d(6, momentum=0.3)
         self.drops = nn.ModuleList(
-            [nn.Dropout(0.3), nn.Dropout1d(0.3), nn.AlphaDropout(0.3), nn.FeatureAlphaDropout(0.3), nn.RReLU()]
+            [nn.Dropout(rate), nn.Dropout1d(rate), nn.AlphaDropout(rate), nn.FeatureAlphaDropout(rate), nn.RReLU()]
         )
         self.head = nn.Linear(6, 4)
 
@@ -72,8 +72,8 @@ def graph_of(model: nn.Module, inputs: tuple[Any, ...], *, decomposed: bool = Fa
     return simplify(trace(model, inputs, program=program))
 
 
-def assert_alike(model: nn.Module, inputs: tuple[Any, ...], graph: Graph) -> None:
-    theirs, mine = copy.deepcopy(model).train(), training_module(graph)
+def assert_alike(model: nn.Module, inputs: tuple[Any, ...], graph: Graph, dropout: float = 1.0) -> None:
+    theirs, mine = copy.deepcopy(model).train(), training_module(graph, dropout=dropout)
     torch.manual_seed(1)
     expected = tensors(theirs(*copy.deepcopy(inputs)))
     torch.manual_seed(1)
@@ -97,6 +97,14 @@ def assert_alike(model: nn.Module, inputs: tuple[Any, ...], graph: Graph) -> Non
 def test_the_training_form_is_the_modules_own(name: str) -> None:
     model, inputs = ROWS[name]()
     assert_alike(model, inputs, graph_of(model, inputs))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_share_of_the_dropout_stays(share: float) -> None:
+    model, inputs = ROWS["switches"]()
+    thinner = Switches(0.3 * share)
+    thinner.load_state_dict(model.state_dict())
+    assert_alike(thinner, inputs, graph_of(model, inputs), share)
 
 
 def test_the_training_form_of_a_decomposed_graph() -> None:

@@ -1,9 +1,8 @@
 """finetune: the small graph and data -> the same graph with trained values.
 
-Structure stays as it was proven. The dense model is the teacher (``loss.distillation``); the rate rises over the first
-twentieth of the steps and falls along a cosine (Loshchilov, Hutter 2017). The epoch that does best on samples kept
-apart from the training data is taken, the values before training among them. A run that was stopped goes on after its
-last whole epoch, and ends with the same values: whatever is random follows from the seed and the epoch.
+Structure stays as it was proven. The dense model is the teacher (``loss.distillation``). The epoch that does best on
+samples kept apart from the training data is taken, the values before training among them. A run that was stopped goes
+on after its last whole epoch, and ends with the same values: whatever is random follows from the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -23,19 +22,17 @@ from slim_model.accuracy import classes
 from slim_model.data import Batch, padded
 from slim_model.errors import InputError
 from slim_model.loss import distillation, hint, not_finite, total_loss
+from slim_model.optimizers import OPTIMIZERS, kind_for, optimizer_for
 from slim_model.recovery.passages import Passage
 from slim_model.resume import Resume, digest
 from slim_model.samples import Samples, augmentation, check_augment, cut_mixed, varied
 from slim_model.trace import Graph
-from slim_model.training import eval_module, has_batch_norm, seeded, trained, training_module, with_values
+from slim_model.training import eval_module, seeded, trained, training_module, with_values
 
 if TYPE_CHECKING:
     from slim_model.recipe import Recipe
 
-OPTIMIZERS = ("auto", "sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
-_RATES = {"sgd": 0.01, "adamw": 1e-3}
-_WARM_UP = 0.05
 _EVERY_S = 10.0
 _FLATTERY = 0.005
 """Of accuracy, where labels are learned too (FashionNet: 0.7 points, told by the test split)."""
@@ -91,6 +88,8 @@ def check_training(recipe: Recipe) -> None:
         raise InputError(f"alpha {recipe.alpha:g} is not between 0 (labels alone) and 1 (the dense model alone).")
     if not 0 < recipe.temperature < math.inf:
         raise InputError(f"temperature {recipe.temperature:g} is not above 0.")
+    if not 0 <= recipe.dropout <= 1:
+        raise InputError(f"dropout {recipe.dropout:g} is not between 0 (off) and 1 (the model's own rates).")
     if not 0 <= recipe.hints < math.inf:
         raise InputError(f"hints {recipe.hints:g} is no weight; it is a number from 0, such as 10.")
     if recipe.hints and not recipe.distill:
@@ -157,7 +156,7 @@ class _Run:
         self.augment = augmentation(recipe.augment, small.inputs)
         self.device = together.device(recipe.device)
         names = [passage.name for passage in passages]
-        self.net = with_values(training_module(small, frozen=frozen, device=self.device), names)
+        self.net = with_values(training_module(small, frozen=frozen, dropout=recipe.dropout, device=self.device), names)
         self.joint = _joint(self.net, recipe.loss is not None)
         self.alpha = (1.0 if not samples.labelled else recipe.alpha) if recipe.distill else 0.0
         if not samples.labelled and not recipe.distill:
@@ -178,12 +177,10 @@ class _Run:
         self.steps = len(self.train) // self.step
         if self.steps == 0:
             raise InputError(f"{samples.name} has {len(self.train)} samples to train on; one step takes {self.step}.")
-        kind = recipe.optimizer
-        self.kind = kind if kind != "auto" else "sgd" if has_batch_norm(small) else "adamw"
-        self.rate = recipe.lr or _RATES[self.kind]
-        self.optimizer = _optimizer(self.kind, self.net, self.rate)
-        total = self.steps * recipe.finetune
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _share(step, total))
+        self.kind = kind_for(small, recipe.optimizer)
+        self.optimizer, self.schedule, self.rate = optimizer_for(
+            self.kind, self.net, recipe.lr, self.steps * recipe.finetune
+        )
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -193,6 +190,7 @@ class _Run:
             "augmented": self.augment is not None or bool(self.varied),
             "processes": together.size(),
             "alpha": self.alpha,
+            "dropout": self.recipe.dropout,
             "hints": [passage.name for passage in self.passages],
             "precision": "bf16" if self.bf16 else "fp32",
             "trained_on": len(self.train),
@@ -365,26 +363,6 @@ def _joint(net: nn.Module, own_loss: bool) -> nn.Module:
     if together.size() == 1:
         return net
     return nn.parallel.DistributedDataParallel(net, find_unused_parameters=own_loss)
-
-
-def _share(step: int, total: int) -> float:
-    """Of the highest rate, after ``step`` of ``total`` steps."""
-    warm = max(1, round(_WARM_UP * total))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def _optimizer(kind: str, net: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """Weights decay; what shifts or scales a channel does not."""
-    held = [p for p in net.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in held if p.dim() > 1], "weight_decay": 5e-4 if kind == "sgd" else 1e-2},
-        {"params": [p for p in held if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if kind == "sgd":
-        return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, rate)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -39,8 +39,8 @@ class Recipe:
     ``affine`` where there is data. ``recalibrate``: then count BatchNorm's statistics anew. ``finetune``: epochs of
     training at the highest rate ``lr``, on pictures varied by ``augment``, on ``alpha`` of what the dense model says at
     ``temperature`` and the rest of what labels say; ``distill=False``: labels alone; ``hints``: how much its values
-    inside weigh. ``iterations``: rounds of removal, each followed by recovery and training. ``max_drop``: how much
-    accuracy may be lost, as a share.
+    inside weigh; ``dropout``: the share of the model's own dropout rates that stays. ``iterations``: rounds of removal,
+    each followed by recovery and training. ``max_drop``: how much accuracy may be lost, as a share.
     """
 
     ratio: float = 0.5
@@ -76,6 +76,7 @@ class Recipe:
     alpha: float = 0.5
     temperature: float = 2.0
     hints: float = 0.0
+    dropout: float = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_drop: float | None = None
 

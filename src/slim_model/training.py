@@ -22,11 +22,17 @@ _ASSERTIONS = (aten._assert_tensor_metadata, aten._assert_scalar, aten.sym_const
 _MOMENTUM = 0.1  # torch.nn's own; an eval trace of a layer that keeps a cumulative mean holds 0, which learns nothing
 
 
-def _switched(name: str, target: Any = None) -> Callable[[fx.Node], None]:
-    """The operator with its argument ``name`` set; ``target`` where another one has that argument."""
+Row = Callable[[fx.Node, float], None]
 
-    def row(node: fx.Node) -> None:
+
+def _switched(name: str, target: Any = None, *, rate: str | None = None) -> Row:
+    """The operator with its argument ``name`` set; ``target`` where another one has that argument. ``rate``: where it
+    says how much is dropped, of which the share ``dropout`` stays."""
+
+    def row(node: fx.Node, dropout: float) -> None:
         arguments = bound(node) | {name: True}
+        if rate is not None:
+            arguments[rate] *= dropout
         if arguments.get("momentum") == 0.0:
             arguments["momentum"] = _MOMENTUM
         node.target = target or node.target
@@ -37,7 +43,7 @@ def _switched(name: str, target: Any = None) -> Callable[[fx.Node], None]:
     return row
 
 
-TRAINING: dict[Any, Callable[[fx.Node], None]] = {
+TRAINING: dict[Any, Row] = {
     aten.batch_norm: _switched("training"),
     aten.native_batch_norm: _switched("training"),
     aten._native_batch_norm_legit: _switched("training"),
@@ -46,18 +52,21 @@ TRAINING: dict[Any, Callable[[fx.Node], None]] = {
     aten.rrelu: _switched("training"),
     aten.rrelu_: _switched("training"),
     **{
-        packet: _switched("train")
+        packet: _switched("train", rate="p")
         for packet in (
             *(aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.native_dropout),
             *(aten.alpha_dropout, aten.alpha_dropout_, aten.feature_alpha_dropout, aten.feature_alpha_dropout_),
-            *(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu),
         )
     },
+    **{packet: _switched("train", rate="dropout") for packet in (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)},
 }
 
 
-def training_module(graph: Graph, *, frozen: Iterable[str] = (), device: torch.device | None = None) -> fx.GraphModule:
-    """``graph`` in its training form, over copies of its tensors; shared ones stay shared.
+def training_module(
+    graph: Graph, *, frozen: Iterable[str] = (), dropout: float = 1.0, device: torch.device | None = None
+) -> fx.GraphModule:
+    """``graph`` in its training form, over copies of its tensors; shared ones stay shared. ``dropout``: the share of
+    the model's own rates that stays.
 
     Running statistics are buffers that a call updates. Parameters named in ``frozen``, and those the outputs do not
     depend on, want no gradient.
@@ -65,7 +74,7 @@ def training_module(graph: Graph, *, frozen: Iterable[str] = (), device: torch.d
     module = _copied(graph)
     for node in module.graph.nodes:
         if node.op == "call_function" and (row := TRAINING.get(getattr(node.target, "overloadpacket", None))):
-            row(node)
+            row(node, dropout)
     _freeze(graph, module, set(frozen))
     return _on(module, device)
 
@@ -148,10 +157,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def has_batch_norm(graph: Graph) -> bool:
-    return any("batch_norm" in str(node.target) for node in graph.nodes)
 
 
 def frozen_names(model: nn.Module) -> set[str]:

@@ -14,8 +14,9 @@ from slim_model.cli.options import ACROSS, CHOICE, DATA, MEASURE, TRAIN, device_
 from slim_model.criteria import CRITERIA
 from slim_model.engines import ENGINES
 from slim_model.errors import InputError
-from slim_model.finetune import OPTIMIZERS, PRECISIONS
+from slim_model.finetune import PRECISIONS
 from slim_model.heads import ATTENTION
+from slim_model.optimizers import OPTIMIZERS
 from slim_model.prices import PRICES
 from slim_model.recipe import Recipe
 from slim_model.recovery import LEVELS
@@ -55,6 +56,7 @@ def slim_command(
     alpha: Annotated[float, typer.Option(metavar="A", help="How much the dense model says against labels: 0 to 1.", rich_help_panel=TRAIN)] = 0.5,
     temperature: Annotated[float, typer.Option(metavar="T", help="How soft it says it.", rich_help_panel=TRAIN)] = 2.0,
     hints: Annotated[float, typer.Option(metavar="W", min=0, help="How much more its values inside count, such as 10.", rich_help_panel=TRAIN)] = 0.0,
+    dropout: Annotated[float, typer.Option(metavar="S", help="How much of the model's own dropout stays: 0 to 1.", rich_help_panel=TRAIN)] = 1.0,
     precision: Annotated[str, typer.Option(metavar="|".join(PRECISIONS), help="auto: bf16 where this machine computes in it.", rich_help_panel=TRAIN)] = "auto",
     max_drop: Annotated[float | None, typer.Option(metavar="X", help="Exit code 3, and no OUT, where more accuracy than that is lost; 0.01 is one point.", rich_help_panel=TRAIN)] = None,
     arch: Annotated[str | None, typer.Option(metavar="SPEC", help="Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.", rich_help_panel=ACROSS)] = None,
@@ -106,6 +108,7 @@ def slim_command(
         alpha=alpha,
         temperature=temperature,
         hints=hints,
+        dropout=dropout,
         precision=cast(Literal["auto", "fp32", "bf16"], precision),
         max_drop=max_drop,
     )
