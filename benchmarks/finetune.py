@@ -58,7 +58,7 @@ _MIXED = {"batch": 128, "lr": 0.01, "alpha": 1.0, "temperature": 4.0, "hints": 5
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks", "samples": 4000}
 _HINTED = _BEST | {"batch": 64, "lr": 0.002, "hints": 1.0}
 _FASHION = _HINTED | {"augment": "flip", "dropout": 0.0}
-_APART = ("FashionNet, apart", "4x fewer MACs", trained("fashion-apart", nets.FashionNet), datasets.fashion_mnist_apart)
+_APART = (trained("fashion-apart", nets.FashionNet), datasets.fashion_mnist_apart, datasets.FASHION_NORM, 4.0, 3)
 _TEXT = {"batch": 32, "criterion": "reconstruction"}
 
 CASES = {
@@ -66,8 +66,8 @@ CASES = {
         *("FashionNet", "4x fewer MACs", trained("fashion", nets.FashionNet), datasets.fashion_mnist),
         *(datasets.FASHION_NORM, 4.0, 3, _FASHION),
     ),
-    "fashion-apart": Case(*_APART, datasets.FASHION_NORM, 4.0, 3, _FASHION),
-    "fashion-apart-dropout": Case(*_APART, datasets.FASHION_NORM, 4.0, 3, _FASHION | {"dropout": 1.0}),
+    "fashion-apart": Case("FashionNet, apart", "4x fewer MACs", *_APART, _FASHION),
+    "fashion-apart-dropout": Case("FashionNet, apart", "same, dropout", *_APART, _FASHION | {"dropout": 1.0}),
     "lenet": Case(
         *("LeNet 20-50-500-10", "90 % of MACs", trained("mnist", nets.MnistNet), datasets.mnist),
         *(datasets.MNIST_NORM, 10.0, 3, _HINTED),
@@ -81,7 +81,7 @@ CASES = {
         *(None, None, 3, {"ratio": 0.8} | _TEXT),
     ),
     "text-all-no-dropout": Case(
-        *("TextNet, IMDB", "80 % of all widths", trained("text", nets.TextNet), datasets.imdb),
+        *("TextNet, IMDB", "same, no dropout", trained("text", nets.TextNet), datasets.imdb),
         *(None, None, 3, {"ratio": 0.8, "dropout": 0.0} | _TEXT),
     ),
     "resnet20": Case(
