@@ -269,6 +269,12 @@ def test_another_setting_is_another_table(tmp_path: Path) -> None:
         assert read_table(Setting("a machine", "fake", "1", threads, dtype, batch), tmp_path).points == {}
 
 
+def test_what_was_timed_in_another_way_is_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(SETTING, [(conv(1, 8, 8), {"ms": 1.5})], tmp_path)
+    monkeypatch.setattr("slim_model.profile._MEASURED_AS", 0)
+    assert read_table(SETTING, tmp_path).points == {}
+
+
 def test_the_folder_for_caches_is_honoured(no_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == no_tables / "slim-model" / "latency"
     assert table_path(SETTING).parent == cache_folder()

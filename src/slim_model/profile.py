@@ -50,6 +50,10 @@ PROBES: dict[str, dict[int, Layer]] = {
 """By kind and the width that is varied: the layer on which its step is learned."""
 
 
+_MEASURED_AS = 2
+"""Goes up with any change to how layers are timed: figures of two ways do not belong in one table."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What a table holds for. Another processor, runtime, version, ... has another table."""
@@ -279,7 +283,8 @@ def cache_folder() -> Path:
 
 
 def table_path(setting: Setting, cache: Path | None = None) -> Path:
-    digest = hashlib.sha256(json.dumps(asdict(setting), sort_keys=True).encode()).hexdigest()[:16]
+    told = json.dumps(asdict(setting) | {"measured_as": _MEASURED_AS}, sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
     return (cache or cache_folder()) / f"{setting.runtime}-{digest}.jsonl"
 
 
