@@ -53,7 +53,6 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-_RESNET = {"batch": 128, "lr": 0.015, "alpha": 0.9, "temperature": 4.0}
 _MIXED = {"batch": 128, "lr": 0.01, "alpha": 1.0, "temperature": 4.0, "hints": 5.0, "augment": "crop+flip+cutmix"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks", "samples": 4000}
 _HINTED = _BEST | {"batch": 64, "lr": 0.002, "hints": 1.0}
@@ -86,7 +85,7 @@ CASES = {
     ),
     "resnet20": Case(
         *("ResNet-20", "2.1x fewer MACs", lambda: load_published("resnet20"), datasets.cifar10),
-        *(datasets.IMAGENET_NORM, 2.1, 5, _RESNET | _BEST),
+        *(datasets.IMAGENET_NORM, 2.1, 10, _MIXED | _BEST),
     ),
     "vit_mnist": Case(
         *("ViT, MNIST", "2x fewer MACs", lambda: load_published("vit_mnist"), datasets.mnist),
