@@ -55,8 +55,7 @@ class Case:
 
 _MIXED = {"batch": 128, "lr": 0.01, "alpha": 1.0, "temperature": 4.0, "hints": 5.0, "augment": "crop+flip+cutmix"}
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks", "samples": 4000}
-_HINTED = _BEST | {"batch": 64, "lr": 0.002, "hints": 1.0}
-_FASHION = _HINTED | {"augment": "flip", "dropout": 0.0}
+_FASHION = _BEST | {"batch": 64, "lr": 0.002, "augment": "flip", "dropout": 0.0}
 _APART = (trained("fashion-apart", nets.FashionNet), datasets.fashion_mnist_apart, datasets.FASHION_NORM, 4.0, 3)
 _TEXT = {"batch": 32, "criterion": "reconstruction"}
 
@@ -69,7 +68,7 @@ CASES = {
     "fashion-apart-dropout": Case("FashionNet, apart", "same, dropout", *_APART, _FASHION | {"dropout": 1.0}),
     "lenet": Case(
         *("LeNet 20-50-500-10", "90 % of MACs", trained("mnist", nets.MnistNet), datasets.mnist),
-        *(datasets.MNIST_NORM, 10.0, 3, _HINTED),
+        *(datasets.MNIST_NORM, 10.0, 3, _BEST | {"batch": 64, "lr": 0.002, "hints": 1.0}),
     ),
     "text": Case(
         *("TextNet, IMDB", "90 % of the hidden width", trained("text", nets.TextNet), datasets.imdb),
@@ -204,8 +203,9 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "after recovery without training, and of the ONNX file after training. No run chooses by it; but the"
     yield "defaults of alpha and temperature and the recipe of FashionNet and LeNet were set with FashionNet's in view,"
     yield "the rate of ResNet-56 after a run at twice the rate (93.24). Apart: trained on 50,000 training samples,"
-    yield "dense and slim, and read on the other 10,000; FashionNet's dropout was left out after these. Seconds are for"
-    yield from ("everything, on a busy machine, pauses included.", "")
+    yield "dense and slim, and read on the other 10,000; FashionNet's dropout and hints were left out after these (with hints"
+    yield "92.94 and 92.93; on the test split 92.50, 92.47 and 92.36). Seconds are for everything, on a busy machine,"
+    yield from ("pauses included.", "")
     yield "| net | asked | engine | MACs | parameters | dense | removal | recovery | trained | epochs | seed | s |"
     yield "|" + "---|" * 12
     yield from map(line, rows)
