@@ -57,6 +57,7 @@ _MIXED = {"batch": 128, "lr": 0.01, "alpha": 1.0, "temperature": 4.0, "hints": 5
 _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks", "samples": 4000}
 _FASHION = _BEST | {"batch": 64, "lr": 0.002, "augment": "flip", "dropout": 0.0}
 _APART = (trained("fashion-apart", nets.FashionNet), datasets.fashion_mnist_apart, datasets.FASHION_NORM, 4.0, 3)
+_REVIEWS = (trained("text", nets.TextNet), datasets.imdb, None, None, 3)
 _TEXT = {"batch": 32, "criterion": "reconstruction"}
 
 CASES = {
@@ -71,17 +72,11 @@ CASES = {
         *(datasets.MNIST_NORM, 10.0, 3, _BEST | {"batch": 64, "lr": 0.002, "hints": 1.0}),
     ),
     "text": Case(
-        *("TextNet, IMDB", "90 % of the hidden width", trained("text", nets.TextNet), datasets.imdb),
-        *(None, None, 3, {"ratio": 0.9, "keep": ("embedding",)} | _TEXT | {"alpha": 1.0, "lr": 0.0003}),
+        *("TextNet, IMDB", "90 % of the hidden width", *_REVIEWS),
+        {"ratio": 0.9, "keep": ("embedding",)} | _TEXT | {"alpha": 1.0, "lr": 0.0003},
     ),
-    "text-all": Case(
-        *("TextNet, IMDB", "80 % of all widths", trained("text", nets.TextNet), datasets.imdb),
-        *(None, None, 3, {"ratio": 0.8} | _TEXT),
-    ),
-    "text-all-no-dropout": Case(
-        *("TextNet, IMDB", "same, no dropout", trained("text", nets.TextNet), datasets.imdb),
-        *(None, None, 3, {"ratio": 0.8, "dropout": 0.0} | _TEXT),
-    ),
+    "text-all": Case("TextNet, IMDB", "80 % of all widths", *_REVIEWS, {"ratio": 0.8} | _TEXT),
+    "text-all-no-dropout": Case("TextNet, IMDB", "same, no dropout", *_REVIEWS, {"ratio": 0.8, "dropout": 0.0} | _TEXT),
     "resnet20": Case(
         *("ResNet-20", "2.1x fewer MACs", lambda: load_published("resnet20"), datasets.cifar10),
         *(datasets.IMAGENET_NORM, 2.1, 5, _MIXED | _BEST),
@@ -237,7 +232,8 @@ def recipe_line(row: dict[str, Any]) -> str:
     held, whole = did["validated_on"], did["trained_on"] + did["validated_on"]
     how = f" ({row['augment']})" if "augment" in row else ""  # older rows do not say
     varied = f", pictures varied{how}" if did["augmented"] else ""
-    dropout = {1: "", 0: ", no dropout"}[did.get("dropout", 1)]
+    kept = did.get("dropout", 1)  # older rows do not say
+    dropout = "" if kept == 1 else f", {kept:g} of its dropout" if kept else ", no dropout"
     hints = f", hints of weight {row['hints']:g} at {len(did['hints'])} places" if row.get("hints") else ""
     return (
         f"- {row['case']}: channels by {row['criterion']}, recovery {row['recover']}, {did['optimizer']} at "
