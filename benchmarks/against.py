@@ -25,14 +25,14 @@ from torch import nn
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
-from slim_model.cost import cost
-from slim_model.couple import couple
-from slim_model.export import to_onnx
-from slim_model.measure import measure
+from slim_model.cost.counted import cost
+from slim_model.coupling.couple import couple
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.measuring.timing import measure
+from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
-from slim_model.simplify import simplify
-from slim_model.slim import compile_model
-from slim_model.trace import trace
 
 MODELS = ("resnet50", "mobilenet_v2")
 RATIOS = (0.3, 0.45, 0.6)

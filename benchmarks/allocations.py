@@ -22,10 +22,10 @@ import torch
 import datasets
 from evaluate import accuracy, load_published, onnx_predictor
 from provenance import RESULTS, provenance, summary
-from slim_model.allocations import ALLOCATIONS
-from slim_model.export import to_onnx
+from slim_model.budget.methods import ALLOCATIONS
+from slim_model.export.to_onnx import to_onnx
+from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
-from slim_model.slim import compile_model
 
 CRITERIA = ("reconstruction", "l1")
 TIMES = 2.1

@@ -34,13 +34,16 @@ from torch import Tensor, nn
 
 from provenance import RESULTS, peak_bytes, provenance, summary
 from real_models import enliven
-from slim_model.couple import couple
-from slim_model.export import check_onnx, to_onnx
-from slim_model.heads import find_heads
+from slim_model.coupling.attention_heads import find_heads
+from slim_model.coupling.couple import couple
+from slim_model.export.check_onnx import check_onnx
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.example_batches import onnx_batches
+from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
-from slim_model.simplify import simplify
-from slim_model.slim import compile_model, onnx_batches, small_module
-from slim_model.trace import trace
 
 GOALS = ("resnet50", "vgg16_bn", "densenet121", "vit_b_16")
 """Here the ratio shall be at most 1.0."""

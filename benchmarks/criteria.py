@@ -27,16 +27,20 @@ from torch import Tensor, fx, nn
 import datasets
 import evaluate
 import nets
-from slim_model.budget import budget
-from slim_model.couple import Coupling, couple
-from slim_model.criteria import CRITERIA, score
-from slim_model.data import Data, open_data
+from slim_model.budget.ratio import budget
+from slim_model.coupling.couple import couple
+from slim_model.coupling.coupling import Coupling
+from slim_model.cutting.shrink_graph import shrink
+from slim_model.data.batches import Data
+from slim_model.data.open_data import open_data
 from slim_model.errors import InputError
-from slim_model.measure import environment
-from slim_model.prove import check_structure
-from slim_model.shrink import shrink
-from slim_model.simplify import simplify
-from slim_model.trace import Graph, trace
+from slim_model.graph.graph import Graph
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.measuring.machine import environment
+from slim_model.proof.structure import check_structure
+from slim_model.ranking.criteria import CRITERIA
+from slim_model.ranking.score import score
 from train import trained
 
 RESULTS = Path(__file__).parent / "results"

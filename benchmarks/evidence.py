@@ -18,12 +18,12 @@ import torchvision
 import datasets
 import evaluate
 from provenance import RESULTS, provenance
-from slim_model.couple import couple
-from slim_model.criteria import score
-from slim_model.data import open_data
-from slim_model.evidence import gather
-from slim_model.simplify import simplify
-from slim_model.trace import trace
+from slim_model.coupling.couple import couple
+from slim_model.data.open_data import open_data
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.ranking.evidence.gather import gather
+from slim_model.ranking.score import score
 
 IMAGES, BATCH, ROUNDS = 1000, 64, 9
 STATISTICS = ("zeros", "histogram", "classes")

@@ -29,10 +29,13 @@ import nets
 from evaluate import accuracy, load_published, onnx_predictor
 from peer import INNER, PEER, ratio_for
 from provenance import RESULTS, ROOT, provenance, summary
-from slim_model.export import check_onnx, to_onnx
+from slim_model.export.check_onnx import check_onnx
+from slim_model.export.to_onnx import to_onnx
+from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.compiled import Compiled
+from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.recipe import Recipe
-from slim_model.resume import Resume
-from slim_model.slim import Compiled, compile_model, onnx_batches
+from slim_model.training.resume import Resume
 from train import trained
 
 BUILD = ROOT / "build" / "finetune"

@@ -23,9 +23,9 @@ from torch import nn
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
-from slim_model.measure import measure
-from slim_model.runtimes import RUNTIMES
-from slim_model.slim import slim
+from slim_model.api import slim
+from slim_model.measuring.runtimes import RUNTIMES
+from slim_model.measuring.timing import measure
 
 MODELS = ("resnet50", "vit_b_16")
 RATIO = 0.5

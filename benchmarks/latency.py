@@ -24,18 +24,21 @@ import torchvision
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
-from slim_model.aim import Allocation, aim
-from slim_model.budget import Plan, budget
-from slim_model.cost import cost
-from slim_model.couple import Coupling, couple
-from slim_model.criteria import score
-from slim_model.export import to_onnx
-from slim_model.measure import compare
-from slim_model.prices import PRICES, Goal
+from slim_model.budget.goal import Allocation, Goal
+from slim_model.budget.plan import Plan
+from slim_model.budget.ratio import budget
+from slim_model.budget.search import aim
+from slim_model.cost.counted import cost
+from slim_model.cost.prices import PRICES
+from slim_model.coupling.couple import couple
+from slim_model.coupling.coupling import Coupling
+from slim_model.cutting.shrink_graph import shrink
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.measuring.timing import compare
+from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
-from slim_model.shrink import shrink
-from slim_model.simplify import simplify
-from slim_model.trace import trace
 
 MODELS = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.75, "efficientnet_b0": 0.75}
 """The share of a cut in multiply-adds that should come out as speed."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
-from slim_model.slim import compile_model
 
 INNER = ("conv1", "*.conv2")
 """It cannot prune shortcuts that pad channels: the convolutions inside of a ResNet's blocks alone."""

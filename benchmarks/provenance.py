@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from slim_model.measure import environment
-from slim_model.memory import peak_bytes
+from slim_model.measuring.machine import environment
+from slim_model.measuring.peak_memory import peak_bytes
 
 __all__ = ["RESULTS", "ROOT", "peak_bytes", "provenance", "summary"]
 

@@ -28,10 +28,10 @@ from torch import nn
 import datasets
 from evaluate import PUBLISHED, accuracy, onnx_predictor
 from provenance import RESULTS, peak_bytes, provenance, summary
+from slim_model.commands.slim import Job, run
 from slim_model.errors import SlimError
-from slim_model.load import load
+from slim_model.loading.load import load
 from slim_model.recipe import Recipe
-from slim_model.run import Job, run
 from train import TRAINED
 
 RATIOS = (0.25, 0.5, 0.7)

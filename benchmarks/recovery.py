@@ -31,24 +31,32 @@ import evaluate
 import nets
 from peer import PEER, ratio_for
 from provenance import RESULTS, provenance, summary
-from slim_model.accuracy import Exam
-from slim_model.allocate import meet
-from slim_model.budget import Plan, budget
-from slim_model.cost import Meter, cost
-from slim_model.couple import Coupling, couple
-from slim_model.criteria import score
-from slim_model.damage import damage
-from slim_model.data import Data, Divided, open_data
-from slim_model.export import check_onnx, to_onnx
-from slim_model.measure import compare
-from slim_model.prices import price_of
-from slim_model.prove import Proof, prove
+from slim_model.budget.allocate import meet
+from slim_model.budget.output_damage import damage
+from slim_model.budget.plan import Plan
+from slim_model.budget.ratio import budget
+from slim_model.cost.counted import Meter, cost
+from slim_model.cost.prices import price_of
+from slim_model.coupling.couple import couple
+from slim_model.coupling.coupling import Coupling
+from slim_model.cutting.cut import cut_of, left_of
+from slim_model.cutting.shrink_graph import shrink
+from slim_model.data.accuracy import Exam
+from slim_model.data.batches import Data
+from slim_model.data.datasets import Divided
+from slim_model.data.open_data import open_data
+from slim_model.export.check_onnx import check_onnx
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.measuring.timing import compare
+from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.example_batches import other_batches
+from slim_model.proof.prove import Proof, prove
+from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
 from slim_model.recovery import LEVELS, recover
-from slim_model.shrink import cut_of, left_of, shrink
-from slim_model.simplify import simplify
-from slim_model.slim import compile_model, other_batches
-from slim_model.trace import Graph, first_of, trace
 from train import trained
 
 PEER_LEVEL = "torch-pruning"

@@ -22,13 +22,13 @@ import torchvision
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
+from slim_model.commands.slim import Job, run
 from slim_model.errors import SlimError
-from slim_model.export import to_onnx
-from slim_model.measure import measure
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.measuring.timing import measure
 from slim_model.recipe import Recipe
-from slim_model.run import Job, run
-from slim_model.simplify import simplify
-from slim_model.trace import trace
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
 SHARES = (0.75, 0.5, 0.3)

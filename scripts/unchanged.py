@@ -67,8 +67,9 @@ def recurrent(name: str) -> Any:
 
 def own(name: str) -> Any:
     """A net of benchmarks/nets.py, with the published weights where the data folder has them."""
-    import nets
     import torch
+
+    import nets
 
     model = getattr(nets, f"cifar_{name}")()
     with contextlib.suppress(Exception):  # drawn weights do as well; before and after take the same ones

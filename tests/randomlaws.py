@@ -24,12 +24,16 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from randomnets import RandomNet, random_nets
-from slim_model.couple import Coupling, Group
+from slim_model.coupling.coupling import Coupling, Group
 from slim_model.errors import ExportError, ProofError, SlimError
-from slim_model.export import check_onnx, run_onnx, to_onnx
-from slim_model.labels import tensors_in
+from slim_model.export.check_onnx import check_onnx, run_onnx
+from slim_model.export.to_onnx import to_onnx
+from slim_model.labels.values import tensors_in
+from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.compiled import Compiled
+from slim_model.pipeline.example_batches import onnx_batches
+from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
-from slim_model.slim import Compiled, compile_model, onnx_batches, small_module
 
 TOLERANCE = 1e-4
 EXAMPLE, OTHER = (2, 1, 3), 5

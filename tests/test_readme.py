@@ -11,8 +11,8 @@ import torch
 import torchvision
 
 from slim_model import cli
-from slim_model.export import to_onnx
-from slim_model.trace import trace
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.trace import trace
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)

@@ -13,15 +13,21 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from slim_model.couple import Coupling, couple
-from slim_model.deciding import Deciding, on_its_own
+from slim_model.coupling.attention_heads import find_heads
+from slim_model.coupling.couple import couple
+from slim_model.coupling.coupling import Coupling
 from slim_model.errors import SlimError
-from slim_model.export import check_onnx, to_onnx
-from slim_model.heads import find_heads
+from slim_model.export.check_onnx import check_onnx
+from slim_model.export.eager_model import Deciding, on_its_own
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.graph import Graph, describe
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.compiled import Compiled
+from slim_model.pipeline.example_batches import onnx_batches
+from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
-from slim_model.simplify import simplify
-from slim_model.slim import Compiled, compile_model, onnx_batches, small_module
-from slim_model.trace import Graph, describe, trace
 
 Row = dict[str, Any]
 Builder = Callable[[], tuple[nn.Module, tuple[Any, ...]]]

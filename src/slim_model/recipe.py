@@ -1,4 +1,4 @@
-"""recipe: what the user asked for, checked before anything is read."""
+"""What the user asked for, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from slim_model.allocations import MEASURED, allocation_of
-from slim_model.budget import SCOPES
-from slim_model.criteria import Criterion, check_needs, ranking_of
-from slim_model.engines import ENGINES
+from slim_model.budget.engines import ENGINES
+from slim_model.budget.goal import Goal
+from slim_model.budget.methods import MEASURED, allocation_of
+from slim_model.budget.ratio import SCOPES
+from slim_model.cost.latency_store import measured_step
+from slim_model.cost.prices import price_of, read_target
+from slim_model.coupling.attention_heads import ATTENTION
+from slim_model.data.augmentation import Transform
+from slim_model.data.loss import Loss
 from slim_model.errors import InputError
-from slim_model.finetune import check_training
-from slim_model.heads import ATTENTION
-from slim_model.loss import Loss
-from slim_model.measure import vector_width_channels
-from slim_model.prices import Goal, price_of, read_target
-from slim_model.profile import measured_step
+from slim_model.measuring.machine import vector_width_channels
+from slim_model.ranking.criteria import Criterion, ranking_of
+from slim_model.ranking.score import check_needs
 from slim_model.recovery import LEVELS
-from slim_model.samples import Transform
+from slim_model.training.options import check_training
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from slim_model import together
-from slim_model.cli import bench, explain, slim
+from slim_model import distributed
+from slim_model.cli import bench, explain, profile, slim
 from slim_model.errors import SlimError
 
 
@@ -35,7 +35,7 @@ _OTHERS = """Other commands: explain IN says which channels go together, and wha
 bench A.onnx B.onnx times files; profile IN measures layers."""
 app.command("slim", epilog=_OTHERS)(slim.slim_command)
 app.command("bench")(bench.bench_command)
-app.command("profile")(bench.profile_command)
+app.command("profile")(profile.profile_command)
 app.command("explain")(explain.explain_command)
 
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     errors = Console(stderr=True, soft_wrap=True)
     command = typer.main.get_command(app)
-    with together.joined():
+    with distributed.joined():
         return _said(command, arguments, errors)
 
 
@@ -59,7 +59,7 @@ def _said(command: Any, arguments: list[str], errors: Console) -> int:
         result = command.main(args=arguments, prog_name="slim-model", standalone_mode=False)
         return _interrupted(errors) if result == 130 else int(result or 0)  # typer makes 130 of Ctrl-C
     except SlimError as error:
-        if together.may_speak():
+        if distributed.may_speak():
             errors.print(Text("error: ", style="bold red") + Text(str(error)))
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
@@ -71,13 +71,13 @@ def _said(command: Any, arguments: list[str], errors: Console) -> int:
 
 
 def _interrupted(errors: Console) -> int:
-    if together.rank() == 0:
+    if distributed.rank() == 0:
         errors.print(Text("interrupted: OUT.onnx is either whole and checked, or as it was"))
     return 130
 
 
 def _unexpected(error: Exception, errors: Console) -> int:
-    if not together.may_speak():  # that another process is gone is no error of its own
+    if not distributed.may_speak():  # that another process is gone is no error of its own
         return 1
     if hasattr(error, "format_message"):  # a usage error of the option parser
         errors.print(Text("error: ", style="bold red") + Text(error.format_message()))

@@ -29,13 +29,14 @@ def explain_command(
     code: Annotated[Path | None, typer.Option(metavar="FILE.py", help="With --trust-pickle: the script that defines the model's class.", rich_help_panel=_IN)] = None,
 ) -> None:  # fmt: skip
     """Say which channels go together and why, what cannot go, and what would free it. Nothing is removed."""
-    from slim_model import draw
-    from slim_model.run import Question, answer, publish
+    from slim_model.commands.explain import Question, answer
+    from slim_model.commands.outputs import publish
+    from slim_model.reporting import explanation as drawing
 
     question = Question(source, tuple(keep or ()), arch, tuple(inputs or ()), static_batch, trust_pickle, code)
     drawn = [
         (place, render)
-        for place, render in ((as_json, draw.json_text), (as_dot, draw.dot), (as_svg, draw.svg))
+        for place, render in ((as_json, drawing.json_text), (as_dot, drawing.dot), (as_svg, drawing.svg))
         if place
     ]
     with status(Console()) as progress:
@@ -43,4 +44,4 @@ def explain_command(
     shown = explanation.about(layer) if layer else explanation
     for place, render in drawn:
         publish(place, render(shown))
-    sys.stdout.write(draw.text(shown) + "\n")
+    sys.stdout.write(drawing.text(shown) + "\n")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
-from slim_model import together
+from slim_model import distributed
 from slim_model.errors import InputError
+from slim_model.progress import Progress
 
 ACROSS = "Model in, model out"
 CHOICE = "What is removed"
@@ -50,14 +50,14 @@ class status:
         self.errors = Console(file=sys.stderr)  # the stream of now: stages silence what PyTorch prints there
         self.spinner = self.errors.status("starting") if self.errors.is_terminal else None
 
-    def __enter__(self) -> Callable[[str], None]:
+    def __enter__(self) -> Progress:
         self.started = time.perf_counter()
         if self.spinner:
             self.spinner.start()
         return self._say
 
     def _say(self, stage: str) -> None:
-        if together.rank() > 0:
+        if distributed.rank() > 0:
             return
         if self.spinner:
             self.spinner.update(stage)

@@ -9,19 +9,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from slim_model.allocations import ALLOCATIONS
+from slim_model.budget.engines import ENGINES
+from slim_model.budget.methods import ALLOCATIONS
 from slim_model.cli.options import ACROSS, CHOICE, DATA, MEASURE, TRAIN, device_of, numbers, status
-from slim_model.criteria import CRITERIA
-from slim_model.engines import ENGINES
+from slim_model.cost.prices import PRICES
+from slim_model.coupling.attention_heads import ATTENTION
+from slim_model.data.augmentation import AUGMENT
+from slim_model.data.sources import SPECS
 from slim_model.errors import InputError
-from slim_model.finetune import PRECISIONS
-from slim_model.heads import ATTENTION
-from slim_model.optimizers import OPTIMIZERS
-from slim_model.prices import PRICES
+from slim_model.ranking.criteria import CRITERIA
 from slim_model.recipe import Recipe
 from slim_model.recovery import LEVELS
-from slim_model.samples import AUGMENT
-from slim_model.specs import SPECS
+from slim_model.training.optimizers import OPTIMIZERS
+from slim_model.training.options import PRECISIONS
 
 
 def slim_command(
@@ -73,7 +73,7 @@ def slim_command(
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where latency is measured, and the model trained.", rich_help_panel=MEASURE)] = "cpu",
 ) -> None:  # fmt: skip
     """Remove the least important channels of a trained model, prove the result, write it as ONNX and measure it."""
-    from slim_model.run import Job, run
+    from slim_model.commands.slim import Job, run
 
     recipe = Recipe(
         ratio=ratio,
@@ -121,7 +121,7 @@ def slim_command(
         result = run(job, progress)
     if result is None:
         return
-    from slim_model.report import show
+    from slim_model.reporting.terminal import show
 
     show(result, console)
     console.print(Text(f"wrote {target}" + (f", {save}" if save else "") + (f", {report}" if report else "")))

@@ -12,8 +12,9 @@ import torch
 from torch import fx
 
 from slim_model.ops import along, contract, create, movement, norm, pointwise, recurrent
+from slim_model.ops.cut import Cut, Part
 from slim_model.ops.layer import Layer
-from slim_model.ops.row import Cut, Op, Part
+from slim_model.ops.row import Op
 
 __all__ = ["OPS", "Cut", "Layer", "Op", "Part", "flow_of", "row_of"]
 

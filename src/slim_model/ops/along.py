@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from slim_model.labels import Axis, Value, Walk, tensors_in
+from slim_model.labels.values import Axis, Value, tensors_in
+from slim_model.labels.walk import Walk
 from slim_model.ops.row import Op
 
 aten = torch.ops.aten

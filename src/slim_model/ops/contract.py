@@ -1,4 +1,4 @@
-"""Layers: operators that sum over a channel axis and give new channels to their output."""
+"""Operators that sum over a channel axis and give new channels to their output."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.labels import Axis, Value, Walk, bound
+from slim_model.graph.nodes import bound
+from slim_model.labels.values import Axis, Value
+from slim_model.labels.walk import Walk
 from slim_model.ops import layer
-from slim_model.ops.row import Cut, Op, Part
+from slim_model.ops.cut import Cut, Part
+from slim_model.ops.row import Op
 
 aten = torch.ops.aten
 _SPATIAL = "its positions are places in the image"

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.labels import Axis, Value, Walk, bound
+from slim_model.graph.nodes import bound
+from slim_model.labels.values import Axis, Value
+from slim_model.labels.walk import Walk
+from slim_model.ops.cut import Cut
 from slim_model.ops.movement import move, resize
-from slim_model.ops.row import Cut, Op
+from slim_model.ops.row import Op
 
 aten = torch.ops.aten
 

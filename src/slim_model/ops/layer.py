@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slim_model.labels import Value
+from slim_model.labels.values import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.labels import Axis, Value, Walk, bound, shape_of, tensors_in
-from slim_model.ops.row import Cut, Op
+from slim_model.graph.nodes import bound, shape_of
+from slim_model.labels.values import Axis, Value, tensors_in
+from slim_model.labels.walk import Walk
+from slim_model.ops.cut import Cut
+from slim_model.ops.row import Op
 
 aten = torch.ops.aten
 

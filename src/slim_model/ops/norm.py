@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.labels import Flow, Value, Walk, bound
+from slim_model.graph.nodes import bound
+from slim_model.labels.values import Flow, Value
+from slim_model.labels.walk import Walk
 from slim_model.ops import layer
-from slim_model.ops.row import Cut, Op
+from slim_model.ops.cut import Cut
+from slim_model.ops.row import Op
 
 aten = torch.ops.aten
 _FIXED = "its normalisation is fixed"

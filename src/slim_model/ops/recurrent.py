@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from slim_model.labels import Axis, Value, Walk
+from slim_model.labels.values import Axis, Value
+from slim_model.labels.walk import Walk
 from slim_model.ops.row import Op
 
 aten = torch.ops.aten

@@ -1,4 +1,4 @@
-"""recover: the small graph -> the same graph with values that make up for what was removed; no labels.
+"""The small graph -> the same graph with values that make up for what was removed; no labels.
 
 Structure and shapes stay as they were proven: only stored tensors change. Every step is judged by the error of the
 outputs on samples that none of the steps has seen, and is taken back where it does not lower it, or where clearly fewer
@@ -15,16 +15,19 @@ from typing import Any
 
 import torch
 
-from slim_model.accuracy import Exam, Step
-from slim_model.data import Data
-from slim_model.recovery import affine, blocks, data_free, full, norms
-from slim_model.recovery.parts import Parts, Referee, parted
-from slim_model.recovery.sums import Kept, Sum, find_sums
-from slim_model.trace import Graph
+from slim_model.data.accuracy import Exam, Step
+from slim_model.data.batches import Data
+from slim_model.data.holdout import Parts, parted
+from slim_model.graph.graph import Graph
+from slim_model.progress import Progress, silent
+from slim_model.recovery import affine, data_free
+from slim_model.recovery import batchnorm_statistics as norms
+from slim_model.recovery import block_distillation as blocks
+from slim_model.recovery import least_squares as full
+from slim_model.recovery.linear_layers import Kept, Sum, find_sums
+from slim_model.recovery.referee import Referee
 
 __all__ = ["LEVELS", "recover"]
-
-Said = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class _Case:
     layers: list[Sum]
     fit: Parts
     held: Parts
-    said: Said
+    progress: Progress
 
 
 Change = Callable[[_Case, Graph], tuple[Graph, dict[str, Any]]]
@@ -55,12 +58,12 @@ def _affine(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
 
 
 def _full(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = full.refit(case.dense, small, case.layers, case.fit, case.held, case.said)
+    graph, took = full.refit(case.dense, small, case.layers, case.fit, case.held, case.progress)
     return graph, {"layers": took}
 
 
 def _blocks(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = blocks.refit(case.dense, small, case.layers, case.fit, case.held, case.said)
+    graph, took = blocks.refit(case.dense, small, case.layers, case.fit, case.held, case.progress)
     return graph, {"blocks": took}
 
 
@@ -97,7 +100,7 @@ def recover(
     exam: Exam,
     *,
     recalibrate: bool = False,
-    said: Said = lambda text: None,
+    progress: Progress = silent,
 ) -> tuple[Graph, tuple[Step, ...]]:
     """``kept``: the dense positions left of each stored tensor. Returns the recovered graph and what was done.
 
@@ -107,11 +110,11 @@ def recover(
     if not names:
         return small, ()
     fit, held = parted(data, dense) if data else (lambda: iter(()), lambda: iter(()))
-    case = _Case(dense, find_sums(dense, small, kept), fit, held, said)
+    case = _Case(dense, find_sums(dense, small, kept), fit, held, progress)
     referee = Referee(dense, held)
     steps, now = [], referee.judge(small)
     for name in names:
-        said(f"recovering: {name}")
+        progress(f"recovering: {name}")
         started = time.perf_counter()
         with torch.no_grad():
             changed, did = _CHANGES[name](case, small)

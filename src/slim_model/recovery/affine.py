@@ -1,4 +1,4 @@
-"""affine: what is removed, written by what is left, and folded into the layers that read both.
+"""What is removed, written by what is left, and folded into the layers that read both.
 
 With ``x`` what a layer reads, of mean ``m`` and covariance ``S``, the removed inputs P are predicted from the kept K by
 ridge regression, ``x_P = A x_K + b`` with ``A = S_PK (S_KK + l I)^-1``, and ``W' = W_K + W_P A`` reads the kept alone:
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.recovery.parts import Parts
-from slim_model.recovery.problem import Candidate, Moments, Problem, candidate_of, problem_of
-from slim_model.recovery.sums import Sum, as_map, find_sums
-from slim_model.statistics import SAMPLED, places
-from slim_model.trace import Graph
+from slim_model.data.holdout import Parts
+from slim_model.graph.graph import Graph
+from slim_model.ranking.evidence.sampling import SAMPLED, places
+from slim_model.recovery.linear_layers import Sum, as_map, find_sums
+from slim_model.recovery.ridge import Candidate, Moments, Problem, candidate_of, problem_of
 
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Relative to the mean of the diagonal."""

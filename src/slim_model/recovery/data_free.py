@@ -1,4 +1,4 @@
-"""data_free: removed channels written by those that are left, as far as filters and BatchNorm tell, without data.
+"""Removed channels written by those that are left, as far as filters and BatchNorm tell, without data.
 
 What each channel hands on is taken as a rectified normal (``expected``): its variance is the squared scale of the
 BatchNorm behind its filter and its mean the shift, or without one the filter's squared norm and 0. With the products of
@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from slim_model.couple import Coupling, couple
-from slim_model.expected import products
-from slim_model.labels import Value, bound, shape_of
+from slim_model.coupling.couple import couple
+from slim_model.coupling.coupling import Coupling
+from slim_model.graph.graph import Graph
+from slim_model.graph.nodes import bound, shape_of
+from slim_model.labels.values import Value
 from slim_model.ops import row_of
-from slim_model.recovery.problem import Candidate, Moments, Problem, candidate_of, problem_of
-from slim_model.recovery.sums import Sum, is_norm, norm_behind
-from slim_model.trace import Graph
+from slim_model.ranking.evidence.rectified_normal import products
+from slim_model.recovery.linear_layers import Sum, is_norm, norm_behind
+from slim_model.recovery.ridge import Candidate, Moments, Problem, candidate_of, problem_of
 
 aten = torch.ops.aten
 RIDGE = 1e-3

@@ -1,0 +1,1 @@
+"""Scores and a goal -> which channels to keep."""

@@ -1,0 +1,144 @@
+"""A limit on latency -> a plan: whole small models are measured until one meets it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slim_model.budget.goal import TRIALS, Allocation, Goal, Met, Search
+from slim_model.budget.plan import Plan, least_of, plan_of
+from slim_model.cost.latency_model import ModelLatency, Point, model_latency
+from slim_model.cost.latency_store import setting_of
+from slim_model.cost.layer_models import layers_of
+from slim_model.cost.measure_layers import Survey, survey
+from slim_model.coupling.coupling import Coupling
+from slim_model.cutting.shrink_graph import shrink
+from slim_model.errors import BudgetError
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.graph import Graph, first_of
+from slim_model.measuring.runtimes import Runtime, usable
+from slim_model.measuring.timing import interleave, quiet
+from slim_model.progress import Progress
+
+_INSIDE = 0.98
+"""Of the limit, so that noise does not end above it."""
+_ROUNDS, _SECONDS = 80, 10.0
+
+
+# -- latency --------------------------------------------------------------------------------------------------------
+
+
+def plan_within_latency(
+    coupling: Coupling,
+    scores: list[Tensor],
+    goal: Goal,
+    search: Search,
+    allocation: Allocation,
+    layers: ModelLatency,
+    device: str,
+    threads: int,
+    progress: Progress,
+) -> tuple[Plan, Met]:
+    row = runtime_on(device)
+    narrowest = partial(least_of, coupling, scores, multiple_of=allocation.multiple_of)
+    with _Whole(row, coupling.graph, threads, progress) as whole:
+        limit = goal.of(whole.dense_ms)
+        model = layers.anchored(whole.dense_ms)
+        if limit >= whole.dense_ms:
+            raise BudgetError(
+                f"latency is {whole.dense_ms:.2f} ms as it is, no more than the {limit:.2f} ms allowed "
+                f"({row.name}, {threads} thread{'s' * (threads > 1)})."
+            )
+        trials: list[tuple[float, float]] = []
+        points: list[Point] = [(whole.dense_ms, None)]
+        best: tuple[float, Plan] | None = None
+        for _ in range(TRIALS):
+            plan, model = _searched(coupling, narrowest, search, model, limit, whole, points)
+            predicted, ms = model.ms(plan.keep), whole.ms(coupling, plan)
+            points.append((ms, plan.keep))
+            trials.append((round(predicted, 4), round(ms, 4)))
+            if ms <= limit and (best is None or ms > best[0]):
+                best = ms, plan
+            if best and best[0] >= limit * (1 - goal.price.close):
+                return best[1], Met("latency", allocation.name, limit, whole.dense_ms, best[0], tuple(trials))
+            model = model.corrected(points, limit)
+    told = ", ".join(f"{ms:.2f}" for _, ms in trials)
+    raise BudgetError(
+        f"latency: no plan came within {goal.price.close:.0%} below {limit:.2f} ms; what was measured: {told} ms. "
+        "Quieten the machine, or try another --target, --multiple-of or --allocate."
+    )
+
+
+def runtime_on(device: str) -> Runtime:
+    return usable("onnxruntime" if device == "cpu" else "onnxruntime-cuda")
+
+
+def time_layers(coupling: Coupling, row: Runtime, threads: int, progress: Progress) -> ModelLatency:
+    """What the table says of the model, once it holds all of its layers."""
+    setting = setting_of(row, threads=threads)
+    return model_latency(survey(layers_of(coupling), Survey(row, setting), progress), coupling)
+
+
+def _searched(
+    coupling: Coupling,
+    narrowest: Callable[[Callable[[np.ndarray], float]], np.ndarray],
+    search: Search,
+    model: ModelLatency,
+    limit: float,
+    whole: _Whole,
+    points: list[Point],
+) -> tuple[Plan, ModelLatency]:
+    """Where the table says that the limit is out of reach, the smallest model of all is measured, and is one more of
+    the ``points``."""
+    try:
+        return search(model.ms, limit * _INSIDE), model
+    except BudgetError as refused:
+        keep = narrowest(model.ms)
+        ms = whole.ms(coupling, plan_of(coupling, keep))
+        if ms > limit:
+            raise BudgetError(
+                f"latency cannot come down to {limit:.2f} ms: with every layer that may lose some as narrow as can be, "
+                f"{ms:.2f} ms were measured, of {whole.dense_ms:.2f} ms."
+            ) from refused
+        points.append((ms, keep))
+        model = model.corrected(points, limit)
+        return search(model.ms, limit * _INSIDE), model
+
+
+class _Whole:
+    """Measures whole models in turns with the dense one, in ms (medians)."""
+
+    def __init__(self, row: Runtime, graph: Graph, threads: int, progress: Progress) -> None:
+        self.row, self.graph, self.threads, self.progress = row, graph, threads, progress
+
+    def __enter__(self) -> _Whole:
+        self.folder = tempfile.TemporaryDirectory()
+        self.inputs = [x for x in first_of(self.graph) if isinstance(x, Tensor)]
+        self.progress("timing the dense model")
+        self.dense = self._written(self.graph, "dense")
+        self.dense_ms = self._medians(self.dense)[0]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
+
+    def ms(self, coupling: Coupling, plan: Plan) -> float:
+        self.progress("timing the small model")
+        small, _ = shrink(coupling, plan.keep)
+        return self._medians(self.dense, self._written(small, "small"))[1]
+
+    def _written(self, graph: Graph, name: str) -> Path:
+        path = Path(self.folder.name) / f"{name}.onnx"
+        to_onnx(graph, path, opset=None, metadata={}, device=self.row.device)
+        return path
+
+    def _medians(self, *paths: Path) -> list[float]:
+        with quiet(), torch.no_grad():
+            runs = [self.row.prepare(path, self.inputs, self.threads) for path in paths]
+            return [float(np.median(ms)) for ms in interleave(*runs, rounds=_ROUNDS, budget_s=_SECONDS)]

@@ -1,0 +1,57 @@
+"""A ratio, the fraction of channels removed -> the channels to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from slim_model.budget.plan import FLOOR, Plan, best_first, check_any, keep_best, lowest, plan_of, refilled, rungs_of
+from slim_model.coupling.coupling import Coupling
+from slim_model.errors import BudgetError
+
+SCOPES = ("local", "global")
+
+
+def budget(
+    coupling: Coupling,
+    scores: list[Tensor],
+    *,
+    ratio: float | Sequence[float],
+    scope: str = "local",
+    multiple_of: int = 1,
+) -> Plan:
+    """Keep the best of each group. ``ratio``: one for all groups, or one for each. ``multiple_of`` rounds layer widths
+    to the machine's block (see ``rungs_of``)."""
+    ratios = [ratio] * len(coupling.groups) if isinstance(ratio, float) else list(ratio)
+    check_any(coupling)
+    targets = _local(coupling, ratios) if scope == "local" else _global(coupling, scores, ratios)
+    counts = [
+        nearest(rungs_of(group, multiple_of), target) for group, target in zip(coupling.groups, targets, strict=True)
+    ]
+    plan = plan_of(coupling, refilled(coupling, keep_best(coupling, best_first(coupling, scores), counts), scores))
+    if all(before == after for before, after in plan.widths):
+        raise BudgetError(
+            f"ratio {max(ratios):g} removes no channel: the layers are too narrow for it"
+            + (f" when widths are rounded to {multiple_of}; try --multiple-of 1." if multiple_of > 1 else ".")
+        )
+    return plan
+
+
+def _local(coupling: Coupling, ratios: list[float]) -> list[float]:
+    return [group.width * (1 - ratio) for group, ratio in zip(coupling.groups, ratios, strict=True)]
+
+
+def _global(coupling: Coupling, scores: list[Tensor], ratios: list[float]) -> list[float]:
+    """One ranking over all groups that lose some; scores are divided by their group's mean size so that groups compare.
+    Equal scores are taken from all groups alike."""
+    chosen = [i for i, ratio in enumerate(ratios) if ratio > 0]
+    count = int(sum(coupling.groups[i].width * ratios[i] for i in chosen) + 1e-6)
+    worth = [(scores[i] / scores[i].abs().mean().clamp(min=1e-30)).numpy() for i in chosen]
+    removed = dict(zip(chosen, lowest(worth, count), strict=True))
+    return [max(1.0, group.width * FLOOR, group.width - removed.get(i, 0)) for i, group in enumerate(coupling.groups)]
+
+
+def nearest(rungs: Sequence[int], target: float) -> int:
+    """The wider of two as near: ``(4, 8, 16), 12 -> 16``."""
+    return min(reversed(rungs), key=lambda count: abs(count - target))

@@ -1,0 +1,101 @@
+"""The whole of ``slim-model profile``, from the file IN to a latency table on disk and on the screen."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slim_model.cost.latency_model import model_latency
+from slim_model.cost.latency_store import setting_of, table_path
+from slim_model.cost.latency_table import LatencyTable, Setting
+from slim_model.cost.layer_models import Placed, layers_of
+from slim_model.cost.measure_layers import Survey, numbers, survey
+from slim_model.coupling.couple import couple
+from slim_model.coupling.coupling import Coupling
+from slim_model.errors import InputError
+from slim_model.export.eager_model import on_its_own
+from slim_model.export.to_onnx import to_onnx
+from slim_model.graph.graph import Graph
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.loading.load import load
+from slim_model.loading.source import Loading
+from slim_model.measuring.runtimes import Runtime, usable
+from slim_model.measuring.timing import interleave, quiet
+from slim_model.progress import Progress
+from slim_model.reporting.latency_table import Learned
+
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileJob:
+    """The arguments of ``slim-model profile``. Without ``source`` only the width steps are learned."""
+
+    source: Path | None = None
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    batch: int = 1
+    dtype: str = "float32"
+    cache: Path | None = None
+    loading: Loading = field(default_factory=Loading)
+
+
+def learn(job: ProfileJob, progress: Progress) -> Learned:
+    """load -> trace -> simplify -> couple -> survey -> measure the whole."""
+    row = usable(job.runtime)
+    if job.dtype not in DTYPES:
+        raise InputError(f"--dtype {job.dtype}: it is one of {', '.join(DTYPES)}.")
+    setting = setting_of(row, threads=job.threads, dtype=job.dtype, batch=job.batch)
+    path = table_path(setting, job.cache)
+    if job.source is None:
+        return Learned(survey((), Survey(row, setting, job.cache), progress), path, (), (), None)
+    progress(f"reading {job.source.name}")
+    loading = job.loading
+    subject = load(
+        job.source, arch=loading.arch, inputs=loading.inputs, trust_pickle=loading.trust_pickle, code=loading.code
+    )
+    progress("tracing the model")
+    graph = simplify(trace(subject.model, subject.inputs, program=subject.program))
+    coupling = couple(graph)
+    placed = layers_of(coupling, batch=job.batch)
+    if not placed:
+        raise InputError(f"{job.source}: it has no layer that can be timed alone.")
+    table = survey(placed, Survey(row, setting, job.cache), progress)
+    progress("timing the whole model")
+    whole = _whole(row, setting, subject.model, graph), _predicted(table, coupling)
+    return Learned(table, path, tuple(placed), tuple(_name(graph, p) for p in placed), whole)
+
+
+def _predicted(table: LatencyTable, coupling: Coupling) -> float:
+    return model_latency(table, coupling).ms()
+
+
+def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> float:
+    """ms of the dense model, told from the samples as those of a layer are."""
+    dtype: torch.dtype = getattr(torch, setting.dtype)
+    if dtype is not torch.float32:
+        raise InputError("only single layers are timed in float16; give no IN with it.")
+    inputs = [_batched(x, setting.batch) if graph.dynamic_batch else x for x in graph.inputs]
+    with tempfile.TemporaryDirectory() as folder:
+        held: nn.Module | Path = model
+        if row.artifact == "onnx":
+            held = Path(folder) / "dense.onnx"
+            to_onnx(on_its_own(graph, model), held, opset=None, metadata={}, device=row.device, weights_beside=True)
+        with quiet():
+            run = row.prepare(held, inputs, setting.threads)
+            return numbers(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]
+
+
+def _batched(x: Tensor, batch: int) -> Tensor:
+    return x[:1].expand(batch, *x.shape[1:]).contiguous() if x.dim() else x
+
+
+def _name(graph: Graph, placed: Placed) -> str:
+    """The module that holds the layer's weight, or the node."""
+    owners = [graph.owners.get(node.name, "") for node in placed.node.all_input_nodes]
+    return next((o.removesuffix(".weight") for o in owners if o.endswith("weight")), placed.node.name)

@@ -1,0 +1,1 @@
+"""What a plan costs: counted, estimated or timed layer by layer."""

@@ -1,0 +1,245 @@
+"""What a model costs with any choice of channels, counted from the plan in about a millisecond; nothing is run.
+
+How many positions of every axis are left is one sparse product with the channels kept; each operator's row says what
+its layer costs at these sizes. One multiply-accumulate (MAC) is one multiplication and one addition; only layers are
+counted, not additions, norms or activations. Counts are for one example (batch 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from torch import Tensor, fx
+
+from slim_model.coupling.coupling import Coupling
+from slim_model.graph.nodes import bound
+from slim_model.labels.values import Value, fixed, tensors_in
+from slim_model.ops import Op, row_of
+
+ENERGY = {"mac": 1.0, "register": 4.0, "memory": 200.0}
+"""In units of one MAC: the multiplication, its register accesses, and a value fetched from or put into memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """``params``: stored trained values; ``bytes``: all stored tensors, of which indices count as they were; ``macs``:
+    per example."""
+
+    params: int
+    macs: int
+    bytes: int
+
+
+class Operands(NamedTuple):
+    """A layer of the graph with the sizes that its output and arguments have."""
+
+    node: fx.Node
+    row: Op
+    out: Value
+    arguments: dict[str, Any]
+
+    @property
+    def macs(self) -> int:
+        """Of the whole batch."""
+        return self.row.macs(self.out, **self.arguments) if self.row.macs else 0
+
+
+def cost(coupling: Coupling, keep: np.ndarray | None = None) -> Cost:
+    """``Meter`` for one question; who asks often keeps the Meter."""
+    return Meter(coupling)(keep)
+
+
+class Meter:
+    """``meter(keep)`` is the cost of a plan; ``keep``: bool by component number, None for all channels."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        self._components = int(coupling.component.max()) + 1
+        self._coupling = coupling
+        self._axes: list[np.ndarray] = []
+        self._number: dict[int, int] = {}
+        self.batch = next((x.shape[0] for x in coupling.graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+        self.dynamic = coupling.graph.dynamic_batch
+        self._layers = [*self._all_layers()]
+        self._stored, self._stored_bytes, self._trained = self._all_stored()
+        self._made, self._made_bytes, self._alive = self._all_made()
+        rows = np.repeat(np.arange(len(self._axes)), [len(axis) for axis in self._axes])
+        columns = np.concatenate([*self._axes, np.zeros(0, np.int64)])
+        ones = np.ones(len(rows), np.int64)
+        self._holds = csr_matrix((ones, (rows, columns)), shape=(len(self._axes), self._components))
+
+    def __call__(self, keep: np.ndarray | None = None) -> Cost:
+        sizes = self._sizes(keep)
+        counts = self._stored.counts(sizes)
+        macs = sum(layer.macs // self.batch for layer in self._filled(sizes.tolist()))
+        return Cost(int(counts[self._trained].sum()), macs, int(counts @ self._stored_bytes))
+
+    def by_layer(self, keep: np.ndarray | None = None) -> dict[fx.Node, int]:
+        """MACs of each layer, per example."""
+        return {layer.node: layer.macs // self.batch for layer in self.layers(keep) if layer.row.macs}
+
+    def layers(self, keep: np.ndarray | None = None) -> Iterator[Operands]:
+        """Each layer as it is with these channels, at the batch of the example."""
+        return self._filled(self._sizes(keep).tolist())
+
+    def _filled(self, sizes: list[int]) -> Iterator[Operands]:
+        for node, row, out, arguments in self._layers:
+            filled = {name: _filled(value, sizes) for name, value in arguments.items()}
+            yield Operands(node, row, _filled(out, sizes), filled)
+
+    def channels(self, keep: np.ndarray | None = None) -> int:
+        """Of layers' outputs, where some may go."""
+        kept = np.ones(self._components, bool) if keep is None else keep
+        return sum(int(kept[g.channels].sum()) * g.span for g in self._coupling.groups)
+
+    def memory(self, keep: np.ndarray | None = None) -> int:
+        """Bytes of all stored tensors and of the activations that are alive together, at their most. A view takes
+        none; a runtime that runs operators in another order, or in place, differs."""
+        sizes = self._sizes(keep)
+        alive = self._alive @ (self._made.counts(sizes) * self._made_bytes)
+        return int(self._stored.counts(sizes) @ self._stored_bytes + max(alive, default=0) / self.batch)
+
+    def energy(self, keep: np.ndarray | None = None) -> float:
+        """Estimated, in MACs: per layer ``(mac + register) MACs + memory (weights + inputs + outputs)``, each value
+        fetched once from memory (Yang, Chen, Sze, CVPR 2017, with perfect reuse on the chip)."""
+        return sum(self.energy_by_layer(keep).values())
+
+    def energy_by_layer(self, keep: np.ndarray | None = None) -> dict[fx.Node, float]:
+        return {layer.node: self._energy(layer) for layer in self.layers(keep) if layer.row.macs}
+
+    def _energy(self, layer: Operands) -> float:
+        constants = {
+            name
+            for name, given in bound(layer.node).items()
+            if all(self._coupling.walk.constant(n) is not None for n in _nodes_in(given))
+        }
+        moved = float(np.prod(layer.out.shape)) / self.batch
+        for name, value in layer.arguments.items():
+            held = sum(float(np.prod(v.shape)) for v in tensors_in([value]))
+            moved += held if name in constants else held / self.batch
+        return (ENERGY["mac"] + ENERGY["register"]) * layer.macs / self.batch + ENERGY["memory"] * moved
+
+    def _sizes(self, keep: np.ndarray | None) -> np.ndarray:
+        kept = np.ones(self._components, np.int64) if keep is None else keep.astype(np.int64)
+        counted: np.ndarray = self._holds @ kept
+        return counted
+
+    def _all_layers(self) -> Iterator[tuple[fx.Node, Op, Any, dict[str, Any]]]:
+        walk = self._coupling.walk
+        for node in self._coupling.graph.nodes:
+            row = row_of(node.target) if node.op == "call_function" else None
+            outputs = tensors_in([walk.values[node]])
+            if row is not None and (row.macs or row.layer) and outputs:
+                arguments = {name: self._template(x) for name, x in walk.arguments(node).items()}
+                yield node, row, self._template(outputs[0]), arguments
+
+    def _all_stored(self) -> tuple[_Tensors, np.ndarray, np.ndarray]:
+        graph, shapes, sizes, trained = self._coupling.graph, [], [], []
+        for owner, tensor in graph.tensors.items():
+            if owner in self._coupling.walk.shared:
+                continue
+            shape = list(tensor.shape)
+            for birth in self._coupling.births_of(owner):
+                labels = self._coupling.component[birth.start : birth.start + birth.size]
+                shape[birth.axis] = self._axis(-birth.start, labels)
+            shapes.append(tuple(shape))
+            sizes.append(tensor.element_size())
+            trained.append(owner in graph.parameter_names)
+        return _Tensors(shapes), np.array(sizes, np.int64), np.array(trained, bool)
+
+    def _all_made(self) -> tuple[_Tensors, np.ndarray, csr_matrix]:
+        """What operators put into memory; ``alive[i, j]``: value j is needed when operator i has run."""
+        nodes = list(self._coupling.graph.nodes)
+        last = _last_uses(nodes)
+        shapes: list[tuple[int, ...]] = []
+        sizes: list[int] = []
+        rows: list[int] = []
+        columns: list[int] = []
+        for i, node in enumerate(nodes):
+            if node.op != "call_function" or _is_view(node) or self._coupling.walk.constant(node) is not None:
+                continue
+            for value in tensors_in([self._coupling.walk.values[node]]):
+                rows += range(i, last[node] + 1)
+                columns += [len(shapes)] * (last[node] + 1 - i)
+                shapes.append(self._template(value).sizes)
+                sizes.append(_element_size(node))
+        ones = np.ones(len(rows), np.int8)
+        alive = csr_matrix((ones, (rows, columns)), shape=(len(nodes), len(shapes)))
+        return _Tensors(shapes), np.array(sizes, np.int64), alive
+
+    def _template(self, argument: Any) -> Any:
+        if isinstance(argument, Value):
+            component = self._coupling.component
+            pairs = zip(argument.axes, argument.shape, strict=True)
+            return _Shape(tuple(n if a is None else self._axis(id(a), component[a.numpy()]) for a, n in pairs))
+        if isinstance(argument, list | tuple):
+            return [self._template(x) for x in argument]
+        return argument
+
+    def _axis(self, key: int, components: np.ndarray) -> int:
+        if key not in self._number:
+            self._number[key] = len(self._axes)
+            self._axes.append(components.astype(np.int64))
+        return -1 - self._number[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Sizes of a tensor; a negative one, ``-1 - n``, is that of axis n of the meter."""
+
+    sizes: tuple[int, ...]
+
+
+class _Tensors:
+    """How many values some tensors hold, for given sizes of the axes."""
+
+    def __init__(self, shapes: Iterable[tuple[int, ...]]) -> None:
+        free = [[-1 - n for n in shape if n < 0] for shape in shapes]
+        self.constant = np.array([np.prod([n for n in s if n >= 0], dtype=np.int64) for s in shapes], np.int64)
+        rank = max(map(len, free), default=0)
+        self.axes = np.array([[*axes, *[-1] * (rank - len(axes))] for axes in free], np.int64).reshape(len(free), rank)
+
+    def counts(self, sizes: np.ndarray) -> np.ndarray:
+        known = np.append(sizes, 1)  # axis -1
+        counted: np.ndarray = self.constant * known[self.axes].prod(1)
+        return counted
+
+
+def _filled(template: Any, sizes: list[int]) -> Any:
+    if isinstance(template, _Shape):
+        return fixed(tuple(n if n >= 0 else sizes[-1 - n] for n in template.sizes))
+    if isinstance(template, list):
+        return [_filled(x, sizes) for x in template]
+    return template
+
+
+def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, int]:
+    """The number of the last operator that needs a value, through views of it."""
+    last: dict[fx.Node, int] = {}
+    for i, node in reversed(list(enumerate(nodes))):
+        last.setdefault(node, i)
+        for read in node.all_input_nodes:
+            last[read] = max(last.get(read, i), last[node] if _is_view(node) else i)
+    return last
+
+
+def _nodes_in(argument: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(argument, found.append)
+    return found
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if node.op == "call_function" and schema is None:  # picks one of several results
+        return True
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+
+def _element_size(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    first = value if isinstance(value, Tensor) else next((v for v in value or () if isinstance(v, Tensor)), None)
+    return 4 if first is None else first.element_size()

@@ -1,0 +1,113 @@
+"""Time what a latency table lacks, layer by layer, and write each result down at once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slim_model.cost.latency_store import append, read_table
+from slim_model.cost.latency_table import NOTHING, PROBES, LatencyTable, Setting, probed
+from slim_model.cost.layer_models import Placed, as_module, example, stored_bytes, write_onnx
+from slim_model.measuring.runtimes import Run, Runtime
+from slim_model.measuring.timing import Clock, interleave, quiet
+from slim_model.ops import Layer
+from slim_model.progress import Progress, silent
+
+ROUNDS, MOST = 15, 60
+TOGETHER = 16
+"""Widths of a layer that are timed in turns, at most; ``BYTES`` bounds what they hold together."""
+BYTES = 512_000_000
+SETTLE_NS = 2_000_000
+"""Layers are timed much as in a model, where what other layers left in the caches is in their way too."""
+SECONDS = 60.0
+"""Given to the widths that are timed in turns, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Where results go and how they are measured."""
+
+    row: Runtime
+    setting: Setting
+    cache: Path | None = None
+    clock: Clock = time.perf_counter_ns
+
+
+def survey(placed: Sequence[Placed], job: Survey, progress: Progress = silent) -> LatencyTable:
+    """Measure what the table of the setting does not hold yet: first the probes that tell the width step of each
+    kind (of all kinds, where no layers are given), then each layer over its ladder of widths."""
+    kinds = {p.layer.kind for p in placed} if placed else set(PROBES)
+    probes = [probed(probe, axis) for kind in PROBES if kind in kinds for axis, probe in PROBES[kind].items()]
+    with quiet():
+        for number, layers in enumerate(([NOTHING], *probes)):
+            progress(f"learning the width step: {number} of {len(probes)}")
+            _measure(layers, job)
+        table = read_table(job.setting, job.cache)
+        grids = {tuple(table.grid(p)): p for p in placed}
+        for number, (grid, where) in enumerate(grids.items(), 1):
+            widths = "x".join(map(str, where.layer.widths))
+            progress(f"timing layers: {number} of {len(grids)} ({where.layer.kind} {widths}, {len(grid)} widths)")
+            _measure(grid, job)
+    return read_table(job.setting, job.cache)
+
+
+def _measure(layers: Sequence[Layer], job: Survey) -> None:
+    """Those of the layers that are not in the table yet."""
+    held = read_table(job.setting, job.cache).points
+    for some in _parts([layer for layer in layers if layer not in held]):
+        with tempfile.TemporaryDirectory() as folder:
+            ready = [_prepare(layer, Path(folder) / f"{n}.onnx", job) for n, layer in enumerate(some)]
+            samples = _samples([run for run, _ in ready], job.clock)
+        call = held.get(NOTHING, 0.0)
+        rows = [(layer, numbers(ms, n, call)) for layer, ms, (_, n) in zip(some, samples, ready, strict=True)]
+        append(job.setting, rows, job.cache)
+
+
+def _samples(runs: Sequence[Run], clock: Clock) -> list[list[float]]:
+    """ms of each run, until a quarter of each's samples agree within 5 %, or MOST rounds are taken."""
+    samples: list[list[float]] = [[] for _ in runs]
+    while len(samples[0]) < MOST:
+        found = interleave(*runs, rounds=ROUNDS, budget_s=SECONDS, settle_ns=SETTLE_NS, clock=clock)
+        for held, new in zip(samples, found, strict=True):
+            held += new
+        if all(np.percentile(ms, 25) <= 1.05 * min(ms) for ms in samples):
+            break
+    return samples
+
+
+def _parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Few enough to lie in memory together."""
+    part: list[Layer] = []
+    for layer in layers:
+        if part and (len(part) == TOGETHER or sum(map(stored_bytes, (*part, layer))) > BYTES):
+            yield part
+            part = []
+        part.append(layer)
+    if part:
+        yield part
+
+
+def _prepare(layer: Layer, path: Path, job: Survey) -> tuple[Run, int]:
+    """What to time, and how many times the layer is in it."""
+    dtype: torch.dtype = getattr(torch, job.setting.dtype)
+    inputs = example(layer, dtype)
+    if job.row.artifact == "module":
+        return job.row.prepare(as_module(layer, dtype), inputs, job.setting.threads), 1
+    copies = write_onnx(layer, path, dtype)
+    return job.row.prepare(path, inputs, job.setting.threads), copies
+
+
+def numbers(samples_ms: Sequence[float], copies: int = 1, call_ms: float = 0.0) -> dict[str, Any]:
+    """``ms`` is the lower quartile, without the call and for one copy: what else the machine does only ever adds to
+    these short samples, and where it does much it moves the median, but not the order of widths."""
+    p10, quartile, median, p90 = (round(float(value), 6) for value in np.percentile(samples_ms, [10, 25, 50, 90]))
+    alone = round(max(quartile - call_ms, 0.02 * quartile) / copies, 6)
+    run = {"median_ms": median, "p10_ms": p10, "p90_ms": p90, "rounds": len(samples_ms)}
+    return {"ms": alone, "copies": copies, "run": run}

@@ -1,0 +1,1 @@
+"""Which channels stay or go together, and what holds the others."""

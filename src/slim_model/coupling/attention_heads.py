@@ -1,0 +1,133 @@
+"""Which axes count attention heads, and which groups of channels are such heads.
+
+A projection of ``heads * width`` channels is viewed as heads x width. Either whole heads may go, or the same places
+in every head; which axis is which follows from where it ends. Heads are what attention has in parallel: an axis over
+which a product of two activations is batched, and the softmax behind it too. So a walk is made in which both parts of
+a view carry channels of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from slim_model.coupling.couple import components
+from slim_model.coupling.coupling import Coupling, Group
+from slim_model.graph.graph import Graph
+from slim_model.graph.nodes import bound
+from slim_model.graph.varying_axes import varying_axes
+from slim_model.labels.values import Axis, Value
+from slim_model.labels.walk import Walk
+from slim_model.ops import flow_of
+from slim_model.ops.contract import letters
+
+aten = torch.ops.aten
+_FUSED = aten.scaled_dot_product_attention
+_PRODUCTS = (aten.matmul, aten.bmm, aten.baddbmm)
+_SOFTMAX = (aten.softmax, aten._softmax, aten._safe_softmax)
+
+ATTENTION = ("width", "heads", "both")
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """For views that split channels into attention heads, by name: axes that count heads, and the others."""
+
+    heads: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    width: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def groups(self, coupling: Coupling) -> list[bool]:
+        """Whether each group's channels are whole heads, where heads go."""
+        nodes = {node.name: node for node in coupling.graph.nodes}
+        axes = [coupling.walk.values[nodes[name]].axes[a] for name, found in self.heads.items() for a in found]
+        channels = _channels(coupling.component, axes)
+        return [bool(np.isin(group.channels, channels).any()) for group in coupling.groups]
+
+
+def find_heads(graph: Graph) -> Heads:
+    """Where attention splits channels into heads."""
+    if not any(getattr(n.target, "overloadpacket", None) in (*_SOFTMAX, _FUSED) for n in graph.nodes):
+        return Heads()
+    probe = _Probe(graph, flow_of)
+    probe.run()
+    component = components(probe, [])
+    counted = _counted(probe, component)
+    found = Heads()
+    for name, axes in probe.parts.items():
+        heads = tuple(a for a, labels in axes.items() if np.isin(component[labels.numpy()], counted).any())
+        if heads and len(heads) < len(axes):
+            found.heads[name] = heads
+            found.width[name] = tuple(a for a in axes if a not in heads)
+    return found
+
+
+def left(group: Group, now: Graph, dense: Graph) -> float:
+    """The share of a group's channels that is left in ``now``: 0.5 where every second head has gone."""
+    made = [part for part in group.slices if part.role == "makes"] or group.slices
+    sizes = [[graph.tensors[part.parameter].shape[part.axis] for part in made] for graph in (now, dense)]
+    return sum(sizes[0]) / sum(sizes[1]) if made else 1.0
+
+
+class _Probe(Walk):
+    """A walk in which every part of a channel axis that is split gets labels of its own."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.parts: dict[str, dict[int, Tensor]] = {}
+
+    def settle(self, labels: Tensor) -> list[tuple[int, Axis]]:
+        varying = varying_axes(labels) if labels.numel() else []
+        if len(varying) < 2:
+            return super().settle(labels)
+        parts = self.parts.setdefault(self.node.name, {})
+        for axis in varying:
+            if axis not in parts:
+                alike = labels.movedim(axis, 0).flatten(1)[:, 0].unique(return_inverse=True)[1]
+                made = self.fresh(int(alike.max()) + 1, axis=axis)
+                assert made is not None
+                parts[axis] = made[alike]
+        return [(axis, parts[axis]) for axis in varying]
+
+
+def _counted(probe: _Probe, component: np.ndarray) -> np.ndarray:
+    """Components over which attention is batched."""
+    compared = _channels(component, [axis for axes in _compared(probe) for axis in axes])
+    whole: list[Axis] = []
+    by_hand: list[Axis] = []
+    for node in probe.graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet is _FUSED:
+            whole += probe.values[node].axes[:-2]
+        elif packet in _PRODUCTS or packet is aten.einsum:
+            by_hand += _batch_axes(probe, node)
+    both = np.intersect1d(_channels(component, by_hand), compared)
+    return np.union1d(both, _channels(component, whole))
+
+
+def _compared(probe: _Probe) -> Iterator[tuple[Axis, ...]]:
+    """The other axes of what goes into each softmax."""
+    for node in probe.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) in _SOFTMAX:
+            source: Value = probe.values[node.all_input_nodes[0]]
+            dim = bound(node)["dim"] % len(source.shape)
+            yield tuple(axis for a, axis in enumerate(source.axes) if a != dim)
+
+
+def _batch_axes(probe: _Probe, node: fx.Node) -> tuple[Axis, ...]:
+    out: Value = probe.values[node]
+    arguments = probe.arguments(node)
+    if "equation" not in arguments:
+        return out.axes[:-2]
+    terms, output = letters(arguments["equation"], arguments["tensors"])
+    return tuple(axis for letter, axis in zip(output, out.axes, strict=True) if all(letter in term for term in terms))
+
+
+def _channels(component: np.ndarray, axes: list[Axis]) -> np.ndarray:
+    labels = [axis.numpy() for axis in axes if axis is not None]
+    found = np.unique(component[np.concatenate(labels)]) if labels else np.zeros(0, np.int32)
+    return found[found != 0]

@@ -1,0 +1,144 @@
+"""A graph -> the channels that stand or fall together, and what is pinned, by whom and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatch
+from types import MappingProxyType
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import fx
+
+from slim_model.coupling.coupling import Coupling, Group, Slice
+from slim_model.coupling.layer_names import layer_name, roles_of
+from slim_model.coupling.pin_reasons import pinned_layers
+from slim_model.errors import InputError
+from slim_model.graph.graph import Graph, source_line
+from slim_model.labels.values import FIXED
+from slim_model.labels.walk import Walk
+from slim_model.ops import flow_of
+
+
+def couple(
+    graph: Graph,
+    *,
+    keep: tuple[str, ...] = (),
+    pinned_nodes: Mapping[str, str] = MappingProxyType({}),
+    apart: Mapping[str, Collection[int]] = MappingProxyType({}),
+) -> Coupling:
+    """Walk the labels through ``graph`` and join what is tied.
+
+    ``keep``: glob patterns of parameter or module names whose channels are not touched. ``pinned_nodes``: names of
+    nodes where an earlier attempt failed to cut, and how. ``apart``: for views that split a channel axis, by name, the
+    axes of which one keeps channels apart (see ``heads``).
+
+    Of a grouped layer with many small groups whole groups go. Where one of its sides turns out to be fixed, none could:
+    then the walk is made again with the same places of every group going, and is taken if it frees more.
+    """
+    walk = Walk(graph, flow_of, pinned_nodes=pinned_nodes, apart=apart).run()
+    roles, protected, component = _joined(walk, keep)
+    if stuck := {node.name for labels, node in walk.whole_blocks if not component[labels.numpy()].any()}:
+        other = Walk(graph, flow_of, pinned_nodes=pinned_nodes, apart=apart, in_blocks=stuck).run()
+        found = _joined(other, keep)
+        if _channels_left(other, found[2]) > _channels_left(walk, component):
+            walk, (roles, protected, component) = other, found
+    groups = _groups(walk, component, roles)
+    unknown = tuple((str(n.target), source_line(n)) for n in walk.unknown)
+    return Coupling(graph, walk, component, groups, pinned_layers(walk, component, protected), unknown, protected)
+
+
+def _joined(walk: Walk, keep: tuple[str, ...]) -> tuple[dict[tuple[str, int], str], np.ndarray, np.ndarray]:
+    """Roles of parameters, labels that the user keeps, and the component of each label."""
+    roles = roles_of(walk)
+    protected = _protected(walk, keep, roles)
+    return roles, protected, components(walk, [pin.labels.numpy() for pin in walk.pins] + [protected])
+
+
+def _channels_left(walk: Walk, component: np.ndarray) -> int:
+    """How many labels of layers' outputs are not fixed."""
+    return sum(int(np.count_nonzero(component[axis.numpy()])) for axis, _ in walk.made)
+
+
+def components(walk: Walk, fixed: list[np.ndarray]) -> np.ndarray:
+    """By label: the number of the component its ties put it in. That of ``FIXED``, which all ``fixed`` join, is 0."""
+    size = walk.next_label
+    left = [a.numpy() for a, _, _ in walk.ties] + [np.zeros(0, np.int32)]
+    right = [b.numpy() for _, b, _ in walk.ties] + [np.zeros(0, np.int32)]
+    rows = np.concatenate(left + fixed)
+    columns = np.concatenate([*right, np.zeros(sum(map(len, fixed)), np.int32)])
+    matrix = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
+    _, component = connected_components(matrix, directed=False)
+    zero = component[FIXED]
+    return np.where(component == zero, 0, np.where(component == 0, zero, component)).astype(np.int32)
+
+
+def _protected(walk: Walk, patterns: tuple[str, ...], roles: dict[tuple[str, int], str]) -> np.ndarray:
+    """Labels of the channels that layers or parameters matching ``patterns`` make (or hold)."""
+    chosen = [np.zeros(0, np.int32)]
+    stored = [birth for birth in walk.births if not birth.owner.startswith("@")]
+    for pattern in patterns:
+        matching = [b for b in stored if fnmatch(b.owner, pattern) or fnmatch(b.owner.rpartition(".")[0], pattern)]
+        if not matching:
+            names = ", ".join(dict.fromkeys(b.owner.removesuffix(".weight") for b in stored[:8]))
+            raise InputError(f"--keep '{pattern}' matches no layer of this model. Its layers are named {names}, ...")
+        for birth in matching:
+            if roles.get((birth.owner, birth.axis), "holds") != "reads":
+                chosen.append(np.arange(birth.start, birth.start + birth.size, dtype=np.int32))
+    return np.concatenate(chosen)
+
+
+def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]) -> tuple[Group, ...]:
+    members: dict[Maker, list[int]] = {}
+    numbers: dict[Maker, int] = {}
+    number = np.full(component.max() + 1, -1)
+    order = np.full(component.max() + 1, -1)
+    for channel, maker in _made_by(walk, component).items():
+        if channel != FIXED:
+            own = members.setdefault(maker, [])
+            number[channel], order[channel] = numbers.setdefault(maker, len(numbers)), len(own)
+            own.append(channel)
+    slices: list[list[Slice]] = [[] for _ in members]
+    for birth in walk.births:
+        if birth.owner.startswith("@"):
+            continue
+        here = component[birth.start : birth.start + birth.size]
+        role = roles.get((birth.owner, birth.axis), "holds")
+        for index in np.unique(number[here]).tolist():
+            if index >= 0:
+                held = np.where(number[here] == index, order[here], -1)
+                slices[index].append(Slice(birth.owner, birth.axis, held, role))
+    return tuple(
+        Group(layer_name(walk, node), np.array(channels), tuple(parts), source_line(node))
+        for ((node, _), channels), parts in zip(members.items(), slices, strict=True)
+    )
+
+
+Maker = tuple[fx.Node, tuple[int, ...]]
+"""A layer, and the pieces of its output in which a channel sits."""
+
+
+def _made_by(walk: Walk, component: np.ndarray) -> dict[int, Maker]:
+    made: dict[int, Maker] = {}
+    piece = _pieces(walk)
+    for axis, node in walk.made:
+        labels = axis.numpy()
+        places: dict[int, list[int]] = {}
+        for channel, number in np.unique(np.stack([component[labels], piece[labels]]), axis=1).T.tolist():
+            places.setdefault(channel, []).append(number)
+        for channel, numbers in places.items():
+            made.setdefault(channel, (node, tuple(numbers)))
+    return made
+
+
+def _pieces(walk: Walk) -> np.ndarray:
+    """By label: the number of the piece it is in where it is split first; 0 where it is not."""
+    piece = np.zeros(walk.next_label, np.int32)
+    number = 0
+    for pieces in walk.pieces:
+        for axis in pieces:
+            number += 1
+            labels = axis.numpy() if axis is not None else np.zeros(0, np.int32)
+            piece[labels[piece[labels] == 0]] = number
+    return piece

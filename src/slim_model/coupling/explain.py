@@ -1,0 +1,312 @@
+"""A coupling -> which channels go together and why, what holds the others, and what would free them.
+
+What frees is measured. With all pins taken away, channels are the components of the ties alone; each pin then holds
+the components it touches. A component that one reason alone touches would be free without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import fx
+
+from slim_model.coupling.coupling import Coupling, Group
+from slim_model.coupling.layer_names import layer_name, roles_of
+from slim_model.coupling.pin_reasons import ASKED, MEETS_FIXED
+from slim_model.coupling.remedies import remedy
+from slim_model.errors import InputError
+from slim_model.graph.graph import source_line
+from slim_model.labels.values import FIXED
+from slim_model.labels.walk import Walk
+
+SCHEMA = "slim-model-explain/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """``positions`` along ``axis`` of ``parameter`` are the group's; ``role`` as in ``couple.Slice``."""
+
+    parameter: str
+    axis: int
+    role: str
+    positions: int
+
+    @property
+    def layer(self) -> str:
+        return self.parameter.rpartition(".")[0] or self.parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """One group: ``channels`` that may go, each at ``positions_per_channel`` places of the widest layer that makes
+    it; ``because``: what ties these places and layers, in words."""
+
+    name: str
+    where: str
+    channels: int
+    positions_per_channel: int
+    because: tuple[str, ...]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What fixes channels: all nodes of one operator on one line of the user's code, for one reason.
+
+    ``holds``: output channels by layer. ``frees``: those of them that could go if this alone were not there;
+    ``beside``: what else holds the rest.
+    """
+
+    op: str
+    where: str
+    why: str
+    remedy: str
+    is_output: bool
+    holds: dict[str, int]
+    frees: dict[str, int]
+    beside: tuple[str, ...]
+
+    @property
+    def short(self) -> str:
+        place = self.where.partition(" in ")[0]
+        return " at ".join(filter(None, (self.op, place))) or self.why
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """``parts``: (group, output channels); group -1 cannot go. Layers are in the order they run."""
+
+    name: str
+    where: str
+    parts: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    layers: tuple[Layer, ...]
+    groups: tuple[Together, ...]
+    holds: tuple[Hold, ...]
+    unknown_ops: tuple[tuple[str, str], ...]
+
+    @property
+    def free(self) -> int:
+        """Output channels of layers that may go; a group of one channel cannot lose it."""
+        parts = [part for layer in self.layers for part in layer.parts]
+        return sum(n for group, n in parts if group >= 0 and self.groups[group].channels > 1)
+
+    @property
+    def total(self) -> int:
+        return sum(n for layer in self.layers for _, n in layer.parts)
+
+    def about(self, pattern: str) -> Explanation:
+        """Only what touches layers that match ``pattern``: a glob, a name, or the beginning of one (``layer3``)."""
+
+        def matches(name: str) -> bool:
+            return name.startswith(f"{pattern}.") or fnmatch(name, pattern)
+
+        layers = [layer for layer in self.layers if matches(layer.name)]
+        kept = [
+            i
+            for i, group in enumerate(self.groups)
+            if matches(group.name) or any(matches(m.layer) or matches(m.parameter) for m in group.members)
+        ]
+        holds = [hold for hold in self.holds if any(map(matches, hold.holds))]
+        if not layers and not kept and not holds:
+            some = ", ".join(layer.name for layer in self.layers[:8])
+            raise InputError(f"--layer '{pattern}' matches no layer of this model. Its layers are named {some}, ...")
+        numbers = {group: i for i, group in enumerate(kept)}
+        renumbered = [
+            dataclasses.replace(x, parts=tuple((numbers.get(group, -1), n) for group, n in x.parts)) for x in layers
+        ]
+        narrowed = [
+            dataclasses.replace(
+                hold,
+                holds={name: n for name, n in hold.holds.items() if matches(name)},
+                frees={name: n for name, n in hold.frees.items() if matches(name)},
+            )
+            for hold in holds
+        ]
+        return Explanation(tuple(renumbered), tuple(self.groups[i] for i in kept), tuple(narrowed), self.unknown_ops)
+
+    def as_dict(self) -> dict[str, Any]:
+        counts = {"output_channels": self.total, "free": self.free}
+        unknown = [{"op": op, "where": where} for op, where in self.unknown_ops]
+        return {"schema": SCHEMA} | counts | asdict(self) | {"unknown_ops": unknown}
+
+
+def explain(coupling: Coupling) -> Explanation:
+    made = list(_made(coupling))
+    index = np.full(coupling.component.max() + 1, -1)
+    for i, group in enumerate(coupling.groups):
+        index[group.channels] = i
+    because = _ties(coupling, index)
+    groups = tuple(_together(group, because[i]) for i, group in enumerate(coupling.groups))
+    layers = []
+    for name, node, labels in made:
+        found = Counter(index[coupling.component[labels]].tolist())
+        layers.append(Layer(name, source_line(node), tuple(sorted(found.items()))))
+    return Explanation(tuple(layers), groups, _holds(coupling, made), coupling.unknown)
+
+
+def _made(coupling: Coupling) -> Iterator[tuple[str, fx.Node, np.ndarray]]:
+    """(layer, node, labels) of the outputs of layers, each label once, at the layer that makes it first."""
+    seen = np.zeros(len(coupling.component), bool)
+    seen[FIXED] = True
+    for axis, node in coupling.walk.made:
+        labels = np.unique(axis.numpy())
+        labels = labels[~seen[labels]]
+        if len(labels):
+            seen[labels] = True
+            yield layer_name(coupling.walk, node), node, labels
+
+
+def _together(group: Group, because: Iterable[str]) -> Together:
+    members = [Member(s.parameter, s.axis, s.role, int((s.channel >= 0).sum())) for s in group.slices]
+    return Together(group.name, group.where, group.width, group.span, tuple(because), tuple(members))
+
+
+# -- why they go together -------------------------------------------------------------------------------------------
+
+_OP_NAMES = {"add": "an addition", "sub": "a subtraction", "mul": "a multiplication", "div": "a division",
+             "view": "a view", "reshape": "a view", "unflatten": "a view", "_unsafe_view": "a view"}  # fmt: skip
+
+
+def _ties(coupling: Coupling, index: np.ndarray) -> list[list[str]]:
+    """For each group: which operators made positions or layers one channel, in words."""
+    walk, component = coupling.walk, coupling.component
+    starts = np.array(walk.starts)
+    roles = roles_of(walk)
+    makes = np.array([roles.get((b.owner, b.axis)) == "makes" for b in walk.births] or [False])
+    found: list[Counter[str]] = [Counter() for _ in coupling.groups]
+    for left, right, node in walk.ties:
+        a, b = left.numpy(), right.numpy()
+        tied = (a != b) & (a != FIXED) & (b != FIXED) & (component[a] != FIXED)
+        a, b = a[tied], b[tied]
+        if not len(a):
+            continue
+        born_a, born_b = (np.searchsorted(starts, x, side="right") - 1 for x in (a, b))
+        group = index[component[a]]
+        between = (born_a != born_b) & makes[born_a] & makes[born_b]
+        for g in np.unique(group[between & (group >= 0)]).tolist():
+            found[g][f"tied by {_named(node)}"] += 1
+        inside = (born_a == born_b) & makes[born_a] & (group >= 0)
+        for g, birth in {*zip(group[inside].tolist(), born_a[inside].tolist(), strict=True)}:
+            labels = np.arange(starts[birth], starts[birth] + walk.births[birth].size)
+            found[g][_blocks(component[labels], coupling.groups[g], node)] += 1
+    return [[text + (f" ({n} times)" if n > 1 else "") for text, n in counter.items()] for counter in found]
+
+
+def _named(node: fx.Node) -> str:
+    name, where = _plain(node), source_line(node)
+    named = "a grouped convolution" if "conv" in name else _OP_NAMES.get(name, name)
+    return named + (f" at {where}" if where else "")
+
+
+def _plain(node: fx.Node) -> str:
+    """``aten.add_.Tensor`` -> ``add``"""
+    target = node.target
+    name = target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else str(target)
+    return name.removesuffix("_")
+
+
+def _blocks(component: np.ndarray, group: Group, node: fx.Node) -> str:
+    """How the places of one channel lie along an axis: side by side, or the same place in every block."""
+    places = np.flatnonzero(component == component[np.isin(component, group.channels)][0])
+    count = len(places)
+    if places[-1] - places[0] == count - 1:
+        kind = "groups" if "conv" in _plain(node) else "blocks"
+        return f"whole {kind} of {count} go: {_named(node)}"
+    kind = "gates" if _plain(node).startswith(("lstm", "gru")) else "heads" if _attends(node) else "blocks"
+    return f"{count} {kind} share each channel: {_named(node)}"
+
+
+def _attends(node: fx.Node, reach: int = 8) -> bool:
+    """Attention is computed from what ``node`` gives."""
+    frontier = {node}
+    for _ in range(reach):
+        frontier = {user for n in frontier for user in n.users}
+        if any(_plain(n) in ("scaled_dot_product_attention", "softmax") for n in frontier):
+            return True
+    return False
+
+
+# -- what holds the others ------------------------------------------------------------------------------------------
+
+Key = tuple[str, str, str, str]
+
+
+def _holds(coupling: Coupling, made: list[tuple[str, fx.Node, np.ndarray]]) -> tuple[Hold, ...]:
+    part = _parts(coupling.walk, len(coupling.component))
+    outputs = np.unique(part[np.concatenate([labels for _, _, labels in made])]) if made else np.zeros(0, int)
+    touched: dict[Key, np.ndarray] = {}
+    for key, labels in _reasons(coupling):
+        touched.setdefault(key, np.zeros(part.max() + 1, bool))[part[labels]] = True
+    touched = {key: here for key, here in touched.items() if here[outputs].any()}
+    several = np.sum(list(touched.values()), axis=0) > 1
+    holds = []
+    for key, here in touched.items():
+        name, op, where, why = key
+        others = [other for other, there in touched.items() if other != key and (here & there)[outputs].any()]
+        holds.append(
+            Hold(
+                *(op, where, why, remedy(why), name == "output"),
+                _counted(made, here[part]),
+                _counted(made, (here & ~several)[part]),
+                tuple(dict.fromkeys(_short(*other) for other in others)),
+            )
+        )
+    return tuple(sorted(holds, key=lambda hold: (hold.is_output, -sum(hold.holds.values()))))
+
+
+def _parts(walk: Walk, size: int) -> np.ndarray:
+    """Components of the ties alone, without any pin and without the fixed positions."""
+    pairs = [np.stack((a.numpy(), b.numpy())) for a, b, _ in walk.ties] + [np.zeros((2, 0), np.int32)]
+    rows, columns = np.concatenate(pairs, axis=1)
+    free = (rows != FIXED) & (columns != FIXED)
+    matrix = coo_matrix((np.ones(int(free.sum()), np.int8), (rows[free], columns[free])), shape=(size, size))
+    part: np.ndarray = connected_components(matrix, directed=False)[1]
+    return part
+
+
+def _reasons(coupling: Coupling) -> Iterator[tuple[Key, np.ndarray]]:
+    """((kind of node, op, line, why), labels it fixes); a line that is not known counts by its node."""
+    if len(coupling.protected):
+        yield ("", "", "", ASKED), coupling.protected
+    for pin in coupling.walk.pins:
+        labels = pin.labels.numpy()
+        yield _key(pin.node, pin.why), labels[labels != FIXED]
+    for a, b, node in coupling.walk.ties:
+        left, right = a.numpy(), b.numpy()
+        fixed = (left == FIXED) != (right == FIXED)
+        if fixed.any():
+            yield _key(node, MEETS_FIXED), np.maximum(left, right)[fixed]
+
+
+def _key(node: fx.Node, why: str) -> Key:
+    where = source_line(node)
+    if node.op == "output":
+        return "output", "", "", why
+    return "" if where else node.name, str(node.target), where, why
+
+
+def _short(name: str, op: str, where: str, why: str) -> str:
+    if name == "output":
+        return "being an output"
+    return Hold(op, where, why, "", False, {}, {}, ()).short
+
+
+def _counted(made: list[tuple[str, fx.Node, np.ndarray]], here: np.ndarray) -> dict[str, int]:
+    """Output channels by layer among the labels that ``here`` marks."""
+    counts: Counter[str] = Counter()
+    for name, _, labels in made:
+        counts[name] += int(here[labels].sum())
+    return {name: n for name, n in counts.items() if n}

@@ -1,0 +1,1 @@
+"""A plan -> smaller graphs and modules."""

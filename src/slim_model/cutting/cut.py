@@ -1,0 +1,32 @@
+"""What a plan leaves of each axis."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slim_model.coupling.coupling import Coupling
+from slim_model.errors import SlimError
+from slim_model.ops import Cut
+
+
+class CutFailed(SlimError):
+    """One node of the graph cannot be made smaller: its channels must be pinned. Never seen by users."""
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(f"{node}: {reason}")
+        self.node, self.reason = node, reason
+
+
+def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
+    """``keep``: bool by channel (component number); channel 0 is fixed and stays."""
+    return Cut(coupling.graph, coupling.walk.values, coupling.walk.choices, keep[coupling.component])
+
+
+def left_of(coupling: Coupling, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+    """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
+    kept, found = keep[coupling.component], {}
+    for birth in coupling.walk.births:
+        here = np.flatnonzero(kept[birth.start : birth.start + birth.size])
+        if len(here) < birth.size and not birth.owner.startswith("@"):
+            found[birth.owner, birth.axis] = here
+    return found

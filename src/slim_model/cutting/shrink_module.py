@@ -1,0 +1,74 @@
+"""The user's own module with smaller layers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# -- the module -----------------------------------------------------------------------------------------------------
+
+
+def shrink_module(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """A copy of ``model`` (its own classes) that holds ``tensors`` (by name; others are copied as they are)."""
+    memo: dict[int, Any] = {}
+    owned = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name, tensor in owned.items():
+        new = tensors.get(name, tensor).detach().clone()
+        if isinstance(tensor, nn.Parameter):
+            memo.setdefault(id(tensor), nn.Parameter(new, requires_grad=tensor.requires_grad))
+        else:
+            memo.setdefault(id(tensor), new)
+    result = copy.deepcopy(model, memo)
+    for module in result.modules():
+        _update_attributes(module)
+    return result
+
+
+def _update_attributes(module: nn.Module) -> None:
+    """Sizes that standard layers remember beside their weights."""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        _update_recurrent(module)
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    shape = weight.shape
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if module.groups > 1 and shape[1] == module.out_channels // module.groups:  # whole groups went
+            module.groups = module.groups * shape[0] // module.in_channels
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.groups = _groups_left(module, shape)
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        each = module.num_channels // module.num_groups
+        if module.num_groups > each and shape[0] % each == 0:  # then whole groups go
+            module.num_groups = shape[0] // each
+        module.num_channels = shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = shape
+
+
+def _update_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+    rows, module.input_size = getattr(module, f"weight_ih{layer}").shape
+    gates = 4 if isinstance(module, nn.LSTM | nn.LSTMCell) else 3 if isinstance(module, nn.GRU | nn.GRUCell) else 1
+    module.hidden_size = rows // gates
+    if getattr(module, "proj_size", 0):
+        module.proj_size = len(getattr(module, f"weight_hr{layer}"))
+
+
+def _groups_left(conv: nn.modules.conv._ConvNd, shape: torch.Size) -> int:
+    """Whole groups went where the number of outputs per group is unchanged."""
+    per_group = conv.out_channels // conv.groups
+    if conv.groups == 1 or shape[1] != conv.in_channels // conv.groups:
+        return conv.groups
+    return shape[0] // per_group if shape[0] % per_group == 0 else conv.groups

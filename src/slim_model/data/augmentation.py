@@ -1,0 +1,71 @@
+"""How training pictures are varied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slim_model.errors import InputError
+
+_VARIED = ("crop", "flip", "cutmix")
+AUGMENT = ("auto", "none", *_VARIED)
+"""The last ones may be joined by +."""
+Transform = Callable[[Tensor], Tensor]
+
+
+# -- pictures varied at random --------------------------------------------------------------------------------------
+
+
+def check_augment(wanted: str | Transform) -> None:
+    if not callable(wanted) and wanted not in AUGMENT and not set(wanted.split("+")) <= set(_VARIED):
+        raise InputError(
+            f"augment '{wanted}' is unknown; it is one of {', '.join(AUGMENT)}, the last three also joined by +, as in "
+            "crop+flip, or a callable."
+        )
+
+
+def varied(wanted: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:
+    """What is done at random, by name. ``auto``: pictures in colour are moved by up to an eighth and mirrored; anything
+    else is left as it is (a grey picture may be a letter or a digit)."""
+    if callable(wanted):
+        return ()
+    first = example[0] if example and isinstance(example[0], Tensor) else torch.empty(0)
+    picture = first.dim() == 4 and first.is_floating_point() and first.shape[1] in (1, 3)
+    if wanted == "auto":
+        wanted = "crop+flip" if picture and first.shape[1] == 3 else "none"
+    if wanted == "none":
+        return ()
+    if not picture:
+        raise InputError(f"augment '{wanted}' is for pictures; the model's input is {tuple(first.shape[1:])}.")
+    return tuple(wanted.split("+"))
+
+
+def augmentation(wanted: str | Transform, example: Sequence[Any]) -> Transform | None:
+    """Of ``varied``, what is done to one picture (channels, height, width); or the callable given for that."""
+    if callable(wanted):
+        return wanted
+    names = varied(wanted, example)
+    if not names:
+        return None
+    from torchvision.transforms import v2
+
+    height, width = example[0].shape[2:]
+    crop = v2.RandomCrop((height, width), padding=[max(1, width // 8), max(1, height // 8)])
+    each = {"crop": crop, "flip": v2.RandomHorizontalFlip()}
+    steps = [each[name] for name in names if name in each]
+    return v2.Compose(steps) if steps else None
+
+
+def cut_mixed(x: Tensor) -> Tensor:
+    """Pictures ``(samples, channels, height, width)``, each with a box of another in it, anywhere, whose share of the
+    area is drawn evenly from 0 to 1 (Yun et al., CutMix, ICCV 2019)."""
+    side = torch.rand(len(x)).sqrt()
+    down, across = (
+        (torch.arange(size) - (torch.rand(len(x)) * size)[:, None]).abs() < (side * size / 2)[:, None]
+        for size in x.shape[2:]
+    )
+    box = (down[:, :, None] & across[:, None, :])[:, None].to(x.device)
+    return torch.where(box, x[torch.randperm(len(x))], x)

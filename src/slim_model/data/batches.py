@@ -1,0 +1,127 @@
+"""What the user gives after ``--data``, or in Python, as a stream of batches for calibration.
+
+Data with a split of its own gives its training part; of any other, every fifth sample (drawn by a fixed seed) is the
+test part and never enters calibration. Which samples are taken, and their order, follow from the recipe's seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from slim_model.errors import InputError
+from slim_model.graph.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """``inputs``: the model's inputs, flattened; ``labels`` or None; ``samples`` of them count."""
+
+    inputs: tuple[Any, ...]
+    labels: Tensor | None
+    samples: int
+
+    def split(self, size: int) -> list[Batch]:
+        return [self[i : i + size] for i in range(0, self.samples, size)]
+
+    def __getitem__(self, rows: slice) -> Batch:
+        inputs = tuple(x[rows] if isinstance(x, Tensor) and x.dim() else x for x in self.inputs)
+        count = len(range(*rows.indices(self.samples)))
+        return Batch(inputs, None if self.labels is None else self.labels[rows], count)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """``batches()`` starts a pass and may be called again. ``samples``: how many a pass gives at most. ``parted``: the
+    source has samples of its other split, too."""
+
+    name: str
+    batches: Callable[[], Iterator[Batch]]
+    labelled: bool
+    samples: int
+    parted: bool = False
+
+
+def padded(batch: Batch, graph: Graph) -> Batch:
+    """A graph whose batch is fixed takes a short last batch filled up with copies, which are not counted."""
+    wanted = next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+    if graph.dynamic_batch or batch.samples == wanted:
+        return batch
+    if batch.samples > wanted:
+        raise InputError(f"the model takes batches of {wanted}, and the data has one of {batch.samples}.")
+
+    def filled(x: Any) -> Any:
+        return torch.cat([x, x[-1:].expand(wanted - len(x), *x.shape[1:])]) if isinstance(x, Tensor) else x
+
+    return dataclasses.replace(batch, inputs=tuple(map(filled, batch.inputs)))
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """From what a source gives to a Batch that fits the model."""
+
+    name: str
+    example: tuple[Any, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, item: Any) -> Batch:
+        given, labels = self._parted(item)
+        pairs = enumerate(zip(given, self.example, strict=True))
+        inputs = tuple(self._fitting(x, like, i == 0) for i, (x, like) in pairs)
+        samples = next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), 1)
+        if labels is not None:
+            labels = torch.as_tensor(labels)
+            if labels.dim() == 0 or len(labels) != samples:
+                raise InputError(f"{self.name} gave {tuple(labels.shape)} labels for {samples} samples.")
+        return Batch(inputs, labels, samples)
+
+    def _parted(self, item: Any) -> tuple[list[Any], Any]:
+        """Inputs and labels: labels are what comes behind the inputs, or bear the name."""
+        labels = None
+        if isinstance(item, dict):
+            item = dict(item)
+            labels = next((item.pop(key) for key in ("labels", "label", "y", "target") if key in item), None)
+        leaves = [torch.as_tensor(x) if hasattr(x, "__array__") else x for x in pytree.tree_leaves(item)]
+        wanted = len(self.example)
+        if len(leaves) == wanted + 1 and labels is None:
+            return leaves[:-1], leaves[-1]
+        if len(leaves) != wanted:
+            raise InputError(
+                f"{self.name} gave batches of {len(leaves)} values; the model has {wanted} inputs. "
+                "Give batches of the inputs, or of the inputs and labels."
+            )
+        return leaves, labels
+
+    def _fitting(self, x: Any, like: Any, first: bool) -> Any:
+        if not isinstance(like, Tensor):
+            return like
+        if not isinstance(x, Tensor) or x.shape[1:] != like.shape[1:]:
+            given = "x".join(map(str, x.shape[1:])) if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"{self.name} gave samples of {given or 'no size'}; the model's input is "
+                f"{'x'.join(map(str, like.shape[1:])) or 'one number'} each. Give data of that size, "
+                "or the size of the data as --input."
+            )
+        if like.is_floating_point() and x.dtype == torch.uint8:
+            x = x.float() / 255
+        x = x.to(like)
+        return self._normalised(x) if first and (self.mean or self.std) else x
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            raise InputError(f"mean and std do not apply to {self.name}: its values are {x.dtype}.")
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        mean, std = torch.tensor(self.mean or (0.0,)).to(x), torch.tensor(self.std or (1.0,)).to(x)
+        if x.dim() < 2 or any(len(v) not in (1, x.shape[1]) for v in (mean, std)) or bool((std == 0).any()):
+            raise InputError(
+                f"mean {self.mean} and std {self.std} do not fit {tuple(x.shape[1:])}: give one number, or one for "
+                "each channel, and no std of 0."
+            )
+        return (x - mean.view(shape)) / std.view(shape)

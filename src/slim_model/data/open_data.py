@@ -1,0 +1,108 @@
+"""Whatever the user calls data -> batches that fit the model's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import Subset
+
+from slim_model.data.batches import Batch, Data, Preparation
+from slim_model.data.datasets import Split, as_dataset, is_dataset, rows_of
+from slim_model.data.sources import open_spec
+from slim_model.errors import InputError
+
+
+def open_data(
+    source: Any,
+    example: Sequence[Any],
+    *,
+    samples: int = 1024,
+    batch: int = 64,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    seed: int = 0,
+    split: Split = "train",
+    fixed_batch: bool = False,
+) -> Data:
+    """``source``: a SPEC such as ``mnist:DIR`` (see ``data.sources``), a tensor, ``(inputs, labels)`` tensors, a
+    data set, a DataLoader, any iterable of batches, or a callable that returns one of these.
+
+    A batch is the model's inputs, or those and labels. ``example`` are inputs of the model: they tell how many there
+    are and of what shape. ``mean`` and ``std`` normalise the first input, one number a channel; bytes are divided by
+    255 first. ``fixed_batch``: the model takes just the example's batch size.
+    """
+    if samples < 1 or batch < 1:
+        raise InputError(f"samples {samples} and batch {batch} must be at least 1.")
+    size = next((x.shape[0] for x in example if isinstance(x, Tensor) and x.dim()), batch) if fixed_batch else batch
+    name, source = opened(source, example, split)
+    if isinstance(source, Iterator):
+        source = _kept(source, samples)
+    parted = is_dataset(source)
+    prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
+    if parted:
+        source = _chosen(source, samples, seed, split)
+        limit = min(samples, len(source))
+        raw: Callable[[], Iterator[Any]] = lambda: _collated(source, size)  # noqa: E731
+    else:
+        limit = samples
+        raw = lambda: iter(source)  # noqa: E731
+
+    def batches() -> Iterator[Batch]:
+        return _sized((prepare(item) for item in raw()), size, limit)
+
+    first = next(batches(), None)
+    if first is None:
+        raise InputError(f"{name} is empty: it gave no batch.")
+    return Data(name, batches, first.labels is not None, limit, parted)
+
+
+def opened(source: Any, example: Sequence[Any], split: Split) -> tuple[str, Any]:
+    """What messages call the data, and the data itself, read or made where ``source`` only says how."""
+    if isinstance(source, str):
+        return source, open_spec(source, example, split)
+    name = f"the data ({type(source).__name__})"
+    if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+        source = source()
+    return name, source
+
+
+def _kept(source: Iterator[Any], samples: int) -> list[Any]:
+    """A generator can be read once; its batches are kept, since several passes may be needed."""
+    kept, seen = [], 0
+    for item in source:
+        kept.append(item)
+        leaves = [x for x in pytree.tree_leaves(item) if isinstance(x, Tensor) and x.dim()]
+        seen += len(leaves[0]) if leaves else 0
+        if seen >= samples:
+            break
+    return kept
+
+
+def _chosen(source: Any, samples: int, seed: int, split: Split) -> Subset[Any]:
+    """``samples`` of the part of ``source`` that may be used, in the order drawn by ``seed``."""
+    source = as_dataset(source)
+    rows = rows_of(source, split)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return Subset(source, rows[order[:samples]].tolist())
+
+
+def _collated(source: Subset[Any], batch: int) -> Iterator[Any]:
+    from torch.utils.data import DataLoader
+
+    return iter(DataLoader(source, batch_size=batch))
+
+
+def _sized(batches: Iterator[Batch], size: int, limit: int) -> Iterator[Batch]:
+    """No batch larger than ``size``, no more than ``limit`` samples."""
+    left = limit
+    for whole in batches:
+        for part in whole.split(size):
+            if left > 0:
+                yield part[: min(left, part.samples)]
+                left -= part.samples
+        if left <= 0:
+            return

@@ -1,0 +1,241 @@
+"""What may be typed after ``--data``. One row a kind in ``SPECS``; torchvision reads and resizes pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import importlib
+import io
+import lzma
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from slim_model.data.datasets import Divided, Split
+from slim_model.errors import InputError
+from slim_model.loading.user_code import import_file, make_importable
+
+_FORMS = (
+    "Write fashion-mnist:DIR, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE, "
+    "csv:FILE,tokenizer=package.module:callable (or tsv), package.module:callable or file.py:callable"
+)
+_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+
+
+def open_spec(spec: str, example: Sequence[Any], split: Split) -> Any:
+    """What ``data.open_data`` can read: a data set, tensors or an iterable of batches."""
+    kind, colon, place = spec.partition(":")
+    if not colon or not place:
+        raise InputError(f"--data {spec!r} names no data. {_FORMS}.")
+    if kind in SPECS:
+        path = Path(place.partition(",")[0])
+        if not path.exists():
+            raise InputError(f"--data {spec!r}: there is no {path}.")
+        return SPECS[kind](spec, place, example, split)
+    found = _callable(spec, spec)()
+    return found() if callable(found) and not hasattr(found, "__iter__") else found
+
+
+# -- data sets with a test part of their own ------------------------------------------------------------------------
+
+
+def _idx(name: str) -> Callable[..., Any]:
+    """MNIST and its like. torchvision wants the files unpacked; packed ones are unpacked in a temporary folder."""
+
+    def read(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+        import torchvision
+
+        kind = getattr(torchvision.datasets, name)
+        with _unpacked(Path(place), name) as root:
+            try:
+                found = kind(root, train=split == "train", download=False)
+            except (RuntimeError, OSError) as error:
+                raise InputError(f"--data {spec!r}: no {name} files are in {place}: {error}.") from error
+        return Divided((_like(found.data[:, None], example), found.targets))
+
+    return read
+
+
+@contextlib.contextmanager
+def _unpacked(folder: Path, name: str) -> Iterator[Path]:
+    files = sorted(p for p in folder.rglob("*-ubyte*") if p.name.removesuffix(".gz").endswith("-ubyte"))
+    with tempfile.TemporaryDirectory() as temporary:
+        raw = Path(temporary) / name / "raw"
+        raw.mkdir(parents=True)
+        for path in files:
+            opened: Any = gzip.open if path.suffix == ".gz" else open
+            with opened(path, "rb") as packed, (raw / path.name.removesuffix(".gz")).open("wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        yield Path(temporary)
+
+
+def _cifar10(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+    import torchvision
+
+    try:
+        found = torchvision.datasets.CIFAR10(place, train=split == "train", download=False)
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"--data {spec!r}: {error} The folder must hold cifar-10-batches-py, as torchvision unpacks it."
+        ) from error
+    return Divided((_like(torch.from_numpy(found.data).permute(0, 3, 1, 2), example), torch.tensor(found.targets)))
+
+
+def _like(pixels: Tensor, example: Sequence[Any]) -> Tensor:
+    """Pictures ``(N, C, H, W)`` in the size and number of channels of the model's input."""
+    wanted = example[0].shape if example and isinstance(example[0], Tensor) else pixels.shape
+    if len(wanted) == 4 and pixels.shape[1] == 1 and wanted[1] == 3:
+        pixels = pixels.expand(-1, 3, -1, -1)
+    if len(wanted) != 4:
+        return pixels.reshape(len(pixels), *wanted[1:]) if pixels[0].numel() == wanted[1:].numel() else pixels
+    if pixels.shape[2:] != wanted[2:]:
+        from torchvision.transforms.v2.functional import resize
+
+        pixels = torch.cat([resize(part, list(wanted[2:]), antialias=True) for part in pixels.split(1000)])
+    return pixels
+
+
+# -- files of the user's own ----------------------------------------------------------------------------------------
+
+
+def _imagefolder(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+    """Folders of classes, or one folder of pictures without labels; a folder train (and test or val) is used."""
+    folder, parts = Path(place), ["train"] if split == "train" else ["test", "val"]
+    own = next((folder / part for part in parts if (folder / part).is_dir()), None)
+    folder = own or folder
+    transform = _transform(spec, example)
+    classes = [p for p in folder.iterdir() if p.is_dir()]
+    if classes:
+        import torchvision
+
+        try:
+            found: Any = torchvision.datasets.ImageFolder(str(folder), transform=transform)
+        except (FileNotFoundError, OSError) as error:
+            raise InputError(f"--data {spec!r}: {error}") from error
+    else:
+        found = _Pictures(sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES), transform)
+    if not len(found):
+        raise InputError(f"--data {spec!r}: no pictures are in {folder}.")
+    found.divided = own is not None
+    return found
+
+
+class _Pictures(Dataset[Any]):
+    """Pictures without labels."""
+
+    def __init__(self, files: list[Path], transform: Callable[[Any], Any]) -> None:
+        self.files, self.transform, self.divided = files, transform, False
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Any:
+        from torchvision.datasets.folder import default_loader
+
+        return self.transform(default_loader(str(self.files[i])))
+
+
+def _transform(spec: str, example: Sequence[Any]) -> Callable[[Any], Any]:
+    """Short side to the model's input, the middle cut out, values in [0, 1]."""
+    from torchvision.transforms import v2
+
+    shape = example[0].shape if example and isinstance(example[0], Tensor) else ()
+    if len(shape) != 4:
+        raise InputError(f"--data {spec!r}: pictures do not fit a model whose input is {tuple(shape)}.")
+    steps = [v2.Grayscale()] if shape[1] == 1 else []
+    sizes = [v2.Resize(max(shape[2:]), antialias=True), v2.CenterCrop(tuple(shape[2:]))]
+    return v2.Compose([*steps, *sizes, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def _npz(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+    """Arrays x (inputs) and y (labels), or x_train, y_train, x_test, y_test."""
+    try:
+        with np.load(place, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+    except (ValueError, OSError) as error:
+        raise InputError(f"--data {spec!r}: {error}. The arrays must be plain numbers.") from error
+    own = f"x_{split}" in arrays
+    inputs = next((arrays[n] for n in (f"x_{split}", "x", "inputs", "images", "data") if n in arrays), None)
+    labels = next((arrays[n] for n in (f"y_{split}", "y", "labels", "targets") if n in arrays), None)
+    if inputs is None:
+        held_names = ", ".join(arrays) or "nothing"
+        raise InputError(f"--data {spec!r}: it holds {held_names}; name the inputs x and the labels y.")
+    tensors = tuple(torch.from_numpy(a) for a in (inputs, labels) if a is not None)
+    return Divided(tensors) if own else tensors if len(tensors) > 1 else tensors[0]
+
+
+def _text(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+    """``FILE,tokenizer=package.module:callable[,text=column][,label=column]``; columns by name or by number from 0.
+
+    The tokenizer takes a list of texts and gives the model's input. A file may be packed (.gz, .xz).
+    """
+    file, *rest = place.split(",")
+    options = dict(part.partition("=")[::2] for part in rest)
+    if unknown := set(options) - {"tokenizer", "text", "label"}:
+        raise InputError(f"--data {spec!r}: there is no option {', '.join(unknown)}. {_FORMS}.")
+    if "tokenizer" not in options:
+        raise InputError(f"--data {spec!r}: say how texts become numbers, with tokenizer=package.module:callable.")
+    texts, labels = _columns(spec, Path(file), options.get("text", "text"), options.get("label", "label"))
+    tokens = torch.as_tensor(_callable(spec, options["tokenizer"])(texts))
+    return tokens if labels is None else (tokens, labels)
+
+
+def _columns(spec: str, file: Path, text: str, label: str) -> tuple[list[str], Tensor | None]:
+    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+    opened: Any = openers.get(file.suffix, open)
+    with opened(file, "rt", encoding="utf-8", newline="") as lines:
+        is_csv = spec.startswith("csv:")
+        form: dict[str, Any] = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        rows = list(csv.reader(io.StringIO(lines.read()), **form))
+    rows = [row for row in rows if row]
+    header = [] if text.isdigit() or not rows else rows.pop(0)
+    if not text.isdigit() and text not in header:
+        raise InputError(f"--data {spec!r}: no column {text!r} among {', '.join(header)}; give text=NAME or text=0.")
+    at = int(text) if text.isdigit() else header.index(text)
+    where = int(label) if label.isdigit() else header.index(label) if label in header else None
+    short = next((i for i, row in enumerate(rows) if len(row) <= max(at, where or 0)), None)
+    if short is not None:
+        raise InputError(f"--data {spec!r}: row {short + 1} has {len(rows[short])} columns.")
+    if where is None:
+        return [row[at] for row in rows], None
+    names = sorted({row[where] for row in rows})
+    numbers = {name: int(name) if all(n.isdigit() for n in names) else i for i, name in enumerate(names)}
+    return [row[at] for row in rows], torch.tensor([numbers[row[where]] for row in rows])
+
+
+def _callable(spec: str, text: str) -> Callable[..., Any]:
+    place, _, name = text.rpartition(":")
+    if not place:
+        raise InputError(f"--data {spec!r} names no data. {_FORMS}.")
+    try:
+        if place.endswith(".py"):
+            found: Any = import_file(Path(place))
+        else:
+            make_importable(Path.cwd())
+            found = importlib.import_module(place)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"--data {spec!r}: {error}. {_FORMS}.") from error
+    if not callable(found):
+        raise InputError(f"--data {spec!r}: {text} is a {type(found).__name__}, not a callable.")
+    return found
+
+
+SPECS: dict[str, Callable[..., Any]] = {
+    "mnist": _idx("MNIST"),
+    "fashion-mnist": _idx("FashionMNIST"),
+    "cifar10": _cifar10,
+    "imagefolder": _imagefolder,
+    "npz": _npz,
+    "csv": _text,
+    "tsv": _text,
+}

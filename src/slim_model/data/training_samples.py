@@ -1,0 +1,116 @@
+"""Training data that can be read in any order, with pictures varied at random.
+
+One sample in ten, drawn by the recipe's seed and at most ``_VALIDATION``, is kept apart to choose the best epoch by; it
+is never trained on, and the test part is not in here at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, default_collate
+
+from slim_model.data.augmentation import Transform
+from slim_model.data.batches import Batch, Preparation
+from slim_model.data.datasets import Rows, as_dataset, is_dataset, rows_of
+from slim_model.data.open_data import opened
+from slim_model.errors import InputError
+
+_SHARE = 10
+_VALIDATION = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """``rows`` of ``source``; of each ``prepare`` makes what the model takes."""
+
+    source: Any
+    rows: Tensor
+    prepare: Preparation
+    labelled: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def name(self) -> str:
+        return self.prepare.name
+
+    def divided(self, seed: int) -> tuple[Samples, Samples]:
+        """(what is trained on, what the best epoch is chosen by)."""
+        count = min(len(self) // _SHARE, _VALIDATION)
+        if count == 0:
+            raise InputError(f"{self.name} has {len(self)} samples to train on; fine-tuning needs at least {_SHARE}.")
+        order = self.rows[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
+        parts = order[count:].sort().values, order[:count].sort().values
+        train, validation = (dataclasses.replace(self, rows=rows) for rows in parts)
+        return train, validation
+
+    def batches(self, places: Sequence[Tensor], augment: Transform | None = None) -> Iterator[Batch]:
+        """Those at ``places``, each a list of positions in ``rows``; ``augment`` is applied to each first input."""
+        if isinstance(self.source, Rows):
+            for place in places:
+                item = tuple(x[self.rows[place]] for x in self.source.tensors)
+                if augment is not None:
+                    item = (torch.stack([augment(x) for x in item[0]]), *item[1:])
+                yield self.prepare(item if len(item) > 1 else item[0])
+            return
+        chosen = Subset(self.source, self.rows.tolist())
+        collate = default_collate if augment is None else _Augmented(augment)
+        for item in DataLoader(chosen, batch_sampler=[p.tolist() for p in places], collate_fn=collate):
+            yield self.prepare(item)
+
+
+@dataclass(frozen=True, slots=True)
+class _Augmented:
+    augment: Transform
+
+    def __call__(self, items: list[Any]) -> Any:
+        return default_collate([self._first(item) for item in items])
+
+    def _first(self, item: Any) -> Any:
+        if isinstance(item, dict):
+            name = next(iter(item))
+            return item | {name: self.augment(torch.as_tensor(item[name]))}
+        if isinstance(item, tuple | list):
+            return (self.augment(torch.as_tensor(item[0])), *item[1:])
+        return self.augment(torch.as_tensor(item))
+
+
+def open_samples(
+    source: Any, example: Sequence[Any], *, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> Samples:
+    """The training part of ``source``, which may be all that ``data.open_data`` takes. A stream of batches is read
+    once, and kept."""
+    name, found = opened(source, example, "train")
+    prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
+    whole = isinstance(found, DataLoader) and found.collate_fn is default_collate  # has no test part of its own
+    if whole:
+        found = found.dataset
+    if not is_dataset(found):
+        batches = [prepare(item) for item in found]
+        if not batches:
+            raise InputError(f"{name} is empty: it gave no batch.")
+        return _kept(batches, example)
+    found = as_dataset(found)
+    rows = torch.arange(len(found)) if whole else rows_of(found, "train")
+    samples = Samples(found, rows, prepare, False)
+    first = next(samples.batches([torch.arange(min(1, len(rows)))]))
+    return dataclasses.replace(samples, labelled=first.labels is not None)
+
+
+def _kept(batches: list[Batch], example: Sequence[Any]) -> Samples:
+    labelled = all(batch.labels is not None for batch in batches)
+    columns = list(zip(*(batch.inputs for batch in batches), strict=True))
+    if labelled:
+        columns.append(tuple(batch.labels for batch in batches))
+    if not all(isinstance(x, Tensor) and x.dim() for column in columns for x in column):
+        raise InputError("to train on batches whose inputs are not all tensors, give a data set instead of a stream.")
+    source = Rows(tuple(torch.cat(column) for column in columns))
+    kept = Preparation("the data (a stream of batches)", tuple(example), (), ())
+    return Samples(source, torch.arange(len(source)), kept, labelled)

@@ -1,0 +1,101 @@
+"""Several processes as one. ``torchrun`` starts them; the first alone speaks, measures and writes.
+
+Each does all that is cheap, alike; what the data costs is shared out. Without ``torchrun``, or with one process, every
+function here is the identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+_PATIENCE = datetime.timedelta(hours=2)
+"""One process may rank channels for long while the others wait."""
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The processes that ``torchrun`` started are one group inside; where a group is there already, that one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    cuda = torch.cuda.is_available() and torch.cuda.device_count() > int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device(kind: str) -> torch.device:
+    """Each process of a machine has a GPU of its own."""
+    if kind == "cuda" and size() > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(kind)
+
+
+def merged(found: T | None, merge: Callable[[T, T], T]) -> T | None:
+    """What all found, in the order of their ranks; the same for all."""
+    if size() == 1:
+        return found
+    parts: list[Any] = [None] * size()
+    dist.all_gather_object(parts, found)
+    result: Any = None
+    for part in parts:
+        if part is not None:
+            result = part if result is None else merge(result, part)
+    return result  # type: ignore[no-any-return]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, for all of them."""
+    if size() == 1:
+        return make()
+    held: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]  # type: ignore[no-any-return]
+
+
+def settle(tensors: Mapping[str, Tensor]) -> None:
+    """Give ``tensors`` the values they have in the first process."""
+    if size() > 1:
+        for name in sorted(tensors):
+            dist.broadcast(tensors[name].data, src=0)
+
+
+def mean(value: float) -> float:
+    """Over all processes."""
+    if size() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total) / size()
+
+
+def may_speak() -> bool:
+    """Whether this process is the first to end with an error: one message is enough."""
+    if not dist.is_initialized() or size() == 1:
+        return True
+    try:
+        store: Any = dist.distributed_c10d._get_default_store()
+        return bool(store.add("slim-model-failed", 1) == 1)
+    except (RuntimeError, dist.DistError):
+        return rank() == 0

@@ -1,0 +1,1 @@
+"""Small models -> files: ONNX, .pt2, .safetensors, .pt."""

@@ -1,0 +1,107 @@
+"""The small graph -> out.onnx, checked before anybody sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import fx
+from torch.onnx import OnnxExporterError
+
+from slim_model.atomic_write import final_name
+from slim_model.errors import ExportError, InputError
+from slim_model.export.eager_model import Deciding, by_torchscript
+from slim_model.export.lower import Lowered, lowered
+from slim_model.export.onnx_rewrites import tidy
+from slim_model.export.onnx_translations import TRANSLATIONS
+from slim_model.export.to_program import to_program
+from slim_model.graph.as_module import graph_module
+from slim_model.graph.graph import Graph
+from slim_model.graph.modes import quiet
+
+
+def to_onnx(
+    source: Graph | Deciding,
+    path: Path,
+    *,
+    opset: int | None,
+    metadata: dict[str, str],
+    device: str = "cpu",
+    weights_beside: bool = False,
+) -> None:
+    """Write ``source`` as ONNX at ``path`` (no checks yet), as onnxruntime runs it best on ``device``.
+    ``weights_beside`` takes less memory, but two files."""
+    if isinstance(source, Deciding):
+        model = by_torchscript(source, path, opset)
+        model.metadata_props.update(metadata)
+        onnx_ir.save(model, path)
+        return
+    graph = source
+    if graph.decisions:
+        raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
+    with quiet(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
+        result = _exported(graph, opset)
+        tidy(result.model, device)
+    written = result.model.opset_imports.get("", opset)
+    if opset not in (None, written):
+        raise InputError(f"--opset {opset}: torch {torch.__version__} wrote opset {written} instead. Ask for another.")
+    result.model.metadata_props.update(metadata)
+    _name_axes(result.model, graph)
+    large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > _LARGEST_PROTOBUF
+    try:
+        if large:  # named after the file that ``path`` will become
+            onnx_ir.save(result.model, path, external_data=f"{final_name(path)}.data")
+        else:
+            result.save(str(path), external_data=weights_beside)
+    except OSError as error:
+        raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
+
+
+def _exported(graph: Graph, opset: int | None) -> torch.onnx.ONNXProgram:
+    """The short way first; where it left an operator whole that ONNX does not have, the exporter's own way."""
+    options: Any = {"custom_translation_table": TRANSLATIONS}
+    options |= {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
+    ways: list[Callable[[], Any]] = [lambda: to_program(_copied(graph, lowered), Lowered), lambda: to_program(graph)]
+    if graph.program is None:
+        ways = [lambda: graph_module(graph).eval()]
+    for last, way in enumerate(ways, 1 - len(ways)):
+        try:
+            result = torch.onnx.export(way(), graph.inputs, **options)
+        except OnnxExporterError as error:
+            if last == 0:
+                raise ExportError(f"PyTorch cannot write this model as ONNX: {_cause(error)}.") from error
+        else:
+            assert result is not None
+            return result
+    raise AssertionError("the last way returns or raises")
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what set it off."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _copied(graph: Graph, change: Callable[[fx.Graph], fx.Graph]) -> Graph:
+    return dataclasses.replace(graph, module=fx.GraphModule(graph.module, change(graph.module.graph)))
+
+
+_LARGEST_PROTOBUF = 1_900_000_000  # bytes; beyond it ONNX stores weights beside the file
+
+
+def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
+    """The free batch axis is called 'batch' rather than by the tracer's symbol."""
+    if not graph.dynamic_batch:
+        return
+    symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape is not None and len(v.shape)}
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        if value.shape is not None:
+            names = [str(getattr(d, "value", d)) for d in value.shape]
+            value.shape = onnx_ir.Shape(
+                int(n) if n.isdigit() else "batch" if n in symbols else None if n == "None" else n for n in names
+            )

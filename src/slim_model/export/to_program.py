@@ -1,0 +1,65 @@
+"""The small graph as an ExportedProgram."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
+
+from slim_model.cutting.resize import resized
+from slim_model.graph.graph import Graph
+
+
+def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> ExportedProgram | None:
+    """The graph as a torch.export program over its own tensors; None where it was traced from a run."""
+    program = graph.program
+    if program is None:
+        return None
+    resized(graph)
+    signature = program.graph_signature
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    inputs = [
+        specs.get(node.name)
+        or InputSpec(InputKind.BUFFER, TensorArgument(node.name), graph.owners[node.name], persistent=True)
+        for node in graph.nodes
+        if node.op == "placeholder"
+    ]
+    named = {
+        spec.target
+        for spec in inputs
+        if spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and spec.persistent)
+    }
+    trained = graph.parameter_names
+    state = {
+        name: nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) if name in trained else tensor
+        for name, tensor in graph.tensors.items()
+        if name in named
+    }
+    constants = {name: tensor for name, tensor in graph.tensors.items() if name not in state}
+    result = kind(
+        root=graph.module,
+        graph=graph.module.graph,
+        graph_signature=ExportGraphSignature(inputs, _output_specs(graph, signature)),
+        state_dict=state,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants={**{k: v for k, v in program.constants.items() if k not in graph.tensors}, **constants},
+        verifiers=[program.verifier],
+    )
+    # torch 2.9 to 2.15 write checks of the dense model's symbolic sizes here; they name tensors that are gone
+    result._guards_code = []
+    return result
+
+
+def _output_specs(graph: Graph, signature: ExportGraphSignature) -> list[OutputSpec]:
+    """With the names of the nodes that give the outputs now."""
+    (given,) = next(node for node in graph.nodes if node.op == "output").args
+    return [
+        dataclasses.replace(spec, arg=TensorArgument(node.name))
+        if isinstance(node, fx.Node) and isinstance(spec.arg, TensorArgument)
+        else spec
+        for spec, node in zip(signature.output_specs, given, strict=True)  # type: ignore[arg-type]
+    ]

@@ -1,0 +1,192 @@
+"""The small PyTorch model as a file, and back again from a freshly built dense one."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from slim_model.atomic_write import beside
+from slim_model.coupling.attention_heads import find_heads
+from slim_model.coupling.couple import couple
+from slim_model.coupling.coupling import Coupling
+from slim_model.cutting.resize import resized
+from slim_model.cutting.shrink_graph import shrink
+from slim_model.cutting.shrink_module import shrink_module
+from slim_model.errors import InputError
+from slim_model.graph.as_module import graph_module
+from slim_model.graph.graph import Graph
+from slim_model.graph.modes import quiet
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.pipeline.compiled import Compiled
+from slim_model.recipe import Recipe
+
+FORMATS = (".pt2", ".safetensors", ".pt")
+
+
+def check_format(path: Path) -> None:
+    if path.suffix not in FORMATS:
+        raise InputError(f"--save {path}: the ending says what is written; it is one of {', '.join(FORMATS)}.")
+
+
+def save(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:
+    """Write the small model in the format of ``path``'s ending; the file appears only when it is whole.
+
+    ``.pt2``: a torch.export archive, loads without the user's class. ``.safetensors``: weights, with the plan as
+    metadata (see ``restore``). ``.pt``: the pickled module.
+    """
+    check_format(path)
+    try:
+        with beside(path) as temporary:
+            if path.suffix == ".pt2":
+                _save_program(compiled.small, temporary)
+            elif path.suffix == ".safetensors":
+                _save_weights(compiled, module, own, temporary, recipe)
+            else:
+                archive = io.BytesIO()  # a file's archive would bear its name
+                torch.save(module, archive)
+                temporary.write_bytes(archive.getbuffer())
+    except (OSError, RuntimeError, safetensors.SafetensorError, pickle.PicklingError, AttributeError) as error:
+        hint = " Try .pt2 or .safetensors." if path.suffix == ".pt" else ""
+        raise InputError(f"cannot write {path}: {(str(error).splitlines() or [''])[0]}.{hint}") from error
+
+
+def _save_program(small: Graph, path: Path) -> None:
+    """Export once more, so that the archive holds nothing of the dense model."""
+    free = {0: torch.export.Dim.AUTO} if small.dynamic_batch else None
+    shapes = tuple(free if isinstance(x, Tensor) and x.dim() else None for x in small.inputs)
+    with quiet(), torch.no_grad():
+        program = torch.export.export(graph_module(small), small.inputs, dynamic_shapes=shapes, strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("from_node", None)  # holds addresses in memory
+    archive = io.BytesIO()  # PyTorch's writer aborts the process where a disk is full
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
+
+
+def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:
+    state = module.state_dict() if own else compiled.small.tensors
+    tensors, seen = {}, set()
+    for name, tensor in state.items():
+        memory = (tensor.data_ptr(), tensor.shape)
+        if memory not in seen or not tensor.numel():  # shared tensors are stored once
+            tensors[name] = tensor.detach().contiguous()
+        seen.add(memory)
+    metadata = {
+        "format": "slim-model/1",
+        "form": "module" if own else "graph",
+        "inputs": json.dumps([[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compiled.dense.inputs]),
+        "removed": json.dumps(removed_slices(compiled)),
+        "steps": json.dumps(_steps(compiled)),
+        "recipe": json.dumps({"ratio": recipe.ratio, "keep": recipe.keep, "static_batch": recipe.static_batch}),
+    }
+    path.write_bytes(_sorted(safetensors.torch.save(tensors, metadata)))
+
+
+def _sorted(archive: bytes) -> bytes:
+    """The same safetensors archive with its metadata in order; safetensors 0.5 to 0.8 shuffle it at each run."""
+    end = 8 + int.from_bytes(archive[:8], "little")
+    header = json.loads(archive[8:end])
+    ordered = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header | {"__metadata__": ordered}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + archive[end:]
+
+
+def removed_slices(compiled: Compiled) -> dict[str, dict[str, list[int]]]:
+    """The plan in its plainest form: for each tensor and axis, the positions that are gone."""
+    removed: dict[str, dict[str, list[int]]] = {}
+    for (owner, axis), kept in compiled.kept_positions().items():
+        size = compiled.dense.tensors[owner].shape[axis]
+        removed.setdefault(owner, {})[str(axis)] = np.setdiff1d(np.arange(size), kept).tolist()
+    return removed
+
+
+def _steps(compiled: Compiled) -> list[tuple[str, dict[str, dict[str, list[int]]]]]:
+    """What each pass removed from what it was given, and which of heads and widths it saw."""
+    own = replace(compiled, dense=compiled.coupling.graph, before=None)
+    return [*(_steps(compiled.before) if compiled.before else ()), (compiled.kind, removed_slices(own))]
+
+
+def restore(model: nn.Module, file: str | Path) -> nn.Module:
+    """Shrink a freshly built dense ``model`` to the small one saved in ``file`` (.safetensors), with its weights.
+
+    ``model`` is not changed. No pickle is read. Where the model's forward has sizes of its own, the result is the
+    traced graph as a module.
+    """
+    try:
+        with safetensors.safe_open(str(file), "pt") as archive:
+            metadata = archive.metadata() or {}
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file} cannot be read as safetensors: {error}") from error
+    if metadata.get("format") != "slim-model/1":
+        raise InputError(f"{file} was not written by slim-model --save: it holds no plan.")
+    if metadata["form"] == "module":
+        return _restore_module(model, tensors, metadata, str(file))
+    return _restore_graph(model, tensors, metadata, str(file))
+
+
+def _restore_module(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
+    _check_belongs(model, tensors, json.loads(metadata["removed"]), file)
+    return shrink_module(model, tensors).eval()
+
+
+def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[str, Any], file: str) -> None:
+    """Every tensor of the file is one of ``model`` less what was removed, and the other way round."""
+    state = model.state_dict(keep_vars=True)
+    own = {id(tensor) for name, tensor in state.items() if name in tensors}
+    missing = [name for name in tensors if name not in state] or [n for n, t in state.items() if id(t) not in own]
+    if missing:
+        raise InputError(
+            f"{file} does not belong to this model: '{missing[0]}' is not in both ({len(missing)} in all)."
+        )
+    for name, tensor in tensors.items():
+        kept = list(state[name].shape)
+        for axis, gone in removed.get(name, {}).items():
+            kept[int(axis)] -= len(gone)
+        if kept != list(tensor.shape):
+            raise InputError(
+                f"{file} does not belong to this model: '{name}' is {kept} here, and {list(tensor.shape)} there."
+            )
+
+
+def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
+    recipe = json.loads(metadata["recipe"])
+    inputs = tuple(_example(shape, dtype) for shape, dtype in json.loads(metadata["inputs"]))
+    graph = simplify(trace(model, inputs, static_batch=recipe["static_batch"]))
+    heads = find_heads(graph)
+    for attention, removed in json.loads(metadata["steps"]):
+        coupling = couple(graph, keep=tuple(recipe["keep"]), apart=getattr(heads, attention))
+        graph = resized(shrink(coupling, _keep(coupling, removed, file))[0])
+    for name, tensor in tensors.items():
+        here = graph.tensors.get(name)
+        if here is None or here.shape != tensor.shape:
+            sizes = "missing here" if here is None else f"{list(here.shape)} here, {list(tensor.shape)} there"
+            raise InputError(f"{file} does not belong to this model: '{name}' is {sizes}.")
+    return graph_module(graph.with_tensors(graph.tensors | tensors)).eval()
+
+
+def _keep(coupling: Coupling, removed: dict[str, dict[str, list[int]]], file: str) -> np.ndarray:
+    keep = np.ones(coupling.component.max() + 1, bool)
+    for owner, axes in removed.items():
+        births = {str(b.axis): b for b in coupling.births_of(owner)}
+        if any(axis not in births or max(gone) >= births[axis].size for axis, gone in axes.items()):
+            raise InputError(f"{file} does not belong to this model: it cuts '{owner}', which this one lacks.")
+        for axis, gone in axes.items():
+            keep[coupling.component[births[axis].start + np.array(gone)]] = False
+    return keep
+
+
+def _example(shape: list[int], dtype: str) -> Any:
+    return torch.zeros(shape, dtype=getattr(torch, dtype))

@@ -1,0 +1,1 @@
+"""A model -> one flat ATen graph."""

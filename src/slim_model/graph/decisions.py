@@ -1,0 +1,144 @@
+"""What one run made of its values (over a threshold or not, in which order), and runs in which it is given.
+
+A threshold, a sort, the suppression of boxes turn values into positions, and how many there are becomes a size. A graph
+that follows one run has these sizes in it as numbers, so it holds for the decisions of that run alone. With fewer
+channels the values differ, and other boxes would be kept. Such a graph therefore is run with the decisions of its
+example given: whatever turns floating-point values into whole numbers or flags gives what it gave then, and a sort
+gives the values at the places it gave then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+_ORDERED = {
+    *(aten.topk, aten.sort, aten.max, aten.min, aten.median, aten.kthvalue, aten.mode, aten.cummax, aten.cummin),
+}
+"""They give values and the places where these were found."""
+
+Decision = tuple[Any, ...]
+"""By output of an operator: what was decided; None for an output that decides nothing."""
+
+
+def decided(func: Any, arguments: Any, result: Any) -> Decision | None:
+    """What ``func`` made of floating-point values; None where it made nothing but other such values."""
+    if not isinstance(func, torch._ops.OpOverload) or not any(map(_is_float, pytree.tree_leaves(arguments))):
+        return None
+    reads = func.overloadpacket is aten._local_scalar_dense
+    found = tuple(
+        x if reads or (isinstance(x, Tensor) and not _is_float(x)) else None for x in pytree.tree_leaves(result)
+    )
+    return found if any(x is not None for x in found) else None
+
+
+def given(func: Any, args: Any, kwargs: Any, result: Any, decision: Decision) -> Any:
+    """``result`` as it is where this was decided; flags of other channels than there were stay as they are."""
+    leaves, spec = pytree.tree_flatten(result)
+    if torch.Tag.pointwise in func.tags and leaves[0].shape != decision[0].shape:
+        return result
+    leaves = [own if x is None else _copied(x) for own, x in zip(leaves, decision, strict=True)]
+    if func.overloadpacket in _ORDERED:
+        arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        leaves[0] = _found_at(arguments["self"], arguments.get("dim", -1), leaves[1])
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _found_at(values: Tensor, dim: int, places: Tensor) -> Tensor:
+    if places.dim() == values.dim():
+        return values.gather(dim, places)
+    return values.gather(dim, places.unsqueeze(dim)).squeeze(dim)
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+class Decided(fx.Interpreter):
+    """Runs a graph with the ``decisions``, by the names of nodes, given. ``wide``: in float64, whatever is written."""
+
+    def __init__(
+        self, module: fx.GraphModule, decisions: Mapping[str, Decision], *, wide: bool = False, **options: Any
+    ) -> None:
+        super().__init__(module, **options)
+        self.decisions, self.wide = decisions, wide
+
+    def run_node(self, n: fx.Node) -> Any:
+        decision = self.decisions.get(n.name)
+        if decision is None:
+            return super().run_node(n)
+        if len(decision) == 1:
+            return _copied(decision[0])
+        return given(n.target, *self.fetch_args_kwargs_from_env(n), super().run_node(n), decision)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if self.wide:
+            args, kwargs = pytree.tree_map(lambda x: torch.float64 if x is torch.float32 else x, (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return value.double() if self.wide and _is_float(value) else value
+
+
+def decisions_of(module: fx.GraphModule, bound: dict[fx.Node, Any]) -> dict[str, Decision]:
+    """What the graph decides, by the names of nodes, where its placeholders are ``bound``."""
+    found: dict[str, Decision] = {}
+
+    class Noting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if decision := decided(n.target, self.fetch_args_kwargs_from_env(n), result):
+                found[n.name] = tuple(map(_copied, decision))
+            return result
+
+    with torch.no_grad():
+        Noting(module).run(initial_env=bound)
+    return found
+
+
+# -- a module, which is Python and not a graph ----------------------------------------------------------------------
+
+
+class Noted(TorchDispatchMode):
+    """Notes what is decided, in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Any, Decision]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if decision := decided(func, (args, kwargs), result):
+            self.found.append((func, tuple(map(_copied, decision))))
+        return result
+
+
+class Repeated(TorchDispatchMode):
+    """Gives what another run of the same code decided.
+
+    Raises LookupError where this run decides something that the other did not.
+    """
+
+    def __init__(self, noted: Noted) -> None:
+        super().__init__()
+        self.left = iter(noted.found)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if decided(func, (args, kwargs), result) is None:
+            return result
+        other, decision = next(self.left, (None, ()))
+        if other is not func:
+            raise LookupError(f"{func} was not decided in the other run")
+        return given(func, args, kwargs or {}, result, decision)

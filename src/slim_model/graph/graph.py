@@ -1,0 +1,114 @@
+"""The traced forward pass: the value that all later stages work on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from slim_model.graph.decisions import Decided, Decision
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The traced forward pass.
+
+    ``module.graph`` takes tensors, then inputs, as placeholders. ``owners`` maps a placeholder to the qualified name
+    of the parameter, buffer or constant it stands for; ``tensors`` holds these by that name; the remaining
+    placeholders are the user's inputs, whose examples are ``inputs`` (flattened, in order). A graph that follows one
+    run (``program`` is None) holds for the ``decisions`` of that run, by the names of nodes: they are given to any run.
+    ``structure``: how the user nests the inputs; None where they are not nested. ``parameter_names``: those of
+    ``tensors`` that are trained (the others are buffers and constants).
+    """
+
+    module: fx.GraphModule
+    owners: dict[str, str]
+    tensors: dict[str, Tensor]
+    inputs: tuple[Any, ...]
+    program: ExportedProgram | None
+    dynamic_batch: bool
+    warnings: tuple[str, ...] = ()
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    structure: pytree.TreeSpec | None = None
+    parameter_names: frozenset[str] = frozenset()
+
+    @property
+    def nodes(self) -> Iterator[fx.Node]:
+        return iter(self.module.graph.nodes)
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> Graph:
+        return dataclasses.replace(self, tensors=tensors)
+
+    def bind(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+        """What each placeholder stands for. Inputs are copied: the graph may write in place."""
+        given = iter(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+        return {
+            node: self.tensors[self.owners[node.name]] if node.name in self.owners else next(given)
+            for node in self.nodes
+            if node.op == "placeholder"
+        }
+
+    def arguments(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Flattened inputs as the user's forward takes them."""
+        return inputs if self.structure is None else pytree.tree_unflatten(inputs, self.structure)
+
+    def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        """Outputs (flattened, tensors only) of the graph on flattened ``inputs``."""
+        with torch.no_grad():
+            result = Decided(self.module, self.decisions).run(initial_env=self.bind(inputs))
+        return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+
+
+def first_of(graph: Graph) -> tuple[Any, ...]:
+    """The example input as a batch of one, where the batch is free."""
+    if not graph.dynamic_batch:
+        return graph.inputs
+    return tuple(x[:1] if isinstance(x, Tensor) and x.dim() else x for x in graph.inputs)
+
+
+def describe(inputs: tuple[Any, ...]) -> str:
+    """``'2x3x224x224:float32'``: inputs as the user would type them."""
+    return ", ".join(
+        f"{'x'.join(map(str, x.shape)) or 'scalar'}:{str(x.dtype).removeprefix('torch.')}"
+        for x in pytree.tree_leaves(inputs)
+        if isinstance(x, Tensor)
+    )
+
+
+def source_line(node: fx.Node) -> str:
+    """``'model.py:42 in forward: x = self.conv(x)'``: the user's own line that made ``node``; '' where unknown."""
+    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    frames = [f for f in frames if not f["file"].startswith(_TORCH)] or frames
+    if not frames:
+        return ""
+    frame = frames[-1]
+    return f"{os.path.basename(frame['file'])}:{frame['line']} in {frame['function']}: {frame['code'].strip()}"
+
+
+def module_path(node: fx.Node) -> str:
+    """Qualified name of the submodule whose forward made ``node``; '' for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of ``graph`` whose nodes have the same names, and the copy of each node (but the output)."""
+    result = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    ends: Any = result.graph_copy(graph, copies, return_output_node=True)
+    values, original = ends
+    result.output(values).meta = dict(original.meta)
+    for node, copied in copies.items():
+        copied.name = node.name
+    return result, copies

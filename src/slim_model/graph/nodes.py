@@ -1,0 +1,37 @@
+"""Facts about one node of a graph: its arguments by name, its shape, its batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+
+def bound(node: fx.Node) -> dict[str, Any]:
+    """Arguments of ``node`` as written in the graph, by schema name, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
+    result = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        if i < len(node.args) and not argument.kwarg_only:
+            result[argument.name] = node.args[i]
+        elif argument.name in node.kwargs:
+            result[argument.name] = node.kwargs[argument.name]
+        else:
+            result[argument.name] = argument.default_value if argument.has_default_value() else None
+    return result
+
+
+def shape_of(value: Tensor) -> tuple[int, ...]:
+    """Sizes of a traced value, symbolic ones at their example's size."""
+    return tuple(n if isinstance(n, int) else int(n.node.hint) for n in value.shape)
+
+
+def leaves(result: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+
+
+def batch_of(inputs: tuple[Any, ...]) -> int:
+    return next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()), 1)

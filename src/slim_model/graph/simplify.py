@@ -1,0 +1,202 @@
+"""Write five things so that channels can be seen and removed; the graph computes exactly the same.
+
+A channel shuffle written as view, transpose, view becomes one look-up by a constant. Seen as views, a shuffle (Zhang
+2018) ties every block of channels to every other, and stacked shuffles tie nearly all of them. Seen as a permutation
+it ties nothing: the small graph looks up the channels that are left.
+
+What the forward computes from numbers alone (positions, angles of rotary embeddings) becomes a stored tensor, which
+is sliced like a parameter.
+
+A batch norm without running statistics is written as the operator that says so: it is also how weights are standardised
+(Qiao 2019), where its mean and variance run over the filter's inputs.
+
+A fused projection is cut before it is viewed as queries, keys and values (``views``).
+
+A view becomes a reshape: that it needs no copy holds for the layout of the traced run. For other widths other kernels
+are taken, which lay out what they give otherwise (attention), and for a picture that lies channels last, ``contiguous``
+is not in the trace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+
+import torch
+from torch import Tensor, fx
+
+from slim_model.graph.fused_projections import unfused
+from slim_model.graph.graph import Graph
+from slim_model.graph.moves import is_written, links, through, writes
+from slim_model.graph.nodes import bound, shape_of
+
+aten = torch.ops.aten
+_LONGEST = 6
+_LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
+
+
+def simplify(graph: Graph) -> Graph:
+    """The same graph with pure channel permutations as ``index_select``, computed constants stored, norms by what is at
+    hand told from others, fused projections split, and views that hold for any layout."""
+    return _any_layout(unfused(_shuffles_as_look_ups(_constants_stored(_own_statistics(graph)))))
+
+
+# -- numbers the forward computes -----------------------------------------------------------------------------------
+
+
+def _constants_stored(graph: Graph) -> Graph:
+    known = _known(graph)
+    tensors: dict[str, Tensor] = {}
+    for node, value in known.items():
+        if node.op == "call_function" and _worth_storing(value) and any(user not in known for user in node.users):
+            constant = _placeholder(graph, f"computed_{len(tensors)}", value, node)
+            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in known)
+            tensors[constant.name] = value
+    return _with(graph, tensors, [node for node in known if node.op == "call_function"])
+
+
+def _worth_storing(value: Tensor) -> bool:
+    return value.is_floating_point() and 1 < value.numel() <= _LARGEST and bool((value != value.flatten()[0]).any())
+
+
+def _known(graph: Graph) -> dict[fx.Node, Tensor]:
+    """Values that follow from numbers in the graph alone, and are never written to."""
+    literals = graph.program.graph_signature.lifted_tensor_constants if graph.program else ()
+    known: dict[fx.Node, Tensor] = {}
+    for node in graph.nodes:
+        if is_written(node):
+            continue
+        if node.op == "placeholder" and graph.owners.get(node.name) in literals:
+            known[node] = graph.tensors[graph.owners[node.name]]
+        elif _is_pure(node) and all(n in known for n in node.all_input_nodes):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return known
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """One tensor from sizes or tensors, the same at every run."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target.namespace == "aten"
+        and isinstance(node.meta.get("val"), Tensor)
+        and not writes(target)
+        and torch.Tag.nondeterministic_seeded not in target.tags
+        and "empty" not in target.overloadpacket.__name__
+    )
+
+
+# -- norms by the statistics of what is at hand ---------------------------------------------------------------------
+
+
+def _own_statistics(graph: Graph) -> Graph:
+    nodes = graph.module.graph
+    for node in nodes.nodes:
+        if node.target is not aten.batch_norm.default:
+            continue
+        given = bound(node)
+        if not given["training"] or given["running_mean"] is not None:
+            continue
+        args = (given["input"], given["weight"], given["bias"], True, given["momentum"], given["eps"])
+        with nodes.inserting_before(node):
+            normed = nodes.call_function(aten._native_batch_norm_legit.no_stats, args)
+        values, _ = fx.map_arg((args, {}), lambda n: n.meta["val"])
+        normed.meta = node.meta | {"val": normed.target(*values)}  # type: ignore[operator]
+        node.target, node.args, node.kwargs = operator.getitem, (normed, 0), {}
+    return graph
+
+
+# -- channel shuffles -----------------------------------------------------------------------------------------------
+
+
+def _shuffles_as_look_ups(graph: Graph) -> Graph:
+    nodes = graph.module.graph
+    found = []
+    done: set[fx.Node] = set()
+    for node in nodes.nodes:
+        if node not in done and links(node) and (hit := _permutation(node)):
+            done.update(hit[0])
+            found.append(hit)
+    tensors: dict[str, Tensor] = {}
+    for number, (chain, axis, order) in enumerate(found):
+        constant = _placeholder(graph, f"channel_order_{number}", order, chain[-1])
+        with nodes.inserting_after(chain[-1]):
+            look_up = nodes.call_function(aten.index_select.default, (chain[0].args[0], axis, constant))
+        look_up.meta = dict(chain[-1].meta)
+        chain[-1].replace_all_uses_with(look_up)
+        tensors[constant.name] = order
+    return _with(graph, tensors, [node for chain, _, _ in found for node in chain])
+
+
+def _permutation(start: fx.Node) -> tuple[list[fx.Node], int, Tensor] | None:
+    """The chain from ``start`` that permutes one axis of its input and nothing else: (nodes, axis, order)."""
+    source = start.args[0]
+    if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
+        return None
+    shape = shape_of(source.meta["val"])
+    chain = [start]
+    while len(chain) <= _LONGEST:
+        end = chain[-1]
+        whole = len(chain) > 2 or end.target is aten.channel_shuffle.default
+        if whole and shape_of(end.meta["val"]) == shape and (order := _order(chain, shape)):
+            return chain, *order
+        users = list(end.users)
+        if len(users) != 1 or not links(users[0]) or users[0].args[0] is not end:
+            return None
+        chain.append(users[0])
+    return None
+
+
+def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] | None:
+    found = None
+    for axis, size in enumerate(shape):
+        line = torch.arange(size, dtype=torch.int32).view([-1 if a == axis else 1 for a in range(len(shape))])
+        moved = through(chain, line.expand(shape))
+        row = moved
+        for other in range(len(shape) - 1, -1, -1):
+            row = row if other == axis else row.select(other, 0)
+        if not torch.equal(row.view_as(line).expand(shape), moved):
+            return None
+        if not torch.equal(row, line.reshape(-1)):
+            if found is not None or axis == 0:
+                return None
+            found = axis, row.long().contiguous()
+    return found
+
+
+# -- views ----------------------------------------------------------------------------------------------------------
+
+
+def _any_layout(graph: Graph) -> Graph:
+    for node in graph.module.graph.nodes:
+        if node.target is aten.view.default and not is_written(node.args[0]):
+            node.target = aten.reshape.default
+    graph.module.recompile()
+    return graph
+
+
+# -- both -----------------------------------------------------------------------------------------------------------
+
+
+def _placeholder(graph: Graph, name: str, tensor: Tensor, like: fx.Node) -> fx.Node:
+    """A new stored tensor, beside those that are there."""
+    nodes = graph.module.graph
+    stored = [n for n in nodes.nodes if n.op == "placeholder" and n.name in graph.owners]
+    with nodes.inserting_after(stored[-1]) if stored else nodes.inserting_before(next(iter(nodes.nodes))):
+        constant = nodes.placeholder(name)
+    mode = getattr(like.meta["val"], "fake_mode", None)
+    constant.meta["val"] = tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
+    return constant
+
+
+def _with(graph: Graph, tensors: dict[str, Tensor], unused: list[fx.Node]) -> Graph:
+    """``graph`` with these stored tensors, without those of the nodes that nothing reads any more."""
+    if not tensors:
+        return graph
+    for node in reversed(unused):
+        if not node.users:
+            graph.module.graph.erase_node(node)
+    graph.module.recompile()
+    owners = graph.owners | {name: name for name in tensors}
+    return dataclasses.replace(graph, owners=owners, tensors=graph.tensors | tensors)

@@ -1,0 +1,1 @@
+"""Channel labels, and the walk that carries them through a graph."""

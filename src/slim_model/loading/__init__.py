@@ -1,0 +1,1 @@
+"""Files and architectures -> models with example inputs."""

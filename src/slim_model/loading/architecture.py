@@ -1,0 +1,230 @@
+"""Build the model that ``--arch`` names and load a state dict into it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from slim_model.errors import InputError
+from slim_model.loading.input_spec import describe
+from slim_model.loading.user_code import import_file, make_importable
+
+_EXAMPLES = (
+    "Write torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable, "
+    "with arguments as in torchvision:resnet18(num_classes=10)"
+)
+#: What training adds in front of every name: DataParallel, and trainers that hold the model.
+_PREFIXES = ("module.", "model.", "net.", "network.")
+_SHOWN = 4  # names in a message
+
+
+@dataclass(frozen=True, slots=True)
+class _Arch:
+    text: str  # as typed
+    place: str  # "torchvision", "timm", a file, or a package.module
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def build(arch: str, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The model that ``arch`` names, with the weights of ``state``; names and shapes must all agree.
+
+    Prefixes that training puts in front of every name are dropped. The number of classes is taken from
+    ``state`` where the builder accepts ``num_classes`` and the user gave none.
+    """
+    spec = _parse(arch)
+    builder = _find(spec)
+    model = _call(spec, builder, _implied(builder, state) | spec.kwargs)
+    matching = _without_prefix(state, set(model.state_dict()))
+    classes = _classes(model, matching)
+    if classes and "num_classes" not in spec.kwargs and not spec.args and _accepts(builder, "num_classes"):
+        model = _call(spec, builder, _implied(builder, state) | spec.kwargs | {"num_classes": classes})
+    _load(arch, model, matching)
+    return model
+
+
+def _parse(arch: str) -> _Arch:
+    found = re.fullmatch(r"(?P<place>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<call>\(.*\))?", arch.strip())
+    if not found:
+        raise InputError(f"--arch {arch!r} names no model. {_EXAMPLES}.")
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if found["call"]:
+        try:
+            call = ast.parse(f"f{found['call']}", mode="eval").body
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                raise ValueError("it is not one call")
+            args = tuple(ast.literal_eval(value) for value in call.args)
+            kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        except (SyntaxError, ValueError) as error:
+            raise InputError(
+                f"--arch {arch!r}: arguments must be plain values, such as (num_classes=10): {error}."
+            ) from error
+    return _Arch(arch, found["place"], found["name"], args, kwargs)
+
+
+def _find(spec: _Arch) -> Any:
+    """The callable, or the module itself where the name is one."""
+    if spec.place == "torchvision":
+        import torchvision
+
+        names = torchvision.models.list_models()
+        return torchvision.models.get_model_builder(_known(spec, names))
+    if spec.place == "timm":
+        return _timm_builder(spec)
+    if spec.place.endswith(".py"):
+        place: ModuleType = import_file(Path(spec.place))
+    else:
+        make_importable(Path.cwd())
+        try:
+            place = importlib.import_module(spec.place)
+        except Exception as error:  # whatever the user's package raises
+            raise InputError(
+                f"--arch {spec.text!r}: importing {spec.place} failed with {describe(error)}. {_EXAMPLES}."
+            ) from error
+    found = place
+    for part in spec.name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [name for name in vars(place) if not name.startswith("_")])
+            also = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise InputError(f"--arch {spec.text!r}: {spec.place} has no {spec.name!r}.{also}")
+        found = getattr(found, part)
+    return found
+
+
+def _timm_builder(spec: _Arch) -> Callable[..., Any]:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"--arch {spec.text!r} needs timm. Install it: pip install timm") from error
+    name = spec.name if timm.is_model(spec.name) else _known(spec, timm.list_models())
+
+    def create(*, num_classes: int | None = None, **kwargs: Any) -> Any:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
+
+    return create
+
+
+def _known(spec: _Arch, names: list[str]) -> str:
+    if spec.name in names:
+        return spec.name
+    near = difflib.get_close_matches(spec.name, names)
+    also = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise InputError(f"--arch {spec.text!r}: {spec.place} has no model {spec.name!r}.{also}")
+
+
+def _accepts(builder: Any, argument: str) -> bool:
+    if not callable(builder) or isinstance(builder, nn.Module):
+        return False
+    try:
+        parameters = inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return False
+    # torchvision's builders hand their **kwargs to the model class
+    passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return argument in parameters or (passed_on and _of_torchvision(builder))
+
+
+def _implied(builder: Any, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Arguments that follow from loading a state dict: nothing is downloaded or initialized for nothing, and
+    the auxiliary heads are there if ``state`` has them."""
+    if not _of_torchvision(builder):
+        return {}
+    kwargs: dict[str, Any] = {name: None for name in ("weights", "weights_backbone") if _names(builder, name)}
+    model = inspect.signature(builder).return_annotation
+    has_aux = any(re.search(r"(^|\.)aux", key, re.IGNORECASE) for key in state)
+    for name, value in (("init_weights", False), ("aux_logits", has_aux), ("aux_loss", has_aux)):
+        if _names(builder, name) or _names(model, name):
+            kwargs[name] = value
+    return kwargs
+
+
+def _of_torchvision(builder: Any) -> bool:
+    return str(getattr(builder, "__module__", "")).startswith("torchvision.")
+
+
+def _names(function: Any, argument: str) -> bool:
+    try:
+        return argument in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _call(spec: _Arch, builder: Any, kwargs: dict[str, Any]) -> nn.Module:
+    if isinstance(builder, nn.Module):
+        return builder
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = builder(*spec.args, **kwargs)
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(f"--arch {spec.text!r}: the call failed with {describe(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--arch {spec.text!r}: it gave a {type(model).__name__}, no nn.Module.")
+    return model
+
+
+def _without_prefix(state: Mapping[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:
+    """``state`` under the names the model has, as far as prefixes are what stands between them."""
+    # torch.compile of a submodule puts its prefix in the middle
+    compiled = any("_orig_mod." in name for name in expected)
+    stripped = [{name if compiled else name.replace("_orig_mod.", ""): value for name, value in state.items()}]
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in stripped[-1])), None):
+        stripped.append({name.removeprefix(prefix): value for name, value in stripped[-1].items()})
+    return max(stripped, key=lambda names: len(names.keys() & expected))
+
+
+def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
+    """The number of outputs that the last layer of ``model`` has in ``state``, where it is another."""
+    own = model.state_dict()
+    last = next((name for name in reversed(own) if own[name].ndim in (1, 2)), None)
+    if last is None or last not in state or own[last].shape[1:] != state[last].shape[1:]:
+        return None
+    outputs = int(state[last].shape[0])
+    return outputs if outputs != own[last].shape[0] else None
+
+
+def _load(arch: str, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    own = model.state_dict()
+    misshapen = {name for name in own if name in state and own[name].shape != state[name].shape}
+    fitting = {name: value for name, value in state.items() if name not in misshapen}
+    try:
+        # not strict, because layers may accept the names they had in older versions
+        names = model.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"the weights do not fit --arch {arch!r}: {describe(error)}.") from error
+    problems = {
+        "missing in the file": [name for name in names.missing_keys if name not in misshapen],
+        "not in the model": names.unexpected_keys,
+        "of another shape": [
+            f"{name} is {_size(state[name])} and should be {_size(own[name])}" for name in own if name in misshapen
+        ],
+    }
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', and more' if len(names) > _SHOWN else ''})"
+        for kind, names in problems.items()
+        if names
+    ]
+    if found:
+        raise InputError(
+            f"the weights do not fit --arch {arch!r}. Of {len(own)} names, {'; '.join(found)}. Give the "
+            "architecture and the arguments the file was trained with, such as torchvision:resnet18(num_classes=10)."
+        )
+
+
+def _size(tensor: torch.Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape) or "a number"

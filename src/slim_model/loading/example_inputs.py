@@ -1,0 +1,232 @@
+"""Example inputs: as the user typed them, or guessed from the model's first layer and tried."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from slim_model.errors import InputError
+from slim_model.loading.input_spec import Shape, describe, spec_of
+
+#: Tried in this order. 224 is what most image models are trained on; the small ones tell fixed sizes apart.
+_SIDES = (224, 32, 64, 28, 96, 128, 48, 112, 160, 192, 240, 256, 299, 320, 384)
+_LENGTHS = (16, 32, 64, 128, 256, 512, 8, 10, 20, 50, 100, 200, 1000, 1024)
+_CHEAP = 128  # once a size works, larger ones than this are not tried
+_SEQUENTIAL = ("MultiheadAttention", "LSTM", "GRU", "RNN")
+_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "EmbeddingBag", *_SEQUENTIAL)
+_EXAMPLE = "Give each input its shape, such as --input 1x3x224x224 or --input 1x16:int64."
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Shapes without the batch that suit one layer, most likely first."""
+
+    layer: Any
+    shapes: tuple[Shape, ...]
+    dtype: torch.dtype
+    interchangeable: bool = True  # if several give outputs of the same shape, the first will do
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A shape without the batch that the model accepts, and the shapes of its outputs without the batch."""
+
+    shape: Shape
+    outputs: tuple[Shape, ...]
+
+
+def make_inputs(model: nn.Module, specs: Iterable[tuple[Shape, torch.dtype]], seed: int) -> tuple[torch.Tensor, ...]:
+    """A random tensor per (shape, dtype): normal, or token numbers that the embeddings have."""
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[Any] = [module for module in model.modules() if _kind(module).startswith("Embedding")]
+    vocabulary = min((int(layer.num_embeddings) for layer in layers), default=2)
+    return tuple(_random(shape, dtype, vocabulary, generator) for shape, dtype in specs)
+
+
+def guess_inputs(model: nn.Module, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """One example input, with a batch of 1, of the only size or the usual size that ``model`` takes.
+
+    Sizes that suit the first layer are tried with a batch of 2. Where just one works it is right. Where
+    several work and give outputs of the same shape (pooling makes them equal), 224 is taken for an image
+    model that shrinks the image 16 times or more, else 32 (28 with one channel). Where the size of the output
+    depends on that of the input only the user knows it: an InputError says what was tried and what to type.
+    """
+    tried: list[str] = []
+    failure = "it has no layer that tells"
+    for candidate in _candidates(model):
+        trials: list[_Trial] = []
+        for shape in candidate.shapes:
+            if len(trials) == 2 or (trials and candidate.interchangeable and shape[-1] > _CHEAP):
+                continue
+            tried.append(spec_of((1, *shape), candidate.dtype))
+            outcome = _try(model, shape, candidate.dtype, seed)
+            if isinstance(outcome, _Trial):
+                trials.append(outcome)
+            else:
+                failure = f"{tried[-1]} failed with {outcome}"
+        if trials:
+            shape = _choose(model, candidate, trials, seed)
+            return make_inputs(model, [((1, *shape), candidate.dtype)], seed)
+    listed = f" (tried {', '.join(tried[:6])}{', ...' if len(tried) > 6 else ''})" if tried else ""
+    raise InputError(f"cannot tell the shape of the model's input{listed}: {failure}. {_EXAMPLE}")
+
+
+def run_once(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """The tensors that ``model`` returns for ``inputs``; an InputError says why there are none."""
+    shapes = ", ".join(spec_of(x.shape, x.dtype) for x in inputs)
+    try:
+        with torch.no_grad():
+            outputs = _tensors(model(*inputs))
+    except Exception as error:  # whatever the user's model raises
+        hint = (
+            " The model looks up whole numbers, so :int64 may be what is missing."
+            if _wants_integers(model, inputs)
+            else ""
+        )
+        raise InputError(
+            f"the model cannot run on inputs of shape {shapes}: {describe(error)}. "
+            f"If the shape is wrong: {_EXAMPLE}{hint}"
+        ) from error
+    if not any(tensor.is_floating_point() for tensor in outputs):
+        raise InputError(
+            f"the model returns no floating point tensor for inputs of shape {shapes}: there is nothing to "
+            "compare the small model by; make forward return its tensors"
+        )
+    return outputs
+
+
+def _random(shape: Shape, dtype: torch.dtype, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    highest = 2 if dtype == torch.bool else min(vocabulary, torch.iinfo(dtype).max)
+    return torch.randint(0, highest, shape, generator=generator).to(dtype)
+
+
+def _kind(module: nn.Module) -> str:
+    """The layer class of torch that ``module`` is or derives from; a scripted module remembers its name."""
+    names = [getattr(module, "original_name", ""), *(cls.__name__ for cls in type(module).__mro__)]
+    return next((name for name in names if name in _KINDS), "")
+
+
+def _wants_integers(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
+    looks_up = any(_kind(module).startswith("Embedding") for module in model.modules())
+    return looks_up and all(x.is_floating_point() for x in inputs)
+
+
+def _candidates(model: nn.Module) -> Iterator[_Candidate]:
+    """What suits the first layer of each known kind, in the model's order."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    sequential = any(_kind(module) in _SEQUENTIAL for module in model.modules())
+    seen: set[str] = set()
+    for module in model.modules():
+        kind = _kind(module)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        if kind == "Linear":
+            features = int(module.in_features)  # type: ignore[arg-type]
+            flat = _Candidate(module, _flat_shapes(features), dtype, interchangeable=False)
+            sequence = _Candidate(module, ((16, features), (32, features)), dtype)
+            yield from (sequence, flat) if sequential else (flat, sequence)
+        elif shapes := _shapes(model, module, kind):
+            yield _Candidate(module, shapes, torch.int64 if kind.startswith("Embedding") else dtype)
+
+
+def _shapes(model: nn.Module, layer: Any, kind: str) -> tuple[Shape, ...]:
+    if kind == "Conv2d":
+        return tuple((layer.in_channels, side, side) for side in dict.fromkeys((*_hints(model), *_SIDES)))
+    if kind == "Conv1d":
+        return tuple((layer.in_channels, length) for length in _LENGTHS)
+    if kind == "Conv3d":
+        volumes = ((16, 112), (16, 32), (32, 32), (64, 64), (8, 224))
+        return tuple((layer.in_channels, depth, side, side) for depth, side in volumes)
+    if kind in ("LSTM", "GRU", "RNN"):
+        return tuple((length, layer.input_size) for length in _LENGTHS)
+    if kind in ("Embedding", "EmbeddingBag"):
+        return tuple((length,) for length in _LENGTHS)
+    return ()
+
+
+def _flat_shapes(in_features: int) -> tuple[Shape, ...]:
+    """``in_features`` numbers, flat or as an image that the model may flatten, or cut into patches."""
+    shapes: list[Shape] = [(in_features,)]
+    for channels in (1, 3):
+        side = math.isqrt(in_features // channels)
+        if side > 1 and channels * side * side == in_features:
+            shapes += [(channels, side, side), (channels, 2 * side, 2 * side)]
+    return tuple(shapes)
+
+
+def _hints(model: nn.Module) -> list[int]:
+    """Image sides that the model itself mentions."""
+    found: list[int] = []
+    for config in (getattr(model, "pretrained_cfg", None), getattr(model, "default_cfg", None)):
+        if isinstance(config, dict) and isinstance(size := config.get("input_size"), list | tuple):
+            found += [int(size[-1])]
+    for module in model.modules():
+        for name in ("image_size", "img_size"):
+            size = getattr(module, name, None)
+            size = size[-1] if isinstance(size, list | tuple) and size else size
+            found += [size] if isinstance(size, int) else []
+    return list(dict.fromkeys(found))
+
+
+def _try(model: nn.Module, shape: Shape, dtype: torch.dtype, seed: int) -> _Trial | str:
+    """What a batch of two of ``shape`` gives, or why it gives nothing."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outputs = _tensors(model(*make_inputs(model, [((2, *shape), dtype)], seed)))
+    except Exception as error:  # the model's way of saying that the shape is wrong
+        return describe(error)
+    if not outputs or any(tensor.ndim == 0 or tensor.shape[0] != 2 for tensor in outputs):
+        return f"outputs of shape {[tuple(t.shape) for t in outputs]} for a batch of 2"
+    return _Trial(shape, tuple(tuple(tensor.shape[1:]) for tensor in outputs))
+
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+def _choose(model: nn.Module, candidate: _Candidate, trials: list[_Trial], seed: int) -> Shape:
+    first = trials[0]
+    if len(trials) == 1:
+        return first.shape
+    if not candidate.interchangeable or first.outputs != trials[1].outputs:
+        works = [spec_of((1, *trial.shape), candidate.dtype) for trial in trials]
+        outputs = [", ".join(spec_of((1, *shape), torch.float32) for shape in trial.outputs) for trial in trials]
+        raise InputError(
+            f"cannot tell the shape of the model's input: {works[0]} works and gives {outputs[0]}, "
+            f"{works[1]} works and gives {outputs[1]}. Say which it is, such as --input {works[0]}"
+        )
+    if first.shape[1:] == (224, 224) and not _hints(model) and _shrinks_little(model, candidate, seed):
+        side = 28 if first.shape[0] == 1 else 32
+        return (first.shape[0], side, side)
+    return first.shape
+
+
+def _shrinks_little(model: nn.Module, candidate: _Candidate, seed: int) -> bool:
+    """True for a model made for small images: the first convolution keeps the size, and all together shrink
+    it 8 times or less. CIFAR ResNet-20: 224 to 56. Resnet50 strides at once; vgg16 shrinks 224 to 14."""
+    if any(step != 1 for step in candidate.layer.stride):
+        return False
+    sides: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output: sides.append(int(output.shape[-1])))
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        _try(model, (candidate.layer.in_channels, 224, 224), candidate.dtype, seed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # a side of 1 is a convolution of the pooled features, as in squeeze-and-excitation
+    return bool(sides) and min((side for side in sides if side > 1), default=1) >= 28

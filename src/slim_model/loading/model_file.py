@@ -1,0 +1,159 @@
+"""A file to be timed -> what a runtime takes, and inputs made from the file's own signature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+from torch import Tensor
+
+from slim_model.errors import InputError
+from slim_model.loading.input_spec import DTYPES, parse_input, spec_of
+from slim_model.loading.load import file_sha256, load
+from slim_model.loading.source import Loading
+
+Dim = int | str
+"""A size, or the name of one that is left open ("" where it has none)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One input of a file."""
+
+    name: str
+    dims: tuple[Dim, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """``held`` is what rows of RUNTIMES with ``artifact == kind`` take; ``dtype`` that of most stored weights."""
+
+    path: Path
+    kind: Literal["onnx", "module"]
+    held: Any
+    inputs: tuple[Signature, ...]
+    dtype: str
+    sha256: str
+    loading: Loading
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size the file takes, or None where it takes any."""
+        first = self.inputs[0].dims[:1] if self.inputs else ()
+        return first[0] if first and isinstance(first[0], int) else None
+
+    def shapes(self, batch: int) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """Shape and dtype of each input; an InputError names a size that only the user knows."""
+        typed = [parse_input(text)[0] for text in self.loading.inputs]
+        if typed and len(typed) != len(self.inputs):
+            raise InputError(
+                f"{self.path}: --input is given {len(typed)} times; the file has {len(self.inputs)} inputs."
+            )
+        if self.fixed_batch not in (None, batch):
+            raise InputError(f"{self.path}: its batch size is fixed at {self.fixed_batch}. Leave --batch out.")
+        given: Sequence[tuple[int, ...] | None] = typed or [None] * len(self.inputs)
+        return tuple((self._shape(i, batch, shape), i.dtype) for i, shape in zip(self.inputs, given, strict=True))
+
+    def example(self, batch: int, seed: int = 0) -> list[Tensor]:
+        """Random inputs: normal, or 0 and 1 for whole numbers, which any table of words or mask takes."""
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            torch.randn(shape, generator=generator).to(dtype)
+            if dtype.is_floating_point
+            else torch.randint(0, 2, shape, generator=generator).to(dtype)
+            for shape, dtype in self.shapes(batch)
+        ]
+
+    def _shape(self, signature: Signature, batch: int, typed: tuple[int, ...] | None) -> tuple[int, ...]:
+        wanted = " x ".join(str(d) or "?" for d in signature.dims)
+        where = f"{self.path}: input '{signature.name}' is {wanted or 'a single number'}"
+        if typed is not None and len(typed) != len(signature.dims):
+            raise InputError(f"{where}, so --input {'x'.join(map(str, typed))} does not fit it.")
+        symbol = self.inputs[0].dims[0] if self.inputs[0].dims else ""
+        sizes = []
+        for axis, dim in enumerate(signature.dims):
+            if isinstance(dim, int) and typed is not None and typed[axis] != dim and axis > 0:
+                raise InputError(f"{where}, so --input {'x'.join(map(str, typed))} does not fit it.")
+            if isinstance(dim, int):
+                sizes.append(dim)
+            elif axis == 0 or (dim and dim == symbol):
+                sizes.append(batch)
+            elif typed is None:
+                raise InputError(f"{where}: the size of axis {axis} is open. Give --input with all sizes, once per "
+                                 "input, such as --input 1x3x224x224 or --input 1x16:int64.")  # fmt: skip
+            else:
+                sizes.append(typed[axis])
+        return tuple(sizes)
+
+
+def artifact(path: Path, loading: Loading) -> Artifact:
+    """Open a file: an ONNX model by its ending, else whatever ``load`` reads, as safely."""
+    if path.suffix != ".onnx":
+        return _module(path, loading)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file.") from error
+    except Exception as error:  # protobuf has its own exceptions for damaged files
+        raise InputError(f"{path}: cannot be read as an ONNX model: {type(error).__name__}. Copy it again.") from error
+    inputs = _signature(path, model.graph)
+    if not inputs:
+        raise InputError(f"{path}: the model has no inputs, so there is nothing to time.")
+    return Artifact(path, "onnx", path, inputs, _most(_stored(model.graph)), file_sha256(path), loading)
+
+
+def _signature(path: Path, graph: Any) -> tuple[Signature, ...]:
+    stored = {tensor.name for tensor in graph.initializer}
+    found = []
+    for value in graph.input:
+        if value.name in stored:
+            continue
+        kind = value.type.tensor_type
+        name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+        dtype = DTYPES.get({"float": "float32", "double": "float64"}.get(name, name))
+        if dtype in (None, torch.bfloat16):
+            raise InputError(f"{path}: input '{value.name}' is of type {name}, which cannot be made here.")
+        dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim)
+        found.append(Signature(value.name, dims, dtype))
+    return tuple(found)
+
+
+def _stored(graph: Any) -> list[tuple[str, int]]:
+    names = onnx.TensorProto.DataType.Name
+    return [(names(t.data_type).lower(), max(1, int(torch.Size(t.dims).numel()))) for t in graph.initializer]
+
+
+def _most(weights: Sequence[tuple[str, int]]) -> str:
+    """The type most weights are stored in: ``[("float", 9), ("int64", 2)] -> "float32"``."""
+    counts: dict[str, int] = {}
+    for name, count in weights:
+        counts[name] = counts.get(name, 0) + count
+    most = max(counts, key=lambda name: counts[name], default="float32")
+    return {"float": "float32", "double": "float64"}.get(most, most)
+
+
+def _module(path: Path, loading: Loading) -> Artifact:
+    subject = load(path, arch=loading.arch, inputs=loading.inputs, trust_pickle=loading.trust_pickle, code=loading.code)
+    batch_is_free = subject.program is None or _free_batch(subject.program)
+    inputs = tuple(
+        Signature(f"input {n}", (("batch" if batch_is_free else x.shape[0]), *x.shape[1:]) if x.dim() else (), x.dtype)
+        for n, x in enumerate(subject.inputs, 1)
+    )
+    weights = [(str(p.dtype).removeprefix("torch."), p.numel()) for p in subject.model.parameters()]
+    return Artifact(path, "module", subject.model, inputs, _most(weights), subject.sha256, loading)
+
+
+def _free_batch(program: Any) -> bool:
+    users = set(program.graph_signature.user_inputs)
+    shapes = [n.meta["val"].shape for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
+    return any(len(shape) and not isinstance(shape[0], int) for shape in shapes)
+
+
+def describe(shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> list[str]:
+    """As typed after ``--input``."""
+    return [spec_of(shape, dtype) for shape, dtype in shapes]

@@ -1,0 +1,90 @@
+"""The machine that numbers come from: processor, instruction set, versions, commit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slim_model.measuring.runtimes import ONNXRUNTIME, version_of
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on, and nothing that names the machine or its user."""
+    devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "instruction_set": instruction_set(),
+        "logical_cores": os.cpu_count(),
+        "os": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": version_of("onnx"),
+        "onnxruntime": version_of(*ONNXRUNTIME),
+        "openvino": version_of("openvino"),
+        "devices": devices,
+    }
+
+
+def instruction_set() -> str:
+    """The vector instructions PyTorch's CPU kernels use: AVX512, AVX2, NEON, SVE256, or DEFAULT."""
+    found = torch.backends.cpu.get_cpu_capability()
+    if found == "DEFAULT" and platform.machine().lower() in ("arm64", "aarch64"):
+        return "NEON"
+    return found
+
+
+def vector_width_channels(device: str) -> int:
+    """The block of channels the kernels of ``device`` ("cpu", "cuda", "cuda:1") work on at once.
+
+    On a CPU the float32 lanes of a vector; 8 on CUDA, what float16 tensor cores want, and where unknown.
+    """
+    if device.partition(":")[0] != "cpu":
+        return 8
+    return {"AVX512": 16, "AVX2": 8, "NEON": 4}.get(instruction_set(), 8)
+
+
+def commit() -> str | None:
+    """The commit of slim-model's own source, where it runs from a checkout; "+" follows where files differ from it.
+
+    A checkout of somebody else's that slim-model is merely installed in does not count.
+    """
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str | None:
+        with contextlib.suppress(OSError):
+            asked = ["git", "-C", str(here.parent), *arguments]
+            done = subprocess.run(asked, capture_output=True, text=True, check=False)
+            return done.stdout.strip() if done.returncode == 0 else None
+        return None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return f"{git('rev-parse', '--short=12', 'HEAD')}{'+' if git('status', '--porcelain', '--', '.') else ''}"
+
+
+def cpu_flags() -> list[str]:
+    """The instructions the processor has, as Linux names them; elsewhere only the widest of them."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return sorted(line.partition(":")[2].split())
+    return [instruction_set()]
+
+
+def _cpu_name() -> str:
+    if platform.system() == "Linux":
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        with contextlib.suppress(OSError):
+            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""The stages in their order. Read ``compile.py`` first."""

@@ -1,0 +1,34 @@
+"""How long work says what it is doing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+Progress = Callable[[str], None]
+"""Called with a line of text when a stage, or a part of a long one, begins."""
+
+Count = Callable[[int, int], None]
+"""Called with how many of how many are done."""
+
+
+def silent(stage: str) -> None:
+    """The Progress of those who do not want to hear."""
+
+
+def uncounted(done: int, total: int) -> None:
+    """The Count of those who do not want to hear."""
+
+
+def counted(progress: Progress, *, every_s: float = 2.0) -> Count:
+    """Counts as a bar of text, at most one in ``every_s`` seconds."""
+    last = time.perf_counter()
+
+    def count(done: int, total: int) -> None:
+        nonlocal last
+        if time.perf_counter() - last >= every_s:
+            last = time.perf_counter()
+            filled = 20 * min(done, total) // max(total, 1)
+            progress(f"ranking channels [{'=' * filled}{' ' * (20 - filled)}] {done} of {total}")
+
+    return count

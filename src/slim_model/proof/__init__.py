@@ -1,0 +1,1 @@
+"""The small model equals the masked dense one, or nothing is handed out."""

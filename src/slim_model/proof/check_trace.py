@@ -1,0 +1,61 @@
+"""The traced graph must compute what the model computes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from slim_model.errors import InputError, ProofError
+from slim_model.graph.graph import Graph, first_of
+from slim_model.proof.tolerance import TOLERANCE, relative_error
+
+
+def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """The traced graph against the model itself, on the example input; returns what the user should be warned of."""
+    single = first_of(graph)
+    if graph.dynamic_batch and _trace_error(model, graph, inputs, single) <= TOLERANCE:
+        return ()
+    error = _trace_error(model, graph, inputs, graph.inputs)
+    if error <= TOLERANCE:
+        return () if not graph.dynamic_batch else (_OTHER_AT_ONE,)
+    again = [_outputs(model, pytree.tree_unflatten(graph.inputs, pytree.tree_structure(inputs))) for _ in range(2)]
+    if not _largest(*again) <= TOLERANCE:
+        raise InputError(
+            "the model gives other outputs when it is run again on the same input, so nothing can be proven of it. "
+            "Make its forward deterministic in eval mode (random numbers, dropout left on, a counter?)."
+        )
+    raise ProofError(
+        f"the traced graph differs from the model by {error:.1e} (relative; allowed {TOLERANCE:.0e}). Nothing was "
+        "written. Give a .pt2 made by torch.export, or report the model."
+    )
+
+
+_OTHER_AT_ONE = (
+    "the model itself treats a batch of one in another way than larger batches (a squeeze, or a branch on the batch "
+    "size?); the small model treats it as it does larger ones. --static-batch --input 1x... is traced at one"
+)
+
+
+def _trace_error(model: nn.Module, graph: Graph, inputs: tuple[Any, ...], flat: tuple[Any, ...]) -> float:
+    """The largest relative error over the outputs; infinite where the model does not run or has others."""
+    try:
+        expected = _outputs(model, pytree.tree_unflatten(flat, pytree.tree_structure(inputs)))
+    except Exception:  # the user's forward, on a batch size that it was not given with
+        return math.inf
+    return _largest(expected, graph.run(flat)[-len(expected) :])  # buffers that the forward updates come first
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    copies = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+    with torch.no_grad():
+        return [x for x in pytree.tree_leaves(model(*copies)) if isinstance(x, Tensor)]
+
+
+def _largest(expected: list[Tensor], got: list[Tensor]) -> float:
+    if len(expected) != len(got):
+        return math.inf
+    return max((relative_error(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)

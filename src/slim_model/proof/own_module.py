@@ -1,0 +1,168 @@
+"""The small model as a module, of the user's own classes where these compute what the small graph does.
+
+A forward that works out its sizes from other sizes may run on a smaller layer and compute something else: 24 channels
+that were 4 heads of 6 are cut by a remembered width of 12 into 2 heads. Where attention hardly matters, the outputs do
+not show it. So every layer of the module must give what it gives in the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slim_model.cutting.shrink_module import shrink_module
+from slim_model.errors import ProofError
+from slim_model.graph.as_module import graph_module
+from slim_model.graph.decisions import Noted, Repeated
+from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.modes import evaluating
+from slim_model.ops import row_of
+from slim_model.proof.tolerance import TOLERANCE, relative_error
+
+if TYPE_CHECKING:
+    from slim_model.pipeline.compiled import Compiled
+
+
+_SAMPLED = 4096  # values of a layer's output that are compared
+
+
+def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]:
+    """The user's own module made small, where it computes what the small graph does; else the graph as a module.
+
+    Returns (module, whether it is of the user's own classes). Raises ProofError where only that class can decide.
+    """
+    module = _shrunk(model, compiled.small)
+    if compiled.small.decisions:
+        return _deciding(model, module, compiled.small), True
+    if module is not None and _computes(module, compiled.small):
+        return module, True
+    return graph_module(compiled.small), False
+
+
+def _deciding(model: nn.Module, module: nn.Module | None, small: Graph) -> nn.Module:
+    """``module``, where it computes what ``small`` does with the decisions that ``model`` takes on the example given to
+    it, and also runs when it decides for itself. With the graph there is nothing to hand out in its place: it has the
+    sizes in it that follow from these decisions."""
+    with evaluating(model), _unfused(model), Noted() as noted:
+        _called(model, small, small.inputs)
+    if module is None or not _agrees(module, small, small.inputs, Repeated(noted)) or not _runs(model, module, small):
+        raise ProofError(
+            "the model makes decisions from its values, and its own class with smaller layers does not compute what "
+            "was proven. Nothing was written. --keep GLOB leaves layers out."
+        )
+    return module
+
+
+def _runs(model: nn.Module, module: nn.Module, small: Graph) -> bool:
+    """Whether ``module`` gives an output such as that of ``model``, and finite where that is."""
+    try:
+        with evaluating(model):
+            theirs, mine = (_called(m, small, small.inputs) for m in (model, module))
+    except Exception:  # the user's forward may fail in any way on other decisions
+        return False
+    return pytree.tree_structure(theirs) == pytree.tree_structure(mine) and (not _finite(theirs) or _finite(mine))
+
+
+def _finite(outputs: Any) -> bool:
+    return all(bool(x.isfinite().all()) for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor))
+
+
+def _called(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> Any:
+    return module(*small.arguments(tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
+
+
+def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
+    try:
+        return shrink_module(model, small.tensors).eval()
+    except Exception:  # a class of the user's may refuse to be copied: the graph is the ground truth
+        return None
+
+
+def _computes(module: nn.Module, small: Graph) -> bool:
+    """Whether ``module`` does what ``small`` does on a batch of one: there no ``view(-1, ...)`` can take from the batch
+    what is missing of its channels. A model may treat a batch of one in a way of its own: then on two larger ones."""
+    return _agrees(module, small, first_of(small)) or (
+        small.dynamic_batch and all(_agrees(module, small, x) for x in (small.inputs, _with_one_more(small)))
+    )
+
+
+def _agrees(
+    module: nn.Module, small: Graph, inputs: tuple[Any, ...], steered: AbstractContextManager[Any] | None = None
+) -> bool:
+    """Both give the same outputs, and the layers on the way the same values."""
+    plain = small.with_tensors({name: tensor.detach() for name, tensor in small.tensors.items()})
+    with _unfused(module), torch.no_grad():
+        with _Record() as theirs:
+            expected = plain.run(inputs)
+        try:
+            with _Record() as mine, steered or nullcontext():
+                outputs = [x for x in pytree.tree_leaves(_called(module, small, inputs)) if isinstance(x, Tensor)]
+        except Exception:  # the user's forward may fail in any way on other sizes
+            return False
+    return (
+        len(outputs) == len(expected)
+        and all(map(_close, expected, outputs))
+        and _in_order(iter(mine.found), theirs.found)
+    )
+
+
+@contextlib.contextmanager
+def _unfused(module: nn.Module) -> Iterator[None]:
+    """One operator for a whole layer, and others for a linear one whose weight is trained, could not be compared."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for parameter in trained:
+            parameter.requires_grad = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
+def _with_one_more(small: Graph) -> tuple[Any, ...]:
+    """A model may treat a batch of one in a way of its own."""
+    return tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in small.inputs)
+
+
+class _Layer(NamedTuple):
+    target: Any
+    shape: tuple[int, ...]
+    values: Tensor
+
+
+def _in_order(mine: Iterator[_Layer], expected: list[_Layer]) -> bool:
+    """The module may compute more: numbers that are stored in the graph."""
+    return all(
+        any(m.target is e.target and m.shape == e.shape and _close(e.values, m.values) for m in mine) for e in expected
+    )
+
+
+def _close(expected: Tensor, other: Tensor) -> bool:
+    return relative_error(expected, other) <= TOLERANCE
+
+
+class _Record(TorchDispatchMode):
+    """Keeps some values of whatever a layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[_Layer] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        row = row_of(func)
+        if row.macs or row.masks != "nothing" if row else "attention" in func.__name__:
+            first = pytree.tree_leaves(result)[0]
+            step = max(1, first.numel() // _SAMPLED)
+            self.found.append(_Layer(func, tuple(first.shape), first.detach().reshape(-1)[::step].clone()))
+        return result

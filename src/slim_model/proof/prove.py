@@ -1,0 +1,222 @@
+"""The small graph computes what the dense one computes on the kept channels.
+
+First by structure: the labels are walked again through the small graph, from the kept slices, and at every tie both
+sides must hold the same channel at the same place. Then by numbers: the small graph against the dense graph in which
+every removed channel is zero where it would be read, and norms take their statistics over kept channels.
+
+A graph that follows one run is compared with the decisions of that run given to both (``decisions``), once the values
+that they are made from agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from slim_model.cutting.cut import CutFailed
+from slim_model.cutting.masked import Masked
+from slim_model.graph.decisions import Decided
+from slim_model.graph.graph import Graph, source_line
+from slim_model.graph.nodes import batch_of
+from slim_model.labels.values import Replay, Value, tensors_in
+from slim_model.ops import Cut, row_of
+from slim_model.proof.structure import check_structure
+from slim_model.proof.tolerance import TOLERANCE, largest_size, relative_error
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """``masked_max_rel_error``: largest error over all outputs, relative to the largest value of that output;
+    ``layer_max_rel_error``: the same over the outputs of all layers; ``ties`` were checked by structure;
+    ``float64``: measured in float64, because float32 rounding alone came near the tolerance; ``outputs_vary``: they
+    are not the same for all inputs that were tried (None: one input only)."""
+
+    masked_max_rel_error: float
+    layer_max_rel_error: float
+    ties: int
+    batches: tuple[int, ...]
+    float64: bool = False
+    outputs_vary: bool | None = None
+    onnx_max_rel_error: float | None = None
+
+    def and_then(self, other: Proof) -> Proof:
+        """Of two steps in turn: errors add up."""
+        return Proof(
+            self.masked_max_rel_error + other.masked_max_rel_error,
+            self.layer_max_rel_error + other.layer_max_rel_error,
+            self.ties + other.ties,
+            other.batches,
+            self.float64 or other.float64,
+            other.outputs_vary,
+        )
+
+
+def prove(dense: Graph, small: Graph, cut: Cut, replay: Replay, batches: list[tuple[Any, ...]]) -> Proof:
+    """Raises CutFailed, which names the node, where the two differ."""
+    ties = check_structure(small, replay)
+    in_float64 = False
+    try:
+        runs = [_lockstep(dense, small, cut, inputs) for inputs in batches]
+    except CutFailed:  # rounding, or a fault? float64 tells
+        in_float64 = True
+        wide = [tuple(_widened(x) for x in inputs) for inputs in batches]
+        runs = [_lockstep(_double(dense), _double(small), cut, inputs, wide=True) for inputs in wide]
+    outputs, layers = (max(e) for e in zip(*((run.outputs_error, run.layers_error) for run in runs), strict=True))
+    vary = _differ(*(run.first for run in runs[:2])) if len(runs) > 1 else None
+    return Proof(outputs, layers, ties, tuple(batch_of(inputs) for inputs in batches), in_float64, vary)
+
+
+def _differ(one: list[Tensor], two: list[Tensor]) -> bool:
+    return any(not relative_error(a, b) < 1e-6 for a, b in zip(one, two, strict=True))
+
+
+class _Run(NamedTuple):
+    """The largest error of the outputs and of the layers, and the small graph's outputs (of the first sample, where the
+    batch is free)."""
+
+    outputs_error: float
+    layers_error: float
+    first: list[Tensor]
+
+
+def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, wide: bool = False) -> _Run:
+    """Run both graphs node by node. Raises CutFailed at the first layer that differs."""
+    masked, other = Masked(dense, cut, wide=wide), Decided(small.module, small.decisions, wide=wide)
+    masked.env, other.env = dense.bind(inputs), small.bind(inputs)
+    last_use = _last_uses(dense, small)
+    layers = 0.0
+    with torch.no_grad():
+        for node, copied in zip(dense.nodes, small.nodes, strict=True):
+            if node.op == "output":
+                outputs = [x for n in copied.all_input_nodes if isinstance(x := other.env[n], Tensor)]
+                first = [x[:1] if x.dim() and dense.dynamic_batch else x for x in outputs]
+                return _Run(_output_error(node, copied, masked, other), layers, first)
+            if node.op == "placeholder" or node.target is torch.ops.aten._assert_tensor_metadata.default:
+                continue  # it computes nothing, and does not hold in float64
+            try:
+                masked.env[node] = masked.run_node(node)
+                other.env[copied] = other.run_node(copied)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise CutFailed(node.name, str(error).splitlines()[0]) from error
+            _decide_once(node, copied, masked, other)
+            layers = max(layers, _layer_error(node, copied, masked, other))
+            for dead, dead_copy in last_use.get(node, ()):
+                masked.env.pop(dead, None)
+                other.env.pop(dead_copy, None)
+    raise AssertionError("a graph ends with its output")
+
+
+_STEPS = {
+    *(torch.ops.aten.floor, torch.ops.aten.ceil, torch.ops.aten.round, torch.ops.aten.trunc, torch.ops.aten.sign),
+    *(torch.ops.aten.remainder, torch.ops.aten.fmod, torch.ops.aten.floor_divide),
+}
+"""They decide as a comparison does, though what comes out is no index and no flag."""
+
+
+def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> None:
+    """A sort, a threshold, the largest value: rounding alone may turn them. Where the values that they look at agree
+    on both sides, both go on with one decision; where these differ, it is left to differ and is found behind.
+
+    Where the decision is given to both, as the dense model took it on the example, nothing else than these values can
+    show a difference. That they agree says that the small model would decide as the masked one does.
+    """
+    if node.name in masked.decisions:
+        if not _read_the_same(node, copied, masked, other):
+            raise CutFailed(node.name, f"the values that it decides on differ ({source_line(node)})")
+        return
+    taken, own = pytree.tree_leaves(masked.env[node]), pytree.tree_leaves(other.env[copied])
+    tensors = [x for x in taken if isinstance(x, Tensor)]
+    decides = any(not x.is_floating_point() for x in tensors) or getattr(node.target, "overloadpacket", None) in _STEPS
+    if not decides or not tensors or any(not isinstance(x, Tensor) for x in taken):
+        return
+    values = tensors_in([masked.cut.values[node]])
+    taken = [masked.cut.gathered(x, v) for x, v in zip(taken, values, strict=True)]
+    if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(taken, own, strict=True)):
+        return
+    if _read_the_same(node, copied, masked, other):
+        other.env[copied] = taken[0] if isinstance(masked.env[node], Tensor) else type(masked.env[node])(taken)
+
+
+def _read_the_same(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> bool:
+    for read, other_read in _read(node, copied):
+        value, a, b = masked.cut.values[read], masked.env[read], other.env[other_read]
+        compared = isinstance(a, Tensor) and isinstance(value, Value)
+        if compared and not relative_error(masked.cut.gathered(a, value), b) <= TOLERANCE:
+            return False
+    return True
+
+
+def _layer_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
+    row, value = row_of(node.target), masked.cut.values[node]
+    if row is None or row.masks == "nothing" or not isinstance(value, Value):
+        return 0.0
+    _check_statistic(node, copied, masked, other, row.masks)
+    expected = masked.cut.gathered(masked.env[node], value)
+    error = relative_error(expected, other.env[copied])
+    if error > TOLERANCE and _cancelled(expected, other.env[copied], copied, other):
+        other.env[copied] = expected  # both go on with one, or a norm behind would blow up what they differ by
+        return 0.0
+    if not error <= TOLERANCE:
+        raise CutFailed(node.name, f"its values differ by {error:.1e} ({source_line(node)})")
+    return error
+
+
+def _cancelled(expected: Tensor, got: Tensor, copied: fx.Node, other: fx.Interpreter) -> bool:
+    """In float64 both are rounding alone: all that they differ by is no more than that of what they are summed from."""
+    if got.dtype is not torch.float64 or expected.shape != got.shape or not got.isfinite().all():
+        return False
+    read = [x for n in copied.all_input_nodes if isinstance(x := other.env[n], Tensor) and x.is_floating_point()]
+    return largest_size(expected - got) <= _ROUNDING * max(map(largest_size, read), default=0.0)
+
+
+_ROUNDING = 1e-13  # of float64, over sums of some hundred values
+
+
+def _check_statistic(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter, masks: str) -> None:
+    """The spread of a single channel is no number, on both sides alike: the model would be proven, and useless. Where
+    no channel is gone, the dense model gives none either."""
+    reads = [(masked.env[big], other.env[little]) for big, little in _read(node, copied)]
+    gone = any(isinstance(a, Tensor) and a.shape != b.shape for a, b in reads)
+    if masks == "kept" and gone and not _finite(other.env[copied]) and all(_finite(b) for _, b in reads):
+        raise CutFailed(node.name, "over the channels that are left it is no number")
+
+
+def _read(node: fx.Node, copied: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    return zip(node.all_input_nodes, copied.all_input_nodes, strict=True)
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+
+
+def _output_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
+    worst = 0.0
+    for expected, got in _read(node, copied):
+        if isinstance(masked.env[expected], Tensor):
+            error = relative_error(masked.env[expected], other.env[got])
+            if not error <= TOLERANCE:
+                raise CutFailed(expected.name, f"an output differs by {error:.1e}")
+            worst = max(worst, error)
+    return worst
+
+
+def _last_uses(dense: Graph, small: Graph) -> dict[fx.Node, list[tuple[fx.Node, fx.Node]]]:
+    """node -> values (dense and small) that nobody reads after it."""
+    reader = {read: node for node in dense.nodes for read in node.all_input_nodes}
+    found: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
+    for node, copied in zip(dense.nodes, small.nodes, strict=True):
+        found.setdefault(reader.get(node, node), []).append((node, copied))
+    return found
+
+
+def _double(graph: Graph) -> Graph:
+    return graph.with_tensors({name: _widened(tensor) for name, tensor in graph.tensors.items()})
+
+
+def _widened(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x

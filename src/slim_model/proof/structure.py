@@ -1,0 +1,31 @@
+"""Translation validation: the labels are walked again through the small graph."""
+
+from __future__ import annotations
+
+import torch
+
+from slim_model.cutting.cut import CutFailed
+from slim_model.graph.graph import Graph
+from slim_model.labels.values import Replay
+from slim_model.labels.walk import Walk
+from slim_model.ops import flow_of
+
+# -- structure ------------------------------------------------------------------------------------------------------
+
+
+def check_structure(small: Graph, replay: Replay) -> int:
+    """Walk the labels through the small graph; returns the number of ties that were checked."""
+    walk = Walk(small, flow_of, replay=replay)
+    try:
+        walk.run()
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError) as error:
+        raise CutFailed(walk.node.name, str(error).splitlines()[0]) from error
+    checked = 0
+    for left, right, node in walk.ties:
+        if not torch.equal(left, right):
+            raise CutFailed(node.name, "channels no longer line up")
+        checked += len(left)
+    for pin in walk.pins:
+        if pin.labels.any():
+            raise CutFailed(pin.node.name, "a fixed position was removed")
+    return checked

@@ -1,0 +1,222 @@
+"""How the loss answers to each channel. A gate of 1 stands wherever a channel is read; these are the
+derivatives of each sample's loss with respect to it, signed and summed over all members of the group."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from slim_model.coupling.coupling import Coupling
+from slim_model.data.batches import Batch
+from slim_model.data.loss import Loss, not_finite, total_loss
+from slim_model.errors import InputError
+from slim_model.graph.decisions import Decided
+from slim_model.graph.nodes import leaves
+from slim_model.ranking.evidence.read_sites import Place, Spot, by_sample, has_writes
+
+PROBES = 16
+"""Directions along which curvature is taken; where there are no more gates than these, it is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Over ``count`` samples, per channel: sums of ``t``, ``|t|`` and ``t^2``, where t is the gate's gradient."""
+
+    count: int
+    total: Tensor
+    absolute: Tensor
+    squared: Tensor
+
+    def merge(self, other: Gates) -> Gates:
+        sums = (a + b for a, b in zip(self._sums, other._sums, strict=True))
+        return Gates(self.count + other.count, *sums)
+
+    @property
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.total, self.absolute, self.squared
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """Second derivatives of the summed loss along all gates of the model: ``probes (p, gate)`` and their products
+    with the Hessian, of which ``channels`` are this group's. Diagonals are ``sum_p probe * product``."""
+
+    count: int
+    channels: slice
+    probes: Tensor
+    products: Tensor
+
+    def merge(self, other: Curvature) -> Curvature:
+        return Curvature(self.count + other.count, self.channels, self.probes, self.products + other.products)
+
+    def diagonal(self) -> Tensor:
+        """Of the Hessian of the mean loss. Hutchinson 1989: ``E[v * Hv]`` for random signs v."""
+        mine = (self.probes * self.products)[:, self.channels]
+        return mine.sum(0) / self.count
+
+    def leading(self) -> tuple[Tensor, Tensor]:
+        """The Hessian's eigenvalue of largest size, and the group's part of its eigenvector.
+
+        One pass gives H only along the probes; ``H = Y (probes Y)^-1 Y^T`` is exact where they span its range
+        (Nystrom; Halko, Martinsson, Tropp 2011, section 5.5).
+        """
+        y = self.products.T / self.count
+        core = self.probes @ y
+        q, r = torch.linalg.qr(y)
+        inverse = torch.linalg.pinv((core + core.T) / 2, rtol=1e-10, hermitian=True)
+        values, vectors = torch.linalg.eigh(r @ inverse @ r.T)
+        largest = int(values.abs().argmax())
+        return values[largest], (q @ vectors[:, largest])[self.channels]
+
+
+def probes_of(coupling: Coupling, seed: int) -> Tensor:
+    """``(p, gate)`` directions whose outer products average to the identity: random signs, or every axis."""
+    gates = sum(group.width for group in coupling.groups)
+    if gates <= PROBES:
+        return torch.eye(gates, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (PROBES, gates), generator=generator, dtype=torch.float64) * 2 - 1
+    return signs / math.sqrt(PROBES)
+
+
+def gate_gradients(coupling: Coupling, places: list[Place], batch: Batch, loss: Loss | None) -> dict[int, Gates]:
+    """For each group, from one backward pass over one batch."""
+    if batch.samples > 1 and any(p.read.layout.axis is None for p in places):  # a value that all samples share
+        return _merged([gate_gradients(coupling, places, one, loss) for one in _alone(batch, coupling)])
+    run = _Graded(coupling, places)
+    with torch.enable_grad():
+        total = _loss_of(run, coupling, batch, loss)
+        taps = [tap for tap, _ in run.taps.values()]
+        slopes = _gradient(total, taps)
+    gradients = {
+        g: torch.zeros(batch.samples, coupling.groups[g].width, dtype=torch.float64) for g in {p.group for p in places}
+    }
+    rows = len(next(x for x in batch.inputs if isinstance(x, Tensor)))
+    for ((operand, _), (_, value)), slope in zip(run.taps.items(), slopes, strict=True):
+        for place in run.reading[operand] if slope is not None else ():
+            t = by_sample(slope * value, place.read, rows).flatten(2).sum(2, dtype=torch.float64)
+            gradients[place.group].index_add_(1, place.channel, t[: batch.samples].cpu())
+    return {g: Gates(batch.samples, t.sum(0), t.abs().sum(0), t.square().sum(0)) for g, t in gradients.items()}
+
+
+def _alone(batch: Batch, coupling: Coupling) -> list[Batch]:
+    """Batches in which one sample counts; where the batch is fixed it stands in front of the others."""
+    if coupling.graph.dynamic_batch:
+        return batch.split(1)
+    rows = len(next(x for x in batch.inputs if isinstance(x, Tensor)))
+    order = [[i, *range(i), *range(i + 1, rows)] for i in range(batch.samples)]
+    return [
+        Batch(
+            tuple(x[o] if isinstance(x, Tensor) and x.dim() else x for x in batch.inputs),
+            None if batch.labels is None else batch.labels[i : i + 1],
+            1,
+        )
+        for i, o in enumerate(order)
+    ]
+
+
+def _merged(parts: list[dict[int, Gates]]) -> dict[int, Gates]:
+    result = parts[0]
+    for part in parts[1:]:
+        result = {g: result[g].merge(part[g]) for g in result}
+    return result
+
+
+def _loss_of(run: fx.Interpreter, coupling: Coupling, batch: Batch, loss: Loss | None) -> Tensor:
+    outputs = [x[: batch.samples] for x in leaves(run.run(initial_env=_bound(coupling, batch)))]
+    total = total_loss(loss, outputs, batch.labels, batch.samples)
+    if not_finite(total):
+        raise InputError("the loss is NaN or infinite on the data. Check inputs, labels and weights.")
+    if not total.requires_grad:
+        raise InputError("the loss has no gradient: it does not depend on the model's channels, or detaches them.")
+    return total
+
+
+def _gradient(total: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> Any:
+    try:
+        return torch.autograd.grad(total, inputs, allow_unused=True, create_graph=create_graph)
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise InputError(
+            "the model writes in place over values that its gradient needs, as it would in training. "
+            "Use a criterion without gradients, or operators that do not write in place."
+        ) from error
+
+
+def _bound(coupling: Coupling, batch: Batch) -> dict[fx.Node, Any]:
+    """Placeholders, with weights that want no gradient."""
+    bound = coupling.graph.bind(batch.inputs)
+    return {node: x.detach() if isinstance(x, Tensor) else x for node, x in bound.items()}
+
+
+class _Graded(Decided):
+    """A run in which each reader takes its operand through a tap of its own, where the gradient is asked for."""
+
+    def __init__(self, coupling: Coupling, places: list[Place]) -> None:
+        super().__init__(coupling.graph.module, coupling.graph.decisions, garbage_collect_values=True)
+        self.copies = has_writes(coupling)
+        self.operands: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+        self.reading: dict[fx.Node, list[Place]] = defaultdict(list)
+        self.taps: dict[tuple[fx.Node, fx.Node], tuple[Tensor, Tensor]] = {}
+        for place in places:
+            self.reading[place.read.node].append(place)
+            for reader in place.readers:
+                self.operands[reader].add(place.read.node)
+
+    def run_node(self, n: fx.Node) -> Any:
+        operands = self.operands.get(n, ())
+        held = {m: self.env[m] for m in operands}
+        self.env.update({m: self.tapped(n, m, x) for m, x in held.items()})
+        try:
+            return super().run_node(n)
+        finally:
+            self.env.update(held)
+
+    def tapped(self, reader: fx.Node, operand: fx.Node, x: Tensor) -> Tensor:
+        value = x.detach().clone() if self.copies else x.detach()
+        tap = x.view_as(x) if x.requires_grad else value.view_as(value).requires_grad_()
+        self.taps[operand, reader] = tap, value
+        return tap
+
+
+class _Gated(_Graded):
+    """A run in which each reader takes its operand times the gates of its channels."""
+
+    def __init__(self, coupling: Coupling, places: list[Place], gates: Tensor, starts: list[int]) -> None:
+        super().__init__(coupling, places)
+        self.gates, self.starts = gates, starts
+
+    def tapped(self, reader: fx.Node, operand: fx.Node, x: Tensor) -> Tensor:
+        for place in self.reading[operand]:
+            if reader in place.readers:
+                x = x * self._factors(place.read, self.starts[place.group] + place.channel, x)
+        return x
+
+    def _factors(self, spot: Spot, which: Tensor, x: Tensor) -> Tensor:
+        own = self.gates[which][:, None].expand(spot.index.shape).flatten().to(x)
+        line = x.new_ones(x.shape[spot.axis]).index_put((spot.index.flatten().to(x.device),), own)
+        return line.view([-1 if a == spot.axis else 1 for a in range(x.dim())])
+
+
+def gate_curvature(
+    coupling: Coupling, places: list[Place], batch: Batch, loss: Loss | None, probes: Tensor
+) -> dict[int, Curvature]:
+    """Products of the Hessian with each probe, over one batch."""
+    widths = [group.width for group in coupling.groups]
+    starts = [sum(widths[:i]) for i in range(len(widths))]
+    gates = torch.ones(sum(widths), dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        total = _loss_of(_Gated(coupling, places, gates, starts), coupling, batch, loss)
+        (slope,) = _gradient(total, [gates], create_graph=True)
+        products = [torch.autograd.grad(slope @ probe, gates, retain_graph=True)[0] for probe in probes]
+    rows = torch.stack(products)
+    return {
+        g: Curvature(batch.samples, slice(start, start + widths[g]), probes, rows) for g, start in enumerate(starts)
+    }

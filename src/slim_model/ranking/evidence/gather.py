@@ -1,0 +1,235 @@
+"""A graph and data -> what the data says of every channel, gathered in one streaming pass.
+
+Tensors are observed where the layers that read a channel take it in, after activation, pooling and flattening
+(``places``). Gradients are those of gates: imagine each channel multiplied by a gate that stands at 1, in all places
+where it is read; with ``x`` read and ``g`` the gradient of a sample's loss there, the gate's is ``t = sum g x``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from slim_model import distributed
+from slim_model.coupling.coupling import Coupling
+from slim_model.data.batches import Batch, Data, padded
+from slim_model.data.loss import Loss, not_finite
+from slim_model.errors import InputError
+from slim_model.graph.decisions import Decided
+from slim_model.graph.graph import source_line
+from slim_model.graph.nodes import leaves
+from slim_model.progress import Count, uncounted
+from slim_model.ranking.evidence.gate_gradients import Curvature, Gates, gate_curvature, gate_gradients, probes_of
+from slim_model.ranking.evidence.patches import patch
+from slim_model.ranking.evidence.read_sites import Place, by_sample, find_places
+from slim_model.ranking.evidence.seen import Seen
+from slim_model.ranking.evidence.statistics import STATISTICS
+
+GRADIENTS = ("gates", "curvature")
+"""Statistics of a group as a whole, which need a loss."""
+_LABELLED = ("classes",)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A group's channels at one place: ``channel (k,)`` by number, ``weights (k, rest)`` of each layer there that
+    reads them by weights, ``statistics`` by name, their rows in the order of ``channel``."""
+
+    where: str
+    channel: Tensor
+    weights: tuple[Tensor, ...]
+    statistics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupEvidence:
+    """All that is known of one group from data; its channels may be read at several places, or at none."""
+
+    views: tuple[View, ...] = ()
+    gates: Gates | None = None
+    curvature: Curvature | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """``groups`` in the order of the coupling; ``samples`` were read."""
+
+    groups: tuple[GroupEvidence, ...]
+    samples: int
+
+    def merge(self, other: Evidence) -> Evidence:
+        """What two parts of the data say together."""
+        groups = tuple(_merged(a, b) for a, b in zip(self.groups, other.groups, strict=True))
+        return Evidence(groups, self.samples + other.samples)
+
+
+def _merged(a: GroupEvidence, b: GroupEvidence) -> GroupEvidence:
+    views = []
+    for one, two in zip(a.views, b.views, strict=True):
+        statistics = {name: s.merge(two.statistics[name]) for name, s in one.statistics.items()}
+        views.append(dataclasses.replace(one, statistics=statistics))
+    gates = a.gates.merge(b.gates) if a.gates and b.gates else None
+    curvature = a.curvature.merge(b.curvature) if a.curvature and b.curvature else None
+    return GroupEvidence(tuple(views), gates, curvature)
+
+
+def gather(
+    coupling: Coupling,
+    data: Data,
+    statistics: tuple[str, ...],
+    *,
+    loss: Loss | None = None,
+    seed: int = 0,
+    first: int = 0,
+    count: Count = uncounted,
+) -> Evidence:
+    """All ``statistics`` in one pass over ``data``; of several processes each looks at its share of the batches.
+    ``first`` numbers the first sample."""
+    if any(name in _LABELLED for name in statistics) and not data.labelled:
+        raise InputError(f"{data.name} has no labels. Give batches of (inputs, labels).")
+    observer = _Observer(coupling, statistics, loss, seed)
+    found: Evidence | None = None
+    done = 0
+    for number, batch in enumerate(data.batches()):
+        if number % distributed.size() == distributed.rank():
+            here = observer.look(batch, first + done)
+            found = here if found is None else found.merge(here)
+        done += batch.samples
+        count(done, data.samples)
+    found = distributed.merged(found, Evidence.merge)
+    if found is None:
+        raise InputError(f"{data.name} is empty: it gave no batch.")
+    return found
+
+
+class _Observer:
+    """What stays the same from batch to batch."""
+
+    def __init__(self, coupling: Coupling, statistics: tuple[str, ...], loss: Loss | None, seed: int) -> None:
+        self.coupling, self.loss = coupling, loss
+        self.names = tuple(name for name in statistics if name not in GRADIENTS)
+        self.gates, self.curvature = (name in statistics for name in GRADIENTS)
+        self.places = find_places(coupling)
+        self.probes = probes_of(coupling, seed) if self.curvature else torch.empty(0)
+        if self.names:
+            self._refuse_without_data()
+
+    def _refuse_without_data(self) -> None:
+        reached = {p.group for p in self.places if p.read.layout.axis is not None}
+        alone = {p.group for p in self.places} - reached
+        if alone:
+            name = self.coupling.groups[min(alone)].name
+            raise InputError(
+                f"the channels of '{name}' are read where no data flows (the model computes them from its weights "
+                f"alone), so data cannot rank them. Use a criterion of weights, or leave them: --keep '{name}*'."
+            )
+
+    def look(self, batch: Batch, first: int) -> Evidence:
+        batch = padded(batch, self.coupling.graph)
+        views: list[dict[str, Any]] = [{} for _ in self.places]
+        if self.names:
+            self._watch(batch, first, views)
+        gates: dict[int, Gates] = {}
+        curvature: dict[int, Curvature] = {}
+        if self.gates:
+            gates = gate_gradients(self.coupling, self.places, batch, self.loss)
+        if self.curvature:
+            curvature = gate_curvature(self.coupling, self.places, batch, self.loss, self.probes)
+        by_group: dict[int, list[View]] = defaultdict(list)
+        for place, statistics in zip(self.places, views, strict=True):
+            where = source_line(place.readers[0])
+            by_group[place.group].append(View(where, place.channel, place.weights, statistics))
+        groups = (
+            GroupEvidence(tuple(by_group[g]), gates.get(g), curvature.get(g)) for g in range(len(self.coupling.groups))
+        )
+        return Evidence(tuple(groups), batch.samples)
+
+    def _watch(self, batch: Batch, first: int, views: list[dict[str, Any]]) -> None:
+        """One run; whatever is not finite is found, be it that a statistic fails on it."""
+        outputs: list[Tensor] = []
+        try:
+            with torch.no_grad():
+                outputs = leaves(
+                    _Watch(self, batch, first, views).run(initial_env=self.coupling.graph.bind(batch.inputs))
+                )
+        except RuntimeError:
+            if _where_not_finite(self.coupling, batch) is None:
+                raise
+            outputs = [torch.tensor(torch.nan)]
+        if any(map(not_finite, (*batch.inputs, *outputs))):
+            raise InputError(
+                f"{_where_not_finite(self.coupling, batch) or 'the outputs are'} NaN or infinite on the data, in "
+                f"samples {first} to {first + batch.samples - 1}. Remove such samples, or check the weights."
+            )
+
+
+class _Watch(Decided):
+    """One run of the graph on one batch; ``views`` fills with the statistics of each place."""
+
+    def __init__(self, observer: _Observer, batch: Batch, first: int, views: list[dict[str, Any]]) -> None:
+        graph = observer.coupling.graph
+        super().__init__(graph.module, graph.decisions, garbage_collect_values=True)
+        self.observer, self.batch, self.first, self.views = observer, batch, first, views
+        self.rows = _rows(batch)
+        self.held: dict[fx.Node, Any] = {}
+        self.due: dict[fx.Node, list[int]] = defaultdict(list)
+        self.wanted: set[fx.Node] = set()
+        for number, place in enumerate(observer.places):
+            self.due[place.readers[0]].append(number)
+            self.wanted |= {s.node for s in (place.seen, place.before) if s is not None and s is not place.read}
+
+    def run_node(self, n: fx.Node) -> Any:
+        for number in self.due.get(n, ()):
+            self._observe(number, self.observer.places[number])
+        result = super().run_node(n)
+        if n in self.wanted:  # the same memory as what is read, or the value ahead of its activation
+            self.held[n] = result
+        return result
+
+    def _observe(self, number: int, place: Place) -> None:
+        whole = self._values(place.seen)
+        grid = (whole.shape[-2], whole.shape[-1]) if whole.dim() >= 5 else (1, whole[0, 0].numel())
+        before = self._values(place.before).flatten(2) if place.before else None
+        labels = None if self.batch.labels is None else self.batch.labels[: self.batch.samples]
+        values = whole.flatten(2)
+        seen = Seen(values, grid, before, labels, self.first, lambda: self._patches(place))
+        for name in self.observer.names:
+            self.views[number][name] = STATISTICS[name].of(seen)
+
+    def _values(self, spot: Any) -> Tensor:
+        tensor = self.held[spot.node] if spot.node in self.held else self.env[spot.node]
+        found = by_sample(tensor.detach(), spot, self.rows)
+        return found.expand(self.rows, *found.shape[1:])[: self.batch.samples]
+
+    def _patches(self, place: Place) -> Any:
+        readers = [n for n in place.readers if all(m in self.env for m in n.all_input_nodes)]
+        return tuple(patch(n, place.read, self.env, first=self.first, samples=self.rows) for n in readers)
+
+
+def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:
+    """The first values on the way that are NaN or infinite."""
+    if any(not_finite(x) for x in batch.inputs):
+        return "the inputs are"
+
+    class Search(Decided):
+        found: str | None = None
+
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if n.op == "call_function" and self.found is None and any(map(not_finite, leaves(result))):
+                self.found = f"the values of {n.target} ({source_line(n)}) are"
+            return result
+
+    search = Search(coupling.graph.module, coupling.graph.decisions)
+    with torch.no_grad():
+        search.run(initial_env=coupling.graph.bind(batch.inputs))
+    return search.found
+
+
+def _rows(batch: Batch) -> int:
+    return next((x.shape[0] for x in batch.inputs if isinstance(x, Tensor) and x.dim()), 1)

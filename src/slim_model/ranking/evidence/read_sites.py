@@ -1,0 +1,324 @@
+"""Where in the graph the channels of each group are read, and how a tensor there is seen by channel.
+
+A channel matters through the layers that sum over it. Those are the rows whose masked form acts on channels, where
+the channel ends: a depthwise convolution or a norm hands each channel on, so it is observed at the layer behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from slim_model.coupling.coupling import Coupling
+from slim_model.errors import InputError
+from slim_model.graph.decisions import Decided
+from slim_model.graph.graph import source_line
+from slim_model.graph.nodes import bound
+from slim_model.labels.values import Value, tensors_in
+from slim_model.ops import row_of
+
+aten = torch.ops.aten
+# Activations without exact zeros: a unit counts as off where its pre-activation is at most 0.
+_SMOOTH = {aten.gelu, aten.silu, aten.mish, aten.elu, aten.celu, aten.selu, aten.leaky_relu, aten.prelu, aten.rrelu}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How samples lie along ``axis``: its positions are (outer, sample, inner). ``axis`` None: no sample axis, the
+    value is the same for all samples."""
+
+    axis: int | None
+    outer: int = 1
+    inner: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where channels sit in the value of ``node``: along ``axis``, each at the m positions of ``index (k, m)``."""
+
+    node: fx.Node
+    axis: int
+    index: Tensor
+    layout: Layout = Layout(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Channels of one group, ``channel (k,)`` by number, where the layers ``readers`` sum over them.
+
+    ``read``: the operand itself. ``seen``: what is observed, the operand or the tensor that it is a flattened view
+    of. ``before``: the same channels ahead of a smooth activation, where there is one. ``weights``: ``(k, rest)`` for
+    each reader that has some: its columns for these channels.
+    """
+
+    group: int
+    channel: Tensor
+    read: Spot
+    seen: Spot
+    before: Spot | None
+    readers: tuple[fx.Node, ...]
+    weights: tuple[Tensor, ...]
+
+
+def find_places(coupling: Coupling) -> list[Place]:
+    """Every place where a channel that may go is read, in the order of the graph."""
+    readers: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
+    reached = _from_inputs(coupling)
+    for node in coupling.graph.nodes:
+        for operand, axis in _ends(coupling, node, reached):
+            readers[operand, axis].append(node)
+    numbers = _numbers(coupling)
+    found = [
+        (group, channel, spot, nodes)
+        for (operand, axis), nodes in readers.items()
+        for group, channel, spot in _spots(coupling, operand, axis, numbers)
+    ]
+    fed = {group for group, _, spot, _ in found if spot.node in reached}
+    found = [f for f in found if f[2].node in reached or f[0] not in fed]  # no weights of weights beside data
+    runs = _two_runs(coupling, {n for _, _, spot, _ in found for n in _upstream(coupling, spot.node)})
+    places = []
+    for group, channel, spot, nodes in found:
+        weights = [_weights(coupling, node, spot.node, group, channel, numbers) for node in nodes]
+        seen = _unflattened(coupling, group, channel, spot, numbers, runs[0])
+        before = _before(coupling, group, channel, spot, numbers)
+        read, seen = (_laid_out(coupling, s, runs, s.node in reached) for s in (spot, seen))
+        if before is not None:
+            before = _laid_out(coupling, before, runs, before.node in reached)
+        held = tuple(w for w in weights if w is not None)
+        places.append(Place(group, channel, read, seen, before, tuple(nodes), held))
+    return places
+
+
+def _from_inputs(coupling: Coupling) -> set[fx.Node]:
+    """Nodes whose value depends on the model's input."""
+    reached: set[fx.Node] = set()
+    for node in coupling.graph.nodes:
+        is_input = node.op == "placeholder" and node.name not in coupling.graph.owners
+        if is_input or any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+Numbers = tuple[np.ndarray, np.ndarray]
+"""By component: the group it is in (-1: none), and its number within."""
+
+
+def _numbers(coupling: Coupling) -> Numbers:
+    number = np.full(coupling.component.max() + 1, -1)
+    order = np.full(coupling.component.max() + 1, -1)
+    for i, group in enumerate(coupling.groups):
+        number[group.channels], order[group.channels] = i, np.arange(group.width)
+    return number, order
+
+
+def _ends(coupling: Coupling, node: fx.Node, reached: set[fx.Node]) -> Iterator[tuple[fx.Node, int]]:
+    """(operand, axis) where ``node`` sums over channels that do not come out of it again."""
+    row = row_of(node.target) if node.op == "call_function" else None
+    if row is None or row.masks == "nothing":
+        return
+    values, states = coupling.walk.values, pytree.tree_leaves(bound(node).get("hx", ()))
+    read = [n for n in node.all_input_nodes if n not in states]  # a recurrent layer hands its state on
+    labelled = [n for n in read if isinstance(values[n], Value) and values[n].labelled]
+    out = _channels(coupling, tensors_in([values[node]]))
+    for operand in [n for n in labelled if n in reached] or labelled:
+        for axis, labels in enumerate(values[operand].axes):
+            if labels is None:
+                continue
+            here = np.setdiff1d(coupling.component[labels.numpy()], [0])
+            carried = np.isin(here, out).any()
+            others = [values[n] for n in labelled if n is not operand]
+            if len(here) and (not carried or any(_twice(coupling, v, here) for v in others)):
+                yield operand, axis
+
+
+def _channels(coupling: Coupling, values: Iterable[Value]) -> np.ndarray:
+    axes = [coupling.component[a.numpy()] for value in values for a in value.axes if a is not None]
+    return np.unique(np.concatenate([*axes, np.zeros(0, np.int32)]))
+
+
+def _twice(coupling: Coupling, value: Value, channels: np.ndarray) -> bool:
+    """A weight with these channels on both axes: a layer inside a residual branch reads and makes them."""
+    return sum(a is not None and bool(np.isin(coupling.component[a.numpy()], channels).any()) for a in value.axes) > 1
+
+
+def _spots(coupling: Coupling, node: fx.Node, axis: int, numbers: Numbers) -> Iterator[tuple[int, Tensor, Spot]]:
+    """(group, channels, spot) for each group along an axis, and for each number of positions a channel takes."""
+    number, order = numbers
+    component = coupling.component[coupling.walk.values[node].axes[axis].numpy()]
+    for group in np.unique(number[component]).tolist():
+        if group < 0:
+            continue
+        positions = np.flatnonzero(number[component] == group)
+        positions = positions[np.argsort(order[component[positions]], kind="stable")]
+        names, starts, counts = np.unique(order[component[positions]], return_index=True, return_counts=True)
+        for many in np.unique(counts).tolist():
+            chosen = counts == many
+            index = positions[starts[chosen][:, None] + np.arange(many)]
+            yield group, torch.from_numpy(names[chosen].astype(np.int64)), Spot(node, axis, torch.from_numpy(index))
+
+
+def _spot_of(
+    coupling: Coupling, node: fx.Node, group: int, channel: Tensor, numbers: Numbers, *, near: int = 0
+) -> Spot | None:
+    """Where just these channels sit in the value of ``node``; on axis ``near`` rather than another."""
+    value = coupling.walk.values[node]
+    axes = [a for a, x in enumerate(value.axes) if x is not None] if isinstance(value, Value) else []
+    axes.sort(key=lambda axis: axis != near)
+    found = (hit for axis in axes for hit in _spots(coupling, node, axis, numbers))
+    return next((spot for g, c, spot in found if g == group and torch.equal(c, channel)), None)
+
+
+def _weights(
+    coupling: Coupling, node: fx.Node, operand: fx.Node, group: int, channel: Tensor, numbers: Numbers
+) -> Tensor | None:
+    """``(k, rest)``: the columns of the weights by which ``node`` reads these channels, if it has weights."""
+    for other in node.all_input_nodes:
+        weight = coupling.walk.constant(other)
+        if other is operand or weight is None or weight.dim() < 2:
+            continue
+        spot = _spot_of(coupling, other, group, channel, numbers, near=1)  # layers read along axis 1 of their weight
+        if spot is not None:
+            rows = weight.detach().movedim(spot.axis, 0)
+            return rows[spot.index.to(rows.device)].flatten(1).cpu()
+    return None
+
+
+def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
+    """``node`` and where its channels came from, one by one, through operators that mix none and write nowhere."""
+    yield node
+    while node.op == "call_function":
+        row, schema = row_of(node.target), getattr(node.target, "_schema", None)
+        inputs = [n for n in node.all_input_nodes if coupling.walk.constant(n) is None]
+        if row is None or row.masks != "nothing" or schema is None or schema.is_mutable or len(inputs) != 1:
+            return
+        node = inputs[0]
+        yield node
+
+
+def _before(coupling: Coupling, group: int, channel: Tensor, spot: Spot, numbers: Numbers) -> Spot | None:
+    """Where these channels enter a smooth activation on their way here."""
+    way = list(_upstream(coupling, spot.node))
+    for node, source in itertools.pairwise(way):
+        if node.target.overloadpacket in _SMOOTH:  # type: ignore[union-attr]
+            return _spot_of(coupling, source, group, channel, numbers)
+    return None
+
+
+def _unflattened(
+    coupling: Coupling, group: int, channel: Tensor, spot: Spot, numbers: Numbers, run: dict[fx.Node, Any]
+) -> Spot:
+    """Where a flattened tensor is a view of one with a channel axis of its own, that one: it has maps."""
+    if spot.index.shape[1] == 1:
+        return spot
+    flat = run[spot.node]
+    for node in _upstream(coupling, spot.node):
+        whole = run.get(node)
+        if not isinstance(whole, Tensor) or whole.numel() != flat.numel() or whole.data_ptr() != flat.data_ptr():
+            break
+        found = _spot_of(coupling, node, group, channel, numbers)
+        if found is not None and found.index.shape[1] == 1:
+            return found
+    return spot
+
+
+# -- how samples lie in a tensor ------------------------------------------------------------------------------------
+
+
+class _Kept(Decided):
+    """Runs the graph and keeps the tensors of some nodes."""
+
+    def __init__(self, coupling: Coupling, wanted: set[fx.Node]) -> None:
+        super().__init__(coupling.graph.module, coupling.graph.decisions, garbage_collect_values=True)
+        self.wanted, self.kept = wanted, dict[fx.Node, Any]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.wanted:
+            self.kept[n] = result
+        return result
+
+
+def _two_runs(coupling: Coupling, wanted: set[fx.Node]) -> list[dict[fx.Node, Any]]:
+    """Values of some nodes on the example, and on the example with its last sample changed."""
+    graph, runs = coupling.graph, []
+    for inputs in (graph.inputs, tuple(map(_last_changed, graph.inputs))):
+        interpreter = _Kept(coupling, wanted)
+        with torch.no_grad():
+            interpreter.run(initial_env=graph.bind(inputs))
+        runs.append(interpreter.kept)
+    return runs
+
+
+def _laid_out(coupling: Coupling, spot: Spot, runs: list[dict[fx.Node, Any]], varies: bool) -> Spot:
+    """The same spot, with the axis along which samples lie."""
+    if not varies:
+        return dataclasses.replace(spot, layout=Layout(None))
+    batch = next((x.shape[0] for x in coupling.graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+    one, two = runs[0][spot.node], runs[1][spot.node]
+    layout = _layout((one == two) | (one.isnan() & two.isnan()), batch, spot.axis)
+    if layout.axis is None:
+        raise InputError(
+            f"samples of a batch mix before {source_line(spot.node)}, so data cannot rank channels there. "
+            "Use a criterion of weights."
+        )
+    return dataclasses.replace(spot, layout=layout)
+
+
+def _last_changed(x: Any) -> Any:
+    """The same input, except for its last sample."""
+    if not isinstance(x, Tensor) or not x.dim() or not len(x):
+        return x
+    x = x.clone()
+    generator = torch.Generator().manual_seed(0)
+    if x.is_floating_point():
+        x[-1] += torch.randn(x[-1].shape, generator=generator).to(x)
+    elif x[-1].numel():
+        low, high = int(x.min()), int(x.max()) + 1
+        x[-1] = torch.randint(low, high, x[-1].shape, generator=generator).to(x)
+    return x
+
+
+def _layout(same: Tensor, batch: int, channel_axis: int) -> Layout:
+    """The axis along which all that changed belongs to the last sample."""
+    for axis, size in enumerate(same.shape):
+        if axis == channel_axis or size % batch:
+            continue
+        changed = ~same.movedim(axis, 0).flatten(1).all(1)
+        for inner in [i for i in range(size // batch, 0, -1) if size // batch % i == 0]:
+            grid = changed.view(-1, batch, inner)
+            if not grid[:, :-1].any():
+                return Layout(axis, size // batch // inner, inner)
+    return Layout(None)
+
+
+def by_sample(tensor: Tensor, spot: Spot, samples: int) -> Tensor:
+    """``(sample, channel, m, *rest)`` of the tensor at ``spot``; samples has one entry if it has no sample axis."""
+    layout = spot.layout
+    if layout.axis is None:
+        tensor = tensor.movedim(spot.axis, 0).unsqueeze(0)
+    else:
+        tensor = tensor.movedim((layout.axis, spot.axis), (0, 1))
+        if layout.outer * layout.inner > 1:
+            tensor = tensor.reshape(layout.outer, samples, layout.inner, *tensor.shape[1:])
+            tensor = tensor.permute(1, 3, 0, 2, *range(4, tensor.dim()))
+    channels, many = spot.index.shape
+    start = int(spot.index[0, 0])
+    if many == 1 and torch.equal(spot.index[:, 0], torch.arange(start, start + channels)):
+        return tensor.narrow(1, start, channels).unsqueeze(2)  # no copy
+    chosen = tensor.index_select(1, spot.index.flatten().to(tensor.device))
+    return chosen.unflatten(1, (channels, many))
+
+
+def has_writes(coupling: Coupling) -> bool:
+    """Some operator writes in place, so a tensor may change after it was observed."""
+    schemas = [getattr(n.target, "_schema", None) for n in coupling.graph.nodes if n.op == "call_function"]
+    return any(schema is not None and schema.is_mutable for schema in schemas)

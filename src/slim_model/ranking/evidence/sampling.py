@@ -1,0 +1,21 @@
+"""Which positions of a large map are read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SAMPLED = 64
+"""Positions of an image that enter covariances; all of them where there are fewer."""
+SUMMED = 10
+"""Positions of a layer's output that enter contributions and correlations, as many as in ThiNet."""
+
+
+def places(first: int, samples: int, total: int, *, wanted: int = SAMPLED) -> Tensor:
+    """``(samples, wanted)`` positions below ``total``: all of them in order, or drawn by the number of the sample."""
+    if total <= wanted:
+        return torch.arange(total).expand(samples, -1)
+    mixed = torch.arange(first, first + samples)[:, None] * 0x9E3779B1 + torch.arange(wanted) * 0x85EBCA6B
+    for factor in (0x2C1B3C6D, 0x297A2D39):
+        mixed = ((mixed ^ (mixed >> 15)) * factor) & 0x7FFFFFFF
+    return (mixed ^ (mixed >> 12)) % total

@@ -1,0 +1,96 @@
+"""Channels -> one score each, by the criterion that was asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slim_model.coupling.coupling import Coupling
+from slim_model.data.batches import Data
+from slim_model.data.loss import Loss
+from slim_model.errors import InputError
+from slim_model.progress import Count, uncounted
+from slim_model.ranking.criteria import (
+    Criterion,
+    Ranking,
+    ranking_of,
+)
+from slim_model.ranking.criteria.slices import Slices, slices_of
+from slim_model.ranking.evidence.ablation import losses_of
+from slim_model.ranking.evidence.gather import Evidence, GroupEvidence, gather
+
+
+def score(
+    coupling: Coupling,
+    criterion: str | Criterion,
+    *,
+    seed: int = 0,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    count: Count = uncounted,
+) -> list[Tensor]:
+    """One float64 tensor ``(width,)`` per group, higher = keep. No two channels of a group are equal: ties are broken
+    by the norm of the weights that read a channel, then by its number (the first one is kept)."""
+    ranking = ranking_of(criterion)
+    check_needs(ranking, data, loss)
+    none = Evidence(tuple(GroupEvidence() for _ in coupling.groups), 0)
+    evidence = none
+    if ranking.statistics and data is not None:
+        evidence = gather(coupling, data, ranking.statistics, loss=loss, seed=seed, count=count)
+    scores = []
+    for number, group in enumerate(coupling.groups):
+        losses = losses_of(coupling, group, data, loss) if ranking.tries and data is not None else None
+        slices = slices_of(coupling, group, seed + number, evidence.groups[number], losses)
+        result = ranking(slices)
+        if result.shape != (group.width,):
+            raise InputError(
+                f"the criterion returned {tuple(result.shape)} for '{group.name}'; it must return one score "
+                f"for each of its {group.width} channels."
+            )
+        if not torch.isfinite(result).all():
+            raise InputError(f"the criterion gave NaN or infinity for '{group.name}'. Check the model's weights.")
+        scores.append(without_ties(result.detach().double().cpu(), slices))
+        if ranking.tries:
+            count(number + 1, len(coupling.groups))
+    return scores
+
+
+def check_needs(ranking: Ranking, data: Data | None, loss: Loss | None) -> None:
+    name = ranking.__name__
+    if ranking.needs == "weights":
+        return
+    if data is None:
+        with_labels = "" if ranking.needs == "data" else " with labels"
+        raise InputError(
+            f"criterion '{name}' needs data{with_labels}, and none was given: add --data SPEC, such as mnist:DIR or "
+            "imagefolder:DIR, or data=batches in Python."
+        )
+    if data.labelled or ranking.needs == "data" or (ranking.needs == "loss" and loss is not None):
+        return
+    other = " or a loss" if ranking.needs == "loss" else ""
+    also = ", or loss=callable in Python" if ranking.needs == "loss" else ""
+    raise InputError(
+        f"criterion '{name}' needs labels{other}, and {data.name} has no labels: "
+        f"give batches of (inputs, labels){also}."
+    )
+
+
+def without_ties(scores: Tensor, slices: Slices) -> Tensor:
+    """The same scores, equal ones moved apart by the smallest steps: by reading weights, then the first up."""
+    values = scores.numpy()
+    _, number, many = np.unique(values, return_inverse=True, return_counts=True)
+    tied = np.flatnonzero(many[number] > 1)
+    if not len(tied):
+        return scores
+    read = np.zeros(len(values))
+    for weight in slices.reads:
+        read[tied] += weight[torch.from_numpy(tied)].double().square().sum(1).numpy()
+    order = np.lexsort((-np.arange(len(values)), read, values))
+    apart = values[order].copy()
+    for i in range(1, len(apart)):
+        if apart[i] <= apart[i - 1]:
+            apart[i] = np.nextafter(apart[i - 1], np.inf)
+    result = np.empty_like(apart)
+    result[order] = apart
+    return torch.from_numpy(result)

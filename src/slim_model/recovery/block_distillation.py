@@ -1,0 +1,171 @@
+"""Block after block learns, for a moment and without labels, to give what the dense block gives.
+
+A block lies between two places where a single value passes: in a residual net from sum to sum, in a plain one a layer.
+``full`` fits each layer alone; here some blocks in a row learn together all that they store, by Adam (Kingma, Ba 2015)
+on the squared error at their end, from what the small graph gives at their start, blocks before them included (block
+reconstruction: Li et al., BRECQ, ICLR 2021). Where the error on samples held out does not fall, values stay.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from slim_model.data.holdout import Parts
+from slim_model.graph.graph import Graph
+from slim_model.progress import Progress, silent
+from slim_model.recovery.cut_points import Passage, find_passages, is_batch, sizes
+from slim_model.recovery.linear_layers import Sum, own, readers
+from slim_model.recovery.streamed_run import MEMORY, Track
+
+TOGETHER = 3
+"""Blocks that learn at once."""
+STEPS, BATCH, RATE = 400, 64, 1e-3
+_LEAST = 4 * BATCH
+"""Samples below which nothing is learned: it would be learned by heart."""
+_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """``nodes`` of the small graph from behind ``start`` to ``end``; ``trained``: what only they read."""
+
+    start: str
+    nodes: tuple[fx.Node, ...]
+    trained: tuple[str, ...]
+    end: Passage
+
+
+def refit(
+    dense: Graph, small: Graph, layers: list[Sum], fit: Parts, held: Parts, progress: Progress = silent
+) -> tuple[Graph, dict[str, str]]:
+    """The small graph with what its blocks learned, and the error at the end of each before and after."""
+    blocks, took, tensors = find_blocks(dense, small, layers), dict[str, str](), dict(small.tensors)
+    tracks = [(Track(dense, part, MEMORY // 2), Track(small, part, MEMORY // 2)) for part in (fit, held)]
+    for number, block in enumerate(blocks, 1):
+        run, ours, unseen = _Runner(small, block, tensors), *(_samples(block, big, little) for big, little in tracks)
+        took[block.end.name], changed = _learned(
+            run, ours, unseen, f"fitting blocks: {number} of {len(blocks)}", progress
+        )
+        tensors |= changed
+        for _, little in tracks:
+            little.replace(changed)
+    return small.with_tensors(tensors), took
+
+
+Samples = tuple[Tensor, Tensor]
+"""What comes in, and what should come out."""
+
+
+def _samples(block: Block, dense: Track, small: Track) -> Samples | None:
+    """As many samples as fit into MEMORY; None where they differ in shape."""
+    taken, wanted, size = [], [], 0
+    for big, little in zip(dense.after(block.end.name), small.after(block.start), strict=True):
+        if size < MEMORY:
+            taken.append(little.values[block.start].detach().clone())
+            wanted.append(block.end.wanted(big.values[block.end.name].detach()).clone())
+            size += taken[-1].nbytes + wanted[-1].nbytes
+    if len({x.shape[1:] for x in taken}) != 1 or len({x.shape[1:] for x in wanted}) != 1:
+        return None
+    return torch.cat(taken), torch.cat(wanted)
+
+
+def _learned(
+    run: _Runner, fit: Samples | None, held: Samples | None, stage: str, progress: Progress
+) -> tuple[str, dict[str, Tensor]]:
+    """What came of it, and the values that change."""
+    progress(stage)
+    if fit is None or held is None:
+        return "kept: samples are of several shapes, or none is held out", {}
+    if len(fit[0]) < _LEAST:
+        return f"kept: {len(fit[0])} samples are too few", {}
+    with torch.no_grad():
+        given = run(fit[0][:1])
+    if not given.is_floating_point() or given.shape[1:] != fit[1].shape[1:]:
+        return "kept: channels lie on more than one axis", {}
+    before = run.error(*held)
+    if before == 0:
+        return "kept: nothing is lost", {}
+    try:
+        _train(run, *fit, stage, progress)
+    except RuntimeError as error:  # an operator without a derivative
+        return f"kept: {str(error).splitlines()[0][:120]}", {}
+    changed = {name: value.detach() for name, value in run.values.items()}
+    after = run.error(*held)
+    found = f"error {before:.3g} -> {after:.3g}"
+    return (f"learned: {found}", changed) if after < before else (f"kept: {found}", {})
+
+
+@torch.enable_grad()
+def _train(run: _Runner, taken: Tensor, wanted: Tensor, stage: str, progress: Progress) -> None:
+    spread = float((wanted - wanted.mean(0)).square().mean()) or 1.0
+    optimizer = torch.optim.Adam([value.requires_grad_() for value in run.values.values()], RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    generator, told = torch.Generator().manual_seed(0), time.perf_counter()
+    for step in range(STEPS):
+        chosen = torch.randint(len(taken), (BATCH,), generator=generator).to(taken.device)
+        loss = (run(taken[chosen]) - wanted[chosen]).square().mean() / spread
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if time.perf_counter() - told > _EVERY_S:
+            told = time.perf_counter()
+            progress(f"{stage}, step {step + 1} of {STEPS}")
+
+
+class _Runner:
+    """A block on its own, with ``values`` that may be trained."""
+
+    def __init__(self, graph: Graph, block: Block, tensors: dict[str, Tensor]) -> None:
+        self.block = block
+        self.values = {name: tensors[name].detach().clone() for name in block.trained}
+        self.interpreter = fx.Interpreter(graph.module)
+        taken = {n for node in block.nodes for n in node.all_input_nodes} - set(block.nodes)
+        known = tensors | self.values
+        self.stored = {node: known[graph.owners[node.name]] for node in taken if node.name in graph.owners}
+        self.sizes = sizes(graph)
+        (self.start,) = taken - set(self.stored) - set(self.sizes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        env = self.interpreter.env = {self.start: x, **self.stored}
+        for node in self.sizes:
+            env[node] = len(x) if is_batch(node) else self.interpreter.run_node(node)
+        for node in self.block.nodes:
+            if node not in env:
+                env[node] = self.interpreter.run_node(node)
+        found: Tensor = env[self.block.end.node]
+        return found
+
+    @torch.no_grad()
+    def error(self, taken: Tensor, wanted: Tensor) -> float:
+        """Squared, relative to the spread of what is wanted."""
+        pairs = zip(taken.split(BATCH), wanted.split(BATCH), strict=True)
+        wrong = sum(float((self(x.clone()) - y).double().square().sum()) for x, y in pairs)
+        return wrong / max(float((wanted - wanted.mean(0)).double().square().sum()), 1e-300)
+
+
+# -- where blocks begin and end -------------------------------------------------------------------------------------
+
+
+def find_blocks(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Block]:
+    """In the order of the graph. What lies behind the last place that compares with the dense graph is in none."""
+    passages = find_passages(dense, small, layers)
+    ends = passages[::TOGETHER]
+    if passages and ends[-1] is not passages[-1]:
+        ends.append(passages[-1])
+    nodes, used = list(small.nodes), readers(small)
+    at = {node: i for i, node in enumerate(nodes)}
+    found = []
+    for start, end in itertools.pairwise(ends):
+        inside = tuple(nodes[at[start.node] + 1 : at[end.node] + 1])
+        read = dict.fromkeys(source for node in inside for source in node.all_input_nodes)
+        owned = filter(None, (own(small, source, used) for source in read))
+        if trained := tuple(name for name in owned if name in small.parameter_names):
+            found.append(Block(start.name, inside, trained, end))
+    return found

@@ -1,0 +1,126 @@
+"""The places of a graph behind which nothing but one value is needed, such as the sums of a residual net.
+
+There a small graph can be held against the dense one: of each channel that stayed it is known which of the dense ones
+it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from slim_model.cutting.resize import resized
+from slim_model.graph.graph import Graph
+from slim_model.graph.nodes import shape_of
+from slim_model.ops import along, flow_of, norm, pointwise
+from slim_model.recovery.linear_layers import Kept, Sum, find_sums
+
+aten = torch.ops.aten
+_KEPT_APART = (pointwise.pointwise, norm.batch_norm, norm.layer_norm, *along.SPATIAL.values())
+"""Flows along which each channel stays where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The value ``node`` of the small graph, of the same name in the dense one, whose channels lie on ``axis``;
+    ``left``: the dense positions left of them."""
+
+    node: fx.Node
+    axis: int
+    left: Tensor
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    def wanted(self, dense: Tensor) -> Tensor:
+        """What the small value should be, of the dense one."""
+        return dense.index_select(self.axis, self.left.to(dense.device))
+
+    def cut(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what is wanted, of a dense value of ``shape``."""
+        return (*shape[: self.axis], len(self.left), *shape[self.axis + 1 :])
+
+
+def find_passages(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Passage]:
+    """In the order of the graph, the input first; of the places between two layers the last one."""
+    if not small.dynamic_batch:
+        return []
+    nodes, left = list(small.nodes), _left(dense, layers)
+    names = {layer.node for layer in layers}
+    summed = list(itertools.accumulate(node.name in names for node in nodes))
+    last = {summed[at]: nodes[at] for at in _single(small) if nodes[at].name in left}
+    return [Passage(node, *left[node.name]) for node in last.values()]
+
+
+def passages_inside(dense: Graph, small: Graph, kept: Kept) -> list[Passage]:
+    """Without the input, which is the same, without outputs, and without those whose channels lie on other axes too."""
+    values = {node.name: node.meta["val"] for node in dense.nodes if "val" in node.meta}
+    found = find_passages(dense, resized(small), find_sums(dense, small, kept))
+    return [p for p in found if _is_inside(p.node) and shape_of(p.node.meta["val"]) == p.cut(shape_of(values[p.name]))]
+
+
+def _is_inside(node: fx.Node) -> bool:
+    return node.op != "placeholder" and all(user.op != "output" for user in node.users)
+
+
+def sizes(graph: Graph) -> list[fx.Node]:
+    """Numbers that follow from how many samples there are."""
+    found = dict[fx.Node, None]()
+    for node in graph.nodes:
+        number = node.op == "call_function" and not isinstance(node.meta.get("val"), Tensor)
+        if is_batch(node) or (number and node.all_input_nodes and all(n in found for n in node.all_input_nodes)):
+            found[node] = None
+    return list(found)
+
+
+def is_batch(node: fx.Node) -> bool:
+    return node.target is aten.sym_size.int and bool(node.args[1] == 0)
+
+
+def _single(graph: Graph) -> Iterator[int]:
+    """Positions behind which nothing but that one value is needed any more, one row a sample."""
+    nodes = list(graph.nodes)
+    last = {source: i for i, node in enumerate(nodes) for source in node.all_input_nodes}
+    samples = next((shape_of(x)[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 0)
+    counted = set(sizes(graph))
+    alive = {node for node in nodes if node.op == "placeholder" and node.name not in graph.owners}
+    for i, node in enumerate(nodes[:-1]):
+        if node.op != "placeholder" and node not in counted:
+            alive.add(node)
+        alive -= {source for source in (*node.all_input_nodes, node) if last.get(source, -1) <= i}
+        value = node.meta.get("val")
+        if alive == {node} and isinstance(value, Tensor) and value.dim() > 1 and shape_of(value)[0] == samples:
+            yield i
+
+
+def _left(dense: Graph, layers: Sequence[Sum]) -> dict[str, tuple[int, Tensor]]:
+    """By the names of nodes whose channels are those of a layer: the axis they lie on, and the positions left of it."""
+    by_name = {layer.node: layer for layer in layers}
+    found: dict[fx.Node, tuple[int, Tensor]] = {}
+    for node in dense.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.dim():
+            continue
+        shape = shape_of(value)
+        if layer := by_name.get(node.name):
+            found[node] = (1 if layer.window else len(shape) - 1, layer.outputs)
+        elif (node.op == "placeholder" and node.name not in dense.owners) or any(u.op == "output" for u in node.users):
+            found[node] = (len(shape) - 1, torch.arange(shape[-1]))
+        elif node.op == "call_function":
+            taken = [source for source in node.all_input_nodes if source in found]
+            alike = (found[s] for s in taken if _carries(node, found[s][0], shape_of(s.meta["val"]), shape))
+            if place := next(alike, None):
+                found[node] = place
+    return {node.name: place for node, place in found.items()}
+
+
+def _carries(node: fx.Node, axis: int, taken: tuple[int, ...], given: tuple[int, ...]) -> bool:
+    """The channels of what is taken in lie on the same axis of what is given."""
+    if len(taken) != len(given) or taken[axis] != given[axis]:
+        return False
+    return flow_of(node) in _KEPT_APART

@@ -1,0 +1,77 @@
+"""The data as what is fitted on and what is held out, one sample in five; and the error on the outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slim_model.data.holdout import Parts
+from slim_model.errors import InputError
+from slim_model.graph.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``error``: squared, over all outputs, relative to their spread: 1 for a model that always gives the mean. NaN
+    where nothing is held out or nothing varies. ``agrees`` bool ``(samples,)``: the class is that of the dense graph;
+    None where the output is no row of classes."""
+
+    error: float
+    agrees: Tensor | None = None
+
+    @property
+    def agreement(self) -> float | None:
+        return None if self.agrees is None else float(self.agrees.float().mean())
+
+    def better_than(self, other: Verdict) -> bool:
+        """A smaller error, and not clearly fewer samples with the right class: of those that change sides no more fall
+        than rise but for two standard deviations. (Values nearer by far may all have one class.)"""
+        if not (math.isnan(self.error) or self.error < other.error):
+            return False
+        if self.agrees is None or other.agrees is None:
+            return True
+        lost, won = (int(x.sum()) for x in (other.agrees & ~self.agrees, self.agrees & ~other.agrees))
+        return lost - won <= 2 * math.sqrt(lost + won)
+
+
+class Referee:
+    """Compares outputs with those of the dense graph on what is held out; these are kept."""
+
+    def __init__(self, dense: Graph, held: Parts) -> None:
+        self.held = held
+        self.expected = [_floating(dense.run(part.inputs)) for part in held()]
+
+    def error(self, small: Graph) -> float:
+        return self.judge(small).error
+
+    def judge(self, small: Graph) -> Verdict:
+        if not self.expected:
+            return Verdict(math.nan)
+        total = 0.0
+        for number in range(len(self.expected[0])):
+            wanted = torch.cat([outputs[number].reshape(-1) for outputs in self.expected]).double()
+            total += float((wanted - wanted.mean()).square().sum())
+        wrong, agrees = 0.0, []
+        for part, wanted_here in zip(self.held(), self.expected, strict=True):
+            found = _floating(small.run(part.inputs))
+            wrong += sum(
+                float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted_here, strict=True)
+            )
+            if _is_classes(wanted_here):
+                agrees.append(found[0].argmax(1) == wanted_here[0].argmax(1))
+        error = wrong / total if total else math.nan
+        return Verdict(math.inf if math.isnan(wrong) else error, torch.cat(agrees) if agrees else None)
+
+
+def _is_classes(outputs: list[Tensor]) -> bool:
+    return len(outputs) == 1 and outputs[0].dim() == 2 and outputs[0].shape[1] > 1
+
+
+def _floating(outputs: list[Tensor]) -> list[Tensor]:
+    found = [x for x in outputs if x.is_floating_point()]
+    if not found:
+        raise InputError("the model has no output of real numbers, so nothing can be recovered: --recover none.")
+    return found

@@ -1,0 +1,127 @@
+"""What a layer of the small graph takes in at some places, and what it should give there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from slim_model.graph.nodes import bound
+from slim_model.recovery.linear_layers import Sum, norm_behind
+from slim_model.recovery.streamed_run import Track
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where the output of a layer goes: through ``norm``, a BatchNorm; into a sum with ``other``; and from there, if
+    ``rectified``, into nothing but a ReLU."""
+
+    norm: fx.Node | None
+    other: fx.Node | None
+    rectified: bool
+
+
+def sink_of(node: fx.Node) -> Sink:
+    norm = norm_behind(node)
+    end = norm or node
+    while (user := _only_user(end)) is not None and _kind(user) is aten.dropout:
+        end = user
+    other = None
+    if user is not None and _kind(user) in (aten.add, aten.add_) and bound(user)["alpha"] == 1:
+        sides = [bound(user)["self"], bound(user)["other"]]
+        other = next((side for side in sides if side is not end and isinstance(side, fx.Node)), None)
+        user = _only_user(user) if other is not None else None
+    return Sink(norm, other, user is not None and _kind(user) in (aten.relu, aten.relu_))
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _kind(node: fx.Node) -> Any:
+    return getattr(node.target, "overloadpacket", None)
+
+
+class Row(NamedTuple):
+    """``taken (group, row, column)``, the last column one where the layer has a constant; ``wanted (group, row,
+    output)``: what it should give, constant included; ``rises``: that value where it enters the ReLU, or None."""
+
+    taken: Tensor
+    wanted: Tensor
+    rises: Tensor | None
+
+
+class Rows:
+    """Of one layer, from all parts. ``wanted`` is what the dense layer gives, and what the other side of the sum that
+    it enters has lost, as far as that is known when the layer is fitted."""
+
+    def __init__(self, node: fx.Node, layer: Sum, dense: Track, small: Track, places: int) -> None:
+        self.node, self.layer, self.dense, self.small, self.places = node, layer, dense, small, places
+        self.sink = sink_of(node)
+        self.slope, self.shift = _line(self.sink.norm, small, len(layer.outputs))
+        passes = self.slope.abs() > 1e-3 * self.slope.abs().max()  # else a BatchNorm that lets nearly nothing through
+        self.scale = torch.where(passes, 1 / self.slope, 0.0)
+
+    def __iter__(self) -> Iterator[Row]:
+        name, groups = self.layer.node, len(self.layer.groups)
+        for big, little in zip(self.dense.after(name), self.small.before(name), strict=True):
+            ours, first = little.values, little.part.first
+            taken = self.layer.rows(ours[self.layer.operand].detach(), groups, first, self.places)
+            if self.layer.constant is not None:
+                taken = torch.cat([taken, taken.new_ones(*taken.shape[:2], 1)], 2)
+            wanted, rises = self._wanted(big.values, ours)
+            cut = [None if x is None else self.layer.targets(x, groups, first, self.places) for x in (wanted, rises)]
+            assert cut[0] is not None
+            yield Row(taken, cut[0], cut[1])
+
+    def _wanted(self, theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        layer, sink = self.layer, self.sink
+        axis = 1 if layer.window else -1
+        whole = theirs[self.node.name]
+        index = layer.outputs.to(whole.device)
+        wanted = whole.index_select(axis, index)
+        slope, shift, scale = (x.view(-1, *[1] * (wanted.dim() - 2)) if axis == 1 else x for x in
+                               (self.slope, self.shift, self.scale))  # fmt: skip
+        if layer.constant is not None and layer.constant[1] < 0:  # BatchNorm takes its mean away
+            mean = self.dense.tensors[layer.constant[0]][index]
+            wanted = wanted - (mean.view(-1, *[1] * (wanted.dim() - 2)) if axis == 1 else mean)
+        other: Any = 0.0
+        if sink.other is not None:
+            full, other = (values.get(sink.other.name) for values in (theirs, ours))
+            if full is None or other is None or full.shape != whole.shape:
+                return wanted, None
+            wanted = wanted + (full.index_select(axis, index) - other) * scale
+        return wanted, wanted * slope + shift + other if sink.rectified else None
+
+    def wanted_of(self, row: Row, given: Tensor) -> Tensor:
+        """What is as good as ``wanted`` behind the ReLU when ``given`` is there now: where the ReLU shuts, anything
+        below."""
+        assert row.rises is not None
+        groups = len(self.layer.groups)
+        slope, scale = (x.to(given).view(groups, 1, -1) for x in (self.slope, self.scale))
+        edge = row.wanted - row.rises * scale  # where it would just open
+        shut = torch.where((given - edge) * slope <= 0, given, edge)
+        return torch.where((row.rises > 0) | (scale == 0), row.wanted, shut)
+
+    def error(self, row: Row, given: Tensor) -> float:
+        """Squared error, behind the ReLU if there is one."""
+        if row.rises is None:
+            return float((given - row.wanted).double().square().sum())
+        slope = self.slope.to(given).view(len(self.layer.groups), 1, -1)
+        return float((row.rises.relu() - (row.rises + (given - row.wanted) * slope).relu()).double().square().sum())
+
+
+def _line(norm: fx.Node | None, small: Track, outputs: int) -> tuple[Tensor, Tensor]:
+    """Slope and shift of a BatchNorm, the mean aside."""
+    if norm is None:
+        return torch.ones(outputs), torch.zeros(outputs)
+    given = bound(norm)
+    slope = (small.stored(given["running_var"]) + given["eps"]).rsqrt()
+    if given["weight"] is not None:
+        slope = slope * small.stored(given["weight"])
+    return slope, torch.zeros_like(slope) if given["bias"] is None else small.stored(given["bias"])

@@ -1,0 +1,139 @@
+"""One layer that lost inputs, what is known of them, and the values that make up for the loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slim_model.graph.graph import Graph
+from slim_model.recovery.linear_layers import Sum
+
+LARGEST = 4096
+"""Inputs of a layer beyond which those that were one channel before they were flattened share their coefficients."""
+_ROWS_EACH = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """``(group, input)`` means and ``(group, input, input)`` scatter about them over ``count`` rows; ``average``: the
+    mean of the operand over samples, of which there were ``samples``."""
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+    samples: int
+    average: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, x: Tensor, samples: int) -> Moments:
+        rows = rows.double()
+        mean = rows.mean(1)
+        centred = rows - mean[:, None]
+        return cls(rows.shape[1], mean, centred.transpose(1, 2) @ centred, samples, x.mean(0, dtype=torch.float64))
+
+    def merge(self, other: Moments) -> Moments:
+        count, delta = self.count + other.count, other.mean - self.mean
+        between = delta[:, :, None] * delta[:, None] * (self.count * other.count / count)
+        share = other.samples / (self.samples + other.samples)
+        return Moments(
+            count,
+            self.mean + delta * (other.count / count),
+            self.scatter + other.scatter + between,
+            self.samples + other.samples,
+            self.average + (other.average - self.average) * share,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One layer: its dense weights ``(group, output left, input, tap)``, which inputs are kept, and how many features
+    each input stands for (``tied``)."""
+
+    layer: Sum
+    weights: Tensor
+    kept: Tensor
+    tied: int
+
+    @property
+    def key(self) -> tuple[str, int, tuple[int, ...]]:
+        """Of two plans that have the same, the same is observed."""
+        return self.layer.node, self.tied, tuple(self.layer.groups.tolist())
+
+
+def problem_of(dense: Graph, layer: Sum, samples: int) -> Problem:
+    weights = layer.matrix(dense.tensors[layer.weight].detach(), layer.all_groups).double().cpu()
+    chosen = torch.zeros(layer.all_groups * weights.shape[1], dtype=torch.bool)
+    chosen[layer.outputs] = True
+    each = len(layer.outputs) // len(layer.groups)
+    rows = weights[layer.groups][chosen.view(layer.all_groups, -1)[layer.groups]].unflatten(0, (-1, each))
+    kept = torch.zeros(layer.width, dtype=torch.bool)
+    kept[layer.inputs] = True
+    tied = 1
+    if layer.window is None and (layer.width > LARGEST or layer.width * _ROWS_EACH > samples):
+        tied = _run_length(kept)
+    return Problem(layer, rows.unflatten(2, (-1, tied)).flatten(3), kept.view(-1, tied)[:, 0], tied)
+
+
+def _run_length(kept: Tensor) -> int:
+    """The largest m such that the inputs go in runs of m: what the positions of a flattened channel do."""
+    edges = np.flatnonzero(np.diff(kept.numpy())) + 1
+    return math.gcd(len(kept), *edges.tolist())
+
+
+def candidate_of(problem: Problem, fit: Moments, ridge: float | None) -> Candidate:
+    layer, kept = problem.layer, problem.kept
+    spread = fit.scatter / fit.count
+    if layer.constant is None:  # through the origin
+        spread = spread + fit.mean[:, :, None] * fit.mean[:, None]
+    coefficients = None
+    if ridge is not None:
+        among = spread[:, kept][:, :, kept]
+        level = ridge * among.diagonal(dim1=1, dim2=2).mean(1) + 1e-300
+        among = among + level[:, None, None] * torch.eye(among.shape[1]).to(among)
+        coefficients = torch.linalg.solve(among, spread[:, kept][:, :, ~kept]).transpose(1, 2)  # (group, P, K)
+    return Candidate(problem, coefficients, taken_by(problem, fit))
+
+
+def taken_by(problem: Problem, moments: Moments) -> Tensor:
+    """``(group, input, tap)``: what each tap reads on average."""
+    layer = problem.layer
+    mean = layer.taken_on_average(moments.average, layer.all_groups)[layer.groups]
+    return mean.unflatten(1, (-1, problem.tied)).flatten(2).cpu()
+
+
+class Candidate:
+    """Coefficients ``(group, removed, kept)``, None for none; ``taken`` by which the constant is made up, or None."""
+
+    def __init__(self, problem: Problem, coefficients: Tensor | None, taken: Tensor | None) -> None:
+        self.problem = problem
+        weights, kept = problem.weights, problem.kept
+        self.added = torch.zeros_like(weights[:, :, kept])
+        if coefficients is not None:
+            self.added = torch.einsum("gopt,gpk->gokt", weights[:, :, ~kept], coefficients.cpu())
+        self.missing = torch.empty_like(weights)  # what the dense layer has and this one has not
+        self.missing[:, :, kept], self.missing[:, :, ~kept] = -self.added, weights[:, :, ~kept]
+        self.constant = weights.new_zeros(weights.shape[:2])
+        if taken is not None and problem.layer.constant is not None:
+            self.constant = torch.einsum("goct,gct->go", self.missing, taken)
+
+    def error(self, moments: Moments) -> float:
+        """The mean squared error of the layer's outputs, where taps are taken as independent of one another."""
+        spread = (moments.scatter / moments.count).cpu()
+        noise = torch.einsum("goct,gcd,godt->", self.missing, spread, self.missing)
+        off = torch.einsum("goct,gct->go", self.missing, taken_by(self.problem, moments)) - self.constant
+        return float(noise + off.square().sum())
+
+    def store(self, tensors: dict[str, Tensor]) -> None:
+        layer = self.problem.layer
+        stored = tensors[layer.weight].detach()
+        added = self.added.flatten(2)[..., None] if layer.window is None else self.added
+        small = layer.matrix(stored, len(layer.groups)).double().cpu()
+        tensors[layer.weight] = layer.as_stored(small + added, stored)
+        if layer.constant is not None:
+            name, sign = layer.constant
+            held = tensors[name].detach()
+            tensors[name] = (held.double() + sign * self.constant.flatten().to(held.device)).to(held)

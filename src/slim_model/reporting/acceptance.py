@@ -1,0 +1,24 @@
+"""Gates: the least accuracy and speed with which a small model is handed out."""
+
+from __future__ import annotations
+
+from slim_model.errors import GateError
+from slim_model.reporting.report import Report
+
+# -- gates ----------------------------------------------------------------------------------------------------------
+
+
+def check_gates(report: Report, max_drop: float | None = None, min_speedup: float | None = None) -> None:
+    """Raises GateError where the small model lost more accuracy than ``max_drop`` (a share: 0.01 is one point), or
+    where the lower end of the 95 % interval of its speed-up in onnxruntime is below ``min_speedup``."""
+    unmet = []
+    known = [step["accuracy"] for step in report.steps if step["accuracy"] is not None]
+    if max_drop is not None and known[0] - known[-1] > max_drop:
+        unmet.append(f"accuracy fell from {known[0]:.2%} to {known[-1]:.2%}, by more than {max_drop:.2%}")
+    if min_speedup is not None:
+        row = next(row for row in report.latency if row["runtime"].startswith("onnxruntime"))
+        if row["speedup_low"] < min_speedup:
+            found = f"{row['speedup']:.2f}x as fast (95 %: {row['speedup_low']:.2f} at least)"
+            unmet.append(f"it is {found}, not {min_speedup:g}x")
+    if unmet:
+        raise GateError(f"the small model is proven, but {' and '.join(unmet)}. It is not handed out.")

@@ -1,0 +1,173 @@
+"""Everything that happened -> one table for people, one JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slim_model.coupling.attention_heads import left
+from slim_model.coupling.coupling import Group as Channels
+from slim_model.measuring.machine import environment
+from slim_model.measuring.timing import Comparison
+from slim_model.version import __version__
+
+if TYPE_CHECKING:
+    from slim_model.pipeline.compiled import Compiled
+    from slim_model.recipe import Recipe
+
+
+SCHEMA = "slim-model-report/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was done, in the words of the JSON report (``as_dict``). Counts of ``params``, ``macs`` (per example) and
+    ``bytes`` are for the dense and the slim model; ``free_share`` is the share of channels that could go, and
+    ``channels`` counts these before and after; ``steps``, each with the accuracy after it (see ``Step``)."""
+
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    dense: dict[str, int]
+    slim: dict[str, int]
+    free_share: float
+    channels: dict[str, float]
+    groups: list[dict[str, Any]]
+    pinned: list[dict[str, Any]]
+    unknown_ops: list[dict[str, str]]
+    proof: dict[str, Any]
+    budget: dict[str, Any] = field(default_factory=dict)
+    latency: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"schema": SCHEMA} | asdict(self)
+
+    def as_json(self) -> str:
+        return json.dumps(self.as_dict(), indent=1) + "\n"
+
+
+def make_report(
+    compiled: Compiled,
+    recipe: Recipe,
+    *,
+    module_is_own: bool,
+    source: dict[str, Any] | None = None,
+    files: tuple[int, int] | None = None,
+    onnx_error: float | None = None,
+    latency: Iterable[Comparison] = (),
+    warnings: Iterable[str] = (),
+    seconds: dict[str, float] | None = None,
+) -> Report:
+    """``files``: bytes of the dense and the slim ONNX file; where None, ``bytes`` are those of the stored tensors."""
+    dense, small = asdict(compiled.dense_cost), asdict(compiled.slim_cost)
+    if files:
+        dense["bytes"], small["bytes"] = files
+    latency = list(latency)
+    notes = [*compiled.warnings, *warnings]
+    off = abs(_counted(compiled)["removed_share"] - recipe.ratio) > 0.03
+    if off and recipe.goal is None and recipe.block > 1 and recipe.scope == "local":
+        notes.append(f"widths were rounded to multiples of {recipe.block} (or of 8, 4, 2 in narrow layers), which "
+                     "changed the ratio; --multiple-of 1 keeps to it, and may run slower")  # fmt: skip
+    notes += [f"{c.runtime}: the small model is slower ({c.speedup:.2f}x)" for c in latency if c.speedup_high < 1]
+    if not module_is_own:
+        notes.append("the small PyTorch model is the traced graph: the model's own forward does not fit other widths")
+    proof = asdict(compiled.proof) | {"onnx_max_rel_error": onnx_error, "tolerance": 1e-4}
+    return Report(
+        source=source or {},
+        recipe=_recipe(recipe),
+        dense=dense,
+        slim=small,
+        free_share=round(compiled.coupling.free_share, 4),
+        channels=_counted(compiled),
+        groups=_groups(compiled),
+        pinned=[asdict(p) for p in compiled.coupling.pinned],
+        unknown_ops=[{"op": op, "where": where} for op, where in compiled.coupling.unknown],
+        proof=proof,
+        budget=asdict(compiled.met) if compiled.met else {},
+        latency=[asdict(c) for c in latency],
+        environment={"slim_model": __version__} | environment(),
+        warnings=notes,
+        seconds=seconds or {},
+        steps=[asdict(step) for step in compiled.steps],
+    )
+
+
+def _counted(compiled: Compiled) -> dict[str, float]:
+    """Free channels of layers' outputs before and after; heads that share a channel count each."""
+    now, dense = compiled.coupling.graph, compiled.dense
+    rows = list(zip(compiled.coupling.groups, compiled.plan.widths, strict=True))
+    before = round(sum(width * group.span / left(group, now, dense) for group, (width, _) in rows))
+    after = sum(width * group.span for group, (_, width) in rows)
+    return {"dense": before, "slim": after, "removed_share": round(1 - after / before, 4)}
+
+
+def _recipe(recipe: Recipe) -> dict[str, Any]:
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    for name in ("criterion", "loss", "augment"):
+        if callable(values[name]):
+            values[name] = getattr(values[name], "__name__", "callable")
+    if values["data"] is not None and not isinstance(values["data"], str):
+        values["data"] = f"given in Python ({type(values['data']).__name__})"
+    return values | {"block": recipe.block, "scan": str(recipe.scan) if recipe.scan else None}
+
+
+def _groups(compiled: Compiled) -> list[dict[str, Any]]:
+    """Positions are those of the dense model, also where there were passes before. Whole heads that went first are rows
+    of their own."""
+    passes = [compiled]
+    while passes[0].before:
+        passes.insert(0, passes[0].before)
+    heads = [one for one in passes[:-1] if one.kind != compiled.kind]
+    whole = [row | {"heads": True} for one in heads for row in _rows(one, one) if row["after"] < row["before"]]
+    return whole + _rows(compiled, passes[len(heads)])
+
+
+def _rows(last: Compiled, first: Compiled) -> list[dict[str, Any]]:
+    """Of the passes from ``first`` to ``last``."""
+    positions = last.before.kept_positions() if last.before else {}
+    result = []
+    for group, (width, after) in zip(last.coupling.groups, last.plan.widths, strict=True):
+        kept = last.plan.keep[group.channels]
+        result.append({
+            "name": group.name,
+            "where": group.where,
+            "before": round(width / left(group, last.coupling.graph, first.coupling.graph)),
+            "after": after,
+            "positions_per_channel": group.span,
+            "kept": _numbers(group, kept, last, first),
+            "slices": [
+                {
+                    "parameter": s.parameter,
+                    "axis": s.axis,
+                    "role": s.role,
+                    "kept": _at(positions.get((s.parameter, s.axis)), (s.channel >= 0) & kept[s.channel]),
+                }
+                for s in group.slices
+            ],
+        })  # fmt: skip
+    return result
+
+
+def _numbers(group: Channels, kept: np.ndarray, last: Compiled, first: Compiled) -> list[int]:
+    """Channels as they were numbered ahead of ``first``."""
+    if last is first or last.before is None:
+        return np.flatnonzero(kept).tolist()
+    since = last.before.kept_positions(first)
+    channels = {(s.parameter, s.axis): s.channel for g in first.coupling.groups for s in g.slices}
+    found: set[int] = set()
+    for s in group.slices:
+        here = _at(since.get((s.parameter, s.axis)), (s.channel >= 0) & kept[s.channel])
+        found |= set(channels[s.parameter, s.axis][here].tolist())
+    return sorted(found)
+
+
+def _at(positions: np.ndarray | None, kept: np.ndarray) -> list[int]:
+    found = np.flatnonzero(kept)
+    return (found if positions is None else positions[found]).tolist()

@@ -1,0 +1,155 @@
+"""The report as one screen of text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from slim_model.cost.prices import PRICES
+from slim_model.measuring.timing import verdict
+from slim_model.reporting.report import Report
+
+# -- for people -----------------------------------------------------------------------------------------------------
+
+
+def show(report: Report, console: Console, *, layers: int = 12) -> None:
+    """The whole report on one screen; at most ``layers`` rows of widths."""
+    console.print(Group(_summary(report), Text(), _widths(report, layers), Text(), *_kept(report), *_notes(report)))
+
+
+def _summary(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", no_wrap=True)
+    table.add_column("dense", justify="right", no_wrap=True)
+    table.add_column("slim", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_row("channels", *_channels(report))
+    for label, key, unit in (("parameters", "params", "M"), ("multiply-adds", "macs", "M"), ("file", "bytes", "MB")):
+        before, after = report.dense[key], report.slim[key]
+        table.add_row(label, f"{before / 1e6:,.2f} {unit}", f"{after / 1e6:,.2f} {unit}", _times(before, after))
+    if report.budget:
+        _add_budget(table, report.budget)
+    for row in report.latency:
+        _add_latency(table, row)
+    proof = report.proof
+    checked = f"{proof['ties']:,} ties hold"
+    table.add_row("proof: masked dense", "", f"error {proof['masked_max_rel_error']:.0e}", checked)
+    if proof["onnx_max_rel_error"] is not None:
+        table.add_row("proof: onnxruntime", "", f"error {proof['onnx_max_rel_error']:.0e}", "against PyTorch")
+    _add_steps(table, report.steps)
+    return table
+
+
+def _add_steps(table: Table, steps: list[dict[str, Any]]) -> None:
+    """``accuracy: dense 93.4 %``, then one row for each step, with what it gave or took."""
+    before: float | None = None
+    for step in steps:
+        now = step["accuracy"]
+        if now is None:
+            if step["did"]:
+                table.add_row(step["name"], "", "", f"{step['seconds']:.1f} s")
+        elif before is None:
+            table.add_row(f"accuracy: {step['name']}", f"{now:.2%}", "", "")
+        else:
+            took = f", {step['seconds']:.1f} s" if step["seconds"] else ""
+            table.add_row(f"accuracy: {step['name']}", "", f"{now:.2%}", f"{100 * (now - before):+.2f} points{took}")
+        before = now
+
+
+def _channels(report: Report) -> tuple[str, str, str]:
+    removed = report.channels["removed_share"]
+    asked = report.recipe["ratio"]
+    off = f" (asked: {asked:.0%})" if abs(removed - asked) > 0.015 and not report.budget else ""
+    return f"{report.channels['dense']:,}", f"{report.channels['slim']:,}", f"{removed:.0%} removed{off}"
+
+
+def _add_budget(table: Table, budget: dict[str, Any]) -> None:
+    price = PRICES[budget["of"]]
+    share = f"{budget['reached'] / budget['limit']:.1%} of {price.say(budget['limit'])} allowed"
+    table.add_row(price.label, price.say(budget["dense"]), price.say(budget["reached"]), share)
+    trials = budget["trials"]
+    predicted = price.say(trials[-1][0]) if trials else ""
+    tried = f", {_plural(len(trials), 'plan')} tried" if trials else ""
+    dim = [
+        Text(cell, style="dim")
+        for cell in ("  predicted" if trials else "  allocation", "", predicted, budget["allocate"] + tried)
+    ]
+    table.add_row(*dim)
+
+
+def _add_latency(table: Table, row: dict[str, Any]) -> None:
+    dense, slim = row["dense"], row["slim"]
+    low, high = row["speedup_low"], row["speedup_high"]
+    found = verdict(low, high)
+    said = found if low <= 1 <= high else f"{row['speedup']:.2f}x {found}"
+    table.add_row(
+        row["runtime"],
+        f"{dense['median_ms']:.2f} ms",
+        f"{slim['median_ms']:.2f} ms",
+        f"{said}, 95 %: {low:.2f}-{high:.2f}",
+    )
+    table.add_row(
+        Text("  p10-p90", style="dim"),
+        Text(f"{dense['p10_ms']:.2f}-{dense['p90_ms']:.2f}", style="dim"),
+        Text(f"{slim['p10_ms']:.2f}-{slim['p90_ms']:.2f}", style="dim"),
+        Text(f"batch {dense['batch']}, {_plural(dense['threads'], 'thread')}", style="dim"),
+    )
+
+
+def _times(before: float, after: float) -> str:
+    return f"{before / after:.2f}x less" if after else ""
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _widths(report: Report, limit: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("width", justify="right", no_wrap=True, min_width=14)
+    table.add_column("made at")  # the only one that may be cut: rich shrinks no_wrap columns alike
+    for group in report.groups[:limit]:
+        span = group["positions_per_channel"]
+        times = f" x{span}" if span > 1 else ""
+        table.add_row(
+            group["name"] + (" (heads)" if group.get("heads") else ""),
+            f"{group['before']} -> {group['after']}{times}",
+            Text(_short(group["where"]), style="dim", no_wrap=True, overflow="ellipsis"),
+        )
+    if len(report.groups) > limit:
+        table.add_row(f"... {len(report.groups) - limit} more (--report)", "", "")
+    return table
+
+
+def _short(where: str) -> str:
+    """``resnet.py:92: out = self.conv1(x)``"""
+    place, _, code = where.partition(" in ")
+    return f"{place}: {code.partition(': ')[2]}" if code else where
+
+
+def _kept(report: Report) -> list[Text]:
+    """What was left alone and why, one line per reason."""
+    counted: Counter[tuple[str, str, str]] = Counter()
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for pin in report.pinned:
+        key = (pin["why"], pin["op"], pin["where"])
+        counted[key] += pin["channels"]
+        names.setdefault(key, []).append(pin["name"])
+    lines = [Text(f"{report.free_share:.0%} of the channels were free to go; kept:", style="bold")] if counted else []
+    for (why, op, where), channels in counted.most_common(8):
+        owners = names[why, op, where]
+        which = owners[0] + (f" and {len(owners) - 1} more" if len(owners) > 1 else "")
+        at = f" ({op}{' at ' + where if where else ''})" if op and op != "output" else ""
+        lines.append(Text(f"  {which}: {_plural(channels, 'channel')}, {why}{at}"))
+    if len(counted) > 8:
+        lines.append(Text(f"  ... {len(counted) - 8} more reasons (--report)"))
+    return lines
+
+
+def _notes(report: Report) -> list[Text]:
+    return [Text(f"note: {note}", style="yellow") for note in report.warnings]

@@ -1,0 +1,196 @@
+"""Training by the command: what it writes and leaves, gates, a run that was killed, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import samples
+import slim_model
+from samples import Residual, images, trained
+from slim_model.cli import _run
+from slim_model.data.datasets import rows_of
+
+TIMEOUT = 240  # seconds; some 10 are needed on a quiet machine
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with weights, and data whose labels the dense model gets right."""
+    model, x = trained(Residual()), images(240)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    torch.save(model.state_dict(), tmp_path / "in.pt")
+    np.savez(tmp_path / "data.npz", x=x.numpy(), y=labels.numpy())
+    return tmp_path
+
+
+def arguments(place: Path, *more: Any) -> list[str]:
+    given = ["in.pt", "out.onnx", "--arch", f"{samples.__file__}:Residual", "--input", samples.SHAPE, "--data"]
+    options = ["npz:data.npz", "--multiple-of", "1", "--batch", "16", "--precision", "fp32", "--report", "r.json"]
+    os.chdir(place)
+    return [*given, *options, *map(str, more)]
+
+
+def report(place: Path) -> dict[str, Any]:
+    return dict(json.loads((place / "r.json").read_text()))
+
+
+def written(place: Path) -> set[str]:
+    return {path.name for path in place.iterdir()} - {"in.pt", "data.npz"}
+
+
+def values(place: Path) -> np.ndarray:
+    session = onnxruntime.InferenceSession(place / "out.onnx")
+    return np.asarray(session.run(None, {"x": images(8, seed=5).numpy()})[0])
+
+
+@pytest.fixture(autouse=True)
+def stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # and back afterwards
+
+
+def test_the_trained_values_are_in_the_file(place: Path) -> None:
+    assert _run(arguments(place, "--no-bench", "--recover", "none", "--finetune", 2, "--save", "s.safetensors")) == 0
+    assert written(place) == {"out.onnx", "r.json", "s.safetensors"}
+    found = report(place)
+    names = [step["name"] for step in found["steps"]]
+    assert (names[0], names[-1]) == ("dense", "fine-tuning")
+    assert found["steps"][-1]["did"]["chosen_epoch"] > 0
+    assert found["proof"]["onnx_max_rel_error"] <= 1e-4
+    restored = slim_model.restore(trained(Residual()), place / "s.safetensors")
+    with torch.no_grad():
+        expected = restored(images(8, seed=5))
+    assert samples.error(expected, torch.from_numpy(values(place))) <= 1e-4
+
+
+def test_gates_that_are_met(place: Path) -> None:
+    met = ("--max-drop", 1.0, "--min-speedup", 0.01)
+    assert _run(arguments(place, *met)) == 0
+    assert written(place) == {"out.onnx", "r.json"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--no-bench", "--max-drop", "-0.5"), "accuracy fell from 100.00% to"),
+        (("--min-speedup", "1000"), "x as fast (95 %:"),
+    ],
+)
+def test_gates_that_are_not_met(
+    place: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], says: str
+) -> None:
+    """Code 3, the report written, no model."""
+    assert _run(arguments(place, *options, "--save", "s.pt")) == 3
+    said = capsys.readouterr().err
+    assert says in said
+    assert "It is not handed out." in said
+    assert written(place) == {"r.json"}
+    assert report(place)["slim"]["macs"] < report(place)["dense"]["macs"]
+
+
+def test_gates_on_what_will_not_be_known(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(arguments(place, "--no-bench", "--min-speedup", 1.1)) == 2
+    assert "--min-speedup needs the latency; leave out --no-bench" in capsys.readouterr().err
+    np.savez(place / "data.npz", x=images(40).numpy())
+    assert _run(arguments(place, "--no-bench", "--max-drop", 0.1)) == 2
+    assert "max_drop: no accuracy can be read" in capsys.readouterr().err
+    without = [a for a in arguments(place, "--no-bench", "--max-drop", 0.1) if a not in ("--data", "npz:data.npz")]
+    assert _run(without) == 2
+    assert "max_drop needs data with labels" in capsys.readouterr().err
+    assert written(place) == set()
+
+
+def test_a_gate_in_python() -> None:
+    model, x = trained(Residual()), images(60)
+    with torch.no_grad():
+        data = (x, model(x).argmax(1))
+    with pytest.raises(slim_model.GateError, match="accuracy fell from 100"):
+        slim_model.slim(model, x[:2], ratio=0.7, data=data, max_drop=-0.5)
+
+
+def started(place: Path, *more: Any, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "slim_model", *arguments(place, *more)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(slim_model.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        cwd=place,
+    )
+
+
+def test_a_killed_run_goes_on(place: Path) -> None:
+    """The same command again ends with the values of one that was not stopped, and leaves no checkpoint."""
+    options = ("--no-bench", "--finetune", 3, "--lr", 0.005)
+    assert _run(arguments(place, *options)) == 0
+    whole, epochs = values(place), report(place)["steps"][-1]["did"]["epochs"]
+    for name in written(place):
+        (place / name).unlink()
+    with started(place, *options) as running:
+        assert running.stderr is not None
+        assert any("epoch 1 of 3, loss" in line for line in iter(running.stderr.readline, ""))
+        running.send_signal(signal.SIGKILL)
+        running.communicate(timeout=TIMEOUT)
+    assert "out.onnx.finetune" in written(place)
+    assert "out.onnx" not in written(place)
+    assert _run(arguments(place, *options, "--seed", 1)) == 2  # another run
+    assert _run(arguments(place, *options)) == 0
+    assert np.array_equal(values(place), whole)
+    assert [e["loss"] for e in report(place)["steps"][-1]["did"]["epochs"]] == [e["loss"] for e in epochs]
+    assert {name for name in written(place) if not name.endswith(".part")} == {"out.onnx", "r.json"}
+
+
+# -- several processes ----------------------------------------------------------------------------------------------
+
+
+def torchrun(place: Path, *more: Any) -> subprocess.CompletedProcess[str]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    with started(place, *more, launcher=launcher) as running:
+        out, err = running.communicate(timeout=TIMEOUT)
+    return subprocess.CompletedProcess([], running.returncode, out, err)
+
+
+def test_two_processes_do_what_one_does(place: Path) -> None:
+    """The same plan from evidence gathered by both; training by averaged gradients ends about as well."""
+    options = ("--no-bench", "--criterion", "reconstruction", "--finetune", 3, "--lr", 0.005)
+    assert _run(arguments(place, *options)) == 0
+    alone = report(place)
+    for name in written(place):
+        (place / name).unlink()
+    ran = torchrun(place, *options)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("wrote out.onnx") == 1
+    assert ran.stderr.count("epoch 3 of 3, loss") == 1
+    both = report(place)
+    assert [g["kept"] for g in both["groups"]] == [g["kept"] for g in alone["groups"]]
+    mine, theirs = (r["steps"][-1]["did"] for r in (both, alone))
+    assert mine["processes"] == 2
+    assert [e["loss"] for e in mine["epochs"][1:]] == pytest.approx([e["loss"] for e in theirs["epochs"][1:]], rel=0.2)
+    assert both["proof"]["onnx_max_rel_error"] <= 1e-4
+    assert written(place) == {"out.onnx", "r.json"}
+
+
+def test_what_ends_one_process_ends_all_with_one_message(place: Path) -> None:
+    """A sample of the second batch, which is the second process's, is no number."""
+    x = images(240)
+    rows = rows_of(TensorDataset(x), "train")
+    x[rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[20]]] = torch.nan
+    np.savez(place / "data.npz", x=x.numpy())
+    ran = torchrun(place, "--no-bench", "--criterion", "variance")
+    assert ran.returncode != 0
+    assert len(re.findall("^error: ", ran.stderr, re.MULTILINE)) == 1, ran.stderr
+    assert "error: the inputs are NaN or infinite on the data, in samples 16 to 31" in " ".join(ran.stderr.split())
+    assert written(place) == set()

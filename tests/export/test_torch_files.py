@@ -1,0 +1,219 @@
+"""The small PyTorch model as a file: .pt2 and .pt load as they are, .safetensors shrinks a freshly built one."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from samples import HardCoded, Residual, error, images, trained
+from slim_model import restore
+from slim_model.errors import InputError
+from slim_model.export.torch_files import FORMATS, save
+from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.compiled import Compiled
+from slim_model.proof.own_module import small_module
+from slim_model.recipe import Recipe
+
+NETS: dict[str, Callable[[], nn.Module]] = {"module": Residual, "graph": HardCoded}
+"""By the form the small model takes: its own class, or the traced graph."""
+RECIPE = Recipe(ratio=0.5, multiple_of=1, keep=("stem",))
+
+
+@functools.cache
+def compiled(form: str) -> tuple[Compiled, nn.Module, bool]:
+    model = trained(NETS[form](), seed=3)
+    recipe = RECIPE if form == "module" else Recipe(ratio=0.5, multiple_of=1)
+    result = compile_model(model, (images(),), recipe)
+    return result, *small_module(model, result)
+
+
+def write(form: str, path: Path) -> Path:
+    result, module, own = compiled(form)
+    assert own == (form == "module")
+    save(result, module, own, path, RECIPE if form == "module" else Recipe(ratio=0.5, multiple_of=1))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    return path
+
+
+def expected(form: str, x: Tensor) -> Tensor:
+    """What the proven graph computes."""
+    return compiled(form)[0].small.run((x,))[0]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_same_bytes_under_any_name(suffix: str, tmp_path: Path) -> None:
+    written = []
+    for name in ("a", "another"):
+        (tmp_path / name).mkdir()
+        written.append(write("module", tmp_path / name / f"{name}{suffix}").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_archives_load_without_the_class(tmp_path: Path) -> None:
+    """In a fresh process that can import neither the model's code nor slim_model."""
+    inputs = [images(batch) for batch in (1, 2, 7)]
+    for form in NETS:
+        (tmp_path / form).mkdir()
+        write(form, tmp_path / form / "small.pt2")
+    torch.save(inputs, tmp_path / "x.pt")
+    code = """if True:
+        import sys, torch
+        for form in sys.argv[1:]:
+            model = torch.export.load(form + "/small.pt2").module()
+            torch.save([model(x) for x in torch.load("x.pt")], form + "/y.pt")
+        assert "samples" not in sys.modules and "slim_model" not in sys.modules
+    """
+    argv = [sys.executable, "-I", "-c", code, *NETS]
+    ran = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for form in NETS:
+        for x, y in zip(inputs, torch.load(tmp_path / form / "y.pt"), strict=True):
+            assert error(expected(form, x), y) <= 1e-5
+
+
+@pytest.mark.parametrize("form", NETS)
+def test_a_pickled_module_loads(form: str, tmp_path: Path) -> None:
+    module = torch.load(write(form, tmp_path / "small.pt"), weights_only=False)
+    assert error(expected(form, images(7)), module(images(7))) <= 1e-5
+
+
+@pytest.mark.parametrize("form", NETS)
+def test_restore_shrinks_a_freshly_built_model(form: str, tmp_path: Path) -> None:
+    fresh = NETS[form]()
+    before = copy.deepcopy(fresh.state_dict())
+    module = restore(fresh, write(form, tmp_path / "small.safetensors"))
+    assert error(expected(form, images(7)), module(images(7))) <= 1e-5
+    assert not any(m.training for m in module.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())
+    assert parameters(module) == parameters(compiled(form)[1]) < parameters(fresh)
+    assert isinstance(module, type(fresh)) == (form == "module")
+
+
+@pytest.mark.parametrize("form", NETS)
+def test_a_restored_model_can_be_trained(form: str, tmp_path: Path) -> None:
+    module = restore(NETS[form](), write(form, tmp_path / "small.safetensors"))
+    module(images()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in module.parameters())
+
+
+def test_the_plan_is_in_the_file(tmp_path: Path) -> None:
+    with safetensors.safe_open(write("module", tmp_path / "small.safetensors"), "pt") as file:
+        metadata = file.metadata()
+        assert tuple(file.get_tensor("fc.weight").shape) == (5, 12)
+    assert metadata["format"] == "slim-model/1"
+    removed = json.loads(metadata["removed"])
+    assert len(removed["fc.weight"]["1"]) == 12
+    assert "0" not in removed["fc.weight"]
+    assert "stem.weight" not in removed
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 16, 3)
+            self.a = nn.Conv2d(16, 16, 3, padding=1)
+            self.b = nn.Conv2d(16, 16, 3, padding=1)
+            self.b.weight = self.a.weight
+            self.fc = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.b(torch.relu(self.a(torch.relu(self.stem(x))))).mean((2, 3)))
+
+    model, recipe = trained(Tied()), Recipe(ratio=0.5, multiple_of=1)
+    result = compile_model(model, (images(),), recipe)
+    module, own = small_module(model, result)
+    path = tmp_path / "small.safetensors"
+    save(result, module, own, path, recipe)
+    names = safetensors.torch.load_file(path)
+    assert ("a.weight" in names) != ("b.weight" in names)
+    again = restore(Tied(), path)
+    assert again.a.weight is again.b.weight
+    assert error(module(images(3)), again(images(3))) <= 1e-6
+
+
+# -- what restore refuses -------------------------------------------------------------------------------------------
+
+
+def wider() -> nn.Module:
+    net = HardCoded()
+    net.conv1, net.conv2 = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 16, 3, padding=1)
+    return net
+
+
+def narrower() -> nn.Module:
+    net = HardCoded()
+    net.conv1, net.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 16, 3, padding=1)
+    return net
+
+
+def with_one_layer_more() -> nn.Module:
+    net = Residual()
+    net.add_module("another", nn.Conv2d(24, 24, 1))
+    return net
+
+
+def with_a_wider_stem() -> nn.Module:
+    net = Residual()
+    net.stem, net.bn = nn.Conv2d(3, 20, 3, bias=False), nn.BatchNorm2d(20)
+    return net
+
+
+def with_a_narrower_head() -> nn.Module:
+    net = Residual()
+    net.fc = nn.Linear(8, 5)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("form", "build"),
+    [
+        ("module", HardCoded),
+        ("graph", Residual),
+        ("module", with_one_layer_more),
+        ("module", with_a_wider_stem),
+        ("module", with_a_narrower_head),
+        ("graph", wider),
+        ("graph", narrower),
+    ],
+)
+def test_a_model_that_is_not_the_files_own_is_refused(
+    form: str, build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    path = write(form, tmp_path / "small.safetensors")
+    with pytest.raises(InputError, match=r"small\.safetensors does not belong to this model"):
+        restore(build(), path)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    with pytest.raises(InputError, match=r"foreign\.safetensors cannot be read"):
+        restore(Residual(), path)
+    path.write_bytes(b"not safetensors at all")
+    with pytest.raises(InputError, match=r"foreign\.safetensors cannot be read"):
+        restore(Residual(), path)
+    safetensors.torch.save_file(Residual().state_dict(), path)
+    with pytest.raises(InputError, match=r"was not written by slim-model --save: it holds no plan"):
+        restore(Residual(), path)
+
+
+def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
+    result, module, own = compiled("module")
+    with pytest.raises(InputError, match=r"small.h5.*" + ", ".join(FORMATS)):
+        save(result, module, own, tmp_path / "small.h5", RECIPE)
+    assert not list(tmp_path.iterdir())
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

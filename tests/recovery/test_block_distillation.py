@@ -1,0 +1,149 @@
+"""Blocks: where a single value passes, what a block on its own computes, and that it learns."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from micronets import NETS
+from samples import Residual, images, trained
+from slim_model.budget.ratio import budget
+from slim_model.coupling.couple import couple
+from slim_model.coupling.coupling import Coupling
+from slim_model.cutting.cut import left_of
+from slim_model.cutting.shrink_graph import shrink
+from slim_model.data.holdout import parted
+from slim_model.data.open_data import open_data
+from slim_model.errors import BudgetError
+from slim_model.graph.graph import Graph
+from slim_model.graph.simplify import simplify
+from slim_model.graph.trace import trace
+from slim_model.pipeline.compile import compile_model
+from slim_model.ranking.score import score
+from slim_model.recipe import Recipe
+from slim_model.recovery import block_distillation as blocks
+from slim_model.recovery.block_distillation import Block, _Runner, find_blocks
+from slim_model.recovery.linear_layers import find_sums
+from slim_model.recovery.streamed_run import Track
+
+
+def halved(coupling: Coupling) -> tuple[Graph, list[Block]]:
+    plan = budget(coupling, score(coupling, "l1"), ratio=0.5)
+    small, _ = shrink(coupling, plan.keep)
+    return small, find_blocks(coupling.graph, small, find_sums(coupling.graph, small, left_of(coupling, plan.keep)))
+
+
+@functools.cache
+def of_net(name: str) -> tuple[Graph, Graph, list[Block]]:
+    coupling = couple(simplify(trace(NETS[name].build(), NETS[name].inputs(2))))
+    try:
+        return coupling.graph, *halved(coupling)
+    except BudgetError:
+        return coupling.graph, coupling.graph, []
+
+
+@pytest.fixture(autouse=True)
+def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "TOGETHER", 1)
+    of_net.cache_clear()
+
+
+SEVERAL_AXES = (
+    "view_hard_coded_channels",
+    "linear_over_places",
+    "mask_repeated_over_channels",
+    "conv_of_one_place_across_channels",
+)
+"""Nets in which channels lie on an axis that is not that of the layer before, too."""
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_block_alone_computes_what_it_does_in_the_graph(name: str) -> None:
+    """With another batch than that of the trace; and what is wanted of it has the same channels."""
+    dense, small, found = of_net(name)
+    data = open_data([NETS[name].inputs(5)], dense.inputs)
+    part, _ = parted(data, dense)
+    big, little, ahead = Track(dense, part), Track(small, part), Track(small, part)
+    for block in found:
+        (start,), (end,), (wanted,) = (
+            [stop.values[at].clone() for stop in track.after(at)]
+            for track, at in ((ahead, block.start), (little, block.end.name), (big, block.end.name))
+        )
+        torch.testing.assert_close(_Runner(small, block, small.tensors)(start), end)
+        assert block.end.wanted(wanted).shape == end.shape or name in SEVERAL_AXES
+
+
+def test_most_nets_have_blocks() -> None:
+    """Those without are one block from end to end, take several inputs, or give several outputs."""
+    assert sum(bool(of_net(name)[2]) for name in NETS) > 0.8 * len(NETS)
+
+
+def test_what_is_wanted_of_the_first_layer_is_what_it_gives() -> None:
+    coupling = couple(simplify(trace(trained(Residual()), (images(),))))
+    small, found = halved(coupling)
+    x = images(6)
+    (start,), (wanted,) = (
+        [stop.values[at] for stop in Track(coupling.graph, parted(open_data([x], (x,)), small)[0]).after(at)]
+        for at in (found[0].start, found[0].end.name)
+    )
+    torch.testing.assert_close(_Runner(small, found[0], small.tensors)(start), found[0].end.wanted(wanted))
+
+
+def test_blocks_lie_between_the_sums_of_a_residual_net() -> None:
+    """The last place ahead of the next layer."""
+    _, found = halved(couple(simplify(trace(trained(Residual()), (images(),)))))
+    assert [block.end.name for block in found] == ["relu", "relu_2", "relu_4", "linear"]
+
+
+class Twice(nn.Module):
+    """One convolution read twice, in two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.again(torch.relu(self.first(x))))
+        return self.last(torch.relu(self.again(x)).mean((2, 3)))
+
+
+def test_what_others_read_too_is_left_alone() -> None:
+    _, found = halved(couple(simplify(trace(trained(Twice()), (images(),)))))
+    assert {name for block in found for name in block.trained} == {
+        "first.weight",
+        "first.bias",
+        "last.weight",
+        "last.bias",
+    }
+
+
+def test_blocks_learn_what_single_layers_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On top of the best fit of every layer alone."""
+    monkeypatch.setattr(blocks, "STEPS", 100)
+    x = images(640)
+    recipe = Recipe(0.5, "l1", recover="blocks", multiple_of=1, data=[*x.split(64)], samples=len(x))
+    compiled = compile_model(trained(Residual()), (x[:2],), recipe)
+    step = next(step for step in compiled.steps if step.name == "blocks")
+    assert step.did["error_after"] < step.did["error_before"]
+    assert not step.did["taken_back"]
+    found = {end: re.findall(r"[\d.e-]+(?= ->)|(?<=-> )[\d.e-]+", text) for end, text in step.did["blocks"].items()}
+    for end in ("relu_2", "relu_4"):
+        before, after = map(float, found[end])
+        assert after < 0.95 * before
+
+
+def test_too_few_samples_to_learn_from() -> None:
+    x = images(80)
+    compiled = compile_model(
+        trained(Residual()), (x[:2],), Recipe(0.5, "l1", recover="blocks", data=[x], multiple_of=1)
+    )
+    step = next(step for step in compiled.steps if step.name == "blocks")
+    assert set(step.did["blocks"].values()) == {"kept: 64 samples are too few"}
