@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import safetensors
@@ -20,6 +21,7 @@ from samples import HardCoded, Residual, error, images, trained
 from slim_model import restore
 from slim_model.errors import InputError
 from slim_model.export.torch_files import FORMATS, save
+from slim_model.graph.stored_tensors import shared_names
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import small_module
@@ -141,6 +143,50 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     again = restore(Tied(), path)
     assert again.a.weight is again.b.weight
     assert error(module(images(3)), again(images(3))) <= 1e-6
+
+
+TIES: dict[str, Callable[[Tensor], nn.Parameter]] = {
+    "one parameter": lambda weight: cast("nn.Parameter", weight),
+    "one memory": lambda weight: nn.Parameter(weight.data),
+    "its transpose": lambda weight: nn.Parameter(weight.data.t()),
+}
+"""By how the weights of two layers are tied: what the second has, of the first's."""
+
+
+class TwoTied(nn.Module):
+    """Two square layers whose weights are tied; ``hard``: a size in its forward, so that it is saved as a graph."""
+
+    def __init__(self, tie: str, hard: bool) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 16, 3), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.middle, self.fc = nn.Linear(16, 12), nn.Linear(12, 5)
+        self.b.weight = TIES[tie](self.a.weight)
+        self.hard = hard
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(torch.relu(self.stem(x)).mean((2, 3))))))
+        x = torch.relu(self.middle(x))
+        return self.fc(x.view(-1, 12) if self.hard else x)
+
+
+@pytest.mark.parametrize("tie", TIES)
+@pytest.mark.parametrize("hard", [False, True], ids=["module", "graph"])
+@pytest.mark.parametrize("keep", [(), ("stem", "a", "b")], ids=["cut", "uncut"])
+def test_whatever_is_tied_restores_to_what_was_saved(
+    tie: str, hard: bool, keep: tuple[str, ...], tmp_path: Path
+) -> None:
+    model, recipe = trained(TwoTied(tie, hard)), Recipe(ratio=0.5, multiple_of=1, keep=keep)
+    result = compile_model(model, (images(),), recipe)
+    module, own = small_module(model, result)
+    assert own != hard
+    path = tmp_path / "small.safetensors"
+    save(result, module, own, path, recipe)
+    names = safetensors.torch.load_file(path)
+    assert ("b.weight" in names) == (tie == "its transpose")
+    again = restore(TwoTied(tie, hard), path)
+    assert error(module(images(3)), again(images(3))) <= 1e-6
+    tied = dict(again.named_parameters(remove_duplicate=False))
+    assert shared_names(tied) == ({} if tie == "its transpose" else {"b.weight": "a.weight"})
 
 
 # -- what restore refuses -------------------------------------------------------------------------------------------

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slim_model.graph.stored_tensors import storage_key
+
 # -- the module -----------------------------------------------------------------------------------------------------
 
 
 def shrink_module(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """A copy of ``model`` (its own classes) that holds ``tensors`` (by name; others are copied as they are)."""
+    """A copy of ``model`` (its own classes) that holds ``tensors`` (by name; others are copied as they are).
+
+    Tensors that share memory do so in the copy.
+    """
     memo: dict[int, Any] = {}
     owned = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    for name, tensor in owned.items():
-        new = tensors.get(name, tensor).detach().clone()
+    # By memory, not by name: what several parameters share is given under one of their names, and stays shared.
+    given = {storage_key(owned[name]): tensor for name, tensor in tensors.items() if name in owned}
+    copies: dict[Hashable, Tensor] = {}
+    for tensor in owned.values():
+        key = storage_key(tensor)
+        if key not in copies:
+            copies[key] = given.get(key, tensor).detach().clone()
+        new = copies[key]
         if isinstance(tensor, nn.Parameter):
             memo.setdefault(id(tensor), nn.Parameter(new, requires_grad=tensor.requires_grad))
         else:

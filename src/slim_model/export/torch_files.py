@@ -27,6 +27,7 @@ from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import quiet
 from slim_model.graph.simplify import simplify
+from slim_model.graph.stored_tensors import shared_names, storage_key
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compiled import Compiled
 from slim_model.recipe import Recipe
@@ -76,12 +77,8 @@ def _save_program(small: Graph, path: Path) -> None:
 
 def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:
     state = module.state_dict() if own else compiled.small.tensors
-    tensors, seen = {}, set()
-    for name, tensor in state.items():
-        memory = (tensor.data_ptr(), tensor.shape)
-        if memory not in seen or not tensor.numel():  # shared tensors are stored once
-            tensors[name] = tensor.detach().contiguous()
-        seen.add(memory)
+    shared = shared_names(state)  # stored once
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items() if name not in shared}
     metadata = {
         "format": "slim-model/1",
         "form": "module" if own else "graph",
@@ -145,8 +142,9 @@ def _restore_module(model: nn.Module, tensors: dict[str, Tensor], metadata: dict
 def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[str, Any], file: str) -> None:
     """Every tensor of the file is one of ``model`` less what was removed, and the other way round."""
     state = model.state_dict(keep_vars=True)
-    own = {id(tensor) for name, tensor in state.items() if name in tensors}
-    missing = [name for name in tensors if name not in state] or [n for n, t in state.items() if id(t) not in own]
+    given = {storage_key(tensor) for name, tensor in state.items() if name in tensors}
+    missing = [name for name in tensors if name not in state]
+    missing += [name for name, tensor in state.items() if storage_key(tensor) not in given]
     if missing:
         raise InputError(
             f"{file} does not belong to this model: '{missing[0]}' is not in both ({len(missing)} in all)."
@@ -174,7 +172,12 @@ def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[
         if here is None or here.shape != tensor.shape:
             sizes = "missing here" if here is None else f"{list(here.shape)} here, {list(tensor.shape)} there"
             raise InputError(f"{file} does not belong to this model: '{name}' is {sizes}.")
-    return graph_module(graph.with_tensors(graph.tensors | tensors)).eval()
+    # What several names share is in the file under the first of them.
+    given = {storage_key(graph.tensors[name]): tensor for name, tensor in tensors.items()}
+    if missing := [name for name, tensor in graph.tensors.items() if storage_key(tensor) not in given]:
+        raise InputError(f"{file} does not belong to this model: '{missing[0]}' is missing there.")
+    values = {name: given[storage_key(tensor)] for name, tensor in graph.tensors.items()}
+    return graph_module(graph.with_tensors(values)).eval()
 
 
 def _keep(coupling: Coupling, removed: dict[str, dict[str, list[int]]], file: str) -> np.ndarray:

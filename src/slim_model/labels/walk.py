@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.stored_tensors import storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
 from slim_model.labels.values import Axis, Birth, Flow, Pin, Replay, Value, fixed, leaves_in, tensors_in
 
@@ -114,11 +115,10 @@ class Walk:
 
     def _tensor(self, owner: str, tensor: Tensor) -> Value:
         """A parameter or constant; one that is shared carries the same labels at every use."""
-        memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if memory in self._first_owner and tensor.numel():
-            self.shared[owner] = self._first_owner[memory]
-        else:
-            self._first_owner[memory] = owner
+        first = self._first_owner.setdefault(storage_key(tensor), owner)
+        if first != owner:
+            self.shared[owner] = first
+        elif owner not in self._stored:
             shape = tuple(tensor.shape)
             axes = tuple(self.fresh(n, owner, a) for a, n in enumerate(shape))
             self._stored[owner] = Value(shape, axes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound
+from slim_model.graph.stored_tensors import storage_key
 from slim_model.ranking.evidence.sampling import places
 
 aten = torch.ops.aten
@@ -153,31 +154,24 @@ def _parts(node: fx.Node) -> _Parts | None:
     return _Parts(*found, turned=kind in (aten.addmm, aten.mm))
 
 
-def readers(graph: Graph) -> Counter[tuple[Any, ...]]:
+def readers(graph: Graph) -> Counter[Hashable]:
     """How many nodes read each stored tensor; several names may share its memory."""
-    counts: Counter[tuple[Any, ...]] = Counter()
+    counts: Counter[Hashable] = Counter()
     for node in graph.nodes:
         if node.op == "placeholder" and node.name in graph.owners:
-            counts[_memory(graph, node)] += len(node.users)
+            counts[storage_key(graph.tensors[graph.owners[node.name]])] += len(node.users)
     return counts
 
 
-def _memory(graph: Graph, node: fx.Node) -> tuple[Any, ...]:
-    tensor = graph.tensors[graph.owners[node.name]]
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
-
-
-def own(graph: Graph, node: fx.Node | None, used: Counter[tuple[Any, ...]]) -> str | None:
+def own(graph: Graph, node: fx.Node | None, used: Counter[Hashable]) -> str | None:
     """The stored tensor behind ``node``, where nothing else reads it."""
     if node is None or node.op != "placeholder" or node.name not in graph.owners:
         return None
     tensor = graph.tensors[graph.owners[node.name]]
-    return graph.owners[node.name] if tensor.is_floating_point() and used[_memory(graph, node)] == 1 else None
+    return graph.owners[node.name] if tensor.is_floating_point() and used[storage_key(tensor)] == 1 else None
 
 
-def _sum(
-    node: fx.Node, parts: _Parts, dense: Graph, small: Graph, kept: Kept, used: Counter[tuple[Any, ...]]
-) -> Sum | None:
+def _sum(node: fx.Node, parts: _Parts, dense: Graph, small: Graph, kept: Kept, used: Counter[Hashable]) -> Sum | None:
     weight = own(dense, parts.weight, used)
     value, stored = parts.operand.meta.get("val"), dense.tensors.get(weight or "")
     if weight is None or stored is None or not isinstance(value, Tensor) or parts.operand.op == "get_attr":
@@ -217,7 +211,7 @@ def _window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window:
     return Window(size, stride, dilation, (*sides[1], *sides[0]))
 
 
-def _constant(node: fx.Node, parts: _Parts, graph: Graph, used: Counter[tuple[Any, ...]]) -> tuple[str, int] | None:
+def _constant(node: fx.Node, parts: _Parts, graph: Graph, used: Counter[Hashable]) -> tuple[str, int] | None:
     bias = own(graph, parts.bias, used)
     if bias is not None:
         return bias, 1

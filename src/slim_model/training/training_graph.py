@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound
+from slim_model.graph.stored_tensors import shared_names
 
 aten = torch.ops.aten
 _ASSERTIONS = (aten._assert_tensor_metadata, aten._assert_scalar, aten.sym_constrain_range_for_size)
@@ -103,34 +104,27 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
         if id(own) not in values:
             values[id(own)] = own.detach().to(graph.tensors[name].device, copy=True).contiguous()
         tensors[name] = values[id(own)]
-    for copy, first in _twins(graph).items():
+    for copy, first in _shared(graph).items():
         tensors[copy] = tensors[first]
     return graph.with_tensors(tensors)
 
 
 def _copied(graph: Graph) -> fx.GraphModule:
-    twins = _twins(graph)
+    shared = _shared(graph)
     copies = {name: tensor.detach().clone() for name, tensor in graph.tensors.items()}
     module = graph_module(graph.with_tensors(copies))
     assert isinstance(module, fx.GraphModule)
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
-            node.target = twins.get(str(node.target), str(node.target))
+            node.target = shared.get(str(node.target), str(node.target))
         elif getattr(node.target, "overloadpacket", None) in _ASSERTIONS:
             module.graph.erase_node(node)  # of dtypes, which autocast changes
     return module
 
 
-def _twins(graph: Graph) -> dict[str, str]:
-    """name of a stored tensor -> the first name of the same memory, where it has several."""
-    first: dict[Any, str] = {}
-    found = {}
-    for name in dict.fromkeys(graph.owners.values()):
-        tensor = graph.tensors[name]
-        memory = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
-        if first.setdefault(memory, name) != name:
-            found[name] = first[memory]
-    return found
+def _shared(graph: Graph) -> dict[str, str]:
+    """The further names of a stored tensor that has several, each with the first."""
+    return shared_names({name: graph.tensors[name] for name in graph.owners.values()})
 
 
 def _freeze(graph: Graph, module: fx.GraphModule, frozen: set[str]) -> None:

@@ -1,0 +1,55 @@
+"""Which stored tensors are one and the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from samples import Residual, images
+from slim_model.coupling.couple import couple
+from slim_model.graph.simplify import simplify
+from slim_model.graph.stored_tensors import shared_names, storage_key
+from slim_model.graph.trace import trace
+
+DEVICES = ("cpu", "meta")
+
+
+def drawn(*shape: int, device: str) -> Tensor:
+    return torch.empty(shape, device=device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(4, 4), (3,), (), (0, 5)], ids=str)
+def test_a_tensor_is_itself_and_no_other(device: str, shape: tuple[int, ...]) -> None:
+    one, other = drawn(*shape, device=device), drawn(*shape, device=device)
+    assert storage_key(one) == storage_key(one.detach()) == storage_key(nn.Parameter(one).data)
+    assert storage_key(one) != storage_key(other)
+    assert storage_key(one) != storage_key(one.clone())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_reads_the_same_memory_otherwise_is_another_tensor(device: str) -> None:
+    square = drawn(4, 4, device=device)
+    others = [square.t(), square[:2], square[2:], square[:, ::2], square.view(16), square.view(torch.int32)]
+    keys = [storage_key(tensor) for tensor in (square, *others)]
+    assert len(set(keys)) == len(keys)
+    assert storage_key(square.t().t()) == storage_key(square)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_shared_names_are_those_behind_the_first(device: str) -> None:
+    a, b = drawn(4, 4, device=device), drawn(4, 4, device=device)
+    tensors = {"a": a, "b": b, "turned": a.t(), "again": a.detach(), "b_again": b, "turned_again": a.t()}
+    assert shared_names(tensors) == {"again": "a", "b_again": "b", "turned_again": "turned"}
+
+
+def test_the_channels_of_a_model_without_values_are_those_of_the_model() -> None:
+    """The walk looks for shared weights; on the meta device all of one shape would be shared by their address."""
+    graph = simplify(trace(Residual().eval(), (images(),)))
+    empty = graph.with_tensors({name: tensor.to("meta") for name, tensor in graph.tensors.items()})
+    whole, bare = couple(graph), couple(empty)
+    assert not bare.walk.shared
+    assert np.array_equal(whole.component, bare.component)
+    assert [group.name for group in whole.groups] == [group.name for group in bare.groups]
