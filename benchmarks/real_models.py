@@ -4,7 +4,7 @@ python benchmarks/real_models.py                  what is missing in results/rea
 python benchmarks/real_models.py --only resnet50  one model
 python benchmarks/real_models.py --latency-only   again the runs that measure latency (on a quiet machine)
 
-Every run is the real path from a file, in a process of its own: ``slim_model.run.run(Job(...))``.
+Every run is the real path from a file, in a process of its own: ``slim_model.commands.slim.run(Job(...))``.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ python benchmarks/recovery.py                        what results/recovery.json 
 python benchmarks/recovery.py --nets resnet56 --levels full
 
 At each cut one plan for all levels: channels ranked by reconstruction, layers weighed by what the outputs lose
-(``slim_model.damage``), the greedy allocation for multiply-adds. LeNet-300-100 loses the same share of each layer, and
-is ranked without data (kernel) where it is recovered without. ``blocks`` learns to give the dense model's values, a few
-blocks at a time; the levels before it train nothing. Accuracy is that of the written ONNX file on all test samples.
+(``budget.output_damage``), the greedy allocation for multiply-adds. LeNet-300-100 loses the same share of each layer,
+and is ranked without data (kernel) where it is recovered without. ``blocks`` learns to give the dense model's values, a
+few blocks at a time; the levels before it train nothing. Accuracy is that of the written ONNX file on all test samples.
 """
 
 from __future__ import annotations

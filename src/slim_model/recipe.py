@@ -27,8 +27,8 @@ from slim_model.training.options import check_training
 class Recipe:
     """What the user asked for. The command line and the Python call have these fields as options.
 
-    ``ratio``: fraction removed of what ``of`` names: channels, or a price (``slim_model.prices``). ``target``: a limit
-    in its place, such as ``"macs=1.0G"``. ``allocate``: which layers give how much (``slim_model.allocate``); default:
+    ``ratio``: fraction removed of what ``of`` names: channels, or a price (``cost.prices``). ``target``: a limit
+    in its place, such as ``"macs=1.0G"``. ``allocate``: which layers give how much (``budget.methods``); default:
     as ``scope`` says. ``scan``: the file of a sensitivity scan. ``multiple_of``: layer widths are rounded to it;
     ``"auto"`` takes the width step of this machine. ``keep``: glob patterns of layers that are not touched. ``data``:
     for what needs it, what ``slim_model.data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,

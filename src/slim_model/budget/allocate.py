@@ -1,6 +1,6 @@
 """A limit on what a user pays for -> the channels to keep.
 
-Which layers give how much is the allocation's choice (``allocations``). What it chooses is then topped up: channels
+Which layers give how much is the allocation's choice (``budget.methods``). What it chooses is then topped up: channels
 come back, those of most worth for their price first, as long as the limit holds.
 """
 

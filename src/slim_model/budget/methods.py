@@ -200,7 +200,7 @@ def lowered(
 
 def damage(problem: Problem, *, floor: float = 0.05) -> Counts:
     """Block after block, the one with which the outputs lose least for the price it saves. What they lose is measured:
-    a part of every group alone is removed and made up for (``slim_model.damage``)."""
+    a part of every group alone is removed and made up for (``budget.output_damage``)."""
     return greedy(problem, normalise="none", floor=floor)
 
 

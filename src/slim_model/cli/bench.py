@@ -1,4 +1,4 @@
-"""``slim-model bench`` and ``slim-model profile``: latency, of whole files and of single layers."""
+"""``slim-model bench``: the latency of whole files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole commands: from the file IN to the files OUT.onnx, --save and --report, or to an explanation."""
+"""``slim-model IN OUT.onnx``: from the file IN to the files OUT.onnx, --save and --report."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Measured latencies of single layers -> the latency of a model at any widths, and the width step.
 
-``survey`` measures; this file keeps what was measured on disk and reads between the points.
+``cost.measure_layers`` measures, ``cost.latency_store`` keeps it on disk; this file reads between the points.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The energy that one run of an ONNX file takes by the model of ``cost.ENERGY``, where no meter tells it."""
+"""The energy that one run of an ONNX file takes by the model of ``cost.counted.ENERGY``, where no meter tells it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def couple(
 
     ``keep``: glob patterns of parameter or module names whose channels are not touched. ``pinned_nodes``: names of
     nodes where an earlier attempt failed to cut, and how. ``apart``: for views that split a channel axis, by name, the
-    axes of which one keeps channels apart (see ``heads``).
+    axes of which one keeps channels apart (see ``coupling.attention_heads``).
 
     Of a grouped layer with many small groups whole groups go. Where one of its sides turns out to be fixed, none could:
     then the walk is made again with the same places of every group going, and is taken if it frees more.

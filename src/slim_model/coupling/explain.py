@@ -33,7 +33,7 @@ SCHEMA = "slim-model-explain/1"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """``positions`` along ``axis`` of ``parameter`` are the group's; ``role`` as in ``couple.Slice``."""
+    """``positions`` along ``axis`` of ``parameter`` are the group's; ``role`` as in ``coupling.Slice``."""
 
     parameter: str
     axis: int

@@ -10,7 +10,7 @@ is sliced like a parameter.
 A batch norm without running statistics is written as the operator that says so: it is also how weights are standardised
 (Qiao 2019), where its mean and variance run over the filter's inputs.
 
-A fused projection is cut before it is viewed as queries, keys and values (``views``).
+A fused projection is cut before it is viewed as queries, keys and values (``graph.fused_projections``).
 
 A view becomes a reshape: that it needs no copy holds for the layout of the traced run. For other widths other kernels
 are taken, which lay out what they give otherwise (attention), and for a picture that lies channels last, ``contiguous``

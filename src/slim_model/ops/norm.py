@@ -1,4 +1,4 @@
-"""Normalisation. Statistics over a channel axis run over the channels that are kept (DESIGN: masked reference)."""
+"""Normalisation. Statistics over a channel axis run over the channels that are kept (docs/correctness.md)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Removed channels written by those that are left, as far as filters and BatchNorm tell, without data.
 
-What each channel hands on is taken as a rectified normal (``expected``): its variance is the squared scale of the
-BatchNorm behind its filter and its mean the shift, or without one the filter's squared norm and 0. With the products of
-all channels so expected, the removed are folded into the others as in ``affine``. That is neuron merging (Kim et al.
-2020: each removed filter goes to the most similar one, times the ratio of norms) with all partners at once. A
-BatchNorm behind gets the variance that is expected to be left (the repair of Jordan et al. 2023, before the fact).
+What each channel hands on is taken as a rectified normal (``rectified_normal``): its variance is the squared scale of
+the BatchNorm behind its filter and its mean the shift, or without one the filter's squared norm and 0. With the
+products of all channels so expected, the removed are folded into the others as in ``affine``. That is neuron merging
+(Kim et al. 2020: each removed filter goes to the most similar one, times the ratio of norms) with all partners at once.
+A BatchNorm behind gets the variance that is expected to be left (the repair of Jordan et al. 2023, before the fact).
 """
 
 from __future__ import annotations

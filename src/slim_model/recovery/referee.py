@@ -1,4 +1,4 @@
-"""The data as what is fitted on and what is held out, one sample in five; and the error on the outputs."""
+"""The error of a small graph's outputs on samples that are held out."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Criteria that ask how the loss answers to a channel: derivatives with respect to a gate that stands at 1 wherever
-the channel is read (see ``slim_model.gates``). For one sample, ``t_c = sum over places of x_c dL/dx_c``, signed."""
+the channel is read (``evidence.gate_gradients``). For one sample, ``t_c = sum over places of x_c dL/dx_c``, signed."""
 
 from __future__ import annotations
 

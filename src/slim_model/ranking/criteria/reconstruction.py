@@ -51,7 +51,7 @@ def kernel(slices: Slices, *, ridge: float = 1e-3) -> Tensor:
 
     Filters, BatchNorm folded in, as rows v; what comes out of two has the expected product
     ``|v| |w| (sin t + (pi - t) cos t) / 2 pi`` with t the angle between them, the arc-cosine kernel of Cho, Saul 2009
-    (see ``expected``). Goes with ``--recover data-free``. Of two equal filters one costs nothing.
+    (see ``rectified_normal``). Goes with ``--recover data-free``. Of two equal filters one costs nothing.
     """
     filters = [rows.double() for rows in slices.folded()] or [torch.zeros(slices.width, 1)]
     _, product = products(torch.cat(filters, 1), torch.zeros(slices.width))

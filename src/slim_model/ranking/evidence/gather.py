@@ -1,8 +1,8 @@
 """A graph and data -> what the data says of every channel, gathered in one streaming pass.
 
 Tensors are observed where the layers that read a channel take it in, after activation, pooling and flattening
-(``places``). Gradients are those of gates: imagine each channel multiplied by a gate that stands at 1, in all places
-where it is read; with ``x`` read and ``g`` the gradient of a sample's loss there, the gate's is ``t = sum g x``.
+(``read_sites``). Gradients are those of gates: imagine each channel multiplied by a gate that stands at 1, in all
+places where it is read; with ``x`` read and ``g`` the gradient of a sample's loss there, the gate's is ``t = sum g x``.
 """
 
 from __future__ import annotations

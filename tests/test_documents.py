@@ -1,0 +1,120 @@
+"""The documents name what exists: links, files, options, and names in the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch_pruning
+import typer
+
+from slim_model.cli import app
+from test_architecture import resolves
+
+PROJECT = Path(__file__).parents[1]
+SOURCE = PROJECT / "src/slim_model"
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), PROJECT / "benchmarks/README.md"])
+OURS = [path for path in DOCUMENTS if path.parent.name != "benchmarks"]
+_OF_OTHERS = {"--nproc-per-node"}  # torchrun's
+
+
+def _ids(path: Path) -> str:
+    return str(path.relative_to(PROJECT))
+
+
+def _prose(document: Path) -> str:
+    """The text without its blocks of code, which are run elsewhere."""
+    return re.sub(r"```.*?```", "", document.read_text(), flags=re.S)
+
+
+def _spans(document: Path) -> list[str]:
+    """What stands in ``code``."""
+    return re.findall(r"`([^`\n]+)`", _prose(document))
+
+
+def _anchors(document: Path) -> set[str]:
+    """As the usual viewers make them of headings."""
+    headings = re.findall(r"^#+ (.+)$", _prose(document), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_ids)
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", _prose(document)):
+        if re.match(r"https?:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (document.parent / place).resolve() if place else document
+        assert target.exists(), f"{link} leads nowhere"
+        if anchor:
+            assert anchor in _anchors(target), f"{link}: no such heading in {target.name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_ids)
+def test_files_exist(document: Path) -> None:
+    """Those named with their folder; ``nets.py`` alone may be the user's."""
+    elsewhere = ("path/", "build/", "../shared/")  # the user's, built, beside the repository
+    for span in _spans(document):
+        if re.fullmatch(r"[\w.-]+(/[\w.*-]+)+/?", span) and not span.startswith(elsewhere):
+            roots = (PROJECT, SOURCE, document.parent)
+            assert any([*root.glob(span.rstrip("/"))] for root in roots), f"there is no {span}"
+
+
+@pytest.mark.parametrize("document", OURS, ids=_ids)
+def test_options_exist(document: Path) -> None:
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(_spans(document))):
+        assert option in _options() | _OF_OTHERS, f"no command has {option}"
+
+
+@cache
+def _options() -> set[str]:
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    found = {"--help", "--version"}
+    for command in commands:
+        for parameter in command.params:
+            found |= {*parameter.opts, *parameter.secondary_opts}
+    scripts = [*PROJECT.glob("scripts/*"), *PROJECT.glob("scripts/*/*.py"), *PROJECT.glob("benchmarks/*.py")]
+    for script in scripts:
+        if script.is_file() and script.suffix in ("", ".py"):
+            found |= set(re.findall(r"--[a-z][a-z-]+", script.read_text()))
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_ids)
+def test_names_exist(document: Path) -> None:
+    """``Coupling.component``, ``prove()``, ``slim_model.restore``, ``OPS``."""
+    for span in _spans(document):
+        name = span.removesuffix("()").partition("(")[0]
+        if name.startswith("slim_model."):
+            assert resolves(name), f"there is no {name}"
+        elif re.fullmatch(r"[A-Z][a-z]\w*(\.\w+)*", name):
+            whole, _, part = name.partition(".")
+            theirs = (torch.nn, torch.export, torch_pruning, torch_pruning.pruner, torch_pruning.importance)
+            known = whole in _defined() or any(hasattr(module, whole) for module in theirs)
+            assert known, f"{whole} is no class of ours, of PyTorch or of Torch-Pruning"
+            assert not part or part in _defined(), f"nothing is called {part}"
+        elif span.endswith("()") and "." not in name:
+            assert name in _defined(), f"no function is called {name}"
+
+
+@cache
+def _defined() -> set[str]:
+    """Classes, functions, fields and constants of ours."""
+    found: set[str] = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                found.add(node.name)
+            elif isinstance(node, ast.AnnAssign | ast.Assign):
+                targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+                found |= {t.id for t in targets if isinstance(t, ast.Name)}
+                found |= {t.attr for t in targets if isinstance(t, ast.Attribute)}
+    return found
+
+
+def test_documents_are_there() -> None:
+    assert len(DOCUMENTS) >= 2
