@@ -57,7 +57,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_ids)
 def test_files_exist(document: Path) -> None:
     """Those named with their folder; ``nets.py`` alone may be the user's."""
-    elsewhere = ("path/", "build/", "../shared/")  # the user's, built, beside the repository
+    data = ("../shared/", "mnist/", "fashion-mnist/", "text/", "cifar10/", "weights/")  # beside the repository
+    elsewhere = ("path/", "build/", *data)
     for span in _spans(document):
         if re.fullmatch(r"[\w.-]+(/[\w.*-]+)+/?", span) and not span.startswith(elsewhere):
             roots = (PROJECT, SOURCE, document.parent)
