@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from micronets import NETS
-from samples import Residual, images, trained
 from slim_model.budget.allocate import meet
 from slim_model.budget.knapsack import pack
 from slim_model.budget.methods import ALLOCATIONS, TIMED, Curve, allocation_of
@@ -27,6 +26,7 @@ from slim_model.errors import BudgetError, InputError
 from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.recipe import Recipe
+from small_nets import Residual, images, trained
 
 COUNTED = [name for name, price in PRICES.items() if price.of is not None]
 FREE = [name for name in ALLOCATIONS if name not in ("sensitivity", *TIMED)]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samples import Residual, error, images, trained
 from slim_model import Recipe
 from slim_model.budget.allocate import meet
 from slim_model.budget.output_damage import damage
@@ -20,6 +19,7 @@ from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.ranking.evidence.rectified_normal import products
 from slim_model.ranking.score import score
+from small_nets import Residual, error, images, trained
 
 
 def coupled(model: nn.Module, x: Tensor) -> Coupling:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from samples import OnlyOutputs, Residual, images, trained
 from slim_model.budget.plan import Plan, rungs_of
 from slim_model.budget.ratio import budget, nearest
 from slim_model.coupling.couple import couple
@@ -20,6 +19,7 @@ from slim_model.cutting.cut import cut_of
 from slim_model.errors import BudgetError
 from slim_model.graph.trace import trace
 from slim_model.labels.values import tensors_in
+from small_nets import OnlyOutputs, Residual, images, trained
 
 # -- networks whose channels are counted by hand --------------------------------------------------------------------
 

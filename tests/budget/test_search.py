@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samples import images, trained
 from slim_model.budget import latency_search
 from slim_model.budget import search as stage
 from slim_model.budget.goal import Allocation, Goal
@@ -33,6 +32,7 @@ from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
+from small_nets import images, trained
 
 LABELS = torch.arange(24) % 10
 

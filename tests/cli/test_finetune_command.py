@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-import samples
 import slim_model
-from samples import Residual, images, trained
+import small_nets
 from slim_model.cli import _run
 from slim_model.data.datasets import rows_of
+from small_nets import Residual, images, trained
 
 TIMEOUT = 240  # seconds; some 10 are needed on a quiet machine
 
@@ -38,7 +38,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def arguments(place: Path, *more: Any) -> list[str]:
-    given = ["in.pt", "out.onnx", "--arch", f"{samples.__file__}:Residual", "--input", samples.SHAPE, "--data"]
+    given = ["in.pt", "out.onnx", "--arch", f"{small_nets.__file__}:Residual", "--input", small_nets.SHAPE, "--data"]
     options = ["npz:data.npz", "--multiple-of", "1", "--batch", "16", "--precision", "fp32", "--report", "r.json"]
     os.chdir(place)
     return [*given, *options, *map(str, more)]
@@ -73,7 +73,7 @@ def test_the_trained_values_are_in_the_file(place: Path) -> None:
     restored = slim_model.restore(trained(Residual()), place / "s.safetensors")
     with torch.no_grad():
         expected = restored(images(8, seed=5))
-    assert samples.error(expected, torch.from_numpy(values(place))) <= 1e-4
+    assert small_nets.error(expected, torch.from_numpy(values(place))) <= 1e-4
 
 
 def test_gates_that_are_met(place: Path) -> None:

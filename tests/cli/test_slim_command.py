@@ -26,12 +26,12 @@ import pytest
 import torch
 from torch import nn
 
-import samples
 import slim_model
-from samples import SHAPE, HardCoded, OnlyOutputs, Raises, Residual, images, trained
+import small_nets
 from slim_model.cli import _run, main
+from small_nets import SHAPE, HardCoded, OnlyOutputs, Raises, Residual, images, trained
 
-ARCH = f"{samples.__file__}:Residual"
+ARCH = f"{small_nets.__file__}:Residual"
 OLD = b"an older file"
 QUICK = ("--no-bench", "--multiple-of", "1")
 
@@ -140,7 +140,7 @@ def test_one_run(command: Command, weights: Path, out: Path, monkeypatch: pytest
     small = torch.export.load("S.pt2").module()
     for batch in (1, 4, 7):
         (got,) = session.run(None, {"x": images(batch).numpy()})
-        assert samples.error(small(images(batch)), torch.from_numpy(got)) <= 1e-4
+        assert small_nets.error(small(images(batch)), torch.from_numpy(got)) <= 1e-4
 
     for row in report["latency"]:
         assert row["dense"]["threads"] == row["slim"]["threads"] == 2
@@ -327,12 +327,12 @@ BAD: dict[str, Bad] = {
     "no arch": Bad(given, ("--input", SHAPE), ("residual.pt", "state dict", "--arch", "torchvision:")),
     "wrong arch": Bad(
         given,
-        ("--arch", f"{samples.__file__}:HardCoded", "--input", SHAPE),
+        ("--arch", f"{small_nets.__file__}:HardCoded", "--input", SHAPE),
         ("conv1.weight", "conv2.bias", "missing", "stem.weight", "not in the model"),
     ),
-    "arch that is not there": Bad(given, ("--arch", f"{samples.__file__}:Nothing"), ("--arch", "Nothing")),
+    "arch that is not there": Bad(given, ("--arch", f"{small_nets.__file__}:Nothing"), ("--arch", "Nothing")),
     "arch file that is not there": Bad(given, ("--arch", "no_such.py:Net"), ("no Python file", "no_such.py")),
-    "wrong input": Bad(given, ("--arch", ARCH, "--input", "1x1x16x16"), ("1x1x16x16", "samples.py", "--input")),
+    "wrong input": Bad(given, ("--arch", ARCH, "--input", "1x1x16x16"), ("1x1x16x16", "small_nets.py", "--input")),
     "input that is no shape": Bad(given, ("--arch", ARCH, "--input", "16by16"), ("16by16", "1x3x224x224")),
     "ratio 0": Bad(given, (*RESIDUAL, "--ratio", 0), ("ratio", "0", "between 0 and 1")),
     "ratio 1": Bad(given, (*RESIDUAL, "--ratio", 1), ("ratio", "between 0 and 1")),
@@ -356,12 +356,12 @@ BAD: dict[str, Bad] = {
     "infinity": Bad(broken(-math.inf), RESIDUAL, ("block1.conv2.weight", "NaN or infinity")),
     "forward that raises": Bad(
         saved(Raises()),
-        ("--arch", f"{samples.__file__}:Raises", "--input", SHAPE),
-        ("this forward is not finished", "samples.py", "raise RuntimeError"),
+        ("--arch", f"{small_nets.__file__}:Raises", "--input", SHAPE),
+        ("this forward is not finished", "small_nets.py", "raise RuntimeError"),
     ),
     "nothing to prune": Bad(
         saved(OnlyOutputs()),
-        ("--arch", f"{samples.__file__}:OnlyOutputs", "--input", SHAPE),
+        ("--arch", f"{small_nets.__file__}:OnlyOutputs", "--input", SHAPE),
         ("nothing can be removed", "conv", "output of the model"),
         3,
     ),

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from samples import Residual, images, trained
 from slim_model.cli import _run
 from slim_model.commands import bench as module
 from slim_model.commands.bench import BenchJob, bench
@@ -27,6 +26,7 @@ from slim_model.measuring.peak_memory import Memory, memory
 from slim_model.measuring.runtimes import RUNTIMES, Operator, Runtime
 from slim_model.measuring.timing import Comparison, Latency
 from slim_model.reporting.bench_table import Bench, show_bench
+from small_nets import Residual, images, trained
 
 Dims = tuple[int | str | None, ...]
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-from samples import Residual, images, trained
 from slim_model import recipe
 from slim_model.cli import _run
 from slim_model.commands import profile as learn
@@ -34,6 +33,7 @@ from slim_model.measuring.runtimes import RUNTIMES, Runtime
 from slim_model.measuring.timing import interleave
 from slim_model.ops import Layer
 from slim_model.recipe import Recipe
+from small_nets import Residual, images, trained
 
 SETTING = Setting("a machine", "fake", "1", 1, "float32", 1)
 MS = 1_000_000

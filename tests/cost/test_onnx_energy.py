@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from samples import trained
 from slim_model.cost.counted import Meter
 from slim_model.cost.onnx_energy import estimated_energy
 from slim_model.coupling.couple import couple
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
+from small_nets import trained
 
 NETS = {
     "conv": (nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1, groups=2)), (2, 3, 8, 8)),

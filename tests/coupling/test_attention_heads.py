@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_micronets import BATCH, assert_same, compile_graph, graph_of, masked_module, model_of, outputs_of
 from torch import Tensor, nn
 
 from micronets import NETS, normal
+from micronets.compiled import BATCH, compile_graph, graph_of, model_of
+from micronets.oracle import assert_same, masked_module, outputs_of
 from slim_model.coupling.attention_heads import find_heads
 from slim_model.coupling.couple import couple
 from slim_model.errors import InputError

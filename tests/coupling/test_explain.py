@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import samples
 import slim_model
+import small_nets
 from micronets import NETS
-from samples import SHAPE, OnlyOutputs, Residual, images, trained
 from slim_model.cli import _run
 from slim_model.coupling.couple import components, couple
 from slim_model.coupling.coupling import Coupling
@@ -33,6 +32,7 @@ from slim_model.graph.graph import source_line
 from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.reporting import explanation as draw
+from small_nets import SHAPE, OnlyOutputs, Residual, images, trained
 
 SOURCE = Path(slim_model.__file__).parent
 
@@ -287,7 +287,7 @@ def test_nothing_can_go() -> None:
 
 # -- the command ----------------------------------------------------------------------------------------------------
 
-ARCH = ("--arch", f"{samples.__file__}:Residual", "--input", SHAPE)
+ARCH = ("--arch", f"{small_nets.__file__}:Residual", "--input", SHAPE)
 
 
 @pytest.fixture

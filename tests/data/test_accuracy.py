@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from samples import Residual, images, trained
 from slim_model import InputError
 from slim_model.data.accuracy import Exam, accuracy, classes
 from slim_model.data.open_data import open_data
@@ -18,6 +17,7 @@ from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
 from slim_model.reporting.report import make_report
 from slim_model.reporting.terminal import show
+from small_nets import Residual, images, trained
 
 LABELS = torch.arange(40) % 5
 

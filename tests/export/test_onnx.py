@@ -17,7 +17,6 @@ import torch
 from onnxscript import rewriter
 from torch import Tensor, nn
 
-from samples import HardCoded, Residual, error, images, trained
 from slim_model.atomic_write import beside
 from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.export import onnx_rewrites as tidy
@@ -30,6 +29,7 @@ from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
+from small_nets import HardCoded, Residual, error, images, trained
 
 
 class TwoInputs(nn.Module):
@@ -270,7 +270,7 @@ def test_what_onnx_cannot_say_is_refused(tmp_path: Path) -> None:
 def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
     written(small(Residual), tmp_path / "small.onnx")
     data = (tmp_path / "small.onnx").read_bytes()
-    for text in (str(Path(__file__).parent), "site-packages", "samples.py"):
+    for text in (str(Path(__file__).parent), "site-packages", "small_nets.py"):
         assert text.encode() not in data
 
 

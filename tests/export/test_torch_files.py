@@ -17,7 +17,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from samples import HardCoded, Residual, error, images, trained
 from slim_model import restore
 from slim_model.errors import InputError
 from slim_model.export.torch_files import FORMATS, save
@@ -26,6 +25,7 @@ from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
+from small_nets import HardCoded, Residual, error, images, trained
 
 NETS: dict[str, Callable[[], nn.Module]] = {"module": Residual, "graph": HardCoded}
 """By the form the small model takes: its own class, or the traced graph."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samples import Residual, images
+from small_nets import Residual, images
 from slim_model.coupling.couple import couple
 from slim_model.graph.simplify import simplify
 from slim_model.graph.stored_tensors import shared_names, storage_key

@@ -1,17 +1,15 @@
 """Laws over every micro-net: masked = slim, permuted = same, dead channels cost nothing, pins have reasons.
 
-The oracle here is written without the prover: it zeroes columns in a copy of the user's own module.
+The oracle is written without the prover: it zeroes columns in a copy of the user's own module.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,23 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from micronets import NETS, Micro
-from slim_model.coupling.couple import couple
+from micronets import NETS
+from micronets.compiled import BATCH, OTHER_BATCH, compiled, coupling_of, graph_of, model_of
+from micronets.oracle import TOLERANCE, assert_same, masked_module, outputs_of
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.errors import BudgetError
-from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
-from slim_model.graph.trace import trace
 from slim_model.labels.values import tensors_in
-from slim_model.pipeline import compile as pipeline
-from slim_model.pipeline.compile import compile_model
-from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import small_module
-from slim_model.recipe import Recipe
 
-TOLERANCE = 1e-4
-BATCH, OTHER_BATCH = 2, 5
 RUNS = [(ratio, seed) for ratio in (0.25, 0.5, 0.7) for seed in (0, 1)]
 
 
@@ -55,52 +45,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-# -- one trace a net ------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def model_of(name: str) -> nn.Module:
-    return NETS[name].build()
-
-
-@functools.cache
-def graph_of(name: str) -> Graph:
-    return simplify(trace(model_of(name), NETS[name].inputs(BATCH)))
-
-
-@functools.cache
-def coupling_of(name: str) -> Coupling:
-    return couple(graph_of(name))
-
-
-@functools.cache
-def compiled(name: str, ratio: float, seed: int) -> Compiled:
-    recipe = Recipe(ratio=ratio, seed=seed, criterion="random", multiple_of=1)
-    return compile_graph(model_of(name), graph_of(name), recipe)
-
-
-def compile_graph(model: nn.Module, graph: Graph, recipe: Recipe) -> Compiled:
-    with mock.patch.object(pipeline, "trace", return_value=graph):
-        return compile_model(model, graph.inputs, recipe)
-
-
-# -- comparing ------------------------------------------------------------------------------------------------------
-
-
-def outputs_of(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        leaves = pytree.tree_leaves(model(*copy.deepcopy(inputs)))
-    return [x for x in leaves if isinstance(x, Tensor)]
-
-
-def assert_same(expected: list[Tensor], got: list[Tensor], what: str) -> None:
-    assert len(expected) == len(got)
-    for a, b in zip(expected, got, strict=True):
-        assert a.shape == b.shape, what
-        error = (a - b).abs().max() / a.abs().max().clamp(min=1e-30)
-        assert error <= TOLERANCE, f"{what}: {error:.1e}"
 
 
 # -- the laws -------------------------------------------------------------------------------------------------------
@@ -170,7 +114,7 @@ def test_what_is_not_pinned_is_free(name: str) -> None:
         assert coupling.free_share >= row.free
         for pin in coupling.pinned:
             assert pin.why
-            assert pin.is_output or pin.where.startswith("micronets.py:"), pin
+            assert pin.is_output or pin.where.startswith(f"{file_of(name)}:"), pin
     assert not row.pinned or any(row.pinned in pin.op for pin in couplings[0].pinned)
 
 
@@ -179,26 +123,13 @@ def test_an_unknown_operator_is_named_with_its_line(name: str) -> None:
     lines, start = inspect.getsourcelines(NETS[name].forward)
     line = start + next(i for i, text in enumerate(lines) if "without a row" in text)
     unknown = coupling_of(name).unknown
-    assert any(NETS[name].pinned in op and where.startswith(f"micronets.py:{line} in forward") for op, where in unknown)
+    assert any(
+        NETS[name].pinned in op and where.startswith(f"{file_of(name)}:{line} in forward") for op, where in unknown
+    )
 
 
-# -- the oracle: the dense module with zeros where a removed channel would be read ----------------------------------
-
-
-def masked_module(model: nn.Module, row: Micro, result: Compiled) -> nn.Module:
-    model = copy.deepcopy(model)
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    for group in result.coupling.groups:
-        removed = ~result.plan.keep[group.channels]
-        read = np.unique([c for part in group.slices if part.role == "reads" for c in part.channel])
-        for part in group.slices:
-            gone = (part.channel >= 0) & removed[part.channel]
-            if part.role != "reads" and row.zeroed != "all":  # read by no parameter: by a product of activations
-                gone &= ~np.isin(part.channel, read)
-            if gone.any() and (part.parameter in state or part.role == "reads"):  # else a number in the forward
-                with torch.no_grad():
-                    state[part.parameter].index_fill_(part.axis, torch.from_numpy(np.flatnonzero(gone)), 0)
-    return model
+def file_of(name: str) -> str:
+    return Path(inspect.getsourcefile(NETS[name].forward)).name
 
 
 def count(model: nn.Module) -> int:

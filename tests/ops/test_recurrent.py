@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from micronets import NETS, normal
-from samples import trained
 from slim_model.api import slim
 from slim_model.cli import _run
 from slim_model.coupling.couple import couple
@@ -26,6 +25,7 @@ from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.recipe import Recipe
+from small_nets import trained
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 ALL = [name for name, row in NETS.items() if any(isinstance(m, RECURRENT) for m in row.build().modules())]

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import samples
 import slim_model
-from samples import SHAPE, HardCoded, Residual, error, images, trained
+import small_nets
 from slim_model import InputError, Recipe, Slices, slim
 from slim_model.pipeline.compile import compile_model
 from slim_model.proof.own_module import small_module
+from small_nets import SHAPE, HardCoded, Residual, error, images, trained
 
 
 class Strided(nn.Module):
@@ -267,7 +267,7 @@ def start(out: Path, weights: Path, threads: int, criterion: str, form: str) -> 
     """The command, in a process with its own number of threads and its own order of sets."""
     argv = (
         *(weights, out.with_suffix(".onnx"), "--report", out.with_suffix(".json"), "--no-bench"),
-        *("--arch", f"{samples.__file__}:Residual", "--input", SHAPE, "--criterion", criterion, "--seed", "3"),
+        *("--arch", f"{small_nets.__file__}:Residual", "--input", SHAPE, "--criterion", criterion, "--seed", "3"),
         *("--save", out.with_suffix(form)),
     )
     env = {

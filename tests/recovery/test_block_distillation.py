@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from micronets import NETS
-from samples import Residual, images, trained
 from slim_model.budget.ratio import budget
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
@@ -29,6 +28,7 @@ from slim_model.recovery import block_distillation as blocks
 from slim_model.recovery.block_distillation import Block, _Runner, find_blocks
 from slim_model.recovery.linear_layers import find_sums
 from slim_model.recovery.streamed_run import Track
+from small_nets import Residual, images, trained
 
 
 def halved(coupling: Coupling) -> tuple[Graph, list[Block]]:

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samples import HardCoded, Residual, error, images, trained
 from slim_model import InputError, Recipe, Slices, recovery
 from slim_model.commands.slim import Job, run
 from slim_model.data.accuracy import Exam, Step
@@ -31,6 +30,7 @@ from slim_model.recovery.least_squares import refit
 from slim_model.recovery.linear_layers import find_sums
 from slim_model.recovery.referee import Referee, Verdict
 from slim_model.recovery.streamed_run import Track
+from small_nets import HardCoded, Residual, error, images, trained
 
 
 def last_goes(slices: Slices) -> Tensor:

@@ -15,7 +15,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import slim_model
-from samples import Residual, images, trained
 from slim_model.measuring.timing import Comparison, Latency
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
@@ -23,6 +22,7 @@ from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
 from slim_model.reporting.report import SCHEMA, Report, make_report
 from slim_model.reporting.terminal import show
+from small_nets import Residual, images, trained
 
 RECIPE = Recipe(ratio=0.5, multiple_of=1)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from samples import Residual, images, trained
 from slim_model import InputError, restore, slim
 from slim_model.data.augmentation import augmentation, cut_mixed
 from slim_model.data.datasets import Divided, rows_of
@@ -28,6 +27,7 @@ from slim_model.reporting.report import make_report
 from slim_model.training.finetune import Epoch, Tuned, _Run, finetune
 from slim_model.training.resume import Resume
 from slim_model.training.training_graph import eval_module, with_values
+from small_nets import Residual, images, trained
 
 EXAMPLE = (images(2),)
 

@@ -1,4 +1,4 @@
-"""Small networks that several test modules use; ``--arch samples.py:NAME`` builds them too."""
+"""Small networks that several test modules use; ``--arch small_nets.py:NAME`` builds them too."""
 
 from __future__ import annotations
 
