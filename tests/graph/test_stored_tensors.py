@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small_nets import Residual, images
 from slim_model.coupling.couple import couple
 from slim_model.graph.simplify import simplify
 from slim_model.graph.stored_tensors import shared_names, storage_key
 from slim_model.graph.trace import trace
+from small_nets import Residual, images
 
 DEVICES = ("cpu", "meta")
 
