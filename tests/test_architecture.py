@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import tomllib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,8 @@ import slim_model
 from slim_model.ops import OPS, row_of
 from slim_model.ops.row import Op
 from slim_model.ranking.criteria import CRITERIA
+from source_names import SOURCE, docstrings, files, modules, names_in, resolves
 
-SOURCE = Path(slim_model.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
 ORDER = """
@@ -30,10 +28,6 @@ ORDER = """
 """.split()
 """A module or package may import what stands before it, and a package itself. Budget stands behind export and
 measuring because it may write and measure small models: the order of imports is not that of the stages."""
-
-
-def files() -> list[Path]:
-    return sorted(SOURCE.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -158,69 +152,14 @@ def test_scripts_can_be_run() -> None:
 # -- docstrings -----------------------------------------------------------------------------------------------------
 
 
-def docstrings() -> Iterator[tuple[Path, str]]:
-    """With the strings behind constants and fields."""
-    for path in files():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Expr)
-                and isinstance(node.value, ast.Constant)
-                and isinstance(node.value.value, str)
-            ):
-                yield path, node.value.value
-
-
-@cache
-def _modules() -> dict[str, list[str]]:
-    """The whole names of modules and packages, by their last part."""
-    found: dict[str, list[str]] = {}
-    for path in files():
-        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        found.setdefault(parts[-1], []).append(".".join(parts))
-    return found
-
-
-@cache
-def resolves(name: str) -> bool:
-    """Whether a dotted name is a module or something in one."""
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:length]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[length:]:
-            if not hasattr(found, part):
-                return False
-            found = getattr(found, part)
-        return True
-    return False
-
-
-@cache
-def _names_in(path: Path) -> set[str]:
-    """Every name and word that the code of a file uses."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        for field in ("id", "attr", "arg", "name", "asname"):
-            if isinstance(name := getattr(node, field, None), str):
-                found.add(name)
-        if isinstance(node, ast.ImportFrom):
-            found |= set((node.module or "").split("."))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
-            found.add(node.value)
-    return found
-
-
 def test_docstrings_name_modules_that_exist() -> None:
     """``slim_model.ops.row``, ``ops.row``, ``row.Op``; where the code has a ``recipe``, ``recipe.ratio`` is its own."""
     lost = []
     for path, text in docstrings():
         for name in re.findall(r"``([a-z_]+(?:\.\w+)+)", text):
             first, _, rest = name.partition(".")
-            wholes = ["slim_model"] if first == "slim_model" else _modules().get(first, [])
-            if not wholes or rest == "py" or first in _names_in(path):
+            wholes = ["slim_model"] if first == "slim_model" else modules().get(first, [])
+            if not wholes or rest == "py" or first in names_in(path):
                 continue
             if not any(resolves(f"{whole}.{rest}") for whole in wholes):
                 lost.append(f"{path.relative_to(SOURCE)}: {name}")
@@ -232,6 +171,6 @@ def test_docstrings_say_where_a_name_is() -> None:
     lost = []
     for path, text in docstrings():
         for name in re.findall(r"\((?:see )?``([a-z_]+)``\)", text):
-            if name not in _names_in(path):
+            if name not in names_in(path):
                 lost.append(f"{path.relative_to(SOURCE)}: {name}")
     assert not lost

@@ -13,10 +13,10 @@ import torch_pruning
 import typer
 
 from slim_model.cli import app
-from test_architecture import resolves
+from slim_model.ops import OPS
+from source_names import SOURCE, files, resolves
 
 PROJECT = Path(__file__).parents[1]
-SOURCE = PROJECT / "src/slim_model"
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), PROJECT / "benchmarks/README.md"])
 OURS = [path for path in DOCUMENTS if path.parent.name != "benchmarks"]
 _OF_OTHERS = {"--nproc-per-node"}  # torchrun's
@@ -106,7 +106,7 @@ def test_names_exist(document: Path) -> None:
 def _defined() -> set[str]:
     """Classes, functions, fields and constants of ours."""
     found: set[str] = set()
-    for path in SOURCE.rglob("*.py"):
+    for path in files():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 found.add(node.name)
@@ -115,6 +115,15 @@ def _defined() -> set[str]:
                 found |= {t.id for t in targets if isinstance(t, ast.Name)}
                 found |= {t.attr for t in targets if isinstance(t, ast.Attribute)}
     return found
+
+
+def test_correctness_lists_the_statistics_over_channels() -> None:
+    """They are no sums, and the proof runs them over the channels that are kept."""
+    text = (PROJECT / "docs/correctness.md").read_text()
+    table = text.partition("## Statistics over channels")[2].partition("\n## ")[0]
+    listed = re.findall(r"`(\w+(?:\.\w+)?)`", "".join(re.findall(r"^\|([^|]+)\|", table, re.M)))
+    rows = {str(target).removeprefix("aten.") for target, row in OPS.items() if row.masks == "kept"}
+    assert sorted(listed) == sorted(rows)
 
 
 def test_documents_are_there() -> None:
