@@ -13,7 +13,7 @@ from micronets import NETS
 from slim_model.cost.counted import ENERGY, Meter, cost
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
-from slim_model.cutting.resize import resized
+from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
@@ -43,7 +43,7 @@ def test_a_plan_costs_what_the_small_graph_does(name: str) -> None:
     sized = [t if t.is_floating_point() else coupling.graph.tensors[n] for n, t in own]  # indices count as they are
     assert counted.bytes == sum(t.numel() * t.element_size() for t in sized)
     assert counted.params == sum(t.numel() for n, t in own if n in small.parameter_names)
-    assert counted.macs == cost(couple(resized(small))).macs
+    assert counted.macs == cost(couple(resize(small))).macs
 
 
 class Chain(nn.Module):

@@ -15,9 +15,10 @@ from slim_model.graph.nodes import bound
 from slim_model.ops import recurrent
 
 
-def resized(graph: Graph) -> Graph:
-    """``graph``, whose nodes now know their sizes as they follow from those of the placeholders; a symbolic batch stays
-    symbolic."""
+def resize(graph: Graph) -> Graph:
+    """A copy of ``graph`` whose nodes know their sizes as they follow from those of the placeholders; a symbolic batch
+    stays symbolic."""
+    graph = graph.copy()
     given = {n: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}
     mode: Any = torch._guards.detect_fake_mode(list(given.values())) if graph.program else FakeTensorMode()
     if graph.program is None:  # each of its nodes has a mode of its own

@@ -28,21 +28,22 @@ def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
     """The small graph, and the labels its stored tensors carry (for the walk that checks it)."""
     dense, cut = coupling.graph, cut_of(coupling, keep)
     graph, copies = copy_graph(dense.module.graph)
+    constants: dict[str, Tensor] = {}  # indices, which count in the positions that are left
     for node, small in copies.items():
         if node.op == "call_function":
-            _rewrite(cut, node, small, copies)
+            constants |= _rewrite(cut, node, small, copies)
     firsts = {owner: coupling.walk.shared.get(owner, owner) for owner in dense.tensors}
     sliced = {first: _sliced(coupling, cut, first) for first in dict.fromkeys(firsts.values())}
-    tensors = {owner: sliced[first] for owner, first in firsts.items()}
+    tensors = {owner: sliced[first] for owner, first in firsts.items()} | constants
     for node, small in copies.items():
         if node.op == "placeholder" and node.name in dense.owners:
             _retype(small, tensors[dense.owners[node.name]])
     module = fx.GraphModule(dense.module, graph)
-    born = coupling.born(cut.keep)
-    for owner, tensor in cut.tensors.items():
-        born.born[owner, 0] = torch.zeros(len(tensor), dtype=torch.int32)
     decisions = {n.name: _decided(cut, n) for n in copies if n.name in dense.decisions}
-    return dataclasses.replace(dense, module=module, tensors=tensors, decisions=decisions), born
+    replay = coupling.born(cut.keep)
+    unlabelled = {(owner, 0): torch.zeros(len(tensor), dtype=torch.int32) for owner, tensor in constants.items()}
+    replay = dataclasses.replace(replay, born=replay.born | unlabelled)
+    return dataclasses.replace(dense, module=module, tensors=tensors, decisions=decisions), replay
 
 
 def _decided(cut: Cut, node: fx.Node) -> Decision:
@@ -52,19 +53,21 @@ def _decided(cut: Cut, node: fx.Node) -> Decision:
     return tuple(None if x is None else cut.gathered(x, v) for x, v in zip(whole, values, strict=True))
 
 
-def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
+def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.Node]) -> dict[str, Tensor]:
+    """Give ``small``, the copy of ``node``, its new arguments; returns the stored constants that change, by name."""
     row = row_of(node.target)
     if row is None or row.rewrite is None:
-        return
+        return {}
     touched = tensors_in([cut.values[n] for n in node.all_input_nodes] + [cut.values[node]])
     if not any(cut.cuts(value) for value in touched):
-        return
+        return {}
     try:
         changed = row.rewrite(cut, node)
     except (ValueError, TypeError, KeyError) as error:
         raise CutFailed(node.name, str(error)) from error
+    constants: dict[str, Tensor] = changed.pop("stored", {})
     if not changed:
-        return
+        return constants
     target = changed.pop("target", None)
     arguments = changed if target else bound(node) | changed
     small.target = target or node.target
@@ -73,6 +76,7 @@ def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.N
     arguments = fx.map_arg(arguments, lambda n: copies.get(n, n))
     small.args = tuple(v for k, v in arguments.items() if k in required)
     small.kwargs = {k: v for k, v in arguments.items() if k not in required}
+    return constants
 
 
 def _number(node: fx.Node, given: Any, copies: dict[fx.Node, fx.Node]) -> Any:
@@ -90,9 +94,6 @@ def _number(node: fx.Node, given: Any, copies: dict[fx.Node, fx.Node]) -> Any:
 
 
 def _sliced(coupling: Coupling, cut: Cut, owner: str) -> Tensor:
-    tensor = cut.tensors.get(owner)
-    if tensor is not None:
-        return tensor
     tensor = coupling.graph.tensors[owner]
     for birth in coupling.births_of(owner):
         labels = np.arange(birth.start, birth.start + birth.size)

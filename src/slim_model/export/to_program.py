@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 
-from slim_model.cutting.resize import resized
+from slim_model.cutting.resize import resize
 from slim_model.graph.graph import Graph
 
 
@@ -17,7 +17,7 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
     program = graph.program
     if program is None:
         return None
-    resized(graph)
+    graph = resize(graph)
     signature = program.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     inputs = [

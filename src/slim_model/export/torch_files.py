@@ -19,7 +19,7 @@ from slim_model.atomic_write import beside
 from slim_model.coupling.attention_heads import find_heads
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
-from slim_model.cutting.resize import resized
+from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import InputError
@@ -166,7 +166,7 @@ def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[
     heads = find_heads(graph)
     for attention, removed in json.loads(metadata["steps"]):
         coupling = couple(graph, keep=tuple(recipe["keep"]), apart=getattr(heads, attention))
-        graph = resized(shrink(coupling, _keep(coupling, removed, file))[0])
+        graph = resize(shrink(coupling, _keep(coupling, removed, file))[0])
     for name, tensor in tensors.items():
         here = graph.tensors.get(name)
         if here is None or here.shape != tensor.shape:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.graph import Graph
 from slim_model.graph.moves import is_written, links, size_of, through
 from slim_model.graph.nodes import bound, shape_of
 from slim_model.graph.varying_axes import varying_axes
@@ -56,14 +55,11 @@ class _Step:
         return result
 
 
-def unfused(graph: Graph) -> Graph:
-    """The same graph with fused projections cut before they are viewed."""
-    nodes = graph.module.graph
-    found = [(chain, cut) for node in nodes.nodes if links(node) for chain, cut in _chains(node)]
-    for chain, cut in found:
+def unfuse(nodes: fx.Graph) -> None:
+    """Edit ``nodes``: cut fused projections before they are viewed."""
+    fused = [(chain, cut) for node in nodes.nodes if links(node) for chain, cut in _chains(node)]
+    for chain, cut in fused:
         _split(nodes, chain, cut)
-    graph.module.recompile()
-    return graph
 
 
 def _chains(start: fx.Node) -> Iterator[tuple[list[fx.Node], _Cut]]:

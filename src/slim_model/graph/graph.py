@@ -50,6 +50,11 @@ class Graph:
     def with_tensors(self, tensors: dict[str, Tensor]) -> Graph:
         return dataclasses.replace(self, tensors=tensors)
 
+    def copy(self) -> Graph:
+        """The same graph over the same tensors, with nodes of its own that a stage may edit before it hands it on."""
+        nodes, _ = copy_graph(self.module.graph)
+        return dataclasses.replace(self, module=fx.GraphModule(self.module, nodes))
+
     def bind(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
         """What each placeholder stands for. Inputs are copied: the graph may write in place."""
         given = iter(x.clone() if isinstance(x, Tensor) else x for x in inputs)

@@ -1,4 +1,4 @@
-"""Write five things so that channels can be seen and removed; the graph computes exactly the same.
+"""Rewrite a graph so that channels can be seen and removed; it computes exactly the same.
 
 A channel shuffle written as view, transpose, view becomes one look-up by a constant. Seen as views, a shuffle (Zhang
 2018) ties every block of channels to every other, and stacked shuffles tie nearly all of them. Seen as a permutation
@@ -25,7 +25,7 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.fused_projections import unfused
+from slim_model.graph.fused_projections import unfuse
 from slim_model.graph.graph import Graph
 from slim_model.graph.moves import is_written, links, through, writes
 from slim_model.graph.nodes import bound, shape_of
@@ -36,15 +36,22 @@ _LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
 
 
 def simplify(graph: Graph) -> Graph:
-    """The same graph with pure channel permutations as ``index_select``, computed constants stored, norms by what is at
-    hand told from others, fused projections split, and views that hold for any layout."""
-    return _any_layout(unfused(_shuffles_as_look_ups(_constants_stored(_own_statistics(graph)))))
+    """A copy of ``graph``: BatchNorms in batch-statistics mode are marked as such, constants are folded, channel
+    shuffles become ``index_select``, fused qkv projections are split, and ``view`` becomes ``reshape``."""
+    graph = graph.copy()  # each step edits the nodes of this copy
+    _mark_batch_statistics(graph)
+    graph = _fold_constants(graph)
+    graph = _look_up_shuffles(graph)  # before projections: a shuffle before a chunk is a chain of views that is cut
+    unfuse(graph.module.graph)
+    _reshape_views(graph)  # last: the steps before look for views
+    graph.module.recompile()
+    return graph
 
 
 # -- numbers the forward computes -----------------------------------------------------------------------------------
 
 
-def _constants_stored(graph: Graph) -> Graph:
+def _fold_constants(graph: Graph) -> Graph:
     known = _known(graph)
     tensors: dict[str, Tensor] = {}
     for node, value in known.items():
@@ -90,7 +97,7 @@ def _is_pure(node: fx.Node) -> bool:
 # -- norms by the statistics of what is at hand ---------------------------------------------------------------------
 
 
-def _own_statistics(graph: Graph) -> Graph:
+def _mark_batch_statistics(graph: Graph) -> None:
     nodes = graph.module.graph
     for node in nodes.nodes:
         if node.target is not aten.batch_norm.default:
@@ -104,13 +111,12 @@ def _own_statistics(graph: Graph) -> Graph:
         values, _ = fx.map_arg((args, {}), lambda n: n.meta["val"])
         normed.meta = node.meta | {"val": normed.target(*values)}  # type: ignore[operator]
         node.target, node.args, node.kwargs = operator.getitem, (normed, 0), {}
-    return graph
 
 
 # -- channel shuffles -----------------------------------------------------------------------------------------------
 
 
-def _shuffles_as_look_ups(graph: Graph) -> Graph:
+def _look_up_shuffles(graph: Graph) -> Graph:
     nodes = graph.module.graph
     found = []
     done: set[fx.Node] = set()
@@ -168,12 +174,10 @@ def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] |
 # -- views ----------------------------------------------------------------------------------------------------------
 
 
-def _any_layout(graph: Graph) -> Graph:
+def _reshape_views(graph: Graph) -> None:
     for node in graph.module.graph.nodes:
         if node.target is aten.view.default and not is_written(node.args[0]):
             node.target = aten.reshape.default
-    graph.module.recompile()
-    return graph
 
 
 # -- both -----------------------------------------------------------------------------------------------------------
@@ -197,6 +201,5 @@ def _with(graph: Graph, tensors: dict[str, Tensor], unused: list[fx.Node]) -> Gr
     for node in reversed(unused):
         if not node.users:
             graph.module.graph.erase_node(node)
-    graph.module.recompile()
     owners = graph.owners | {name: name for name in tensors}
     return dataclasses.replace(graph, owners=owners, tensors=graph.tensors | tensors)

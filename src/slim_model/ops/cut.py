@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ class Cut:
     values: dict[fx.Node, Any]
     choices: dict[str, list[Any]]
     keep: np.ndarray  # bool, by label; keep[FIXED] is True
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # replacements for index constants
 
     def kept(self, axis: Axis, size: int) -> Tensor:
         """bool ``(size,)``: which positions of an axis stay."""

@@ -190,8 +190,7 @@ def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
 
 def reindex_select(cut: Cut, node: fx.Node) -> dict[str, Any]:
     arguments = bound(node)
-    _remap(cut, arguments["index"], cut.values[arguments["self"]], arguments["dim"])
-    return {}
+    return {"stored": _remap(cut, arguments["index"], cut.values[arguments["self"]], arguments["dim"])}
 
 
 # -- constants in the small graph -----------------------------------------------------------------------------------
@@ -273,21 +272,22 @@ def reroll(cut: Cut, node: fx.Node) -> dict[str, Any]:
 
 def reindex(cut: Cut, node: fx.Node) -> dict[str, Any]:
     arguments = bound(node)
+    stored: dict[str, Tensor] = {}
     for dim, index_node in enumerate(arguments["indices"]):
         if index_node is not None:
-            _remap(cut, index_node, cut.values[arguments["self"]], dim)
-    return {}
+            stored |= _remap(cut, index_node, cut.values[arguments["self"]], dim)
+    return {"stored": stored}
 
 
-def _remap(cut: Cut, index_node: fx.Node, source: Value, dim: int) -> None:
-    """The index constant keeps the entries that stay, and counts in kept positions."""
+def _remap(cut: Cut, index_node: fx.Node, source: Value, dim: int) -> dict[str, Tensor]:
+    """By name: the index constant with the entries that stay, counted in kept positions."""
     stored = _stored(index_node)
     if source.axes[dim] is None or stored is None or stored.name not in cut.graph.owners:
-        return
+        return {}
     kept = cut.kept(source.axes[dim], source.shape[dim])
     owner = cut.graph.owners[stored.name]
     entries = cut.graph.tensors[owner] % source.shape[dim]
-    cut.tensors[owner] = (kept.cumsum(0) - 1)[entries[kept[entries]]]
+    return {owner: (kept.cumsum(0) - 1)[entries[kept[entries]]]}
 
 
 def _moves(*operators: Any, rewrite: Any = None) -> dict[Any, Op]:

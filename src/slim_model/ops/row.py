@@ -19,7 +19,8 @@ class Op:
 
     ``flow(walk, **arguments)`` gives the labels of the output from those of the inputs; arguments bear the names of
     the operator's schema. ``macs(out, **arguments)`` counts multiply-accumulates from shapes. ``rewrite(cut, node)``
-    gives the arguments that change in the small graph (key ``target`` replaces the operator).
+    gives the arguments that change in the small graph (key ``target`` replaces the operator, key ``stored`` holds new
+    values of stored constants, by name).
 
     ``masks`` says how the masked dense reference runs it: ``nothing`` (channels do not mix, or only move),
     ``inputs`` (it sums over channels: removed ones are zeroed first), ``kept`` (a statistic: runs over kept channels).

@@ -26,7 +26,7 @@ from slim_model.coupling.attention_heads import Heads, find_heads
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import CutFailed, cut_of
-from slim_model.cutting.resize import resized
+from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.data.accuracy import Exam
 from slim_model.data.batches import Data
@@ -78,7 +78,7 @@ def compile_model(
     result = _heads_removed(model, graph, recipe, heads, data, progress) if recipe.attention == "both" else None
     apart = heads.heads if recipe.attention == "heads" else heads.width
     for number in range(1, recipe.iterations + 1):
-        start = resized(result.small) if result else graph
+        start = resize(result.small) if result else graph
         removed = _removed(
             *(model, start, recipe_of_one_round(recipe), data, progress, apart),
             partial(shares_of_round, recipe, graph, number),

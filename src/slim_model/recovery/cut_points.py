@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from slim_model.cutting.resize import resized
+from slim_model.cutting.resize import resize
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import shape_of
 from slim_model.ops import along, flow_of, norm, pointwise
@@ -60,7 +60,7 @@ def find_passages(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Pas
 def passages_inside(dense: Graph, small: Graph, kept: Kept) -> list[Passage]:
     """Without the input, which is the same, without outputs, and without those whose channels lie on other axes too."""
     values = {node.name: node.meta["val"] for node in dense.nodes if "val" in node.meta}
-    found = find_passages(dense, resized(small), find_sums(dense, small, kept))
+    found = find_passages(dense, resize(small), find_sums(dense, small, kept))
     return [p for p in found if _is_inside(p.node) and shape_of(p.node.meta["val"]) == p.cut(shape_of(values[p.name]))]
 
 
