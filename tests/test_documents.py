@@ -12,8 +12,12 @@ import torch
 import torch_pruning
 import typer
 
+from slim_model.budget.methods import ALLOCATIONS
 from slim_model.cli import app
+from slim_model.cost.prices import PRICES
 from slim_model.ops import OPS
+from slim_model.ranking.criteria import CRITERIA
+from slim_model.recovery import LEVELS
 from source_names import SOURCE, files, resolves
 
 PROJECT = Path(__file__).parents[1]
@@ -124,6 +128,16 @@ def test_correctness_lists_the_statistics_over_channels() -> None:
     listed = re.findall(r"`(\w+(?:\.\w+)?)`", "".join(re.findall(r"^\|([^|]+)\|", table, re.M)))
     rows = {str(target).removeprefix("aten.") for target, row in OPS.items() if row.masks == "kept"}
     assert sorted(listed) == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("section", "table"),
+    [("Criteria", CRITERIA), ("Prices", PRICES), ("Allocations", ALLOCATIONS), ("Recovery", LEVELS)],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_methods_has_a_row_for_each(section: str, table: dict[str, object]) -> None:
+    text = (PROJECT / "docs/methods.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", text, re.M)) == sorted(table)
 
 
 def test_documents_are_there() -> None:
