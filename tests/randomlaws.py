@@ -373,7 +373,7 @@ def _exchanged(coupling: Coupling, group: Group) -> np.ndarray | None:
     if any(np.bincount(part.channel[part.channel >= 0]).max(initial=0) > 1 for part in group.slices):
         return None
     counts = [
-        np.bincount(coupling.component[axis.numpy()], minlength=coupling.component.max() + 1)[group.channels]
+        np.bincount(coupling.component[axis.numpy()], minlength=coupling.components)[group.channels]
         for value in tensors_in(coupling.walk.values.values())
         for axis in value.axes
         if axis is not None

@@ -242,7 +242,7 @@ def test_the_knapsack_is_as_good_as_trying_all(data: st.DataObject) -> None:
 def test_the_least_that_can_be_reached_is_said() -> None:
     coupling = coupling_of(Wide)
     of = counted(coupling, "macs")
-    keep = np.ones(coupling.component.max() + 1, bool)
+    keep = coupling.keep_all()
     for group in coupling.groups:
         keep[group.channels[1:]] = False
     least = PRICES["macs"].say(of(keep))

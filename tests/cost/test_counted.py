@@ -27,7 +27,7 @@ def coupled(name: str) -> Coupling:
 
 
 def every_other(coupling: Coupling) -> np.ndarray:
-    keep = np.ones(coupling.component.max() + 1, bool)
+    keep = coupling.keep_all()
     for group in coupling.groups:
         keep[group.channels[1::2]] = False
     return keep
@@ -62,7 +62,7 @@ class Chain(nn.Module):
 def chain() -> tuple[Coupling, np.ndarray]:
     """And a plan that leaves 2 of the 8 channels and 3 of the 4."""
     coupling = couple(simplify(trace(Chain(), (torch.zeros(2, 3, 8, 8),))))
-    keep = np.ones(coupling.component.max() + 1, bool)
+    keep = coupling.keep_all()
     first, second = coupling.groups
     keep[first.channels[2:]] = False
     keep[second.channels[3:]] = False

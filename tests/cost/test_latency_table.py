@@ -78,7 +78,7 @@ def residual() -> Coupling:
 
 
 def all_of(coupling: Coupling) -> np.ndarray:
-    return np.ones(coupling.component.max() + 1, bool)
+    return coupling.keep_all()
 
 
 def half_of(coupling: Coupling) -> np.ndarray:

@@ -54,7 +54,7 @@ def test_a_layer_alone_does_the_work_of_its_operator(name: str) -> None:
 def test_a_small_layer_alone_does_the_work_of_the_small_operator(name: str) -> None:
     """With every other channel gone the widths still are those of one and the same kind of layer."""
     coupling = coupled(name)
-    keep = np.ones(coupling.component.max() + 1, bool)
+    keep = coupling.keep_all()
     for group in coupling.groups:
         keep[group.channels[1::2]] = False
     meter = Meter(coupling)

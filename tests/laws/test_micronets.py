@@ -153,7 +153,7 @@ def _permutation(coupling: Coupling, group: Group) -> np.ndarray:
 def _kinds(coupling: Coupling, group: Group) -> np.ndarray:
     """How often each channel of the group sits on each axis of each value: (channel, axis of value)."""
     counts = [
-        np.bincount(coupling.component[axis.numpy()], minlength=coupling.component.max() + 1)[group.channels]
+        np.bincount(coupling.component[axis.numpy()], minlength=coupling.components)[group.channels]
         for value in tensors_in(coupling.walk.values.values())
         for axis in value.axes
         if axis is not None

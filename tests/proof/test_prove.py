@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ def proof_of(decide, shift: float) -> Proof:
     torch.manual_seed(0)
     graph = simplify(trace(Deciding(decide).eval(), (torch.randn(4, 16),)))
     coupling = couple(graph)
-    keep = np.ones(coupling.component.max() + 1, dtype=bool)
+    keep = coupling.keep_all()
     same, replay = shrink(coupling, keep)
     moved = same.with_tensors({k: v * (1 + shift) if k == "first.weight" else v for k, v in same.tensors.items()})
     return prove(graph, moved, cut_of(coupling, keep), replay, [graph.inputs])

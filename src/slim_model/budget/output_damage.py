@@ -49,7 +49,7 @@ def damage(
         error = lost[gone - 1] if gone else torch.zeros(())
         weight = 1.0
         if error > 0:
-            keep = np.ones(int(coupling.component.max()) + 1, bool)
+            keep = coupling.keep_all()
             keep[group.channels[order[:gone].numpy()]] = False
             weight = _error(coupling, keep, fit, held, referee, memory) / float(error)
         each = torch.diff(lost, prepend=lost.new_zeros(1)) * weight

@@ -55,7 +55,7 @@ def least_of(
 
 def keep_best(coupling: Coupling, orders: list[np.ndarray], counts: Sequence[int]) -> np.ndarray:
     """bool by component: the first ``counts[i]`` channels of group i, and whatever is in no group."""
-    keep = np.ones(coupling.component.max() + 1, bool)
+    keep = coupling.keep_all()
     for order, count in zip(orders, counts, strict=True):
         keep[order[count:]] = False
     return keep

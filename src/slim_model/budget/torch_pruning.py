@@ -90,7 +90,7 @@ class _Table:
 
     def of(self, group: Any, names: dict[nn.Module, str]) -> Tensor:
         """One score for each root index of a Torch-Pruning group, from the first layer of it that is ours."""
-        by_component = np.full(int(self.coupling.component.max()) + 1, np.nan)
+        by_component = np.full(self.coupling.components, np.nan)
         for ours, scores in zip(self.coupling.groups, self.scores, strict=True):
             by_component[ours.channels] = scores.numpy()
         for item in group:
@@ -223,7 +223,7 @@ def _untagged(module: nn.Module, originals: dict[str, Tensor]) -> dict[tuple[str
 
 def _plan(coupling: Coupling, kept: dict[tuple[str, int], np.ndarray]) -> Plan:
     """The channels that are left everywhere; a channel left in one place and gone from another is a fault."""
-    gone = np.zeros(int(coupling.component.max()) + 1, bool)
+    gone = ~coupling.keep_all()
     left = np.zeros_like(gone)
     owner: dict[int, str] = {}
     for birth in coupling.walk.births:

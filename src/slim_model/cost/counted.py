@@ -57,7 +57,6 @@ class Meter:
     """``meter(keep)`` is the cost of a plan; ``keep``: bool by component number, None for all channels."""
 
     def __init__(self, coupling: Coupling) -> None:
-        self._components = int(coupling.component.max()) + 1
         self._coupling = coupling
         self._axes: list[np.ndarray] = []
         self._number: dict[int, int] = {}
@@ -69,7 +68,7 @@ class Meter:
         rows = np.repeat(np.arange(len(self._axes)), [len(axis) for axis in self._axes])
         columns = np.concatenate([*self._axes, np.zeros(0, np.int64)])
         ones = np.ones(len(rows), np.int64)
-        self._holds = csr_matrix((ones, (rows, columns)), shape=(len(self._axes), self._components))
+        self._holds = csr_matrix((ones, (rows, columns)), shape=(len(self._axes), coupling.components))
 
     def __call__(self, keep: np.ndarray | None = None) -> Cost:
         sizes = self._sizes(keep)
@@ -92,7 +91,7 @@ class Meter:
 
     def channels(self, keep: np.ndarray | None = None) -> int:
         """Of layers' outputs, where some may go."""
-        kept = np.ones(self._components, bool) if keep is None else keep
+        kept = self._coupling.keep_all() if keep is None else keep
         return sum(int(kept[g.channels].sum()) * g.span for g in self._coupling.groups)
 
     def memory(self, keep: np.ndarray | None = None) -> int:
@@ -123,7 +122,7 @@ class Meter:
         return (ENERGY["mac"] + ENERGY["register"]) * layer.macs / self.batch + ENERGY["memory"] * moved
 
     def _sizes(self, keep: np.ndarray | None) -> np.ndarray:
-        kept = np.ones(self._components, np.int64) if keep is None else keep.astype(np.int64)
+        kept = (self._coupling.keep_all() if keep is None else keep).astype(np.int64)
         counted: np.ndarray = self._holds @ kept
         return counted
 

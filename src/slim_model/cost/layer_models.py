@@ -56,7 +56,7 @@ def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
     A width is free if it differs once only one channel of each group is kept. Left out are layers of which more than
     widths then differs: a convolution that runs along channels.
     """
-    meter, keep = Meter(coupling), np.ones(coupling.component.max() + 1, bool)
+    meter, keep = Meter(coupling), coupling.keep_all()
     dense = at_widths(meter, None, batch=batch)
     for group in coupling.groups:
         keep[group.channels[1:]] = False

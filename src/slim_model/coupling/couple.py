@@ -11,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
-from slim_model.coupling.coupling import Coupling, Group, Slice
+from slim_model.coupling.coupling import Coupling, Group, Slice, group_index
 from slim_model.coupling.layer_names import layer_name, roles_of
 from slim_model.coupling.pin_reasons import pinned_layers
 from slim_model.errors import InputError
@@ -91,24 +91,20 @@ def _protected(walk: Walk, patterns: tuple[str, ...], roles: dict[tuple[str, int
 
 def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]) -> tuple[Group, ...]:
     members: dict[Maker, list[int]] = {}
-    numbers: dict[Maker, int] = {}
-    number = np.full(component.max() + 1, -1)
-    order = np.full(component.max() + 1, -1)
     for channel, maker in _made_by(walk, component).items():
         if channel != FIXED:
-            own = members.setdefault(maker, [])
-            number[channel], order[channel] = numbers.setdefault(maker, len(numbers)), len(own)
-            own.append(channel)
+            members.setdefault(maker, []).append(channel)
+    index = group_index(list(members.values()), int(component.max()) + 1)
     slices: list[list[Slice]] = [[] for _ in members]
     for birth in walk.births:
         if birth.owner.startswith("@"):
             continue
         here = component[birth.start : birth.start + birth.size]
         role = roles.get((birth.owner, birth.axis), "holds")
-        for index in np.unique(number[here]).tolist():
-            if index >= 0:
-                held = np.where(number[here] == index, order[here], -1)
-                slices[index].append(Slice(birth.owner, birth.axis, held, role))
+        for group in np.unique(index.group[here]).tolist():
+            if group >= 0:
+                held = np.where(index.group[here] == group, index.number[here], -1)
+                slices[group].append(Slice(birth.owner, birth.axis, held, role))
     return tuple(
         Group(layer_name(walk, node), np.array(channels), tuple(parts), source_line(node))
         for ((node, _), channels), parts in zip(members.items(), slices, strict=True)

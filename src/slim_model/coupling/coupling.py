@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,22 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupIndex:
+    """By component: the number of the ``group`` it is in, and its ``number`` within; -1 where it is in none."""
+
+    group: np.ndarray
+    number: np.ndarray
+
+
+def group_index(members: Sequence[Sequence[int] | np.ndarray], components: int) -> GroupIndex:
+    """``members[i]``: the components in group i, in their order."""
+    index = GroupIndex(np.full(components, -1), np.full(components, -1))
+    for i, channels in enumerate(members):
+        index.group[channels], index.number[channels] = i, np.arange(len(channels))
+    return index
+
+
+@dataclass(frozen=True, slots=True)
 class Coupling:
     """``component[label]`` is the channel a label belongs to; 0 is fixed. ``protected``: labels the user keeps."""
 
@@ -69,6 +86,19 @@ class Coupling:
     pinned: tuple[Pinned, ...]
     unknown: tuple[tuple[str, str], ...]
     protected: np.ndarray
+
+    @property
+    def components(self) -> int:
+        """How many numbers ``component`` has, that of what is fixed included."""
+        return int(self.component.max()) + 1
+
+    def keep_all(self) -> np.ndarray:
+        """The plan that removes nothing: bool ``(components,)``, all True; a new array at each call."""
+        return np.ones(self.components, bool)
+
+    def index(self) -> GroupIndex:
+        """Where each component stands in ``groups``."""
+        return group_index([group.channels for group in self.groups], self.components)
 
     @property
     def free(self) -> int:

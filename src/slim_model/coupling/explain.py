@@ -145,9 +145,7 @@ class Explanation:
 
 def explain(coupling: Coupling) -> Explanation:
     made = list(_made(coupling))
-    index = np.full(coupling.component.max() + 1, -1)
-    for i, group in enumerate(coupling.groups):
-        index[group.channels] = i
+    index = coupling.index().group
     because = _ties(coupling, index)
     groups = tuple(_together(group, because[i]) for i, group in enumerate(coupling.groups))
     layers = []

@@ -181,7 +181,7 @@ def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[
 
 
 def _keep(coupling: Coupling, removed: dict[str, dict[str, list[int]]], file: str) -> np.ndarray:
-    keep = np.ones(coupling.component.max() + 1, bool)
+    keep = coupling.keep_all()
     for owner, axes in removed.items():
         births = {str(b.axis): b for b in coupling.births_of(owner)}
         if any(axis not in births or max(gone) >= births[axis].size for axis, gone in axes.items()):

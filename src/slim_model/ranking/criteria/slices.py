@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -160,15 +161,15 @@ def _factor(coupling: Coupling, norm: fx.Node) -> Tensor:
 
 def _scales(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
     """Each BatchNorm's scale, by channel."""
-    found = []
+    found, index = [], coupling.index()
+    mine = index.group[group.channels[0]]
     for norm, _ in _norms(coupling):
         gamma, value = bound(norm)["weight"], coupling.walk.values[norm]
         labels = value.axes[1] if isinstance(value, Value) else None
         if not isinstance(gamma, fx.Node) or labels is None:
             continue
-        number = torch.full((int(coupling.component.max()) + 1,), -1)
-        number[torch.from_numpy(group.channels).long()] = torch.arange(group.width)
-        channel = number[torch.from_numpy(coupling.component[labels.numpy()]).long()]
+        component = coupling.component[labels.numpy()]
+        channel = torch.from_numpy(np.where(index.group[component] == mine, index.number[component], -1))
         tensor = coupling.walk.constant(gamma)
         if tensor is not None and bool((channel >= 0).any()):
             rows = torch.full((group.width, 1), torch.nan)

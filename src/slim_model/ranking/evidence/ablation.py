@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -43,8 +44,7 @@ def _of_batch(coupling: Coupling, group: Group, batch: Batch, loss: Loss | None,
     nodes = list(coupling.graph.nodes)
     touched = _touched(coupling, group, nodes)
     start = next((i for i, node in enumerate(nodes) if node in touched), len(nodes) - 1)
-    keep = torch.ones(int(coupling.component.max()) + 1, dtype=torch.bool)
-    ahead = Masked(coupling.graph, cut_of(coupling, keep.numpy()))
+    ahead = Masked(coupling.graph, cut_of(coupling, coupling.keep_all()))
     ahead.env = coupling.graph.bind(batch.inputs)
     results = []
     with torch.no_grad():
@@ -54,8 +54,8 @@ def _of_batch(coupling: Coupling, group: Group, batch: Batch, loss: Loss | None,
         live = _live(ahead.env, nodes[start:])
         copies = has_writes(coupling)
         for row in removed:
-            kept = keep.clone()
-            kept[torch.from_numpy(group.channels).long()[row]] = False
+            kept = coupling.keep_all()
+            kept[group.channels[row.numpy()]] = False
             trial = _Trial(coupling, kept, touched)
             trial.env = {n: x.clone() if copies and isinstance(x, Tensor) else x for n, x in live.items()}
             results.append(_finished(trial, nodes[start:], batch, loss))
@@ -65,8 +65,8 @@ def _of_batch(coupling: Coupling, group: Group, batch: Batch, loss: Loss | None,
 class _Trial(Masked):
     """The masked model, which looks at nothing but the nodes that channels of one group touch."""
 
-    def __init__(self, coupling: Coupling, kept: Tensor, touched: set[fx.Node]) -> None:
-        super().__init__(coupling.graph, cut_of(coupling, kept.numpy()))
+    def __init__(self, coupling: Coupling, kept: np.ndarray, touched: set[fx.Node]) -> None:
+        super().__init__(coupling.graph, cut_of(coupling, kept))
         self.touched = touched
 
     def run_node(self, n: fx.Node) -> Any:
@@ -75,16 +75,15 @@ class _Trial(Masked):
 
 def _touched(coupling: Coupling, group: Group, nodes: list[fx.Node]) -> set[fx.Node]:
     """The nodes that treat removed channels of the group in a way of their own."""
-    found = set()
-    mine = torch.zeros(int(coupling.component.max()) + 1, dtype=torch.bool)
-    mine[torch.from_numpy(group.channels).long()] = True
+    found, others = set(), coupling.keep_all()
+    others[group.channels] = False
     for node in nodes:
         row = row_of(node.target) if node.op == "call_function" else None
         if row is None or row.masks == "nothing":
             continue
         for value in (coupling.walk.values[n] for n in node.all_input_nodes):
             axes = [a for a in value.axes if a is not None] if isinstance(value, Value) else []
-            if any(bool(mine[torch.from_numpy(coupling.component[a.numpy()]).long()].any()) for a in axes):
+            if not all(others[coupling.component[a.numpy()]].all() for a in axes):
                 found.add(node)
     return found
 

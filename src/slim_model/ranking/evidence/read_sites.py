@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from slim_model.coupling.coupling import Coupling
+from slim_model.coupling.coupling import Coupling, GroupIndex
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import source_line
@@ -76,20 +76,20 @@ def find_places(coupling: Coupling) -> list[Place]:
     for node in coupling.graph.nodes:
         for operand, axis in _ends(coupling, node, reached):
             readers[operand, axis].append(node)
-    numbers = _numbers(coupling)
+    index = coupling.index()
     found = [
         (group, channel, spot, nodes)
         for (operand, axis), nodes in readers.items()
-        for group, channel, spot in _spots(coupling, operand, axis, numbers)
+        for group, channel, spot in _spots(coupling, operand, axis, index)
     ]
     fed = {group for group, _, spot, _ in found if spot.node in reached}
     found = [f for f in found if f[2].node in reached or f[0] not in fed]  # no weights of weights beside data
     runs = _two_runs(coupling, {n for _, _, spot, _ in found for n in _upstream(coupling, spot.node)})
     places = []
     for group, channel, spot, nodes in found:
-        weights = [_weights(coupling, node, spot.node, group, channel, numbers) for node in nodes]
-        seen = _unflattened(coupling, group, channel, spot, numbers, runs[0])
-        before = _before(coupling, group, channel, spot, numbers)
+        weights = [_weights(coupling, node, spot.node, group, channel, index) for node in nodes]
+        seen = _unflattened(coupling, group, channel, spot, index, runs[0])
+        before = _before(coupling, group, channel, spot, index)
         read, seen = (_laid_out(coupling, s, runs, s.node in reached) for s in (spot, seen))
         if before is not None:
             before = _laid_out(coupling, before, runs, before.node in reached)
@@ -106,18 +106,6 @@ def _from_inputs(coupling: Coupling) -> set[fx.Node]:
         if is_input or any(n in reached for n in node.all_input_nodes):
             reached.add(node)
     return reached
-
-
-Numbers = tuple[np.ndarray, np.ndarray]
-"""By component: the group it is in (-1: none), and its number within."""
-
-
-def _numbers(coupling: Coupling) -> Numbers:
-    number = np.full(coupling.component.max() + 1, -1)
-    order = np.full(coupling.component.max() + 1, -1)
-    for i, group in enumerate(coupling.groups):
-        number[group.channels], order[group.channels] = i, np.arange(group.width)
-    return number, order
 
 
 def _ends(coupling: Coupling, node: fx.Node, reached: set[fx.Node]) -> Iterator[tuple[fx.Node, int]]:
@@ -150,42 +138,41 @@ def _twice(coupling: Coupling, value: Value, channels: np.ndarray) -> bool:
     return sum(a is not None and bool(np.isin(coupling.component[a.numpy()], channels).any()) for a in value.axes) > 1
 
 
-def _spots(coupling: Coupling, node: fx.Node, axis: int, numbers: Numbers) -> Iterator[tuple[int, Tensor, Spot]]:
+def _spots(coupling: Coupling, node: fx.Node, axis: int, index: GroupIndex) -> Iterator[tuple[int, Tensor, Spot]]:
     """(group, channels, spot) for each group along an axis, and for each number of positions a channel takes."""
-    number, order = numbers
     component = coupling.component[coupling.walk.values[node].axes[axis].numpy()]
-    for group in np.unique(number[component]).tolist():
+    for group in np.unique(index.group[component]).tolist():
         if group < 0:
             continue
-        positions = np.flatnonzero(number[component] == group)
-        positions = positions[np.argsort(order[component[positions]], kind="stable")]
-        names, starts, counts = np.unique(order[component[positions]], return_index=True, return_counts=True)
+        positions = np.flatnonzero(index.group[component] == group)
+        positions = positions[np.argsort(index.number[component[positions]], kind="stable")]
+        names, starts, counts = np.unique(index.number[component[positions]], return_index=True, return_counts=True)
         for many in np.unique(counts).tolist():
             chosen = counts == many
-            index = positions[starts[chosen][:, None] + np.arange(many)]
-            yield group, torch.from_numpy(names[chosen].astype(np.int64)), Spot(node, axis, torch.from_numpy(index))
+            at = positions[starts[chosen][:, None] + np.arange(many)]
+            yield group, torch.from_numpy(names[chosen].astype(np.int64)), Spot(node, axis, torch.from_numpy(at))
 
 
 def _spot_of(
-    coupling: Coupling, node: fx.Node, group: int, channel: Tensor, numbers: Numbers, *, near: int = 0
+    coupling: Coupling, node: fx.Node, group: int, channel: Tensor, index: GroupIndex, *, near: int = 0
 ) -> Spot | None:
     """Where just these channels sit in the value of ``node``; on axis ``near`` rather than another."""
     value = coupling.walk.values[node]
     axes = [a for a, x in enumerate(value.axes) if x is not None] if isinstance(value, Value) else []
     axes.sort(key=lambda axis: axis != near)
-    found = (hit for axis in axes for hit in _spots(coupling, node, axis, numbers))
+    found = (hit for axis in axes for hit in _spots(coupling, node, axis, index))
     return next((spot for g, c, spot in found if g == group and torch.equal(c, channel)), None)
 
 
 def _weights(
-    coupling: Coupling, node: fx.Node, operand: fx.Node, group: int, channel: Tensor, numbers: Numbers
+    coupling: Coupling, node: fx.Node, operand: fx.Node, group: int, channel: Tensor, index: GroupIndex
 ) -> Tensor | None:
     """``(k, rest)``: the columns of the weights by which ``node`` reads these channels, if it has weights."""
     for other in node.all_input_nodes:
         weight = coupling.walk.constant(other)
         if other is operand or weight is None or weight.dim() < 2:
             continue
-        spot = _spot_of(coupling, other, group, channel, numbers, near=1)  # layers read along axis 1 of their weight
+        spot = _spot_of(coupling, other, group, channel, index, near=1)  # layers read along axis 1 of their weight
         if spot is not None:
             rows = weight.detach().movedim(spot.axis, 0)
             return rows[spot.index.to(rows.device)].flatten(1).cpu()
@@ -204,17 +191,17 @@ def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
         yield node
 
 
-def _before(coupling: Coupling, group: int, channel: Tensor, spot: Spot, numbers: Numbers) -> Spot | None:
+def _before(coupling: Coupling, group: int, channel: Tensor, spot: Spot, index: GroupIndex) -> Spot | None:
     """Where these channels enter a smooth activation on their way here."""
     way = list(_upstream(coupling, spot.node))
     for node, source in itertools.pairwise(way):
         if node.target.overloadpacket in _SMOOTH:  # type: ignore[union-attr]
-            return _spot_of(coupling, source, group, channel, numbers)
+            return _spot_of(coupling, source, group, channel, index)
     return None
 
 
 def _unflattened(
-    coupling: Coupling, group: int, channel: Tensor, spot: Spot, numbers: Numbers, run: dict[fx.Node, Any]
+    coupling: Coupling, group: int, channel: Tensor, spot: Spot, index: GroupIndex, run: dict[fx.Node, Any]
 ) -> Spot:
     """Where a flattened tensor is a view of one with a channel axis of its own, that one: it has maps."""
     if spot.index.shape[1] == 1:
@@ -224,7 +211,7 @@ def _unflattened(
         whole = run.get(node)
         if not isinstance(whole, Tensor) or whole.numel() != flat.numel() or whole.data_ptr() != flat.data_ptr():
             break
-        found = _spot_of(coupling, node, group, channel, numbers)
+        found = _spot_of(coupling, node, group, channel, index)
         if found is not None and found.index.shape[1] == 1:
             return found
     return spot
