@@ -142,6 +142,11 @@ def test_the_constraints_meet_the_requirements() -> None:
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), text
 
 
+def test_types_are_shipped() -> None:
+    """Type checkers look for this file."""
+    assert (SOURCE / "py.typed").exists()
+
+
 def test_scripts_can_be_run() -> None:
     for name in ("scripts/demo", "scripts/test", ".ci/run"):
         path = PROJECT / name

@@ -121,6 +121,13 @@ def _defined() -> set[str]:
     return found
 
 
+def test_architecture_lists_the_packages_in_their_order() -> None:
+    text = (PROJECT / "docs/architecture.md").read_text().partition("\n## Packages\n")[2].partition("\n## ")[0]
+    order = re.search(r'ORDER = """(.*?)"""', (PROJECT / "tests/test_architecture.py").read_text(), re.S)
+    assert order is not None
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == order[1].split()
+
+
 def test_correctness_lists_the_statistics_over_channels() -> None:
     """They are no sums, and the proof runs them over the channels that are kept."""
     text = (PROJECT / "docs/correctness.md").read_text()

@@ -1,4 +1,4 @@
-"""Our criteria in Torch-Pruning, and Torch-Pruning's pruner behind our proof (version 1.6.1).
+"""Our criteria in Torch-Pruning, and Torch-Pruning's pruner behind our proof.
 
     importance = Importance("apoz", model, example_inputs, data=loader)
     tp.pruner.BasePruner(model, example_inputs, importance=importance, pruning_ratio=0.5).step()
