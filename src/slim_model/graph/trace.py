@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import traceback
 from typing import Any
 
 import torch
@@ -22,6 +21,17 @@ from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError
 from slim_model.graph.decisions import decisions_of
+from slim_model.graph.fixed_batch import (
+    ASKED,
+    NO_COMMON_AXIS,
+    SCRIPTED,
+    exported_so,
+    first_line,
+    fixed_batch_note,
+    line_of_error,
+    why_fixed,
+    why_not_exported,
+)
 from slim_model.graph.graph import Graph, copy_graph, describe
 from slim_model.graph.modes import evaluating, quiet
 
@@ -41,39 +51,47 @@ def trace(
     """
     with evaluating(model), quiet():
         if program is not None:
-            return _from_program(program, inputs, ())
+            return _from_program(program, inputs, why=exported_so(inputs))
         if isinstance(model, torch.jit.ScriptModule):
             return _from_script(model, inputs)
-        problems: list[str] = []
-        if not static_batch and (graph := _trace_dynamic(model, inputs, problems)):
+        graph, why = (None, ASKED) if static_batch else _trace_dynamic(model, inputs)
+        if graph is not None:
             return graph
-        with contextlib.suppress(Exception):
-            exported = torch.export.export(model, inputs, strict=False)
-            return _from_program(exported, inputs, () if static_batch else (_fixed_batch(inputs),))
         try:
-            return _follow(model, inputs)
+            return _from_program(torch.export.export(model, inputs, strict=False), inputs, why)
+        except Exception as error:
+            refused = why_not_exported(error)
+        try:
+            return _follow(model, inputs, refused)
         except Exception as error:
             raise InputError(
-                f"the model could not be traced with inputs {describe(inputs)}: {_first_line(error)}. "
+                f"the model could not be traced with inputs {describe(inputs)}: {first_line(error)}. "
                 "Check --input; if the shapes are right, export the model yourself with torch.export "
                 "and give the .pt2."
             ) from error
 
 
-def _trace_dynamic(model: nn.Module, inputs: tuple[Any, ...], problems: list[str]) -> Graph | None:
+def _trace_dynamic(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph | None, str]:
+    """The graph that was exported with a free batch on ``inputs``, or None, and why there is none."""
     doubled = _at_least_two(inputs)
     if doubled is None:
-        return None
+        return None, NO_COMMON_AXIS
+    refused: list[Exception] = []
     shapes = pytree.tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None, doubled)
     for spec in (shapes, (shapes,)):  # the second form is that of forward(self, *inputs)
         try:
             exported = torch.export.export(model, doubled, dynamic_shapes=spec, strict=False)
         except Exception as error:
-            problems.append(_first_line(error))
-        else:
-            found = _from_program(exported, doubled, ())
-            return found if found.dynamic_batch or doubled is inputs else None
-    return None
+            refused.append(error)
+            continue
+        graph = _from_program(exported, doubled)
+        if graph.dynamic_batch:
+            return graph, ""
+        why = why_fixed(graph)
+        if doubled is inputs:
+            return dataclasses.replace(graph, warnings=(fixed_batch_note(inputs, why),)), why
+        return None, why
+    return None, why_not_exported(next(filter(line_of_error, refused), refused[0]))  # the other form does not fit
 
 
 def _from_script(model: torch.jit.ScriptModule, inputs: tuple[Any, ...]) -> Graph:
@@ -83,11 +101,11 @@ def _from_script(model: torch.jit.ScriptModule, inputs: tuple[Any, ...]) -> Grap
 
         for example in filter(None, (doubled, inputs)):
             with contextlib.suppress(Exception):
-                return _from_program(TS2EPConverter(model, example).convert(), example, ())
-        return _from_program(TS2EPConverter(model, inputs).convert(), inputs, ())
+                return _from_program(TS2EPConverter(model, example).convert(), example, SCRIPTED)
+        return _from_program(TS2EPConverter(model, inputs).convert(), inputs, SCRIPTED)
     except Exception as error:
         raise InputError(
-            f"this TorchScript archive could not be converted to ATen operators: {_first_line(error)}. "
+            f"this TorchScript archive could not be converted to ATen operators: {first_line(error)}. "
             "Give the PyTorch model it was made from, or a .pt2 written by torch.export."
         ) from error
 
@@ -103,11 +121,8 @@ def _at_least_two(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return inputs
 
 
-def _fixed_batch(inputs: tuple[Any, ...]) -> str:
-    return f"the batch size is fixed at the example's ({describe(inputs)}): the model does not trace with a free one"
-
-
-def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], notes: tuple[str, ...]) -> Graph:
+def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], why: str = "") -> Graph:
+    """The graph of ``program``. ``why``: what is noted of a batch size that is fixed."""
     graph, _ = copy_graph(program.graph_module.graph)  # the program is the user's
     module = _inlined(fx.GraphModule(program.graph_module, graph))
     owners, tensors = {}, {}
@@ -122,8 +137,7 @@ def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], notes: tupl
     users = [n for n in module.graph.nodes if n.op == "placeholder" and n.name not in owners]
     values = [n.meta.get("val") for n in users]
     free = any(isinstance(v, Tensor) and v.dim() and _is_free(v.shape[0]) for v in values)
-    if not free and not notes:
-        notes = (_fixed_batch(inputs),)
+    notes = (fixed_batch_note(inputs, why),) if why and not free else ()
     trained = frozenset(map(str, program.graph_signature.parameters))
     structure = pytree.tree_structure(inputs)
     return Graph(module, owners, tensors, flat, program, free, notes, structure=structure, parameter_names=trained)
@@ -160,8 +174,8 @@ def _inlined(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> Graph:
-    """Record the ATen calls of one real run (no control flow, fixed sizes)."""
+def _follow(model: nn.Module, inputs: tuple[Any, ...], refused: str) -> Graph:
+    """Record the ATen calls of one real run (no control flow, fixed sizes). ``refused``: why it is not exported."""
     state = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
     names = list(state)
     flat, spec = pytree.tree_flatten(inputs)
@@ -187,11 +201,10 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     module.graph.eliminate_dead_code(lambda node: node.is_impure() and node.target not in _READINGS)
     module.recompile()
     trained = frozenset(name for name, _ in model.named_parameters())
-    graph = Graph(
-        module, owners, tensors, tuple(flat), None, False, (_ONE_RUN,), structure=spec, parameter_names=trained
-    )
-    found = decisions_of(module, graph.bind(graph.inputs))
-    return dataclasses.replace(graph, decisions=found, warnings=(_ONE_RUN, _DECIDED)) if found else graph
+    notes = (f"{_ONE_RUN} ({refused})",)
+    graph = Graph(module, owners, tensors, tuple(flat), None, False, notes, structure=spec, parameter_names=trained)
+    decisions = decisions_of(module, graph.bind(graph.inputs))
+    return dataclasses.replace(graph, decisions=decisions, warnings=(*notes, _DECIDED)) if decisions else graph
 
 
 _ONE_RUN = "traced from one run of the example: sizes and branches are those of the example input"
@@ -199,8 +212,3 @@ _DECIDED = (
     "the model makes decisions from its values (what to keep, in which order): it was proven for those that the dense "
     "model takes on the example, given to both; what it decides by itself on other inputs is not compared"
 )
-
-
-def _first_line(error: Exception) -> str:
-    text = "".join(traceback.format_exception_only(error)).strip()
-    return text.splitlines()[0][:300]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError, ProofError
-from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.decisions import Decided, Decision
+from slim_model.graph.graph import Graph, first_of, source_line
+from slim_model.graph.nodes import leaves
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
@@ -26,12 +29,43 @@ def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tupl
     if not _largest(*again) <= TOLERANCE:
         raise InputError(
             "the model gives other outputs when it is run again on the same input, so nothing can be proven of it. "
-            "Make its forward deterministic in eval mode (random numbers, dropout left on, a counter?)."
+            f"{_remedy(graph)}"
         )
     raise ProofError(
         f"the traced graph differs from the model by {error:.1e} (relative; allowed {TOLERANCE:.0e}). Nothing was "
         "written. Give a .pt2 made by torch.export, or report the model."
     )
+
+
+def _remedy(graph: Graph) -> str:
+    node = _random_node(graph)
+    if node is None:
+        return "Make its forward deterministic in eval mode (random numbers, dropout left on, a counter?)."
+    return f"{node.target} draws random numbers at {source_line(node) or node.name}: leave it out in eval mode."
+
+
+def _random_node(graph: Graph) -> fx.Node | None:
+    """The first operator that draws, of those whose values differ between two runs."""
+    runs = [_Drawn(graph.module, graph.decisions) for _ in range(2)]
+    with torch.no_grad():
+        for run in runs:
+            run.run(initial_env=graph.bind(graph.inputs))
+    first, second = (run.values for run in runs)
+    return next((node for node in first if not _largest(first[node], second[node]) <= TOLERANCE), None)
+
+
+class _Drawn(Decided):
+    """Remembers what operators give that draw random numbers."""
+
+    def __init__(self, module: fx.GraphModule, decisions: Mapping[str, Decision]) -> None:
+        super().__init__(module, decisions)
+        self.values: dict[fx.Node, list[Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
+            self.values[n] = [x.clone() for x in leaves(result)]
+        return result
 
 
 _OTHER_AT_ONE = (
