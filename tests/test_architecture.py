@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parents[1]
 
 ORDER = """
     errors version progress named_options distributed atomic_write
-    loading graph labels ops coupling measuring cost cutting data ranking proof recovery training export budget
+    graph labels ops loading coupling measuring cost cutting data ranking proof recovery training export budget
     recipe pipeline reporting api commands cli __main__
 """.split()
 """A module or package may import what stands before it, and a package itself. Budget stands behind export and

@@ -46,3 +46,19 @@ class InternalError(SlimError):
     """A stage broke its own promise: our bug."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException, *, named: bool = False, at_most: int = 300) -> str:
+    """The first line of what an exception says, of ``at_most`` characters; ``named``: behind the exception's name.
+
+    One that says nothing, as a bare assertion, gives its name.
+
+    >>> first_line(ValueError("no such layer")), first_line(ValueError("no such layer"), named=True)
+    ('no such layer', 'ValueError: no such layer')
+    """
+    kind = type(error)
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    said = str(error).strip().partition("\n")[0].rstrip()
+    return (f"{name}: {said}" if named and said else said or name)[:at_most]

@@ -11,6 +11,8 @@ from slim_model.cutting.cut import CutFailed, cut_of
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
+from slim_model.labels.walk import Walk
+from slim_model.proof import structure
 from slim_model.proof.prove import Proof, prove
 
 
@@ -57,3 +59,15 @@ def test_a_decision_that_rounding_turns_is_taken_once(name: str) -> None:
 def test_a_decision_on_other_values_is_a_fault(name: str) -> None:
     with pytest.raises(CutFailed):
         proof_of(DECISIONS[name], shift=1e-2)
+
+
+def test_a_rule_that_fails_without_a_word_on_the_small_graph_is_a_cut_that_failed(monkeypatch) -> None:
+    def silent(walk: Walk, **arguments: object) -> None:
+        raise AssertionError
+
+    graph = simplify(trace(nn.Linear(4, 4).eval(), (torch.randn(2, 4),)))
+    coupling = couple(graph)
+    small, replay = shrink(coupling, coupling.keep_all())
+    monkeypatch.setattr(structure, "flow_of", lambda node: silent)
+    with pytest.raises(CutFailed, match="AssertionError"):
+        structure.check_structure(small, replay)

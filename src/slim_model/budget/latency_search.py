@@ -22,6 +22,7 @@ from slim_model.cutting.shrink_graph import shrink
 from slim_model.errors import BudgetError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.tensor_trees import tensors_among
 from slim_model.measuring.runtimes import Runtime, usable
 from slim_model.measuring.timing import interleave, quiet
 from slim_model.progress import Progress
@@ -119,7 +120,7 @@ class _Whole:
 
     def __enter__(self) -> _Whole:
         self.folder = tempfile.TemporaryDirectory()
-        self.inputs = [x for x in first_of(self.graph) if isinstance(x, Tensor)]
+        self.inputs = tensors_among(first_of(self.graph))
         self.progress("timing the dense model")
         self.dense = self._written(self.graph, "dense")
         self.dense_ms = self._medians(self.dense)[0]

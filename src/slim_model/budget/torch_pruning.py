@@ -28,8 +28,8 @@ from slim_model.data.loss import Loss
 from slim_model.data.open_data import open_data
 from slim_model.errors import InputError, ProofError
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import leaves
 from slim_model.graph.simplify import simplify
+from slim_model.graph.tensor_trees import copied, tensors_among
 from slim_model.graph.trace import trace
 from slim_model.loading.input_spec import describe
 from slim_model.proof.tolerance import TOLERANCE, relative_error
@@ -173,7 +173,7 @@ def check(peer: Peer, small: Graph, batches: Sequence[tuple[Any, ...]]) -> None:
     for inputs in batches:
         try:
             with torch.no_grad():
-                outputs = leaves(peer.module(*(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
+                outputs = tensors_among(peer.module(*copied(inputs)))
         except Exception as error:  # the user's forward may fail in any way on other sizes
             raise _refused(f"its module does not run: {describe(error)}") from error
         errors = [relative_error(a, b) for a, b in zip(small.run(inputs), outputs, strict=True)]

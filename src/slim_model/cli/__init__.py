@@ -15,7 +15,7 @@ from rich.text import Text
 
 from slim_model import distributed
 from slim_model.cli import bench, explain, profile, slim
-from slim_model.errors import SlimError
+from slim_model.errors import SlimError, first_line
 
 
 class _SlimByDefault(typer.core.TyperGroup):
@@ -85,8 +85,7 @@ def _unexpected(error: Exception, errors: Console) -> int:
         return 2
     if os.environ.get("SLIM_MODEL_DEBUG"):
         traceback.print_exc()
-    first = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
-    errors.print(Text("error: ", style="bold red") + Text(f"slim-model failed: {first}"))
+    errors.print(Text("error: ", style="bold red") + Text(f"slim-model failed: {first_line(error, named=True)}"))
     errors.print(Text("This is a fault of slim-model, and OUT.onnx is as it was. Please report it with the output of "
                       "the same command after 'export SLIM_MODEL_DEBUG=1'."))  # fmt: skip
     return 1

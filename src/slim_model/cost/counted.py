@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.nodes import bound
+from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Value, fixed, tensors_in
 from slim_model.ops import Op, row_of
 
@@ -60,7 +61,7 @@ class Meter:
         self._coupling = coupling
         self._axes: list[np.ndarray] = []
         self._number: dict[int, int] = {}
-        self.batch = next((x.shape[0] for x in coupling.graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+        self.batch = batch_of(coupling.graph.inputs)
         self.dynamic = coupling.graph.dynamic_batch
         self._layers = [*self._all_layers()]
         self._stored, self._stored_bytes, self._trained = self._all_stored()

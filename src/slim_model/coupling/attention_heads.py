@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from slim_model.coupling.couple import components
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import bound, packet_of
 from slim_model.graph.varying_axes import varying_axes
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
@@ -51,7 +51,7 @@ class Heads:
 
 def find_heads(graph: Graph) -> Heads:
     """Where attention splits channels into heads."""
-    if not any(getattr(n.target, "overloadpacket", None) in (*_SOFTMAX, _FUSED) for n in graph.nodes):
+    if not any(packet_of(n) in (*_SOFTMAX, _FUSED) for n in graph.nodes):
         return Heads()
     probe = _Probe(graph, flow_of)
     probe.run()
@@ -100,7 +100,7 @@ def _counted(probe: _Probe, component: np.ndarray) -> np.ndarray:
     whole: list[Axis] = []
     by_hand: list[Axis] = []
     for node in probe.graph.nodes:
-        packet = getattr(node.target, "overloadpacket", None)
+        packet = packet_of(node)
         if packet is _FUSED:
             whole += probe.values[node].axes[:-2]
         elif packet in _PRODUCTS or packet is aten.einsum:
@@ -112,7 +112,7 @@ def _counted(probe: _Probe, component: np.ndarray) -> np.ndarray:
 def _compared(probe: _Probe) -> Iterator[tuple[Axis, ...]]:
     """The other axes of what goes into each softmax."""
     for node in probe.graph.nodes:
-        if getattr(node.target, "overloadpacket", None) in _SOFTMAX:
+        if packet_of(node) in _SOFTMAX:
             source: Value = probe.values[node.all_input_nodes[0]]
             dim = bound(node)["dim"] % len(source.shape)
             yield tuple(axis for a, axis in enumerate(source.axes) if a != dim)

@@ -11,7 +11,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import bound, packet_of
 from slim_model.ops import recurrent
 
 
@@ -39,7 +39,7 @@ class _Resizing(fx.Interpreter):
         decision = self.decisions.get(n.name, ())
         if len(decision) == 1:  # how many boxes are kept does not follow from sizes
             result = self.mode.from_tensor(decision[0])
-        elif getattr(n.target, "overloadpacket", None) in recurrent.ROWS and "hx" in bound(n):
+        elif packet_of(n) in recurrent.ROWS and "hx" in bound(n):
             result = recurrent.shapes(**fx.map_arg(bound(n), self.env.__getitem__))
         else:
             result = super().run_node(n)

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import CutFailed, cut_of
+from slim_model.errors import first_line
 from slim_model.graph.decisions import Decision
 from slim_model.graph.graph import Graph, copy_graph
 from slim_model.graph.nodes import bound
@@ -64,7 +65,7 @@ def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.N
     try:
         changed = row.rewrite(cut, node)
     except (ValueError, TypeError, KeyError) as error:
-        raise CutFailed(node.name, str(error)) from error
+        raise CutFailed(node.name, first_line(error)) from error
     constants: dict[str, Tensor] = changed.pop("stored", {})
     if not changed:
         return constants

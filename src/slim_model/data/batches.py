@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError
 from slim_model.graph.graph import Graph
+from slim_model.graph.tensor_trees import batch_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Data:
 
 def padded(batch: Batch, graph: Graph) -> Batch:
     """A graph whose batch is fixed takes a short last batch filled up with copies, which are not counted."""
-    wanted = next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+    wanted = batch_of(graph.inputs)
     if graph.dynamic_batch or batch.samples == wanted:
         return batch
     if batch.samples > wanted:
@@ -75,7 +76,7 @@ class Preparation:
         given, labels = self._parted(item)
         pairs = enumerate(zip(given, self.example, strict=True))
         inputs = tuple(self._fitting(x, like, i == 0) for i, (x, like) in pairs)
-        samples = next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), 1)
+        samples = batch_of(inputs)
         if labels is not None:
             labels = torch.as_tensor(labels)
             if labels.dim() == 0 or len(labels) != samples:

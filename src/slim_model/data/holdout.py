@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slim_model.data.batches import Batch, Data
 from slim_model.graph.graph import Graph
+from slim_model.graph.tensor_trees import batch_of
 
 _HELD_OUT = 5
 
@@ -38,7 +39,7 @@ def parted(data: Data, graph: Graph) -> tuple[Parts, Parts]:
                 mine = (torch.arange(number, number + batch.samples) % _HELD_OUT == _HELD_OUT - 1) == held
                 inputs, count = _chosen(batch, mine), int(mine.sum())
             else:
-                whole = batch.samples == _size(graph) and (at % _HELD_OUT == _HELD_OUT - 1) == held
+                whole = batch.samples == batch_of(graph.inputs) and (at % _HELD_OUT == _HELD_OUT - 1) == held
                 inputs, count = batch.inputs, batch.samples * whole
             number += batch.samples
             if count:
@@ -46,10 +47,6 @@ def parted(data: Data, graph: Graph) -> tuple[Parts, Parts]:
                 first += count
 
     return lambda: part(held=False), lambda: part(held=True)
-
-
-def _size(graph: Graph) -> int:
-    return next((x.shape[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
 
 
 def _chosen(batch: Batch, mine: Tensor) -> tuple[Any, ...]:

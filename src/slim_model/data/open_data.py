@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
 from slim_model.data.batches import Batch, Data, Preparation
 from slim_model.data.datasets import Split, as_dataset, is_dataset, rows_of
 from slim_model.data.sources import open_spec
 from slim_model.errors import InputError
+from slim_model.graph.tensor_trees import batch_of, tensors_among
 
 
 def open_data(
@@ -37,7 +36,7 @@ def open_data(
     """
     if samples < 1 or batch < 1:
         raise InputError(f"samples {samples} and batch {batch} must be at least 1.")
-    size = next((x.shape[0] for x in example if isinstance(x, Tensor) and x.dim()), batch) if fixed_batch else batch
+    size = batch_of(tuple(example)) if fixed_batch else batch
     name, source = opened(source, example, split)
     if isinstance(source, Iterator):
         source = _kept(source, samples)
@@ -75,8 +74,8 @@ def _kept(source: Iterator[Any], samples: int) -> list[Any]:
     kept, seen = [], 0
     for item in source:
         kept.append(item)
-        leaves = [x for x in pytree.tree_leaves(item) if isinstance(x, Tensor) and x.dim()]
-        seen += len(leaves[0]) if leaves else 0
+        rows = [len(x) for x in tensors_among(item) if x.dim()]
+        seen += rows[0] if rows else 0
         if seen >= samples:
             break
     return kept

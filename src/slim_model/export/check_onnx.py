@@ -18,6 +18,7 @@ from torch import Tensor
 from slim_model.errors import ProofError
 from slim_model.export.eager_model import Deciding, difference
 from slim_model.graph.graph import Graph
+from slim_model.graph.tensor_trees import tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
@@ -88,6 +89,6 @@ def _or_refuse(action: Callable[[], Any], what: str = "onnxruntime does not run 
 
 
 def run_onnx(session: onnxruntime.InferenceSession, inputs: tuple[Any, ...]) -> list[np.ndarray]:
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    tensors = tensors_among(inputs)
     feed = {i.name: t.detach().cpu().numpy() for i, t in zip(session.get_inputs(), tensors, strict=False)}
     return list(session.run(None, feed))

@@ -14,11 +14,11 @@ from typing import Any
 import onnx_ir
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from slim_model.errors import ExportError
+from slim_model.errors import ExportError, first_line
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import evaluating, quiet
+from slim_model.graph.tensor_trees import copied, tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
@@ -31,10 +31,8 @@ class Deciding:
 
     def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         """Outputs (flattened, tensors only) of the module on flattened ``inputs``."""
-        copies = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
         with evaluating(self.module):
-            result = self.module(*self.graph.arguments(copies))
-        return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+            return tensors_among(self.module(*self.graph.arguments(copied(inputs))))
 
 
 def on_its_own(graph: Graph, module: nn.Module) -> Graph | Deciding:
@@ -109,9 +107,8 @@ def by_torchscript(model: Deciding, path: Path, opset: int | None) -> onnx_ir.Mo
         with evaluating(model.module), quiet():
             torch.onnx.export(model.module, inputs, str(path), dynamo=False, opset_version=opset)
     except Exception as error:  # of the exporter or of the user's forward, which have no common root
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ExportError(
             "the model makes decisions from its values, so that the graph of one run would be wrong for other inputs, "
-            f"and the exporter that keeps them does not write it: {first}."
+            f"and the exporter that keeps them does not write it: {first_line(error).rstrip('.')}."
         ) from error
     return onnx_ir.load(path)

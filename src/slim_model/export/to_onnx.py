@@ -13,7 +13,7 @@ from torch import fx
 from torch.onnx import OnnxExporterError
 
 from slim_model.atomic_write import final_name
-from slim_model.errors import ExportError, InputError
+from slim_model.errors import ExportError, InputError, first_line
 from slim_model.export.eager_model import Deciding, by_torchscript
 from slim_model.export.lower import Lowered, lowered
 from slim_model.export.onnx_rewrites import tidy
@@ -84,7 +84,7 @@ def _cause(error: BaseException) -> str:
     """The first line of what set it off."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error).rstrip(".")
 
 
 def _copied(graph: Graph, change: Callable[[fx.Graph], fx.Graph]) -> Graph:

@@ -22,7 +22,7 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.cutting.shrink_module import shrink_module
-from slim_model.errors import InputError
+from slim_model.errors import InputError, first_line
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import quiet
@@ -59,7 +59,7 @@ def save(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: R
                 temporary.write_bytes(archive.getbuffer())
     except (OSError, RuntimeError, safetensors.SafetensorError, pickle.PicklingError, AttributeError) as error:
         hint = " Try .pt2 or .safetensors." if path.suffix == ".pt" else ""
-        raise InputError(f"cannot write {path}: {(str(error).splitlines() or [''])[0]}.{hint}") from error
+        raise InputError(f"cannot write {path}: {first_line(error)}.{hint}") from error
 
 
 def _save_program(small: Graph, path: Path) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from slim_model.errors import first_line
 from slim_model.graph.graph import Graph, describe, source_line
-from slim_model.graph.nodes import batch_of
+from slim_model.graph.tensor_trees import batch_of
 
 ASKED = "you asked for it (--static-batch)"
 SCRIPTED = "TorchScript is converted at these sizes. Give the PyTorch model it was made from to keep it free"
@@ -56,12 +57,7 @@ def why_fixed(graph: Graph) -> str:
 def why_not_exported(error: Exception) -> str:
     """Where ``torch.export`` stopped."""
     line = line_of_error(error)
-    return f"torch.export stops at {line}" if line else f"torch.export says: {first_line(error)}"
-
-
-def first_line(error: Exception) -> str:
-    text = "".join(traceback.format_exception_only(error)).strip()
-    return text.splitlines()[0][:300]
+    return f"torch.export stops at {line}" if line else f"torch.export says: {first_line(error, named=True)}"
 
 
 def line_of_error(error: Exception) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.graph.moves import is_written, links, size_of, through
-from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.nodes import bound, packet_of, shape_of
 from slim_model.graph.varying_axes import varying_axes
 
 aten = torch.ops.aten
@@ -83,7 +83,7 @@ def _cut(end: fx.Node) -> _Cut | None:
     """How the users of ``end`` cut it up, where every part of it is used and nothing else is."""
     users = list(end.users)
     shape = shape_of(end.meta["val"])
-    packets = {getattr(user.target, "overloadpacket", None) for user in users}
+    packets = {packet_of(user) for user in users}
     if packets == {aten.select}:
         return _cut_by_number(users, shape)
     if len(users) != 1 or not packets <= {aten.unbind, *_SPLITS}:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from slim_model.graph.decisions import Decided, Decision
+from slim_model.graph.tensor_trees import copied, tensors_among
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
@@ -57,7 +58,7 @@ class Graph:
 
     def bind(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
         """What each placeholder stands for. Inputs are copied: the graph may write in place."""
-        given = iter(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+        given = iter(copied(inputs))
         return {
             node: self.tensors[self.owners[node.name]] if node.name in self.owners else next(given)
             for node in self.nodes
@@ -72,7 +73,7 @@ class Graph:
         """Outputs (flattened, tensors only) of the graph on flattened ``inputs``."""
         with torch.no_grad():
             result = Decided(self.module, self.decisions).run(initial_env=self.bind(inputs))
-        return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        return tensors_among(result)
 
 
 def first_of(graph: Graph) -> tuple[Any, ...]:
@@ -86,8 +87,7 @@ def describe(inputs: tuple[Any, ...]) -> str:
     """``'2x3x224x224:float32'``: inputs as the user would type them."""
     return ", ".join(
         f"{'x'.join(map(str, x.shape)) or 'scalar'}:{str(x.dtype).removeprefix('torch.')}"
-        for x in pytree.tree_leaves(inputs)
-        if isinstance(x, Tensor)
+        for x in tensors_among(inputs)
     )
 
 
@@ -114,6 +114,6 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     ends: Any = result.graph_copy(graph, copies, return_output_node=True)
     values, original = ends
     result.output(values).meta = dict(original.meta)
-    for node, copied in copies.items():
-        copied.name = node.name
+    for node, copy in copies.items():
+        copy.name = node.name
     return result, copies

@@ -1,4 +1,4 @@
-"""Facts about one node of a graph: its arguments by name, its shape, its batch."""
+"""Facts about one node of a graph: its operator, its arguments by name, its shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 
 def bound(node: fx.Node) -> dict[str, Any]:
@@ -24,14 +23,12 @@ def bound(node: fx.Node) -> dict[str, Any]:
     return result
 
 
+def packet_of(node: fx.Node) -> torch._ops.OpOverloadPacket | None:
+    """The operator of ``node`` whatever its overload: ``aten.add`` of ``aten.add.Tensor``; None where it calls none."""
+    target = node.target
+    return target.overloadpacket if isinstance(target, torch._ops.OpOverload) else None
+
+
 def shape_of(value: Tensor) -> tuple[int, ...]:
     """Sizes of a traced value, symbolic ones at their example's size."""
     return tuple(n if isinstance(n, int) else int(n.node.hint) for n in value.shape)
-
-
-def leaves(result: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-
-
-def batch_of(inputs: tuple[Any, ...]) -> int:
-    return next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()), 1)

@@ -19,14 +19,13 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from slim_model.errors import InputError
+from slim_model.errors import InputError, first_line
 from slim_model.graph.decisions import decisions_of
 from slim_model.graph.fixed_batch import (
     ASKED,
     NO_COMMON_AXIS,
     SCRIPTED,
     exported_so,
-    first_line,
     fixed_batch_note,
     line_of_error,
     why_fixed,
@@ -34,6 +33,7 @@ from slim_model.graph.fixed_batch import (
 )
 from slim_model.graph.graph import Graph, copy_graph, describe
 from slim_model.graph.modes import evaluating, quiet
+from slim_model.graph.tensor_trees import tensors_among
 
 _READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
@@ -65,7 +65,7 @@ def trace(
             return _follow(model, inputs, refused)
         except Exception as error:
             raise InputError(
-                f"the model could not be traced with inputs {describe(inputs)}: {first_line(error)}. "
+                f"the model could not be traced with inputs {describe(inputs)}: {first_line(error, named=True)}. "
                 "Check --input; if the shapes are right, export the model yourself with torch.export "
                 "and give the .pt2."
             ) from error
@@ -105,15 +105,14 @@ def _from_script(model: torch.jit.ScriptModule, inputs: tuple[Any, ...]) -> Grap
         return _from_program(TS2EPConverter(model, inputs).convert(), inputs, SCRIPTED)
     except Exception as error:
         raise InputError(
-            f"this TorchScript archive could not be converted to ATen operators: {first_line(error)}. "
+            f"this TorchScript archive could not be converted to ATen operators: {first_line(error, named=True)}. "
             "Give the PyTorch model it was made from, or a .pt2 written by torch.export."
         ) from error
 
 
 def _at_least_two(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Inputs with a batch of at least two, or None where they share no batch axis."""
-    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
-    sizes = {x.shape[0] for x in tensors}
+    sizes = {x.shape[0] for x in tensors_among(inputs) if x.dim()}
     if len(sizes) != 1:
         return None
     if sizes == {1}:
@@ -183,7 +182,7 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...], refused: str) -> Graph:
     def forward(tensors: list[Tensor], leaves: list[Any]) -> Any:
         arguments = pytree.tree_unflatten(leaves, spec)
         result = torch.func.functional_call(model, dict(zip(names, tensors, strict=True)), arguments)
-        return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        return tensors_among(result)
 
     recorder = make_fx(
         forward,

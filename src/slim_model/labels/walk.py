@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from slim_model.errors import first_line
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound, shape_of
 from slim_model.graph.stored_tensors import storage_key
@@ -96,7 +97,7 @@ class Walk:
         try:
             return flow(self, **arguments)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-            why = f"its rule does not cover this case ({(str(error).splitlines() or [''])[0][:80]})"
+            why = f"its rule does not cover this case ({first_line(error, at_most=80)})"
             self.pinned_nodes[node.name] = why
             return self._pin_all(arguments, why)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError
+from slim_model.graph.tensor_trees import tensors_among
 from slim_model.loading.input_spec import Shape, describe, spec_of
 
 #: Tried in this order. 224 is what most image models are trained on; the small ones tell fixed sizes apart.
@@ -83,7 +83,7 @@ def run_once(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.T
     shapes = ", ".join(spec_of(x.shape, x.dtype) for x in inputs)
     try:
         with torch.no_grad():
-            outputs = _tensors(model(*inputs))
+            outputs = tensors_among(model(*inputs))
     except Exception as error:  # whatever the user's model raises
         hint = (
             " The model looks up whole numbers, so :int64 may be what is missing."
@@ -183,16 +183,12 @@ def _try(model: nn.Module, shape: Shape, dtype: torch.dtype, seed: int) -> _Tria
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs = _tensors(model(*make_inputs(model, [((2, *shape), dtype)], seed)))
+            outputs = tensors_among(model(*make_inputs(model, [((2, *shape), dtype)], seed)))
     except Exception as error:  # the model's way of saying that the shape is wrong
         return describe(error)
     if not outputs or any(tensor.ndim == 0 or tensor.shape[0] != 2 for tensor in outputs):
         return f"outputs of shape {[tuple(t.shape) for t in outputs]} for a batch of 2"
     return _Trial(shape, tuple(tuple(tensor.shape[1:]) for tensor in outputs))
-
-
-def _tensors(outputs: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
 def _choose(model: nn.Module, candidate: _Candidate, trials: list[_Trial], seed: int) -> Shape:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from slim_model.errors import InputError
+from slim_model.errors import InputError, first_line
 
 Shape = tuple[int, ...]
 
@@ -54,8 +54,7 @@ def spec_of(shape: Iterable[int], dtype: torch.dtype) -> str:
 
 def describe(error: BaseException) -> str:
     """Type, first line of the message, and the last line of the user's own code on the way, if any."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = first_line(error, named=True)
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
     return f"{text} (at {users[-1].filename}:{users[-1].lineno}: {users[-1].line})" if users else text

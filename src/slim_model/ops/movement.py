@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.nodes import bound, packet_of, shape_of
 from slim_model.labels.values import Axis, Value, tensors_in
 from slim_model.labels.walk import Walk
 from slim_model.ops.cut import Cut
@@ -167,7 +167,7 @@ _AS_STORED = (aten.lift_fresh_copy, aten.lift_fresh, aten.alias, aten.detach, at
 
 def _stored(node: fx.Node) -> fx.Node | None:
     """The stored tensor that ``node`` is a copy of, where nothing else reads it."""
-    while node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _AS_STORED:
+    while node.op == "call_function" and packet_of(node) in _AS_STORED:
         if len(node.users) > 1:
             return None
         node = node.all_input_nodes[0]

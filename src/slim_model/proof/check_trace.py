@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from slim_model.errors import InputError, ProofError
 from slim_model.graph.decisions import Decided, Decision
 from slim_model.graph.graph import Graph, first_of, source_line
-from slim_model.graph.nodes import leaves
+from slim_model.graph.tensor_trees import copied, tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
@@ -64,7 +64,7 @@ class _Drawn(Decided):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
-            self.values[n] = [x.clone() for x in leaves(result)]
+            self.values[n] = [x.clone() for x in tensors_among(result)]
         return result
 
 
@@ -84,9 +84,8 @@ def _trace_error(model: nn.Module, graph: Graph, inputs: tuple[Any, ...], flat: 
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    copies = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
     with torch.no_grad():
-        return [x for x in pytree.tree_leaves(model(*copies)) if isinstance(x, Tensor)]
+        return tensors_among(model(*copied(inputs)))
 
 
 def _largest(expected: list[Tensor], got: list[Tensor]) -> float:

@@ -23,6 +23,7 @@ from slim_model.graph.as_module import graph_module
 from slim_model.graph.decisions import Noted, Repeated
 from slim_model.graph.graph import Graph, first_of
 from slim_model.graph.modes import evaluating
+from slim_model.graph.tensor_trees import copied, tensors_among
 from slim_model.ops import row_of
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
@@ -71,11 +72,11 @@ def _runs(model: nn.Module, module: nn.Module, small: Graph) -> bool:
 
 
 def _finite(outputs: Any) -> bool:
-    return all(bool(x.isfinite().all()) for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor))
+    return all(bool(x.isfinite().all()) for x in tensors_among(outputs))
 
 
 def _called(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> Any:
-    return module(*small.arguments(tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
+    return module(*small.arguments(copied(inputs)))
 
 
 def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
@@ -103,7 +104,7 @@ def _agrees(
             expected = plain.run(inputs)
         try:
             with _Record() as mine, steered or nullcontext():
-                outputs = [x for x in pytree.tree_leaves(_called(module, small, inputs)) if isinstance(x, Tensor)]
+                outputs = tensors_among(_called(module, small, inputs))
         except Exception:  # the user's forward may fail in any way on other sizes
             return False
     return (

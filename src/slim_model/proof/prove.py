@@ -20,9 +20,11 @@ from torch.utils import _pytree as pytree
 
 from slim_model.cutting.cut import CutFailed
 from slim_model.cutting.masked import Masked
+from slim_model.errors import first_line
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import Graph, source_line
-from slim_model.graph.nodes import batch_of
+from slim_model.graph.nodes import packet_of
+from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Replay, Value, tensors_in
 from slim_model.ops import Cut, row_of
 from slim_model.proof.structure import check_structure
@@ -102,7 +104,7 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, 
                 masked.env[node] = masked.run_node(node)
                 other.env[copied] = other.run_node(copied)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                raise CutFailed(node.name, str(error).splitlines()[0]) from error
+                raise CutFailed(node.name, first_line(error)) from error
             _decide_once(node, copied, masked, other)
             layers = max(layers, _layer_error(node, copied, masked, other))
             for dead, dead_copy in last_use.get(node, ()):
@@ -131,7 +133,7 @@ def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Inter
         return
     taken, own = pytree.tree_leaves(masked.env[node]), pytree.tree_leaves(other.env[copied])
     tensors = [x for x in taken if isinstance(x, Tensor)]
-    decides = any(not x.is_floating_point() for x in tensors) or getattr(node.target, "overloadpacket", None) in _STEPS
+    decides = any(not x.is_floating_point() for x in tensors) or packet_of(node) in _STEPS
     if not decides or not tensors or any(not isinstance(x, Tensor) for x in taken):
         return
     values = tensors_in([masked.cut.values[node]])

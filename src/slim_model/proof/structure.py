@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from slim_model.cutting.cut import CutFailed
+from slim_model.errors import first_line
 from slim_model.graph.graph import Graph
 from slim_model.labels.values import Replay
 from slim_model.labels.walk import Walk
@@ -19,7 +20,7 @@ def check_structure(small: Graph, replay: Replay) -> int:
     try:
         walk.run()
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError) as error:
-        raise CutFailed(walk.node.name, str(error).splitlines()[0]) from error
+        raise CutFailed(walk.node.name, first_line(error)) from error
     checked = 0
     for left, right, node in walk.ties:
         if not torch.equal(left, right):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.data.holdout import Parts
+from slim_model.errors import first_line
 from slim_model.graph.graph import Graph
 from slim_model.progress import Progress, silent
 from slim_model.recovery.cut_points import Passage, find_passages, is_batch, sizes
@@ -94,7 +95,7 @@ def _learned(
     try:
         _train(run, *fit, stage, progress)
     except RuntimeError as error:  # an operator without a derivative
-        return f"kept: {str(error).splitlines()[0][:120]}", {}
+        return f"kept: {first_line(error, at_most=120)}", {}
     changed = {name: value.detach() for name, value in run.values.items()}
     after = run.error(*held)
     found = f"error {before:.3g} -> {after:.3g}"

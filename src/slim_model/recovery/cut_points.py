@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from slim_model.cutting.resize import resize
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import shape_of
+from slim_model.graph.tensor_trees import batch_of
 from slim_model.ops import along, flow_of, norm, pointwise
 from slim_model.recovery.linear_layers import Kept, Sum, find_sums
 
@@ -86,7 +87,7 @@ def _single(graph: Graph) -> Iterator[int]:
     """Positions behind which nothing but that one value is needed any more, one row a sample."""
     nodes = list(graph.nodes)
     last = {source: i for i, node in enumerate(nodes) for source in node.all_input_nodes}
-    samples = next((shape_of(x)[0] for x in graph.inputs if isinstance(x, Tensor) and x.dim()), 0)
+    samples = batch_of(graph.inputs)
     counted = set(sizes(graph))
     alive = {node for node in nodes if node.op == "placeholder" and node.name not in graph.owners}
     for i, node in enumerate(nodes[:-1]):

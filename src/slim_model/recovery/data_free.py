@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.nodes import bound, packet_of, shape_of
 from slim_model.labels.values import Value
 from slim_model.ops import row_of
 from slim_model.ranking.evidence.rectified_normal import products
@@ -131,7 +131,7 @@ def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _rectified(coupling: Coupling, operand: fx.Node) -> bool:
-    return any(getattr(n.target, "overloadpacket", None) in _RECTIFIERS for n in _upstream(coupling, operand))
+    return any(packet_of(n) in _RECTIFIERS for n in _upstream(coupling, operand))
 
 
 def _moments(problem: Problem, operand: fx.Node, channels: _Made, rectified: bool) -> Moments:

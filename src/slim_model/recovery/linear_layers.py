@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import bound, packet_of
 from slim_model.graph.stored_tensors import storage_key
 from slim_model.ranking.evidence.sampling import places
 
@@ -142,7 +142,7 @@ class _Parts:
 
 
 def _parts(node: fx.Node) -> _Parts | None:
-    kind, given = getattr(node.target, "overloadpacket", None), bound(node)
+    kind, given = packet_of(node), bound(node)
     if kind in _CONVOLUTIONS or kind is aten.linear:
         found = given["input"], given["weight"], given["bias"]
     elif kind is aten.addmm and given["alpha"] == given["beta"] == 1:
@@ -228,7 +228,5 @@ def norm_behind(node: fx.Node) -> fx.Node | None:
 
 def is_norm(node: fx.Node) -> bool:
     return (
-        getattr(node.target, "overloadpacket", None) is aten.batch_norm
-        and bound(node)["running_mean"] is not None
-        and not bound(node)["training"]
+        packet_of(node) is aten.batch_norm and bound(node)["running_mean"] is not None and not bound(node)["training"]
     )

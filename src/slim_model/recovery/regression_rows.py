@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import bound, packet_of
 from slim_model.recovery.linear_layers import Sum, norm_behind
 from slim_model.recovery.streamed_run import Track
 
@@ -44,7 +44,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _kind(node: fx.Node) -> Any:
-    return getattr(node.target, "overloadpacket", None)
+    return packet_of(node)
 
 
 class Row(NamedTuple):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from slim_model import distributed
 from slim_model.data.accuracy import classes
@@ -22,8 +21,9 @@ from slim_model.data.augmentation import augmentation, cut_mixed, varied
 from slim_model.data.batches import Batch, padded
 from slim_model.data.loss import distillation, hint, not_finite, total_loss
 from slim_model.data.training_samples import Samples
-from slim_model.errors import InputError
+from slim_model.errors import InputError, first_line
 from slim_model.graph.graph import Graph
+from slim_model.graph.tensor_trees import batch_of, copied, tensors_among
 from slim_model.progress import Progress, silent
 from slim_model.recovery.cut_points import Passage
 from slim_model.training.optimizers import kind_for, optimizer_for
@@ -146,7 +146,7 @@ class _Run:
                 "augment cutmix makes pictures of two classes, for which labels do not hold: add --alpha 1."
             )
         self.bf16 = self._in_bf16(recipe.precision)
-        self.fixed = None if small.dynamic_batch else next(len(x) for x in small.inputs if isinstance(x, Tensor))
+        self.fixed = None if small.dynamic_batch else batch_of(small.inputs)
         self.batch = self.fixed or max(1, min(recipe.batch, len(self.train)) // distributed.size())
         self.step = self.batch * distributed.size()
         self.steps = len(self.train) // self.step
@@ -231,15 +231,15 @@ class _Run:
         if self.teacher is None:
             return None, ()
         said, values = self.teacher(*inputs)
-        taught = _tensors(said)
+        taught = tensors_among(said)
         if "flip" in self.varied and len(taught) == 1 and taught[0].dim() == 2:
             other, _ = self.teacher(inputs[0].flip(-1), *inputs[1:])
-            taught = [(taught[0] + _tensors(other)[0]) / 2]
+            taught = [(taught[0] + tensors_among(other)[0]) / 2]
         return taught, values
 
     def _loss(self, given: Any, taught: list[Tensor] | None, batch: Batch) -> Tensor:
         """(1 - alpha) labels + alpha teacher."""
-        parts, outputs = [], _tensors(given)
+        parts, outputs = [], tensors_among(given)
         if self.alpha < 1:
             own = [x[: batch.samples].float() for x in outputs]
             labels = None if batch.labels is None else batch.labels.to(self.device)
@@ -262,7 +262,7 @@ class _Run:
         with torch.no_grad(), seeded(self.recipe.seed, self.device):
             for batch in self.validation.batches(places, self.augment):
                 inputs = self._mixed(padded(batch, self.small))
-                outputs = _tensors(net(*inputs))
+                outputs = tensors_among(net(*inputs))
                 taught = self._asked(inputs)[0]
                 apart += float(self._loss(outputs, taught, batch)) * batch.samples
                 count += batch.samples
@@ -313,14 +313,16 @@ class _Run:
         net = training_module(self.small, device=self.device)
         if not any(parameter.requires_grad for parameter in net.parameters()):
             return "its outputs depend on no parameters"
-        copies = (x.clone() if isinstance(x, Tensor) else x for x in self.small.inputs)
+        copies = copied(self.small.inputs)
         with torch.random.fork_rng(), torch.enable_grad():
             try:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                    outputs = [x.float().sum() for x in _tensors(net(*map(self._placed, copies))) if x.requires_grad]
+                    outputs = [
+                        x.float().sum() for x in tensors_among(net(*map(self._placed, copies))) if x.requires_grad
+                    ]
                 torch.stack(outputs).sum().backward()
             except (RuntimeError, ValueError) as error:
-                return str(error).splitlines()[0][:200]
+                return first_line(error)
         return None
 
     def _placed(self, x: Any) -> Any:
@@ -345,7 +347,3 @@ def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_amx_tile_supported())
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import bound, packet_of
 from slim_model.graph.stored_tensors import shared_names
 
 aten = torch.ops.aten
@@ -74,7 +74,7 @@ def training_module(
     """
     module = _copied(graph)
     for node in module.graph.nodes:
-        if node.op == "call_function" and (row := TRAINING.get(getattr(node.target, "overloadpacket", None))):
+        if node.op == "call_function" and (row := TRAINING.get(packet_of(node))):
             row(node, dropout)
     _freeze(graph, module, set(frozen))
     return _on(module, device)
@@ -117,7 +117,7 @@ def _copied(graph: Graph) -> fx.GraphModule:
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             node.target = shared.get(str(node.target), str(node.target))
-        elif getattr(node.target, "overloadpacket", None) in _ASSERTIONS:
+        elif packet_of(node) in _ASSERTIONS:
             module.graph.erase_node(node)  # of dtypes, which autocast changes
     return module
 

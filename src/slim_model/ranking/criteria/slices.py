@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.data.loss import Losses
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import bound, packet_of
 from slim_model.labels.values import Value
 from slim_model.ranking.evidence.gather import GroupEvidence, View
 
@@ -123,7 +123,7 @@ def _by_channel(tensor: Tensor, axis: int, channel: Tensor, width: int) -> Tenso
 
 def _norms(coupling: Coupling) -> list[tuple[fx.Node, fx.Node]]:
     """(BatchNorm, what it normalises)"""
-    nodes = [n for n in coupling.graph.nodes if getattr(n.target, "overloadpacket", None) is aten.batch_norm]
+    nodes = [n for n in coupling.graph.nodes if packet_of(n) is aten.batch_norm]
     return [(node, bound(node)["input"]) for node in nodes]
 
 

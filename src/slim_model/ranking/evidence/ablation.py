@@ -19,7 +19,7 @@ from slim_model.data.batches import Batch, Data, padded
 from slim_model.data.loss import Loss, Losses, total_loss
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
-from slim_model.graph.nodes import leaves
+from slim_model.graph.tensor_trees import tensors_among
 from slim_model.labels.values import Value
 from slim_model.ops import row_of
 from slim_model.ranking.evidence.read_sites import has_writes
@@ -98,5 +98,5 @@ def _finished(trial: Masked, nodes: list[fx.Node], batch: Batch, loss: Loss | No
     for node in nodes:
         result = trial.run_node(node)
         trial.env[node] = result
-    outputs = [x[: batch.samples] for x in leaves(result)]
+    outputs = [x[: batch.samples] for x in tensors_among(result)]
     return total_loss(loss, outputs, batch.labels, batch.samples).double().cpu()

@@ -17,7 +17,7 @@ from slim_model.data.batches import Batch
 from slim_model.data.loss import Loss, not_finite, total_loss
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
-from slim_model.graph.nodes import leaves
+from slim_model.graph.tensor_trees import batch_of, tensors_among
 from slim_model.ranking.evidence.read_sites import Place, Spot, by_sample, has_writes
 
 PROBES = 16
@@ -97,7 +97,7 @@ def gate_gradients(coupling: Coupling, places: list[Place], batch: Batch, loss: 
     gradients = {
         g: torch.zeros(batch.samples, coupling.groups[g].width, dtype=torch.float64) for g in {p.group for p in places}
     }
-    rows = len(next(x for x in batch.inputs if isinstance(x, Tensor)))
+    rows = batch_of(batch.inputs)
     for ((operand, _), (_, value)), slope in zip(run.taps.items(), slopes, strict=True):
         for place in run.reading[operand] if slope is not None else ():
             t = by_sample(slope * value, place.read, rows).flatten(2).sum(2, dtype=torch.float64)
@@ -109,7 +109,7 @@ def _alone(batch: Batch, coupling: Coupling) -> list[Batch]:
     """Batches in which one sample counts; where the batch is fixed it stands in front of the others."""
     if coupling.graph.dynamic_batch:
         return batch.split(1)
-    rows = len(next(x for x in batch.inputs if isinstance(x, Tensor)))
+    rows = batch_of(batch.inputs)
     order = [[i, *range(i), *range(i + 1, rows)] for i in range(batch.samples)]
     return [
         Batch(
@@ -129,7 +129,7 @@ def _merged(parts: list[dict[int, Gates]]) -> dict[int, Gates]:
 
 
 def _loss_of(run: fx.Interpreter, coupling: Coupling, batch: Batch, loss: Loss | None) -> Tensor:
-    outputs = [x[: batch.samples] for x in leaves(run.run(initial_env=_bound(coupling, batch)))]
+    outputs = [x[: batch.samples] for x in tensors_among(run.run(initial_env=_bound(coupling, batch)))]
     total = total_loss(loss, outputs, batch.labels, batch.samples)
     if not_finite(total):
         raise InputError("the loss is NaN or infinite on the data. Check inputs, labels and weights.")

@@ -22,7 +22,7 @@ from slim_model.data.loss import Loss, not_finite
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import source_line
-from slim_model.graph.nodes import leaves
+from slim_model.graph.tensor_trees import batch_of, tensors_among
 from slim_model.progress import Count, uncounted
 from slim_model.ranking.evidence.gate_gradients import Curvature, Gates, gate_curvature, gate_gradients, probes_of
 from slim_model.ranking.evidence.patches import patch
@@ -154,7 +154,7 @@ class _Observer:
         outputs: list[Tensor] = []
         try:
             with torch.no_grad():
-                outputs = leaves(
+                outputs = tensors_among(
                     _Watch(self, batch, first, views).run(initial_env=self.coupling.graph.bind(batch.inputs))
                 )
         except RuntimeError:
@@ -175,7 +175,7 @@ class _Watch(Decided):
         graph = observer.coupling.graph
         super().__init__(graph.module, graph.decisions, garbage_collect_values=True)
         self.observer, self.batch, self.first, self.views = observer, batch, first, views
-        self.rows = _rows(batch)
+        self.rows = batch_of(batch.inputs)
         self.held: dict[fx.Node, Any] = {}
         self.due: dict[fx.Node, list[int]] = defaultdict(list)
         self.wanted: set[fx.Node] = set()
@@ -221,7 +221,7 @@ def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:
 
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if n.op == "call_function" and self.found is None and any(map(not_finite, leaves(result))):
+            if n.op == "call_function" and self.found is None and any(map(not_finite, tensors_among(result))):
                 self.found = f"the values of {n.target} ({source_line(n)}) are"
             return result
 
@@ -229,7 +229,3 @@ def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:
     with torch.no_grad():
         search.run(initial_env=coupling.graph.bind(batch.inputs))
     return search.found
-
-
-def _rows(batch: Batch) -> int:
-    return next((x.shape[0] for x in batch.inputs if isinstance(x, Tensor) and x.dim()), 1)

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import bound, packet_of
 from slim_model.ops import recurrent
 from slim_model.ranking.evidence.read_sites import Spot
 from slim_model.ranking.evidence.sampling import SUMMED, places
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 def patch(node: fx.Node, spot: Spot, env: dict[fx.Node, Any], *, first: int, samples: int) -> Patch:
     """Inputs, weights and outputs of the reader ``node`` for the channels at ``spot``; outputs are without bias."""
     arguments = fx.map_arg(bound(node), env.__getitem__)
-    kind = getattr(node.target, "overloadpacket", None)
+    kind = packet_of(node)
     named = bound(node).get("input") is spot.node
     if kind in (aten.conv1d, aten.conv2d) and named and arguments["input"].dim() == arguments["weight"].dim():
         inputs, weights = _of_convolution(arguments, first)

@@ -23,6 +23,7 @@ from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import source_line
 from slim_model.graph.nodes import bound
+from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Value, tensors_in
 from slim_model.ops import row_of
 
@@ -249,7 +250,7 @@ def _laid_out(coupling: Coupling, spot: Spot, runs: list[dict[fx.Node, Any]], va
     """The same spot, with the axis along which samples lie."""
     if not varies:
         return dataclasses.replace(spot, layout=Layout(None))
-    batch = next((x.shape[0] for x in coupling.graph.inputs if isinstance(x, Tensor) and x.dim()), 1)
+    batch = batch_of(coupling.graph.inputs)
     one, two = runs[0][spot.node], runs[1][spot.node]
     layout = _layout((one == two) | (one.isnan() & two.isnan()), batch, spot.axis)
     if layout.axis is None:
