@@ -1,10 +1,13 @@
-"""What holds for all tests: no latency table that was measured on this machine changes a width."""
+"""What holds for all tests: no latency table that was measured on this machine changes a width, and what is traced for
+one test is there for the others."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +16,25 @@ def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+class ByNet(LoadScopeScheduling):
+    """All tests of one micro-net run in one process, because it traces the net once, and so do all others of a file."""
+
+    nets: frozenset[str] = frozenset()
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        parameters = test.partition("[")[2].removesuffix("]").split("-")
+        return next((name for name in parameters if name in self.nets), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from micronets import NETS  # loads torch, which only the processes that run tests need otherwise
+
+    scheduler = ByNet(config, log)
+    scheduler.nets = frozenset(NETS)
+    return scheduler

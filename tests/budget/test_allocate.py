@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from micronets import NETS
+from micronets.compiled import coupling_of as micro_coupling
 from slim_model.budget.allocate import meet
 from slim_model.budget.knapsack import pack
 from slim_model.budget.methods import ALLOCATIONS, TIMED, Curve, allocation_of
@@ -81,7 +82,7 @@ def test_a_limit_holds_and_is_used(name: str, allocate: str, share: float, block
 @pytest.mark.parametrize("name", [name for name in NETS if "packed" not in name])
 def test_a_limit_holds_on_every_topology(name: str) -> None:
     """Where it can be met at all; no axis is left empty."""
-    coupling = couple(simplify(trace(NETS[name].build(), NETS[name].inputs(2))))
+    coupling = micro_coupling(name)
     for allocate in ("uniform", "greedy"):
         with contextlib.suppress(BudgetError):
             plan, used = met(coupling, "params", 0.7, allocate=allocate)

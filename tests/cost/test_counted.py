@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from micronets import NETS
+from micronets.compiled import coupling_of
 from slim_model.cost.counted import ENERGY, Meter, cost
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
@@ -17,13 +16,6 @@ from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
-
-BATCH = 2
-
-
-@functools.cache
-def coupled(name: str) -> Coupling:
-    return couple(simplify(trace(NETS[name].build(), NETS[name].inputs(BATCH))))
 
 
 def every_other(coupling: Coupling) -> np.ndarray:
@@ -35,7 +27,7 @@ def every_other(coupling: Coupling) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [name for name in NETS if "packed" not in name])  # their sizes follow from data
 def test_a_plan_costs_what_the_small_graph_does(name: str) -> None:
-    coupling = coupled(name)
+    coupling = coupling_of(name)
     keep = every_other(coupling)
     small, _ = shrink(coupling, keep)
     counted = cost(coupling, keep)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +13,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from micronets import NETS
+from micronets.compiled import BATCH, coupling_of
 from slim_model.cost.counted import Meter
 from slim_model.cost.layer_models import KINDS, as_module, at_widths, example, layers_of, stored_bytes, write_onnx
-from slim_model.coupling.couple import couple
-from slim_model.coupling.coupling import Coupling
 from slim_model.graph.nodes import shape_of
-from slim_model.graph.simplify import simplify
-from slim_model.graph.trace import trace
 from slim_model.ops import Layer
-
-BATCH = 2
-
-
-@functools.cache
-def coupled(name: str) -> Coupling:
-    return couple(simplify(trace(NETS[name].build(), NETS[name].inputs(BATCH))))
 
 
 def ran(layer: Layer) -> Tensor:
@@ -40,7 +29,7 @@ def ran(layer: Layer) -> Tensor:
 @pytest.mark.parametrize("name", NETS)
 def test_a_layer_alone_does_the_work_of_its_operator(name: str) -> None:
     """As many outputs as the node has, and as many multiply-adds as its own row counts."""
-    coupling = coupled(name)
+    coupling = coupling_of(name)
     macs = Meter(coupling).by_layer()
     for placed in layers_of(coupling, batch=BATCH):
         with FlopCounterMode(display=False) as counter:
@@ -53,7 +42,7 @@ def test_a_layer_alone_does_the_work_of_its_operator(name: str) -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_a_small_layer_alone_does_the_work_of_the_small_operator(name: str) -> None:
     """With every other channel gone the widths still are those of one and the same kind of layer."""
-    coupling = coupled(name)
+    coupling = coupling_of(name)
     keep = coupling.keep_all()
     for group in coupling.groups:
         keep[group.channels[1::2]] = False

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 import slim_model
 import small_nets
 from micronets import NETS
+from micronets.compiled import coupling_of
 from slim_model.cli import _run
 from slim_model.coupling.couple import components, couple
 from slim_model.coupling.coupling import Coupling
@@ -39,11 +40,6 @@ SOURCE = Path(slim_model.__file__).parent
 
 def explained(model: nn.Module, *inputs: Tensor, keep: tuple[str, ...] = ()) -> Explanation:
     return explain(couple(simplify(trace(model.eval(), inputs)), keep=keep))
-
-
-@functools.cache
-def coupling_of(name: str) -> Coupling:
-    return couple(simplify(trace(NETS[name].build(), NETS[name].inputs(2))))
 
 
 # -- reasons have remedies ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import micronets
 from micronets import NETS
+from micronets.compiled import coupling_of
 from slim_model import InputError
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
@@ -35,11 +36,6 @@ SOME = [
     *("grouped_few", "depthwise_multiplier", "pixel_unshuffle", "rotary", "group_norm_between", "conv3d_flatten"),
     *("lstm_stacked", "lstm_from_a_learned_state", "gru_from_a_computed_state", "rnn_cells", "speech"),
 ]
-
-
-@functools.cache
-def coupling_of(name: str) -> Coupling:
-    return couple(simplify(trace(NETS[name].build(), NETS[name].inputs(2))))
 
 
 def coupled(model: nn.Module, *inputs: Tensor) -> Coupling:

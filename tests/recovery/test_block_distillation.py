@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from micronets import NETS
+from micronets.compiled import coupling_of
 from slim_model.budget.ratio import budget
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
@@ -39,7 +40,7 @@ def halved(coupling: Coupling) -> tuple[Graph, list[Block]]:
 
 @functools.cache
 def of_net(name: str) -> tuple[Graph, Graph, list[Block]]:
-    coupling = couple(simplify(trace(NETS[name].build(), NETS[name].inputs(2))))
+    coupling = coupling_of(name)
     try:
         return coupling.graph, *halved(coupling)
     except BudgetError:
@@ -49,7 +50,6 @@ def of_net(name: str) -> tuple[Graph, Graph, list[Block]]:
 @pytest.fixture(autouse=True)
 def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "TOGETHER", 1)
-    of_net.cache_clear()
 
 
 SEVERAL_AXES = (
