@@ -96,7 +96,7 @@ def weight_norm_by_hook(s, x):
     return s.head(pooled(s.b(F.relu(s.a(x)))))
 
 
-@net(image, 0.4, pinned="aten.vdot", zeroed="", a=parametrizations.spectral_norm(conv(3, 12)), b=conv(12, 8),
+@net(image, zeroed="", a=parametrizations.spectral_norm(conv(3, 12)), b=conv(12, 8),
      head=head(8))  # fmt: skip
 def spectral_norm(s, x):
     return s.head(pooled(s.b(F.relu(s.a(x)))))
@@ -111,7 +111,7 @@ _symmetric = conv(12, 8)
 parametrize.register_parametrization(_symmetric, "weight", Symmetric())
 
 
-@net(image, zeroed="all", a=conv(3, 12), b=_symmetric, head=head(8))
+@net(image, zeroed="", a=conv(3, 12), b=_symmetric, head=head(8))
 def parametrized(s, x):
     return s.head(pooled(s.b(F.relu(s.a(x)))))
 
@@ -159,7 +159,7 @@ def weight_standardised_by_batch_norm(s, x):
     return s.head(pooled(F.conv2d(F.relu(s.a(x)), w)))
 
 
-@net(vector, zeroed="all", a=nn.Linear(10, 16), w=weight(12, 16), up=weight(12, 2), down=weight(2, 16), head=head(12))
+@net(vector, zeroed="", a=nn.Linear(10, 16), w=weight(12, 16), up=weight(12, 2), down=weight(2, 16), head=head(12))
 def lora(s, x):
     x = F.relu(s.a(x))
     return s.head(F.relu(F.linear(x, s.w + 0.5 * (s.up @ s.down))))

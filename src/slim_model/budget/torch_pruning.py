@@ -9,7 +9,6 @@ tags; they are cut out of our graph, which is proven as ever, and its module mus
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from slim_model.budget.plan import Plan
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
+from slim_model.cutting.shrink_module import shrink_module
 from slim_model.data.loss import Loss
 from slim_model.data.open_data import open_data
 from slim_model.errors import InputError, ProofError
@@ -138,7 +138,7 @@ def prune(
 ) -> Peer:
     """Run Torch-Pruning on a copy of ``model`` with our scores. Raises ProofError where it fails or parts what is
     coupled."""
-    twin = copy.deepcopy(model).eval()
+    twin = shrink_module(model, coupling.graph.tensors, coupling.graph.folded).eval()
     fixed = [m for name, m in twin.named_modules() if name in {p.name for p in coupling.pinned}]
     table, names = _Table(coupling, scores), {module: name for name, module in twin.named_modules()}
 

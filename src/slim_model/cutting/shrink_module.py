@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slim_model.cutting.plain_layers import make_plain, own_classes
+from slim_model.graph.graph import Folded
 from slim_model.graph.stored_tensors import storage_key
 
 # -- the module -----------------------------------------------------------------------------------------------------
 
 
-def shrink_module(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable[Folded] = ()) -> nn.Module:
     """A copy of ``model`` (its own classes) that holds ``tensors`` (by name; others are copied as they are).
 
-    Tensors that share memory do so in the copy.
+    Tensors that share memory do so in the copy. Weights that were ``folded`` are plain parameters there.
     """
+    folded = [weight for weight in folded if weight.name in tensors]
+    computed = {weight.name for weight in folded}
     memo: dict[int, Any] = {}
     owned = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     # By memory, not by name: what several parameters share is given under one of their names, and stays shared.
-    given = {storage_key(owned[name]): tensor for name, tensor in tensors.items() if name in owned}
+    given = {
+        storage_key(owned[name]): tensor for name, tensor in tensors.items() if name in owned and name not in computed
+    }
     copies: dict[Hashable, Tensor] = {}
     for tensor in owned.values():
         key = storage_key(tensor)
@@ -33,7 +39,13 @@ def shrink_module(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
             memo.setdefault(id(tensor), nn.Parameter(new, requires_grad=tensor.requires_grad))
         else:
             memo.setdefault(id(tensor), new)
+    for module in model.modules():
+        for held in vars(module).values():  # what a hook left there has a gradient, and refuses to be copied
+            if isinstance(held, Tensor) and not held.is_leaf:
+                memo.setdefault(id(held), held.detach().clone())
     result = copy.deepcopy(model, memo)
+    own_classes(result)
+    make_plain(result, folded, tensors)
     for module in result.modules():
         _update_attributes(module)
     return result

@@ -21,8 +21,7 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
     signature = program.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     inputs = [
-        specs.get(node.name)
-        or InputSpec(InputKind.BUFFER, TensorArgument(node.name), graph.owners[node.name], persistent=True)
+        specs.get(node.name) or InputSpec(*_made_here(graph, node.name))
         for node in graph.nodes
         if node.op == "placeholder"
     ]
@@ -52,6 +51,13 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
     # torch 2.9 to 2.15 write checks of the dense model's symbolic sizes here; they name tensors that are gone
     result._guards_code = []
     return result
+
+
+def _made_here(graph: Graph, node: str) -> tuple[InputKind, TensorArgument, str, bool | None]:
+    """The specification of a stored tensor that the traced program did not have."""
+    name = graph.owners[node]
+    trained = name in graph.parameter_names
+    return InputKind.PARAMETER if trained else InputKind.BUFFER, TensorArgument(node), name, None if trained else True
 
 
 def _output_specs(graph: Graph, signature: ExportGraphSignature) -> list[OutputSpec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from slim_model.cutting.shrink_graph import shrink
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import InputError, first_line
 from slim_model.graph.as_module import graph_module
-from slim_model.graph.graph import Graph
+from slim_model.graph.graph import Folded, Graph
 from slim_model.graph.modes import quiet
+from slim_model.graph.plain_layer import PlainLayer
 from slim_model.graph.simplify import simplify
 from slim_model.graph.stored_tensors import shared_names, storage_key
 from slim_model.graph.trace import trace
@@ -87,6 +88,8 @@ def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, 
         "steps": json.dumps(_steps(compiled)),
         "recipe": json.dumps({"ratio": recipe.ratio, "keep": recipe.keep, "static_batch": recipe.static_batch}),
     }
+    if compiled.small.folded:
+        metadata["folded"] = json.dumps([asdict(weight) for weight in compiled.small.folded])
     path.write_bytes(_sorted(safetensors.torch.save(tensors, metadata)))
 
 
@@ -135,8 +138,18 @@ def restore(model: nn.Module, file: str | Path) -> nn.Module:
 
 
 def _restore_module(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
+    folded = [_folded(weight) for weight in json.loads(metadata.get("folded", "[]"))]
+    if folded:  # a copy that already has plain layers, of the dense model's sizes
+        model = shrink_module(
+            model, {weight.name: torch.empty(weight.shape, device="meta") for weight in folded}, folded
+        )
     _check_belongs(model, tensors, json.loads(metadata["removed"]), file)
     return shrink_module(model, tensors).eval()
+
+
+def _folded(given: dict[str, Any]) -> Folded:
+    layer = given["layer"] and PlainLayer(**given["layer"])
+    return Folded(**given | {"sources": tuple(given["sources"]), "shape": tuple(given["shape"]), "layer": layer})
 
 
 def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[str, Any], file: str) -> None:

@@ -15,10 +15,24 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from slim_model.graph.decisions import Decided, Decision
+from slim_model.graph.plain_layer import PlainLayer
 from slim_model.graph.tensor_trees import copied, tensors_among
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A stored tensor ``name`` that holds what the model computes from the tensors ``sources`` alone, at the line
+    ``where``; ``shape`` is that in the dense model. ``layer``: what the module around it is besides, if that is one
+    plain layer."""
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    where: str
+    layer: PlainLayer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +44,8 @@ class Graph:
     placeholders are the user's inputs, whose examples are ``inputs`` (flattened, in order). A graph that follows one
     run (``program`` is None) holds for the ``decisions`` of that run, by the names of nodes: they are given to any run.
     ``structure``: how the user nests the inputs; None where they are not nested. ``parameter_names``: those of
-    ``tensors`` that are trained (the others are buffers and constants).
+    ``tensors`` that are trained (the others are buffers and constants). ``folded``: those of ``tensors`` that the model
+    computes.
     """
 
     module: fx.GraphModule
@@ -43,6 +58,7 @@ class Graph:
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     structure: pytree.TreeSpec | None = None
     parameter_names: frozenset[str] = frozenset()
+    folded: tuple[Folded, ...] = ()
 
     @property
     def nodes(self) -> Iterator[fx.Node]:

@@ -4,6 +4,8 @@ A channel shuffle written as view, transpose, view becomes one look-up by a cons
 2018) ties every block of channels to every other, and stacked shuffles tie nearly all of them. Seen as a permutation
 it ties nothing: the small graph looks up the channels that are left.
 
+A weight that the forward computes from parameters alone becomes a stored one (``fold_weights``).
+
 What the forward computes from numbers alone (positions, angles of rotary embeddings) becomes a stored tensor, which
 is sliced like a parameter.
 
@@ -21,13 +23,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from slim_model.graph.constants import following, placeholder, values_of
+from slim_model.graph.fold_weights import fold_weights
 from slim_model.graph.fused_projections import unfuse
 from slim_model.graph.graph import Graph
-from slim_model.graph.moves import is_written, links, through, writes
+from slim_model.graph.moves import is_written, links, through
 from slim_model.graph.nodes import bound, shape_of
 
 aten = torch.ops.aten
@@ -36,9 +41,11 @@ _LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
 
 
 def simplify(graph: Graph) -> Graph:
-    """A copy of ``graph``: BatchNorms in batch-statistics mode are marked as such, constants are folded, channel
-    shuffles become ``index_select``, fused qkv projections are split, and ``view`` becomes ``reshape``."""
+    """A copy of ``graph``: weights that follow from parameters alone and other constants are folded, BatchNorms in
+    batch-statistics mode are marked as such, channel shuffles become ``index_select``, fused qkv projections are split,
+    and ``view`` becomes ``reshape``."""
     graph = graph.copy()  # each step edits the nodes of this copy
+    graph = fold_weights(graph)  # first: what is folded need not be looked at
     _mark_batch_statistics(graph)
     graph = _fold_constants(graph)
     graph = _look_up_shuffles(graph)  # before projections: a shuffle before a chunk is a chain of views that is cut
@@ -56,42 +63,23 @@ def _fold_constants(graph: Graph) -> Graph:
     tensors: dict[str, Tensor] = {}
     for node, value in known.items():
         if node.op == "call_function" and _worth_storing(value) and any(user not in known for user in node.users):
-            constant = _placeholder(graph, f"computed_{len(tensors)}", value, node)
+            constant = placeholder(graph, f"computed_{len(tensors)}", value, node)
             node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in known)
             tensors[constant.name] = value
     return _with(graph, tensors, [node for node in known if node.op == "call_function"])
 
 
-def _worth_storing(value: Tensor) -> bool:
-    return value.is_floating_point() and 1 < value.numel() <= _LARGEST and bool((value != value.flatten()[0]).any())
+def _worth_storing(value: Any) -> bool:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return 1 < value.numel() <= _LARGEST and bool((value != value.flatten()[0]).any())
 
 
-def _known(graph: Graph) -> dict[fx.Node, Tensor]:
+def _known(graph: Graph) -> dict[fx.Node, Any]:
     """Values that follow from numbers in the graph alone, and are never written to."""
     literals = graph.program.graph_signature.lifted_tensor_constants if graph.program else ()
-    known: dict[fx.Node, Tensor] = {}
-    for node in graph.nodes:
-        if is_written(node):
-            continue
-        if node.op == "placeholder" and graph.owners.get(node.name) in literals:
-            known[node] = graph.tensors[graph.owners[node.name]]
-        elif _is_pure(node) and all(n in known for n in node.all_input_nodes):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    return known
-
-
-def _is_pure(node: fx.Node) -> bool:
-    """One tensor from sizes or tensors, the same at every run."""
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and target.namespace == "aten"
-        and isinstance(node.meta.get("val"), Tensor)
-        and not writes(target)
-        and torch.Tag.nondeterministic_seeded not in target.tags
-        and "empty" not in target.overloadpacket.__name__
-    )
+    given = following(graph, lambda node: node.op == "placeholder" and graph.owners.get(node.name) in literals)
+    return values_of(graph, given)
 
 
 # -- norms by the statistics of what is at hand ---------------------------------------------------------------------
@@ -126,7 +114,7 @@ def _look_up_shuffles(graph: Graph) -> Graph:
             found.append(hit)
     tensors: dict[str, Tensor] = {}
     for number, (chain, axis, order) in enumerate(found):
-        constant = _placeholder(graph, f"channel_order_{number}", order, chain[-1])
+        constant = placeholder(graph, f"channel_order_{number}", order, chain[-1])
         with nodes.inserting_after(chain[-1]):
             look_up = nodes.call_function(aten.index_select.default, (chain[0].args[0], axis, constant))
         look_up.meta = dict(chain[-1].meta)
@@ -181,17 +169,6 @@ def _reshape_views(graph: Graph) -> None:
 
 
 # -- both -----------------------------------------------------------------------------------------------------------
-
-
-def _placeholder(graph: Graph, name: str, tensor: Tensor, like: fx.Node) -> fx.Node:
-    """A new stored tensor, beside those that are there."""
-    nodes = graph.module.graph
-    stored = [n for n in nodes.nodes if n.op == "placeholder" and n.name in graph.owners]
-    with nodes.inserting_after(stored[-1]) if stored else nodes.inserting_before(next(iter(nodes.nodes))):
-        constant = nodes.placeholder(name)
-    mode = getattr(like.meta["val"], "fake_mode", None)
-    constant.meta["val"] = tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
-    return constant
 
 
 def _with(graph: Graph, tensors: dict[str, Tensor], unused: list[fx.Node]) -> Graph:

@@ -130,7 +130,7 @@ def _finetuned(
     whole = (compiled.dense, compiled.small, compiled.kept_positions())
     tuned = finetune(
         *(compiled.small, compiled.dense, samples, recipe),
-        frozen=frozen_names(model),
+        frozen=frozen_names(model, compiled.small.folded),
         passages=passages_inside(*whole) if recipe.hints else (),
         resume=resume,
         progress=progress,

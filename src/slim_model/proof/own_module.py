@@ -81,7 +81,7 @@ def _called(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> Any:
 
 def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
     try:
-        return shrink_module(model, small.tensors).eval()
+        return shrink_module(model, small.tensors, small.folded).eval()
     except Exception:  # a class of the user's may refuse to be copied: the graph is the ground truth
         return None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slim_model.graph.as_module import graph_module
-from slim_model.graph.graph import Graph
+from slim_model.graph.graph import Folded, Graph
 from slim_model.graph.nodes import bound, packet_of
 from slim_model.graph.stored_tensors import shared_names
 
@@ -153,8 +153,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def frozen_names(model: nn.Module) -> set[str]:
-    """Parameters the user froze; none where that is all of them, as in what was exported for inference."""
+def frozen_names(model: nn.Module, folded: Iterable[Folded] = ()) -> set[str]:
+    """Parameters the user froze; none where that is all of them, as in what was exported for inference. A ``folded``
+    weight is frozen where all parameters behind it are."""
     given = dict(model.named_parameters(remove_duplicate=False))
     found = {name for name, parameter in given.items() if not parameter.requires_grad}
-    return found if len(found) < len(given) else set()
+    if len(found) == len(given):
+        return set()
+    return found | {weight.name for weight in folded if found.issuperset(given.keys() & set(weight.sources))}

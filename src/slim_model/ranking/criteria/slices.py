@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from slim_model.coupling.coupling import Coupling, Group
+from slim_model.coupling.coupling import Coupling, Group, Slice
 from slim_model.data.loss import Losses
+from slim_model.graph.constants import as_used
 from slim_model.graph.nodes import bound, packet_of
 from slim_model.labels.values import Value
 from slim_model.ranking.evidence.gather import GroupEvidence, View
@@ -82,10 +83,8 @@ def slices_of(
 ) -> Slices:
     rows: dict[str, list[Callable[[], Tensor]]] = {"makes": [], "reads": [], "holds": []}
     for part in group.slices:
-        tensor = coupling.graph.tensors[part.parameter]
-        if tensor.is_floating_point():
-            channel = torch.from_numpy(part.channel)
-            rows[part.role].append(functools.partial(_by_channel, tensor, part.axis, channel, group.width))
+        if coupling.graph.tensors[part.parameter].is_floating_point():
+            rows[part.role].append(functools.partial(_row, coupling, part, group.width))
     return Slices(
         group.width,
         Rows(rows["makes"]),
@@ -98,6 +97,11 @@ def slices_of(
         evidence,
         losses,
     )
+
+
+def _row(coupling: Coupling, part: Slice, width: int) -> Tensor:
+    tensor = as_used(coupling.graph, part.parameter)
+    return _by_channel(tensor, part.axis, torch.from_numpy(part.channel), width)
 
 
 def _by_channel(tensor: Tensor, axis: int, channel: Tensor, width: int) -> Tensor:
@@ -142,7 +146,7 @@ def _folded(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
         tensor = coupling.graph.tensors[part.parameter]
         if part.role != "makes" or not tensor.is_floating_point():
             continue
-        scaled = tensor.detach()
+        scaled = as_used(coupling.graph, part.parameter).detach()
         for norm, layer in norms:
             if any(n.name == names.get(part.parameter) for n in layer.all_input_nodes):
                 factor = _factor(coupling, norm)
