@@ -22,6 +22,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.constants import cone_of, following, placeholder, values_of
 from slim_model.graph.graph import Folded, Graph, module_path, source_line
+from slim_model.graph.nodes import packet_of
 from slim_model.graph.plain_layer import PlainLayer, plain_layer
 from slim_model.graph.stored_tensors import storage_key
 
@@ -127,7 +128,7 @@ def _is_one(node: fx.Node) -> bool:
 def _moves(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return not isinstance(node.args[0], fx.Node) or _moves(node.args[0])
-    return getattr(node.target, "overloadpacket", None) in _MOVES
+    return packet_of(node) in _MOVES
 
 
 def _worth_folding(graph: Graph, node: fx.Node, cone: set[fx.Node]) -> bool:
@@ -144,7 +145,7 @@ def _worth_folding(graph: Graph, node: fx.Node, cone: set[fx.Node]) -> bool:
 
 def _kind(node: fx.Node) -> str:
     """How ``node`` treats the positions of what it reads."""
-    packet = getattr(node.target, "overloadpacket", None)
+    packet = packet_of(node)
     tags = getattr(node.target, "tags", ())
     if _moves(node) or node.target is operator.getitem or packet in _ONE_BY_ONE or torch.Tag.pointwise in tags:
         return "alone"
@@ -157,10 +158,7 @@ def _kind(node: fx.Node) -> str:
 
 def _is_weight(node: fx.Node) -> bool:
     """A layer reads it, moved or not."""
-    return any(
-        getattr(user.target, "overloadpacket", None) in _LAYERS or (_moves(user) and _is_weight(user))
-        for user in node.users
-    )
+    return any(packet_of(user) in _LAYERS or (_moves(user) and _is_weight(user)) for user in node.users)
 
 
 def _formulas(graph: Graph, known: Sequence[fx.Node]) -> dict[fx.Node, int]:

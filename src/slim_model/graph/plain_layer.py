@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import bound, packet_of
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ def plain_layer(weight: fx.Node, known: Collection[fx.Node], owners: Mapping[str
     parameters alone. None where it computes more than that (padding of its input, a scale behind it). ``owners``: names
     of stored tensors, by node."""
     layer = next(iter(weight.users)) if len(weight.users) == 1 else weight
-    kind = _KINDS.get(getattr(layer.target, "overloadpacket", None))
+    kind = _KINDS.get(packet_of(layer))
     path = _paths(layer)[-1:]
     given = bound(layer) if kind else {}
     if not kind or not path or not path[0] or given["weight"] is not weight:
