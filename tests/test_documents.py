@@ -75,13 +75,15 @@ def test_options_exist(document: Path) -> None:
         assert option in _options() | _OF_OTHERS, f"no command has {option}"
 
 
+def _options_of(command: str) -> set[str]:
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    found = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
+    return {option for option in found if option.startswith("--")}
+
+
 @cache
 def _options() -> set[str]:
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    found = {"--help", "--version"}
-    for command in commands:
-        for parameter in command.params:
-            found |= {*parameter.opts, *parameter.secondary_opts}
+    found = {"--help"}.union(*map(_options_of, ("slim", "explain", "bench", "profile")))
     scripts = [*PROJECT.glob("scripts/*"), *PROJECT.glob("scripts/*/*.py"), *PROJECT.glob("benchmarks/*.py")]
     for script in scripts:
         if script.is_file() and script.suffix in ("", ".py"):
@@ -98,7 +100,14 @@ def test_names_exist(document: Path) -> None:
             assert resolves(name), f"there is no {name}"
         elif re.fullmatch(r"[A-Z][a-z]\w*(\.\w+)*", name):
             whole, _, part = name.partition(".")
-            theirs = (torch.nn, torch.export, torch_pruning, torch_pruning.pruner, torch_pruning.importance)
+            theirs = (
+                torch.nn,
+                torch.export,
+                torch.utils.data,
+                torch_pruning,
+                torch_pruning.pruner,
+                torch_pruning.importance,
+            )
             known = whole in _defined() or any(hasattr(module, whole) for module in theirs)
             assert known, f"{whole} is no class of ours, of PyTorch or of Torch-Pruning"
             assert not part or part in _defined(), f"nothing is called {part}"
@@ -119,6 +128,14 @@ def _defined() -> set[str]:
                 found |= {t.id for t in targets if isinstance(t, ast.Name)}
                 found |= {t.attr for t in targets if isinstance(t, ast.Attribute)}
     return found
+
+
+@pytest.mark.parametrize("command", ["slim", "explain", "bench", "profile"])
+def test_every_option_is_on_the_page_of_the_command_line(command: str) -> None:
+    first, *sections = re.split(r"^## ", (PROJECT / "docs/cli.md").read_text(), flags=re.M)
+    own = [s for s in sections if s.startswith(f"slim-model {command}\n")]
+    text = "".join(own or [first, *(s for s in sections if not s.startswith("slim-model "))])
+    assert _options_of(command) <= set(re.findall(r"--[a-z][a-z-]*", text))
 
 
 def test_architecture_lists_the_packages_in_their_order() -> None:
