@@ -24,7 +24,7 @@ from slim_model.graph.trace import trace
 from slim_model.ranking.criteria import Ranking, ranking_of, slices_of
 from slim_model.ranking.evidence.gate_gradients import Gates
 from slim_model.ranking.evidence.gather import GroupEvidence, View, gather
-from slim_model.ranking.evidence.statistics import Moments
+from slim_model.ranking.evidence.statistics import ChannelMoments
 from slim_model.ranking.score import score, without_ties
 
 SAMPLES = 23
@@ -556,7 +556,7 @@ def test_fpgm_measures_weights_not_their_squares() -> None:
 
 def test_mean_activation_keeps_the_largest() -> None:
     """Distiller keeps the lowest."""
-    moments = Moments(1, torch.tensor([3.0, 1.0]).double(), torch.zeros(2).double())
+    moments = ChannelMoments(1, (torch.tensor([3.0, 1.0]).double(),), (torch.zeros(2).double(),))
     view = View("", torch.arange(2), (), {"moments": moments})
     slices = Slices(2, (), (), (), torch.Generator(), evidence=GroupEvidence((view,)))
     assert CRITERIA["mean-activation"](slices).tolist() == [3, 1]
@@ -579,10 +579,10 @@ def test_flap_variance_is_exact_at_a_large_mean() -> None:
     """FLAP's running variance is not Welford's; float32 sums of squares lose a mean of 1000."""
     x = torch.randn(1, 3, 400, generator=torch.Generator().manual_seed(0)) + 1000
 
-    def moments(part: Tensor) -> Moments:
+    def moments(part: Tensor) -> ChannelMoments:
         wide = part.double()
         mean = wide.mean((0, 2))
-        return Moments(part.shape[2], mean, (wide - mean[:, None]).square().sum((0, 2)))
+        return ChannelMoments(part.shape[2], (mean,), ((wide - mean[:, None]).square().sum((0, 2)),))
 
     merged = functools.reduce(lambda a, b: a.merge(b), map(moments, x.split([1, 150, 249], 2)))
     assert merged.variance.numpy() == pytest.approx(x.double().numpy().var((0, 2)), rel=1e-10)

@@ -29,7 +29,7 @@ from slim_model.ranking.evidence.histogram import CELLS, Histogram
 from slim_model.ranking.evidence.read_sites import Layout, by_sample, find_places
 from slim_model.ranking.evidence.sampling import places
 from slim_model.ranking.evidence.seen import Seen
-from slim_model.ranking.evidence.statistics import STATISTICS, Classes, Covariance, Moments, Zeros, together
+from slim_model.ranking.evidence.statistics import STATISTICS, ChannelMoments, Classes, Covariance, Zeros, together
 
 SOME = [
     *("conv_bn_relu", "mlp", "windows", "multihead_attention", "stacked_experts", "cat_batch", "channel_shuffle"),
@@ -233,7 +233,7 @@ def test_parts_of_the_data_merge_to_the_whole() -> None:
         assert torch.allclose(one["moments"].m2, two["moments"].m2, rtol=1e-10)
         assert torch.equal(one["zeros"].off, two["zeros"].off)
         assert torch.equal(one["histogram"].counted().counts, two["histogram"].counted().counts)
-        assert torch.allclose(one["classes"].counted().m2, two["classes"].counted().m2, rtol=1e-9)
+        assert torch.allclose(one["classes"].counted().fired.m2, two["classes"].counted().fired.m2, rtol=1e-9)
         assert torch.allclose(one["covariance"].scatter, two["covariance"].scatter, rtol=1e-9)
         assert torch.allclose(one["contributions"].centred, two["contributions"].centred, rtol=1e-9)
         assert a.gates is not None
@@ -344,7 +344,7 @@ def test_moments_hold_at_a_large_mean_in_any_order() -> None:
     values = torch.randn(60, 2, 5, generator=torch.Generator().manual_seed(0)).double() + 1e8
     exact = values.numpy().var((0, 2))
     for sizes in ([60], [1, 59], [20, 1, 39]):
-        found = together([Moments.of(seen(part)) for part in values.split(sizes)])
+        found = together([ChannelMoments.of(seen(part)) for part in values.split(sizes)])
         assert found.variance.numpy() == pytest.approx(exact, rel=1e-6)
         assert found.count == 300
 
@@ -474,7 +474,7 @@ def test_classes_are_the_same_however_long_samples_wait(waiting: int, monkeypatc
     found = together([Classes.of(seen(x, y)) for x, y in parts]).counted()
     fire = values.amax(2)
     assert found.ids.tolist() == [0, 1, 2, 3, 9]
-    for k, mean, m2 in zip(found.ids, found.mean, found.m2, strict=True):
+    for k, mean, m2 in zip(found.ids, found.fired.mean, found.fired.m2, strict=True):
         own = fire[labels == k]
         assert torch.allclose(mean, own.mean(0))
         assert torch.allclose(m2, (own - own.mean(0)).square().sum(0), atol=1e-12)

@@ -20,12 +20,12 @@ from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
 from slim_model.ranking.evidence.sampling import SAMPLED, places
 from slim_model.recovery.linear_layers import Sum, as_map, find_sums
-from slim_model.recovery.ridge import Candidate, Moments, Problem, candidate_of, problem_of
+from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
 
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Relative to the mean of the diagonal."""
 _MEMORY = 1 << 30
-Memory = dict[tuple[Any, ...], tuple[Moments | None, Moments | None]]
+Memory = dict[tuple[Any, ...], tuple[InputMoments | None, InputMoments | None]]
 """What was observed at a layer, by ``Problem.key``: on what is fitted, and on what is held out."""
 
 
@@ -82,9 +82,9 @@ def _chunks(problems: list[Problem]) -> Iterator[list[Problem]]:
         yield [problem for _, problem in some]
 
 
-def observed(graph: Graph, problems: list[Problem], parts: Parts) -> dict[str, Moments]:
+def observed(graph: Graph, problems: list[Problem], parts: Parts) -> dict[str, InputMoments]:
     """Moments of what each layer reads, by the layer's node."""
-    found: dict[str, Moments] = {}
+    found: dict[str, InputMoments] = {}
     for part in parts():
         watch = _Watch(graph, problems, part.first, part.samples)
         with torch.no_grad():
@@ -98,7 +98,7 @@ class _Watch(fx.Interpreter):
     def __init__(self, graph: Graph, problems: list[Problem], first: int, samples: int) -> None:
         super().__init__(graph.module, garbage_collect_values=True)
         self.due = {problem.layer.node: problem for problem in problems}
-        self.first, self.samples, self.found = first, samples, dict[str, Moments]()
+        self.first, self.samples, self.found = first, samples, dict[str, InputMoments]()
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.due:
@@ -107,24 +107,28 @@ class _Watch(fx.Interpreter):
             self.found[n.name] = self._of(problem, x)
         return super().run_node(n)
 
-    def _of(self, problem: Problem, x: Tensor) -> Moments:
+    def _of(self, problem: Problem, x: Tensor) -> InputMoments:
         layer = problem.layer
         if layer.window is None:
             rows = x.reshape(-1, x.shape[-1])
-            return Moments.of(
+            return InputMoments.of(
                 rows.unflatten(1, (-1, problem.tied)).transpose(1, 2).flatten(0, 1)[None], rows, len(rows)
             )
         flat = as_map(x).flatten(2)
         at = places(self.first, len(flat), flat.shape[2], wanted=SAMPLED).to(x.device)
         taken = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1)).unflatten(1, (layer.all_groups, -1))
-        return Moments.of(taken.permute(1, 0, 3, 2).flatten(1, 2)[layer.groups], x, len(x))
+        return InputMoments.of(taken.permute(1, 0, 3, 2).flatten(1, 2)[layer.groups], x, len(x))
 
 
 # -- one layer ------------------------------------------------------------------------------------------------------
 
 
 def _folded(
-    problem: Problem, fit: Moments | None, held: Moments | None, ridges: tuple[float, ...], tensors: dict[str, Tensor]
+    problem: Problem,
+    fit: InputMoments | None,
+    held: InputMoments | None,
+    ridges: tuple[float, ...],
+    tensors: dict[str, Tensor],
 ) -> str:
     """Puts the best candidate's values into ``tensors``; returns what it is called."""
     if fit is None:

@@ -1,8 +1,7 @@
 """BatchNorm's stored statistics, counted anew on what the small graph gives there.
 
 One BatchNorm after the other, so that each is counted behind those already changed: mean and variance over all samples
-and places, as if the data were one batch (the adaptive BatchNorm of Li et al. 2020, without its batches). Parts are
-merged by Chan, Golub, LeVeque 1979.
+and places, as if the data were one batch (the adaptive BatchNorm of Li et al. 2020, without its batches).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound
 from slim_model.ranking.evidence.seen import Seen
-from slim_model.ranking.evidence.statistics import Moments
+from slim_model.ranking.evidence.statistics import ChannelMoments
 from slim_model.recovery.linear_layers import is_norm
 from slim_model.recovery.streamed_run import Track
 
@@ -23,11 +22,11 @@ def recalibrate(small: Graph, fit: Parts) -> tuple[Graph, int]:
     track = Track(small, fit)
     norms = [node for node in small.nodes if node.op == "call_function" and is_norm(node) and _alone(node, small)]
     for node in norms:
-        seen: Moments | None = None
+        seen: ChannelMoments | None = None
         name = bound(node)["input"].name
         for stop in track.before(node.name):
             values = stop.values[name].detach()
-            here = Moments.of(
+            here = ChannelMoments.of(
                 Seen(values.flatten(2) if values.dim() > 2 else values[..., None], (1, 1), None, None, 0, tuple)
             )
             seen = here if seen is None else seen.merge(here)
@@ -36,7 +35,7 @@ def recalibrate(small: Graph, fit: Parts) -> tuple[Graph, int]:
     return small.with_tensors(track.tensors), len(norms)
 
 
-def _statistics(node: fx.Node, track: Track, seen: Moments) -> dict[str, Tensor]:
+def _statistics(node: fx.Node, track: Track, seen: ChannelMoments) -> dict[str, Tensor]:
     owners, given = track.graph.owners, bound(node)
     mean, variance = (owners[given[name].name] for name in ("running_mean", "running_var"))
     held = track.tensors

@@ -23,9 +23,10 @@ from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound, packet_of, shape_of
 from slim_model.labels.values import Value
 from slim_model.ops import row_of
+from slim_model.ranking.evidence.moments import Covariances, Moments
 from slim_model.ranking.evidence.rectified_normal import products
 from slim_model.recovery.linear_layers import Sum, is_norm, norm_behind
-from slim_model.recovery.ridge import Candidate, Moments, Problem, candidate_of, problem_of
+from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
 
 aten = torch.ops.aten
 RIDGE = 1e-3
@@ -134,7 +135,7 @@ def _rectified(coupling: Coupling, operand: fx.Node) -> bool:
     return any(packet_of(n) in _RECTIFIERS for n in _upstream(coupling, operand))
 
 
-def _moments(problem: Problem, operand: fx.Node, channels: _Made, rectified: bool) -> Moments:
+def _moments(problem: Problem, operand: fx.Node, channels: _Made, rectified: bool) -> InputMoments:
     """As if one row had been seen."""
     layer = problem.layer
     groups = len(layer.groups)
@@ -151,10 +152,13 @@ def _moments(problem: Problem, operand: fx.Node, channels: _Made, rectified: boo
         average = average.view(-1, *[1] * (operand.meta["val"].dim() - 2)).expand(
             -1, *shape_of(operand.meta["val"])[2:]
         )
-    return Moments(1, mean if known else 0 * mean, scatter, 1, average)
+    rows = Covariances(1, (mean if known else 0 * mean,), (scatter,))
+    return InputMoments(rows, Moments(1, (average,)))
 
 
-def _repair(coupling: Coupling, node: fx.Node, found: Candidate, moments: Moments, tensors: dict[str, Tensor]) -> None:
+def _repair(
+    coupling: Coupling, node: fx.Node, found: Candidate, moments: InputMoments, tensors: dict[str, Tensor]
+) -> None:
     """Divides the variance in the BatchNorm behind by the share that is lost."""
     norm = norm_behind(node)
     name = coupling.graph.owners.get(bound(norm)["running_var"].name) if norm else None
@@ -162,7 +166,7 @@ def _repair(coupling: Coupling, node: fx.Node, found: Candidate, moments: Moment
         return
     problem = found.problem
     kept = problem.weights[:, :, problem.kept] + found.added
-    spread = moments.scatter
+    spread = moments.rows.scatter
     before = torch.einsum("goct,gcd,godt->go", problem.weights, spread, problem.weights).flatten()
     inner = spread[:, problem.kept][:, :, problem.kept]
     after = torch.einsum("goct,gcd,godt->go", kept, inner, kept).flatten()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slim_model.graph.graph import Graph
+from slim_model.ranking.evidence.moments import Covariances, Moments
 from slim_model.recovery.linear_layers import Sum
 
 LARGEST = 4096
@@ -18,34 +19,29 @@ _ROWS_EACH = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """``(group, input)`` means and ``(group, input, input)`` scatter about them over ``count`` rows; ``average``: the
-    mean of the operand over samples, of which there were ``samples``."""
+class InputMoments:
+    """What a layer reads: of its ``rows``, ``(group, input)`` means and ``(group, input, input)`` scatter about them;
+    of ``samples``, the mean of the whole operand."""
 
-    count: int
-    mean: Tensor
-    scatter: Tensor
-    samples: int
-    average: Tensor
+    rows: Covariances
+    samples: Moments
 
     @classmethod
-    def of(cls, rows: Tensor, x: Tensor, samples: int) -> Moments:
+    def of(cls, rows: Tensor, x: Tensor, samples: int) -> InputMoments:
+        """``rows (group, row, input)`` of the operand ``x``, whose axis 0 holds ``samples``."""
         rows = rows.double()
         mean = rows.mean(1)
         centred = rows - mean[:, None]
-        return cls(rows.shape[1], mean, centred.transpose(1, 2) @ centred, samples, x.mean(0, dtype=torch.float64))
+        scatter = centred.transpose(1, 2) @ centred
+        average = x.mean(0, dtype=torch.float64)
+        return cls(Covariances(rows.shape[1], (mean,), (scatter,)), Moments(samples, (average,)))
 
-    def merge(self, other: Moments) -> Moments:
-        count, delta = self.count + other.count, other.mean - self.mean
-        between = delta[:, :, None] * delta[:, None] * (self.count * other.count / count)
-        share = other.samples / (self.samples + other.samples)
-        return Moments(
-            count,
-            self.mean + delta * (other.count / count),
-            self.scatter + other.scatter + between,
-            self.samples + other.samples,
-            self.average + (other.average - self.average) * share,
-        )
+    def merge(self, other: InputMoments) -> InputMoments:
+        return InputMoments(self.rows.merge(other.rows), self.samples.merge(other.samples))
+
+    @property
+    def average(self) -> Tensor:
+        return self.samples.means[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +80,11 @@ def _run_length(kept: Tensor) -> int:
     return math.gcd(len(kept), *edges.tolist())
 
 
-def candidate_of(problem: Problem, fit: Moments, ridge: float | None) -> Candidate:
+def candidate_of(problem: Problem, fit: InputMoments, ridge: float | None) -> Candidate:
     layer, kept = problem.layer, problem.kept
-    spread = fit.scatter / fit.count
+    spread = fit.rows.scatter / fit.rows.count
     if layer.constant is None:  # through the origin
-        spread = spread + fit.mean[:, :, None] * fit.mean[:, None]
+        spread = spread + fit.rows.mean[:, :, None] * fit.rows.mean[:, None]
     coefficients = None
     if ridge is not None:
         among = spread[:, kept][:, :, kept]
@@ -98,7 +94,7 @@ def candidate_of(problem: Problem, fit: Moments, ridge: float | None) -> Candida
     return Candidate(problem, coefficients, taken_by(problem, fit))
 
 
-def taken_by(problem: Problem, moments: Moments) -> Tensor:
+def taken_by(problem: Problem, moments: InputMoments) -> Tensor:
     """``(group, input, tap)``: what each tap reads on average."""
     layer = problem.layer
     mean = layer.taken_on_average(moments.average, layer.all_groups)[layer.groups]
@@ -120,9 +116,9 @@ class Candidate:
         if taken is not None and problem.layer.constant is not None:
             self.constant = torch.einsum("goct,gct->go", self.missing, taken)
 
-    def error(self, moments: Moments) -> float:
+    def error(self, moments: InputMoments) -> float:
         """The mean squared error of the layer's outputs, where taps are taken as independent of one another."""
-        spread = (moments.scatter / moments.count).cpu()
+        spread = (moments.rows.scatter / moments.rows.count).cpu()
         noise = torch.einsum("goct,gcd,godt->", self.missing, spread, self.missing)
         off = torch.einsum("goct,gct->go", self.missing, taken_by(self.problem, moments)) - self.constant
         return float(noise + off.square().sum())

@@ -127,21 +127,22 @@ def lda(slices: Slices, *, form: str = "ratio", combine: str = "mean") -> Tensor
 
 
 def _icc(classes: Classes, form: str) -> Tensor:
-    kinds, samples = len(classes.ids), float(classes.count.sum())
+    fired = classes.fired
+    kinds, count = len(classes.ids), torch.as_tensor(fired.count)
+    samples = float(count.sum())
     if kinds < 2 or samples <= kinds:
         raise InputError(
             f"lda compares classes, and the data has {kinds} in {samples:.0f} samples: "
             "it needs two, and more samples than classes. Raise --samples."
         )
-    count = classes.count[:, None]
-    grand = (count * classes.mean).sum(0) / samples
-    between, within = (count * (classes.mean - grand).square()).sum(0), classes.m2.sum(0)
+    grand = (count * fired.mean).sum(0) / samples
+    between, within = (count * (fired.mean - grand).square()).sum(0), fired.m2.sum(0)
     constant = between + within <= _ROUNDING * samples * grand.square()
     if form == "ratio":
         top, bottom = between, between + within
     else:
         msb, msw = between / (kinds - 1), within / (samples - kinds)
-        typical = (samples - float(classes.count.square().sum()) / samples) / (kinds - 1)
+        typical = (samples - float(count.square().sum()) / samples) / (kinds - 1)
         top, bottom = msb - msw, msb + (typical - 1) * msw
     return torch.where(constant, 0.0, top / torch.where(constant, 1.0, bottom))
 

@@ -2,8 +2,8 @@
 
 Each is a frozen value with ``of(seen)``, what one batch says, and ``merge(other)``, what two batches say together.
 The result does not depend on how samples fall into batches, and its size not on how many there are. Sums are float64,
-means and variances are merged by Chan, Golub, LeVeque 1979: ``M2 = M2a + M2b + d^2 na nb / n``. One row in
-``STATISTICS`` for each; a criterion asks for them by name.
+means and what spreads about them merge as ``Moments`` do. One row in ``STATISTICS`` for each; a criterion asks for them
+by name.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from slim_model.ranking.evidence.histogram import Histogram
+from slim_model.ranking.evidence.moments import Covariances, Moments, Variances
 from slim_model.ranking.evidence.sampling import places
 from slim_model.ranking.evidence.seen import WAITING, Patch, Seen
 
 
 class Statistic(Protocol):
+    """What every row of ``STATISTICS`` can do."""
+
     @classmethod
     def of(cls, seen: Seen) -> Self: ...
 
@@ -29,27 +32,15 @@ class Statistic(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """Per channel over samples and positions: ``count``, ``mean``, ``m2`` (sum of squared deviations)."""
-
-    count: int
-    mean: Tensor
-    m2: Tensor
+class ChannelMoments(Variances):
+    """Per channel over samples and positions."""
 
     @classmethod
-    def of(cls, seen: Seen) -> Moments:
+    def of(cls, seen: Seen) -> ChannelMoments:
         values = seen.values.double()
         mean = values.mean((0, 2))
-        return cls(values.shape[0] * values.shape[2], mean, (values - mean[:, None]).square().sum((0, 2)))
-
-    def merge(self, other: Moments) -> Moments:
-        count, delta = self.count + other.count, other.mean - self.mean
-        mean = self.mean + delta * (other.count / count)
-        return Moments(count, mean, self.m2 + other.m2 + delta.square() * (self.count * other.count / count))
-
-    @property
-    def variance(self) -> Tensor:
-        return self.m2 / self.count
+        m2 = (values - mean[:, None]).square().sum((0, 2))
+        return cls(values.shape[0] * values.shape[2], (mean,), (m2,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +65,12 @@ class Zeros:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """Moments of each map's largest value (its fire score, Tian 2017), by class: ``ids (K,)``, ``count (K,)``,
-    ``mean`` and ``m2 (K, channel)``. The first samples wait, as pairs (values, labels), to be counted together."""
+    """Moments of each map's largest value (its fire score, Tian 2017), by class: ``ids (K,)``, ``fired`` with
+    ``count (K, 1)``, ``mean`` and ``m2 (K, channel)``. The first samples wait, as pairs (values, labels), to be counted
+    together."""
 
     ids: Tensor
-    count: Tensor
-    mean: Tensor
-    m2: Tensor
+    fired: Variances
     waiting: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @classmethod
@@ -88,7 +78,8 @@ class Classes:
         assert seen.labels is not None
         fire = seen.values.amax(2).cpu()
         none = torch.zeros(0, fire.shape[1], dtype=torch.float64)
-        return cls(seen.labels.cpu()[:0], none[:, 0], none, none, ((fire, seen.labels.cpu()),))
+        labels = seen.labels.cpu()
+        return cls(labels[:0], Variances(none[:, :1], (none,), (none,)), ((fire, labels),))
 
     def merge(self, other: Classes) -> Classes:
         waiting = (*self.waiting, *other.waiting)
@@ -103,24 +94,24 @@ class Classes:
             return self
         fire = torch.cat([values for values, _ in self.waiting]).double()
         ids, member = torch.unique(torch.cat([labels for _, labels in self.waiting]), return_inverse=True)
-        count = torch.bincount(member, minlength=len(ids)).double()
-        mean = fire.new_zeros(len(ids), fire.shape[1]).index_add_(0, member, fire) / count[:, None]
+        count = torch.bincount(member, minlength=len(ids)).double()[:, None]
+        mean = fire.new_zeros(len(ids), fire.shape[1]).index_add_(0, member, fire) / count
         m2 = torch.zeros_like(mean).index_add_(0, member, (fire - mean[member]).square())
-        return dataclasses.replace(self, waiting=())._joined(Classes(ids, count, mean, m2))
+        return dataclasses.replace(self, waiting=())._joined(Classes(ids, Variances(count, (mean,), (m2,))))
 
     def _joined(self, other: Classes) -> Classes:
         ids = torch.unique(torch.cat([self.ids, other.ids]))
-        a, b = self._spread(ids), other._spread(ids)
-        count, delta = a.count + b.count, b.mean - a.mean
-        share = (b.count / count)[:, None]
-        return Classes(ids, count, a.mean + delta * share, a.m2 + b.m2 + delta.square() * a.count[:, None] * share)
+        return Classes(ids, self._spread(ids).merge(other._spread(ids)))
 
-    def _spread(self, ids: Tensor) -> Classes:
+    def _spread(self, ids: Tensor) -> Variances:
+        """``fired`` with a row for each of ``ids``, of zeros where the class was not seen."""
         at = torch.searchsorted(ids, self.ids)
-        count, mean, m2 = (
-            x.new_zeros(len(ids), *x.shape[1:]).index_copy_(0, at, x) for x in (self.count, self.mean, self.m2)
-        )
-        return Classes(ids, count, mean, m2)
+
+        def spread(x: Tensor) -> Tensor:
+            return x.new_zeros(len(ids), *x.shape[1:]).index_copy_(0, at, x)
+
+        assert isinstance(self.fired.count, Tensor)
+        return Variances(spread(self.fired.count), (spread(self.fired.mean),), (spread(self.fired.m2),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +132,8 @@ class Ranks:
 
 
 @dataclass(frozen=True, slots=True)
-class Covariance:
-    """``scatter (channel, channel)``: sum of products of deviations from ``mean``, at ``SAMPLED`` positions a map."""
-
-    count: int
-    mean: Tensor
-    scatter: Tensor
+class Covariance(Covariances):
+    """Of all pairs of channels, at ``SAMPLED`` positions a map."""
 
     @classmethod
     def of(cls, seen: Seen) -> Covariance:
@@ -154,94 +141,91 @@ class Covariance:
         chosen = seen.values.gather(2, at[:, None].expand(-1, seen.values.shape[1], -1))
         rows = chosen.transpose(1, 2).flatten(0, 1).double()
         mean = rows.mean(0)
-        return cls(len(rows), mean, (rows - mean).T @ (rows - mean))
-
-    def merge(self, other: Covariance) -> Covariance:
-        count, delta = self.count + other.count, other.mean - self.mean
-        scatter = self.scatter + other.scatter + torch.outer(delta, delta) * (self.count * other.count / count)
-        return Covariance(count, self.mean + delta * (other.count / count), scatter)
+        return cls(len(rows), (mean,), ((rows - mean).T @ (rows - mean),))
 
 
 @dataclass(frozen=True, slots=True)
-class Contributions:
-    """What each channel adds to the outputs of the layers that read it: ``gram (channel, channel)`` of
-    ``x_c = sum_taps W[o, c] X[c]`` over outputs o and sampled positions; ``centred``: the same of the deviations
-    from each output's mean."""
+class Contributions(Moments):
+    """What each channel adds to the outputs of the layers that read it, at sampled positions: ``x_c = sum_taps
+    W[o, c] X[c]``. ``means (out, channel)`` of each of these layers, and products over all their outputs together."""
 
-    count: int
-    mean: tuple[Tensor, ...]
-    gram: Tensor
-    centred: Tensor
+    @staticmethod
+    def products(*deviations: Tensor) -> tuple[Tensor, ...]:
+        return (torch.stack([delta.T @ delta for delta in deviations]).sum(0),)
 
     @classmethod
     def of(cls, seen: Seen) -> Contributions:
         parts = [_contributed(patch) for patch in seen.patches()]
-        means = tuple(mean for _, _, mean, _ in parts)
-        gram = torch.stack([gram for _, gram, _, _ in parts]).sum(0)
-        return cls(parts[0][0], means, gram, torch.stack([centred for *_, centred in parts]).sum(0))
+        centred = torch.stack([centred for _, _, centred in parts]).sum(0)
+        return cls(parts[0][0], tuple(mean for _, mean, _ in parts), (centred,))
 
-    def merge(self, other: Contributions) -> Contributions:
-        count = self.count + other.count
-        deltas = [b - a for a, b in zip(self.mean, other.mean, strict=True)]
-        between = torch.stack([d.T @ d for d in deltas]).sum(0) * (self.count * other.count / count)
-        mean = tuple(a + d * (other.count / count) for a, d in zip(self.mean, deltas, strict=True))
-        return Contributions(count, mean, self.gram + other.gram, self.centred + other.centred + between)
+    @property
+    def centred(self) -> Tensor:
+        """``(channel, channel)``: the sum of ``(x_c - mean) (x_d - mean)``."""
+        return self.spreads[0]
+
+    @property
+    def gram(self) -> Tensor:
+        """``(channel, channel)``: the sum of ``x_c x_d``."""
+        return self.centred + self.products(*self.means)[0] * self.count
 
 
-def _contributed(patch: Patch, memory: int = 1 << 22) -> tuple[int, Tensor, Tensor, Tensor]:
-    """(positions, gram, mean (out, channel), centred gram), a few outputs at a time."""
+def _contributed(patch: Patch, memory: int = 1 << 22) -> tuple[int, Tensor, Tensor]:
+    """(positions, mean (out, channel), centred gram), a few outputs at a time."""
     positions, channels, _ = patch.inputs.shape
     inputs, weights = patch.inputs.double(), patch.weights.double()
-    gram, centred, means = inputs.new_zeros(channels, channels), inputs.new_zeros(channels, channels), []
+    centred, means = inputs.new_zeros(channels, channels), []
     for some in weights.split(max(1, memory // max(1, positions * channels))):
         added = torch.einsum("sct,oct->osc", inputs, some)
         mean = added.mean(1, keepdim=True)
         means.append(mean[:, 0])
         around = (added - mean).flatten(0, 1)
         centred += around.T @ around
-        gram += positions * means[-1].T @ means[-1]
-    return positions, gram + centred, torch.cat(means), centred
+    return positions, torch.cat(means), centred
 
 
 @dataclass(frozen=True, slots=True)
 class Correlations:
     """Both sides of each layer that reads: inputs ``(channel, tap)`` against outputs ``(out,)``."""
 
-    parts: tuple[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor], ...]
+    parts: tuple[_BothSides, ...]
 
     @classmethod
     def of(cls, seen: Seen) -> Correlations:
-        return cls(tuple(_crossed(patch) for patch in seen.patches()))
+        return cls(tuple(_BothSides.of(patch) for patch in seen.patches()))
 
     def merge(self, other: Correlations) -> Correlations:
-        return Correlations(tuple(_joined(a, b) for a, b in zip(self.parts, other.parts, strict=True)))
+        return Correlations(tuple(a.merge(b) for a, b in zip(self.parts, other.parts, strict=True)))
 
     def absolute(self) -> list[Tensor]:
         """For each reader ``(channel, tap, out)``: |r|, and 0 where one side never changes."""
         found = []
-        for _, _, _, xx, yy, xy in self.parts:
+        for xx, yy, xy in (part.spreads for part in self.parts):
             scale = (xx[..., None] * yy).sqrt()
             found.append(torch.where(scale > 0, xy.abs() / scale, 0.0).clamp(max=1))
         return found
 
 
-def _crossed(patch: Patch) -> tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x, y = patch.inputs.double(), patch.outputs.double()
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    dx, dy = x - mean_x, y - mean_y
-    return len(x), mean_x, mean_y, dx.square().sum(0), dy.square().sum(0), torch.einsum("sct,so->cto", dx, dy)
+@dataclass(frozen=True, slots=True)
+class _BothSides(Moments):
+    """``means`` of the inputs ``(channel, tap)`` and of the outputs ``(out,)``; squares of each and their products."""
+
+    @staticmethod
+    def products(*deviations: Tensor) -> tuple[Tensor, ...]:
+        dx, dy = deviations
+        return dx.square(), dy.square(), dx[..., None] * dy
+
+    @classmethod
+    def of(cls, patch: Patch) -> _BothSides:
+        x, y = patch.inputs.double(), patch.outputs.double()
+        means = x.mean(0), y.mean(0)
+        dx, dy = x - means[0], y - means[1]
+        spreads = dx.square().sum(0), dy.square().sum(0), torch.einsum("sct,so->cto", dx, dy)
+        return cls(len(x), means, spreads)
 
 
-def _joined(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    count, dx, dy = a[0] + b[0], b[1] - a[1], b[2] - a[2]
-    weight, share = a[0] * b[0] / count, b[0] / count
-    sums = (dx.square(), dy.square(), dx[..., None] * dy)
-    xx, yy, xy = (left + right + d * weight for left, right, d in zip(a[3:], b[3:], sums, strict=True))
-    return count, a[1] + dx * share, a[2] + dy * share, xx, yy, xy
-
-
-STATISTICS: dict[str, type[Any]] = {
-    "moments": Moments,
+STATISTICS: dict[str, type[Statistic]] = {
+    "moments": ChannelMoments,
     "zeros": Zeros,
     "histogram": Histogram,
     "classes": Classes,
