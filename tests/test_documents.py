@@ -164,5 +164,13 @@ def test_methods_has_a_row_for_each(section: str, table: dict[str, object]) -> N
     assert sorted(re.findall(r"^\| `([\w-]+)` \|", text, re.M)) == sorted(table)
 
 
+def test_every_result_and_benchmark_has_a_row() -> None:
+    text = (PROJECT / "benchmarks/README.md").read_text()
+    results = {path.stem for path in (PROJECT / "benchmarks/results").glob("*.json")}
+    scripts = {path.name for path in (PROJECT / "benchmarks").glob("*.py")}
+    assert not [name for name in results if f"(results/{name}." not in text]
+    assert not [name for name in scripts if f"[{name}]({name})" not in text]
+
+
 def test_documents_are_there() -> None:
     assert len(DOCUMENTS) >= 2
