@@ -501,7 +501,7 @@ def test_a_class_of_one_sample_counts_between_classes_only() -> None:
         assert found[c].item() == pytest.approx(1 - within / ((f - f.mean()) ** 2).sum())
 
 
-# -- faults found in other tools (METHODS section 6) ----------------------------------------------------------------
+# -- faults found in other tools ------------------------------------------------------------------------------------
 
 
 def test_fisher_counts_every_sample_not_the_last() -> None:
