@@ -28,11 +28,11 @@ from real_models import enliven
 from slim_model.cost.counted import cost
 from slim_model.coupling.couple import couple
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.measuring.timing import measure
 from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 
 MODELS = ("resnet50", "mobilenet_v2")
 RATIOS = (0.3, 0.45, 0.6)

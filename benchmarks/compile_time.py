@@ -38,12 +38,12 @@ from slim_model.coupling.attention_heads import find_heads
 from slim_model.coupling.couple import couple
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 
 GOALS = ("resnet50", "vgg16_bn", "densenet121", "vit_b_16")
 """Here the ratio shall be at most 1.0."""

@@ -35,12 +35,12 @@ from slim_model.data.batches import Data
 from slim_model.data.open_data import open_data
 from slim_model.errors import InputError
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.measuring.machine import environment
 from slim_model.proof.structure import check_structure
 from slim_model.ranking.criteria import CRITERIA
 from slim_model.ranking.score import score
+from slim_model.simplifying.simplify import simplify
 from train import trained
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,10 +20,10 @@ import evaluate
 from provenance import RESULTS, provenance
 from slim_model.coupling.couple import couple
 from slim_model.data.open_data import open_data
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.ranking.evidence.gather import gather
 from slim_model.ranking.score import score
+from slim_model.simplifying.simplify import simplify
 
 IMAGES, BATCH, ROUNDS = 1000, 64, 9
 STATISTICS = ("zeros", "histogram", "classes")

@@ -34,11 +34,11 @@ from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.measuring.timing import compare
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 
 MODELS = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.75, "efficientnet_b0": 0.75}
 """The share of a cut in multiply-adds that should come out as speed."""

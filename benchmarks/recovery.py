@@ -48,7 +48,6 @@ from slim_model.data.open_data import open_data
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, first_of
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.measuring.timing import compare
 from slim_model.pipeline.compile import compile_model
@@ -57,6 +56,7 @@ from slim_model.proof.prove import Proof, prove
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
 from slim_model.recovery import LEVELS, recover
+from slim_model.simplifying.simplify import simplify
 from train import trained
 
 PEER_LEVEL = "torch-pruning"

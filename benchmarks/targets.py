@@ -25,10 +25,10 @@ from real_models import enliven
 from slim_model.commands.slim import Job, run
 from slim_model.errors import SlimError
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.measuring.timing import measure
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
 SHARES = (0.75, 0.5, 0.3)

@@ -21,13 +21,13 @@ from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import Deciding, on_its_own
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, describe
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 
 Row = dict[str, Any]
 Builder = Callable[[], tuple[nn.Module, tuple[Any, ...]]]

@@ -24,9 +24,9 @@ from slim_model.cost.prices import PRICES, read_target
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import BudgetError, InputError
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, images, trained
 
 COUNTED = [name for name, price in PRICES.items() if price.of is not None]

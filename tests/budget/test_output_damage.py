@@ -14,11 +14,11 @@ from slim_model.cost.prices import price_of
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.data.open_data import open_data
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.ranking.evidence.rectified_normal import products
 from slim_model.ranking.score import score
+from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, error, images, trained
 
 

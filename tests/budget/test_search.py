@@ -28,10 +28,10 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.data.batches import Data
 from slim_model.data.open_data import open_data
 from slim_model.errors import BudgetError, InputError
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 from small_nets import images, trained
 
 LABELS = torch.arange(24) % 10

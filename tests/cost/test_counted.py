@@ -14,8 +14,8 @@ from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
+from slim_model.simplifying.simplify import simplify
 
 
 def every_other(coupling: Coupling) -> np.ndarray:

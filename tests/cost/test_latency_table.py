@@ -27,12 +27,12 @@ from slim_model.cost.measure_layers import Survey
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import InputError
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.measuring.runtimes import RUNTIMES, Runtime
 from slim_model.measuring.timing import interleave
 from slim_model.ops import Layer
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, images, trained
 
 SETTING = Setting("a machine", "fake", "1", 1, "float32", 1)

@@ -12,8 +12,8 @@ from slim_model.cost.counted import Meter
 from slim_model.cost.onnx_energy import estimated_energy
 from slim_model.coupling.couple import couple
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
+from slim_model.simplifying.simplify import simplify
 from small_nets import trained
 
 NETS = {

@@ -30,9 +30,9 @@ from slim_model.coupling.pin_reasons import ASKED, MEETS_FIXED
 from slim_model.coupling.remedies import REMEDIES, remedy
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.reporting import explanation as draw
+from slim_model.simplifying.simplify import simplify
 from small_nets import SHAPE, OnlyOutputs, Residual, images, trained
 
 SOURCE = Path(slim_model.__file__).parent

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.coupling.couple import couple
-from slim_model.graph.simplify import simplify
 from slim_model.graph.stored_tensors import shared_names, storage_key
 from slim_model.graph.trace import trace
+from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, images
 
 DEVICES = ("cpu", "meta")

@@ -16,9 +16,9 @@ from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.export.to_program import to_program
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.ops import row_of
+from slim_model.simplifying.simplify import simplify
 
 CASES = (
     *("conv_bn_relu", "batch_norm_of_the_batch", "channel_shuffle", "gathered_by_a_buffer", "view_hard_coded"),

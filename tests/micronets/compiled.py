@@ -11,12 +11,12 @@ from micronets.table import NETS
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.pipeline import compile as pipeline
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 
 BATCH, OTHER_BATCH = 2, 5
 

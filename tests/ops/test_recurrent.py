@@ -18,13 +18,13 @@ from slim_model.coupling.couple import couple
 from slim_model.errors import ExportError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.ops import recurrent
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 from small_nets import trained
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from slim_model.coupling.couple import couple
 from slim_model.cutting.cut import CutFailed, cut_of
 from slim_model.cutting.shrink_graph import shrink
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.labels.walk import Walk
 from slim_model.proof import structure
 from slim_model.proof.prove import Proof, prove
+from slim_model.simplifying.simplify import simplify
 
 
 class Deciding(nn.Module):

@@ -19,13 +19,13 @@ from slim_model import CRITERIA, InputError, Slices, slim
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.data.open_data import open_data
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.ranking.criteria import Ranking, ranking_of, slices_of
 from slim_model.ranking.evidence.gate_gradients import Gates
 from slim_model.ranking.evidence.gather import GroupEvidence, View, gather
 from slim_model.ranking.evidence.statistics import ChannelMoments
 from slim_model.ranking.score import score, without_ties
+from slim_model.simplifying.simplify import simplify
 
 SAMPLES = 23
 BY_INDEX = {"random", "random-mask"}  # draw by the number of a channel, so renaming channels changes them

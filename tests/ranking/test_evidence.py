@@ -20,7 +20,6 @@ from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.data.open_data import open_data
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.progress import counted
 from slim_model.ranking.evidence import patches, statistics
@@ -30,6 +29,7 @@ from slim_model.ranking.evidence.read_sites import Layout, by_sample, find_place
 from slim_model.ranking.evidence.sampling import places
 from slim_model.ranking.evidence.seen import Seen
 from slim_model.ranking.evidence.statistics import STATISTICS, ChannelMoments, Classes, Covariance, Zeros, together
+from slim_model.simplifying.simplify import simplify
 
 SOME = [
     *("conv_bn_relu", "mlp", "windows", "multihead_attention", "stacked_experts", "cat_batch", "channel_shuffle"),

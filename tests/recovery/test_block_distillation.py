@@ -20,7 +20,6 @@ from slim_model.data.holdout import parted
 from slim_model.data.open_data import open_data
 from slim_model.errors import BudgetError
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.ranking.score import score
@@ -29,6 +28,7 @@ from slim_model.recovery import block_distillation as blocks
 from slim_model.recovery.block_distillation import Block, _Runner, find_blocks
 from slim_model.recovery.linear_layers import find_sums
 from slim_model.recovery.streamed_run import Track
+from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, images, trained
 
 

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from micronets import NETS, normal, randomised
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
+from slim_model.simplifying.simplify import simplify
 from slim_model.training.training_graph import TRAINING, eval_module, frozen_names, trained, training_module
 
 

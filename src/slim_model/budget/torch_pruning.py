@@ -28,13 +28,13 @@ from slim_model.data.loss import Loss
 from slim_model.data.open_data import open_data
 from slim_model.errors import InputError, ProofError
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.tensor_trees import copied, tensors_among
 from slim_model.graph.trace import trace
 from slim_model.loading.input_spec import describe
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 from slim_model.ranking.criteria import Criterion
 from slim_model.ranking.score import score
+from slim_model.simplifying.simplify import simplify
 
 
 class Importance(tp.importance.Importance):

@@ -9,10 +9,10 @@ from slim_model.commands.outputs import check_places
 from slim_model.coupling.attention_heads import find_heads
 from slim_model.coupling.couple import couple
 from slim_model.coupling.explain import Explanation, explain
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.loading.load import load
 from slim_model.progress import Progress
+from slim_model.simplifying.simplify import simplify
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from slim_model.errors import InputError
 from slim_model.export.eager_model import on_its_own
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.loading.load import load
 from slim_model.loading.source import Loading
@@ -28,6 +27,7 @@ from slim_model.measuring.runtimes import Runtime, usable
 from slim_model.measuring.timing import interleave, quiet
 from slim_model.progress import Progress
 from slim_model.reporting.latency_table import Learned
+from slim_model.simplifying.simplify import simplify
 
 DTYPES = ("float32", "float16")
 

@@ -10,8 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from slim_model.graph.graph import Folded
-from slim_model.graph.plain_layer import PlainLayer
+from slim_model.graph.graph import Folded, PlainLayer
 from slim_model.graph.stored_tensors import storage_key
 
 _HOOKS: tuple[tuple[type[Any], str, Any], ...] = (

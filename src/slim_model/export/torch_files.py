@@ -24,14 +24,13 @@ from slim_model.cutting.shrink_graph import shrink
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import InputError, first_line
 from slim_model.graph.as_module import graph_module
-from slim_model.graph.graph import Folded, Graph
+from slim_model.graph.graph import Folded, Graph, PlainLayer
 from slim_model.graph.modes import quiet
-from slim_model.graph.plain_layer import PlainLayer
-from slim_model.graph.simplify import simplify
 from slim_model.graph.stored_tensors import shared_names, storage_key
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compiled import Compiled
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 
 FORMATS = (".pt2", ".safetensors", ".pt")
 

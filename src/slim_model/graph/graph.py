@@ -15,11 +15,21 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from slim_model.graph.decisions import Decided, Decision
-from slim_model.graph.plain_layer import PlainLayer
 from slim_model.graph.tensor_trees import copied, tensors_among
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
+
+
+@dataclass(frozen=True, slots=True)
+class PlainLayer:
+    """What ``torch.nn`` layer the module called ``path`` is: its ``kind`` (``"Conv2d"``), its ``options`` (stride,
+    padding, ...; sizes follow from its weight), and whether it has a ``bias`` (of that name)."""
+
+    path: str
+    kind: str
+    options: dict[str, Any]
+    bias: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,6 @@ from slim_model.data.training_samples import open_samples
 from slim_model.errors import BudgetError, InputError, ProofError
 from slim_model.graph.graph import Graph, first_of
 from slim_model.graph.modes import evaluating
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import another_like, other_batches
@@ -49,6 +48,7 @@ from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
 from slim_model.recovery import recover
 from slim_model.recovery.cut_points import passages_inside
+from slim_model.simplifying.simplify import simplify
 from slim_model.training.finetune import finetune
 from slim_model.training.resume import Resume
 from slim_model.training.training_graph import frozen_names

@@ -13,10 +13,10 @@ from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling, Group, Slice
 from slim_model.data.loss import Losses
-from slim_model.graph.constants import as_used
 from slim_model.graph.nodes import bound, packet_of
 from slim_model.labels.values import Value
 from slim_model.ranking.evidence.gather import GroupEvidence, View
+from slim_model.simplifying.constants import as_used
 
 aten = torch.ops.aten
 

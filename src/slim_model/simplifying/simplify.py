@@ -12,7 +12,7 @@ is sliced like a parameter.
 A batch norm without running statistics is written as the operator that says so: it is also how weights are standardised
 (Qiao 2019), where its mean and variance run over the filter's inputs.
 
-A fused projection is cut before it is viewed as queries, keys and values (``graph.fused_projections``).
+A fused projection is cut before it is viewed as queries, keys and values (``fused_projections``).
 
 A view becomes a reshape: that it needs no copy holds for the layout of the traced run. For other widths other kernels
 are taken, which lay out what they give otherwise (attention), and for a picture that lies channels last, ``contiguous``
@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.constants import following, placeholder, values_of
-from slim_model.graph.fold_weights import fold_weights
-from slim_model.graph.fused_projections import unfuse
 from slim_model.graph.graph import Graph
-from slim_model.graph.moves import is_written, links, through
 from slim_model.graph.nodes import bound, shape_of
+from slim_model.simplifying.constants import following, placeholder, values_of
+from slim_model.simplifying.fold_weights import fold_weights
+from slim_model.simplifying.fused_projections import unfuse
+from slim_model.simplifying.moves import is_written, links, through
 
 aten = torch.ops.aten
 _LONGEST = 6

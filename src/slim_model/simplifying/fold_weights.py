@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.constants import cone_of, following, placeholder, values_of
-from slim_model.graph.graph import Folded, Graph, module_path, source_line
+from slim_model.graph.graph import Folded, Graph, PlainLayer, module_path, source_line
 from slim_model.graph.nodes import packet_of
-from slim_model.graph.plain_layer import PlainLayer, plain_layer
 from slim_model.graph.stored_tensors import storage_key
+from slim_model.simplifying.constants import cone_of, following, placeholder, values_of
+from slim_model.simplifying.plain_layer import plain_layer
 
 aten = torch.ops.aten
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from micronets import normal, randomised
 from slim_model.coupling.couple import couple
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.ranking.criteria import Slices
 from slim_model.recipe import Recipe
+from slim_model.simplifying.simplify import simplify
 
 aten = torch.ops.aten
 Cut = Callable[[Tensor], Sequence[Tensor]]

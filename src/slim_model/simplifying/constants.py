@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.moves import is_written, writes
 from slim_model.graph.nodes import bound
+from slim_model.simplifying.moves import is_written, writes
 
 aten = torch.ops.aten
 _PURE = ("aten", "prims", "quantized_decomposed")

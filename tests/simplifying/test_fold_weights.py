@@ -18,12 +18,12 @@ from slim_model.api import Slimmed
 from slim_model.coupling.couple import couple
 from slim_model.export.torch_files import restore, save
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
 from slim_model.reporting.report import make_report
+from slim_model.simplifying.simplify import simplify
 
 Wrap = Callable[[nn.Linear], nn.Module]
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.moves import is_written, links, size_of, through
 from slim_model.graph.nodes import bound, packet_of, shape_of
 from slim_model.graph.varying_axes import varying_axes
+from slim_model.simplifying.moves import is_written, links, size_of, through
 
 aten = torch.ops.aten
 _SIZED = (aten.view, aten._unsafe_view, aten.reshape)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
+from slim_model.graph.graph import PlainLayer
 from slim_model.graph.nodes import bound, packet_of
 
 aten = torch.ops.aten
@@ -18,17 +17,6 @@ _KINDS = {
     **{getattr(aten, f"conv{n}d"): f"Conv{n}d" for n in (1, 2, 3)},
     **{getattr(aten, f"conv_transpose{n}d"): f"ConvTranspose{n}d" for n in (1, 2, 3)},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PlainLayer:
-    """What ``torch.nn`` layer the module called ``path`` is: its ``kind`` (``"Conv2d"``), its ``options`` (stride,
-    padding, ...; sizes follow from its weight), and whether it has a ``bias`` (of that name)."""
-
-    path: str
-    kind: str
-    options: dict[str, Any]
-    bias: bool
 
 
 def plain_layer(weight: fx.Node, known: Collection[fx.Node], owners: Mapping[str, str]) -> PlainLayer | None:
