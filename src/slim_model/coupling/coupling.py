@@ -130,7 +130,10 @@ class Coupling:
         return self.walk.births_of.get(self.walk.shared.get(owner, owner), [])
 
     def born(self, keep: np.ndarray) -> Replay:
-        """The kept channels along each axis where labels are born: what a walk over the small graph starts from."""
+        """The kept channels along each axis where labels are born: what a walk over the small graph starts from.
+
+        ``keep``: bool by label, as ``Cut.keep``.
+        """
         axes = {}
         for birth in self.walk.births:
             labels = np.arange(birth.start, birth.start + birth.size)
