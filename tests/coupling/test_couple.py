@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slim_model.graph.simplify import simplify
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slim_model.coupling.couple import components, couple
 from slim_model.coupling.coupling import Coupling, Group, Pinned
 from slim_model.errors import InputError
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slim_model.graph.simplify import simplify
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,6 @@ from slim_model.cutting import shrink_graph
 from slim_model.cutting.cut import CutFailed, left_of
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.graph.graph import Graph
-from slim_model.graph.simplify import simplify
 from slim_model.graph.trace import trace
 from slim_model.ops import row_of
 from small_nets import trained
