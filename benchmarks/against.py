@@ -67,7 +67,7 @@ def measured(name: str, ratio: float, threads: list[int]) -> Iterator[tuple[Key,
     example = (torch.randn(EXAMPLE),)
     peer = simplify(trace(theirs(built(name), ratio), example))
     macs = cost(couple(peer)).macs
-    ours = compile_model(built(name), example, Recipe(target=f"macs={macs}"))
+    ours = compile_model(built(name), example, Recipe.of(target=f"macs={macs}"))
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{which}.onnx" for which in ("dense", "theirs", "ours")]
         for graph, path in zip((ours.dense, peer, ours.small), paths, strict=True):

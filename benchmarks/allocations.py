@@ -22,7 +22,7 @@ import torch
 import datasets
 from evaluate import accuracy, load_published, onnx_predictor
 from provenance import RESULTS, provenance, summary
-from slim_model.budget.methods import ALLOCATIONS
+from slim_model.budget.allocations import ALLOCATIONS
 from slim_model.export.to_onnx import to_onnx
 from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
@@ -39,8 +39,9 @@ def measured(criterion: str, allocate: str, data: Any, test: datasets.Split) -> 
     model = load_published("resnet56")
     scan = RESULTS / f"sensitivity_{criterion}.jsonl" if allocate == "sensitivity" else None
     started = time.perf_counter()
-    recipe = Recipe(
-        *(1 - 1 / TIMES, criterion),
+    recipe = Recipe.of(
+        ratio=1 - 1 / TIMES,
+        criterion=criterion,
         of="macs",
         allocate=allocate,
         scan=scan,

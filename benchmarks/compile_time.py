@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from provenance import RESULTS, peak_bytes, provenance, summary
 from real_models import enliven
-from slim_model.coupling.attention_heads import find_heads
+from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.couple import couple
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.to_onnx import to_onnx
@@ -93,10 +93,10 @@ class Laps:
 def ours(model: nn.Module, inputs: Tensor, target: Path) -> dict[str, Any]:
     """What the command does between reading the file and measuring."""
     laps = Laps()
-    recipe = Recipe(ratio=RATIO)
+    recipe = Recipe.of(ratio=RATIO)
     compiled = compile_model(model, (inputs,), recipe, progress=laps)
     laps("making the small module")
-    small_module(model, compiled)
+    small_module(model, compiled.small)
     laps("writing ONNX")
     to_onnx(compiled.small, target, opset=None, metadata={})
     laps("checking ONNX")
@@ -144,8 +144,7 @@ RUNS: dict[str, Callable[[nn.Module, Tensor, Path], dict[str, Any]]] = {"slim-mo
 
 def our_analysis(model: nn.Module, inputs: Any) -> int:
     """Trace and label analysis; returns how many channels may go."""
-    graph = simplify(trace(model, (inputs,)))
-    return couple(graph, apart=find_heads(graph).width).free
+    return couple_attention(simplify(trace(model, (inputs,)))).free
 
 
 def their_analysis(model: nn.Module, inputs: Any) -> int:

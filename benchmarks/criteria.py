@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 import datasets
 import evaluate
 import nets
-from slim_model.budget.ratio import budget
+from slim_model.budget.ratio import plan_by_ratio
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.shrink_graph import shrink
@@ -140,7 +140,7 @@ def ranked(
                     yield Row(name, criterion, seed, r, None, None, None, data.samples, str(refused))
                 return
             seconds = round(time.perf_counter() - started, 3)
-        plan = budget(coupling, scores, ratio=ratio, multiple_of=1)
+        plan = plan_by_ratio(coupling, scores, ratio=ratio, multiple_of=1)
         small, replay = shrink(coupling, plan.keep)
         check_structure(small, replay)
         settled = recalibrated(small, settle)

@@ -16,7 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +114,14 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     compiled = compile_model(model, example, recipe, resume=resume, progress=lambda text: print(text, flush=True))
     seconds = time.perf_counter() - started
     right, error = of_the_file(compiled, case.split("test", norm=case.norm) if case.norm else case.split("test"))
-    resume.remove(recipe.iterations)
+    resume.remove(recipe.budget.iterations)
     did = next(step.did for step in compiled.steps if step.name == "fine-tuning")
     return {
         "case": name,
         "seed": given.seed,
-        "engine": recipe.engine,
-        "criterion": recipe.criterion,
-        "recover": recipe.recover or "affine",
+        "engine": recipe.budget.engine,
+        "criterion": recipe.ranking.criterion,
+        "recover": recipe.recovery.level(has_data=True),
         "macs": [compiled.dense_cost.macs, compiled.slim_cost.macs],
         "params": [compiled.dense_cost.params, compiled.slim_cost.params],
         "widths": [list(pair) for pair in compiled.plan.widths],
@@ -129,9 +129,9 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "onnx_accuracy": right,
         "onnx_max_rel_error": error,
         "training": did,
-        "augment": str(recipe.augment),
-        "hints": recipe.hints,
-        "alpha_temperature": [recipe.alpha, recipe.temperature],
+        "augment": str(recipe.training.augment),
+        "hints": recipe.training.hints,
+        "alpha_temperature": [recipe.training.alpha, recipe.training.temperature],
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
     } | provenance()
@@ -144,9 +144,9 @@ def recipe_of(case: Case, given: argparse.Namespace, model: nn.Module) -> tuple[
     options = common | {"test_samples": 10_000, "device": given.device, "finetune": case.epochs} | case.options
     if case.times and options.get("engine") != "torch-pruning":
         options |= {"of": "macs", "ratio": 1 - 1 / case.times}
-    recipe = Recipe(**options)
-    if case.times and recipe.engine == "torch-pruning":
-        recipe = replace(recipe, ratio=ratio_for(case.times, model, example, recipe))
+    recipe = Recipe.of(**options)
+    if case.times and recipe.budget.engine == "torch-pruning":
+        recipe = recipe.but(ratio=ratio_for(case.times, model, example, recipe))
     return recipe, example
 
 

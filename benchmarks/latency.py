@@ -24,26 +24,28 @@ import torchvision
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
-from slim_model.budget.goal import Allocation, Goal
+from slim_model.budget.allocations import allocation_of
+from slim_model.budget.goal import Goal, Task
 from slim_model.budget.plan import Plan
-from slim_model.budget.ratio import budget
-from slim_model.budget.search import aim
+from slim_model.budget.ratio import plan_by_ratio
+from slim_model.budget.search import plan_within_limit
 from slim_model.cost.counted import cost
+from slim_model.cost.latency_store import width_step
 from slim_model.cost.prices import PRICES
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
+from slim_model.measuring.options import MeasuringOptions
 from slim_model.measuring.timing import compare
 from slim_model.ranking.score import score
-from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
 
 MODELS = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.75, "efficientnet_b0": 0.75}
 """The share of a cut in multiply-adds that should come out as speed."""
 CUTS = (0.3, 0.5, 0.6, 0.75)
-STEPS = {"auto": Recipe(criterion="l1").block, "1": 1}
+STEPS = {"auto": width_step("auto", "cpu"), "1": 1}
 """Width steps: that of this machine, and none."""
 
 ALLOCATIONS = ("uniform", "global:normalise=lamp", "latency")
@@ -57,9 +59,12 @@ def plan_for(
 ) -> Plan:
     """The widths that save ``cut`` of the multiply-adds."""
     if cut == NARROWEST:
-        return budget(coupling, scores, ratio=[1 - min(1.0, step / g.width) for g in coupling.groups], multiple_of=step)
-    goal, how = Goal(PRICES["macs"], cut), Allocation(allocate, step)
-    return aim(coupling, scores, goal, how, None, threads=threads)[0]
+        ratios = [1 - min(1.0, step / group.width) for group in coupling.groups]
+        return plan_by_ratio(coupling, scores, ratios, multiple_of=step)
+    goal = Goal(cut, PRICES["macs"], allocation=allocation_of(allocate), block=step)
+    measuring = MeasuringOptions(threads=threads)
+    task = Task(torch.nn.Identity(), coupling.graph, coupling, scores, goal, measuring=measuring)
+    return plan_within_limit(task)[0]
 
 
 def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +19,6 @@ def ratio_for(times: float, model: nn.Module, example: tuple[Tensor], recipe: Re
     low, high = 0.2, 0.95
     for _ in range(8):
         middle = (low + high) / 2
-        found = compile_model(model, example, replace(recipe, ratio=middle, data=None, finetune=0))
+        found = compile_model(model, example, recipe.but(ratio=middle, data=None, finetune=0))
         low, high = (middle, high) if found.dense_cost.macs / found.slim_cost.macs < times else (low, middle)
     return high

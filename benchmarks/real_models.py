@@ -31,6 +31,7 @@ from provenance import RESULTS, peak_bytes, provenance, summary
 from slim_model.commands.slim import Job, run
 from slim_model.errors import SlimError
 from slim_model.loading.load import load
+from slim_model.loading.source import Source, SourceOptions
 from slim_model.recipe import Recipe
 from train import TRAINED
 
@@ -153,10 +154,10 @@ def one_run(case: Case, source: Path, ratio: float, seed: int, *, bench: bool, t
         "criterion": CRITERION[seed],
     }
     inputs = (case.input,) if case.input else ()
-    recipe = Recipe(ratio=ratio, criterion=CRITERION[seed], seed=seed)
+    recipe = Recipe.of(ratio, CRITERION[seed], seed=seed, bench=bench, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "out.onnx"
-        job = Job(source, target, recipe, case.arch, inputs, bench=bench, threads=threads)
+        job = Job(Source(source, SourceOptions(arch=case.arch, inputs=inputs)), target, recipe)
         started = time.perf_counter()
         try:
             report = run(job, lambda stage: None).as_dict()
@@ -169,7 +170,7 @@ def one_run(case: Case, source: Path, ratio: float, seed: int, *, bench: bool, t
         row |= _recorded(report)
         if case.test is not None:
             split = case.test()
-            dense = load(source, arch=case.arch, inputs=inputs).model
+            dense = load(source, SourceOptions(arch=case.arch, inputs=inputs)).model
             row["accuracy"] = {
                 "dense": accuracy(dense, split),
                 "slim": accuracy(onnx_predictor(target, threads=threads), split),

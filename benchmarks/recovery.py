@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ import evaluate
 import nets
 from peer import PEER, ratio_for
 from provenance import RESULTS, provenance, summary
-from slim_model.budget.allocate import meet
+from slim_model.budget.allocations import allocation_of
+from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.output_damage import damage
 from slim_model.budget.plan import Plan
-from slim_model.budget.ratio import budget
+from slim_model.budget.ratio import plan_by_ratio
 from slim_model.cost.counted import Meter, cost
 from slim_model.cost.prices import price_of
 from slim_model.coupling.couple import couple
@@ -55,7 +56,8 @@ from slim_model.pipeline.example_batches import other_batches
 from slim_model.proof.prove import Proof, prove
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
-from slim_model.recovery import LEVELS, recover
+from slim_model.recovery.options import LEVELS
+from slim_model.recovery.recover import recover
 from slim_model.simplifying.simplify import simplify
 from train import trained
 
@@ -175,11 +177,13 @@ def _planned(name: str, cut: float, level: str) -> Chosen:
     coupling = _coupled(name).coupling
     scores, seconds = _ranked(name, level == "data-free" or (cut < 1 and level == "none"), cut >= 1)
     if cut < 1:
-        plan = budget(coupling, scores, ratio=cut)
+        plan = plan_by_ratio(coupling, scores, ratio=cut)
     else:
         meter = Meter(coupling)
         of, limit = functools.partial(_macs, meter), cost(coupling).macs / cut
-        plan = meet(coupling, scores, price_of("macs"), of, limit, allocate="greedy:normalise=none,floor=0.05")
+        plan = plan_under_limit(
+            coupling, scores, price_of("macs"), of, limit, allocation=allocation_of("greedy:normalise=none,floor=0.05")
+        )
     graph = coupling.graph
     small, replay = shrink(coupling, plan.keep)
     proof = prove(graph, small, cut_of(coupling, plan.keep), replay, [graph.inputs, *other_batches(graph, (1,), 0)])
@@ -193,13 +197,13 @@ def _ranked(name: str, free: bool, weighed: bool) -> tuple[list[Tensor], float]:
     data = coupled.data(coupled.case.ranked)
     scores = score(coupled.coupling, "kernel" if free else "reconstruction", data=None if free else data)
     if weighed:
-        scores = damage(coupled.coupling, scores, data, said=_said)
+        scores = damage(coupled.coupling, scores, data, progress=_said)
     return scores, time.perf_counter() - started
 
 
 def _peers(coupled: Coupled, cut: float) -> Chosen:
-    started, recipe = time.perf_counter(), Recipe(multiple_of=1, **PEER)
-    recipe = replace(recipe, ratio=ratio_for(cut, coupled.model, coupled.inputs, recipe))
+    started, recipe = time.perf_counter(), Recipe.of(multiple_of=1, **PEER)
+    recipe = recipe.but(ratio=ratio_for(cut, coupled.model, coupled.inputs, recipe))
     found = compile_model(coupled.model, coupled.inputs, recipe)
     return Chosen(found.coupling, found.plan, found.small, found.proof, time.perf_counter() - started)
 

@@ -26,7 +26,9 @@ from slim_model.commands.slim import Job, run
 from slim_model.errors import SlimError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
+from slim_model.loading.source import Source, SourceOptions
 from slim_model.measuring.timing import measure
+from slim_model.progress import silent
 from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
 
@@ -49,9 +51,9 @@ def measured(name: str, wanted: list[tuple[float, int]], folder: Path) -> Iterat
         target = round(share * alone.dense.median_ms, 2)
         row: dict[str, Any] = {"model": name, "share": share, "threads": threads, "target_ms": target}
         started = time.perf_counter()
-        recipe = Recipe(target=f"latency={target}ms", threads=threads)
+        recipe = Recipe.of(target=f"latency={target}ms", threads=threads, bench=False)
         try:
-            report = run(Job(source, small, recipe, inputs=("1x3x224x224",), bench=False), lambda stage: None)
+            report = run(Job(Source(source, SourceOptions(inputs=("1x3x224x224",))), small, recipe), silent)
         except SlimError as refused:
             yield (name, share, threads), row | {"refused": str(refused)} | provenance()
             continue

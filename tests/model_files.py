@@ -14,6 +14,7 @@ from torch import nn
 
 from slim_model.errors import InputError
 from slim_model.loading.load import load
+from slim_model.loading.source import SourceOptions
 
 
 def small_net(classes: int = 3) -> nn.Sequential:
@@ -47,7 +48,7 @@ NET_SOURCE = """
 
 def refusal(path: Path, **options: Any) -> str:
     with pytest.raises(InputError) as raised:
-        load(path, **options)
+        load(path, SourceOptions(**options))
     message = str(raised.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message

@@ -95,7 +95,7 @@ def outcome_of(case: Case) -> Outcome:
         return Outcome("invalid")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     inputs = case.net.example(case.batch)
-    recipe = Recipe(**case.options)
+    recipe = Recipe.of(**case.options)
     try:
         found = compile_model(model, inputs, recipe)
     except ProofError as error:
@@ -146,7 +146,7 @@ def shapes_follow_the_plan(case: Case, model: nn.Module, found: Compiled) -> boo
             continue
         if tuple(tensor.shape) != tuple(n - k for n, k in zip(dense, lost, strict=True)):
             raise Wrong(f"{name} has shape {tuple(tensor.shape)}: dense {tuple(dense)}, removed {lost}")
-    module, own = small_module(model, found)
+    module, own = small_module(model, found.small)
     count = sum(p.numel() for p in module.parameters())
     if own and count != found.slim_cost.params:
         raise Wrong(f"the small module has {count} parameters, the plan says {found.slim_cost.params}")
@@ -176,7 +176,7 @@ def the_small_net_is_the_dense_one_without_dead_channels(case: Case, model: nn.M
     There is a reference unless a statistic over channels is no module, or channels that are not 0 are summed.
     """
     inputs = case.net.example(OTHER if found.dense.dynamic_batch else found.proof.batches[0])
-    small, _ = small_module(model, found)
+    small, _ = small_module(model, found.small)
     runs: dict[str, Callable[[bool], list[Tensor]]] = {
         "small graph": lambda wide: _graph_outputs(found, inputs, wide),
         "small module": lambda wide: outputs_of(_wide(small) if wide else small, _widened(inputs) if wide else inputs),
@@ -221,7 +221,7 @@ def coupled_channels_can_change_places(case: Case, model: nn.Module, found: Comp
 def the_same_seed_gives_the_same_plan(case: Case, model: nn.Module, found: Compiled) -> bool:
     if case.slower != "again":
         return False
-    again = compile_model(case.net.build(), case.net.example(case.batch), Recipe(**case.options))
+    again = compile_model(case.net.build(), case.net.example(case.batch), Recipe.of(**case.options))
     same = np.array_equal(found.plan.keep, again.plan.keep) and all(
         torch.equal(t, again.small.tensors[k]) for k, t in found.small.tensors.items()
     )

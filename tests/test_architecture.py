@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +19,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import slim_model
+from slim_model.budget.allocations import ALLOCATIONS
+from slim_model.budget.options import ENGINES
+from slim_model.data.options import SOURCES
+from slim_model.late import Late
+from slim_model.measuring.options import RUNTIME_NAMES
+from slim_model.measuring.runtimes import RUNTIMES
 from slim_model.ops import OPS, row_of
 from slim_model.ops.row import Op
 from slim_model.ranking.criteria import CRITERIA
@@ -22,7 +33,7 @@ from source_names import SOURCE, docstrings, files, modules, names_in, resolves
 PROJECT = Path(__file__).parents[1]
 
 ORDER = """
-    errors version progress named_options distributed atomic_write
+    errors version late options named_options progress distributed atomic_write
     graph labels ops simplifying loading coupling measuring cost cutting data ranking proof recovery training export
     budget recipe pipeline reporting api commands cli __main__
 """.split()
@@ -36,28 +47,26 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The modules of ours that a file imports, at the top or inside a function, but not for annotations only."""
-    tree = ast.parse(path.read_text())
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
+    """The modules of ours that a file knows: imported at the top, in a function or for types, or named as ``Late``."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}:{node.lineno}: write the whole name, slim_model.{node.module}"
             whole = [node.module or ""] if node.module != "slim_model" else [f"slim_model.{a.name}" for a in node.names]
         elif isinstance(node, ast.Import):
             whole = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Late" and isinstance(node.args[0], ast.Constant):
+            whole = [f"slim_model.{node.args[0].value.partition(':')[0]}"]
         else:
             continue
         for name in whole:
             package, _, module = name.partition(".")
-            if package == "slim_model" and module != "__version__":
-                yield module.partition(".")[0]
+            if package == "slim_model" and module not in ("", "__version__"):
+                yield module
+
+
+def module_of(path: Path) -> str:
+    """``ops.norm`` for ``ops/norm.py``, ``ops`` for ``ops/__init__.py``."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
 
 
 def test_every_module_has_its_place() -> None:
@@ -68,13 +77,61 @@ def test_every_module_has_its_place() -> None:
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_one_way(path: Path) -> None:
-    module = name_of(path)
-    if module == "__init__":
+    package = name_of(path)
+    if package == "__init__":
         return
-    for other in imports(path):
-        assert other == module or ORDER.index(other) < ORDER.index(module), (
-            f"{module} imports {other}, which stands after it"
+    for other in (module.partition(".")[0] for module in imports(path)):
+        message = f"{package} imports {other}, which stands after it"
+        assert other == package or ORDER.index(other) < ORDER.index(package), message
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Nor any more in a circle, inside a package either. A table may name its functions' module, and be read by it."""
+    known = {module_of(path): path for path in files() if path != SOURCE / "__init__.py"}
+    late = {module for module, path in known.items() if "Late(" in path.read_text()}
+    graph = {
+        module: {other if other in known else other.rpartition(".")[0] for other in imports(path)}
+        & known.keys() - {module}
+        for module, path in known.items()
+        if module not in late
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_no_folder_is_crowded() -> None:
+    counted = Counter(path.parent for path in files())
+    assert {str(folder.relative_to(SOURCE)): n for folder, n in counted.items() if n > 16} == {}
+
+
+def test_help_is_read_without_pytorch() -> None:
+    """``--help``, ``--version`` and a usage error import none of what takes seconds."""
+    code = "import sys; from slim_model import cli; cli.run(sys.argv[1:]); print(sorted(HEAVY & sys.modules.keys()))"
+    heavy = "HEAVY = {'torch', 'torchvision', 'timm', 'torch_pruning', 'scipy', 'numpy', 'onnx', 'onnxruntime'}; "
+    for arguments in (["--help"], ["--help-all"], ["--version"], [], ["in.pt", "out.onnx", "--ratio", "2"]):
+        found = subprocess.run(
+            [sys.executable, "-c", heavy + code, *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(SOURCE.parent)},
+            check=True,
         )
+        assert found.stdout.splitlines()[-1] == "[]", arguments
+
+
+def test_every_late_function_is_there() -> None:
+    tables = (CRITERIA, ALLOCATIONS, ENGINES, SOURCES)
+    for row in (row for table in tables for row in table.values()):
+        late = next(
+            x for x in (row, getattr(row, "function", None), getattr(row, "method", None)) if isinstance(x, Late)
+        )
+        assert callable(late.load())
+
+
+def test_runtimes_are_named_without_pytorch() -> None:
+    assert tuple(RUNTIMES) == RUNTIME_NAMES
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
@@ -116,7 +173,8 @@ def test_every_criterion_says_what_it_needs() -> None:
     for name, row in CRITERIA.items():
         assert row.__name__ == name
         assert callable(row.function)
-        assert (row.function.__doc__ or "").strip(), f"{name} says what it computes, with its paper"
+        assert isinstance(row.function, Late)
+        assert (row.function.load().__doc__ or "").strip(), f"{name} says what it computes, with its paper"
 
 
 # -- facts that stand in one place ----------------------------------------------------------------------------------

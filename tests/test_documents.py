@@ -12,12 +12,12 @@ import torch
 import torch_pruning
 import typer
 
-from slim_model.budget.methods import ALLOCATIONS
+from slim_model.budget.allocations import ALLOCATIONS
 from slim_model.cli import app
 from slim_model.cost.prices import PRICES
 from slim_model.ops import OPS
 from slim_model.ranking.criteria import CRITERIA
-from slim_model.recovery import LEVELS
+from slim_model.recovery.options import LEVELS
 from source_names import SOURCE, files, resolves
 
 PROJECT = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     arguments = shlex.split(line)
     if arguments[0] == "explain":
         torch.save(torchvision.models.resnet18(), arguments[1])
-        assert cli._run(arguments) == 0
+        assert cli.run(arguments) == 0
         assert Path("coupling.svg").read_text().startswith("<svg")
         return
     if arguments[0] == "bench":
@@ -49,13 +49,13 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         graph = trace(net, (torch.randn(2, 3, 8, 8),))
         for name in arguments[1:3]:
             to_onnx(graph, Path(name), opset=None, metadata={})
-        assert cli._run([*arguments, "--rounds", "3", "--seconds", "0.3"]) == 0
+        assert cli.run([*arguments, "--rounds", "3", "--seconds", "0.3"]) == 0
         assert len(Path("rows.json").read_text().splitlines()) == 8  # two files, batches and counts of threads
         return
     torch.save(torchvision.models.squeezenet1_1(), arguments[0])
     if "--target" in arguments:  # of a smaller model, whose latency is another
         arguments[arguments.index("--target") + 1] = "macs=100M"
-    assert cli._run([*arguments, "--no-bench"]) == 0
+    assert cli.run([*arguments, "--no-bench"]) == 0
     assert Path(arguments[1]).stat().st_size > 0
 
 

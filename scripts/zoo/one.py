@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from slim_model.coupling.attention_heads import find_heads
-from slim_model.coupling.couple import couple
+from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import SlimError
 from slim_model.export.check_onnx import check_onnx
@@ -54,7 +53,7 @@ def examine(builder: Builder, ratio: float, seed: int, *, trained: bool = False)
     row: Row = {"ratio": ratio, "seed": seed}
     stage = _Stages()
     try:
-        for found in _steps(builder, Recipe(ratio=ratio, seed=seed), stage, trained):
+        for found in _steps(builder, Recipe.of(ratio=ratio, seed=seed), stage, trained):
             row |= found
     except Exception as error:
         kind = type(error).__name__
@@ -77,14 +76,14 @@ def _steps(builder: Builder, recipe: Recipe, stage: _Stages, trained: bool) -> I
         graph = simplify(trace(model, inputs))
     yield {"traced": "one run" if graph.program is None else "export", "dynamic_batch": graph.dynamic_batch}
     with stage("couple"):
-        coupling = couple(graph, apart=find_heads(graph).width)
+        coupling = couple_attention(graph)
     yield _coupled(coupling)
     with stage("compile"):
         example = pytree.tree_unflatten(graph.inputs, pytree.tree_structure(inputs))
         compiled = compile_model(model, example, recipe, program=graph.program)
     yield _proven(compiled)
     with stage("module"):
-        module, own = small_module(model, compiled)
+        module, own = small_module(model, compiled.small)
     yield {"own_class": own}
     with stage("onnx"):
         yield _exported(on_its_own(compiled.small, module), recipe.seed)

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from slim_model.budget.plan import Plan
+from slim_model.errors import InputError
+from slim_model.measuring.machine import check_device
 from slim_model.pipeline.compile import compile_model
 from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
 from slim_model.reporting.acceptance import check_gates
 from slim_model.reporting.report import Report, make_report
+from slim_model.reporting.sensitivity_plot import draw_scans
 
 
 class Slimmed(NamedTuple):
@@ -29,10 +32,14 @@ def slim(model: nn.Module, example_inputs: Tensor | Sequence[Any], **options: An
     ``options`` are the fields of ``Recipe``: ``slim(model, x, ratio=0.5, criterion="l1")``. A criterion may be a
     callable ``(Slices) -> (width,) scores, higher = keep``. Raises InputError, BudgetError, GateError or ProofError.
     """
-    recipe = Recipe(**options)
+    recipe = Recipe.of(**options)
+    if recipe.gates.min_speedup is not None:
+        raise InputError("min_speedup is measured by the command alone; leave it out, and time the module yourself.")
+    check_device(recipe.measuring.device)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     compiled = compile_model(model, inputs, recipe)
-    module, own = small_module(model, compiled)
-    report = make_report(compiled, recipe, module_is_own=own)
-    check_gates(report, recipe.max_drop)
-    return Slimmed(module, compiled.plan, report)
+    draw_scans(compiled, recipe)
+    small = small_module(model, compiled.small)
+    report = make_report(compiled, recipe, module_is_own=small.own)
+    check_gates(report, recipe.gates)
+    return Slimmed(small.module, compiled.plan, report)

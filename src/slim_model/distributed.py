@@ -1,7 +1,8 @@
 """Several processes as one. ``torchrun`` starts them; the first alone speaks, measures and writes.
 
 Each does all that is cheap, alike; what the data costs is shared out. Without ``torchrun``, or with one process, every
-function here is the identity.
+function here is the identity. PyTorch is imported only where there are several: the command line asks who may speak
+before it has any need of PyTorch.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 T = TypeVar("T")
 _PATIENCE = datetime.timedelta(hours=2)
@@ -24,9 +26,12 @@ _PATIENCE = datetime.timedelta(hours=2)
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """The processes that ``torchrun`` started are one group inside; where a group is there already, that one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or _several():
         yield
         return
+    import torch
+    import torch.distributed as dist
+
     cuda = torch.cuda.is_available() and torch.cuda.device_count() > int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -37,16 +42,27 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _several() -> bool:
+    """Whether this process is one of a group."""
+    return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+
+
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return _dist().get_rank() if _several() else 0
 
 
 def size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return _dist().get_world_size() if _several() else 1
+
+
+def _dist() -> Any:
+    return sys.modules["torch.distributed"]
 
 
 def device(kind: str) -> torch.device:
     """Each process of a machine has a GPU of its own."""
+    import torch
+
     if kind == "cuda" and size() > 1:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(kind)
@@ -57,7 +73,7 @@ def merged(found: T | None, merge: Callable[[T, T], T]) -> T | None:
     if size() == 1:
         return found
     parts: list[Any] = [None] * size()
-    dist.all_gather_object(parts, found)
+    _dist().all_gather_object(parts, found)
     result: Any = None
     for part in parts:
         if part is not None:
@@ -70,7 +86,7 @@ def from_first(make: Callable[[], T]) -> T:
     if size() == 1:
         return make()
     held: list[Any] = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(held, src=0)
+    _dist().broadcast_object_list(held, src=0)
     return held[0]  # type: ignore[no-any-return]
 
 
@@ -78,24 +94,26 @@ def settle(tensors: Mapping[str, Tensor]) -> None:
     """Give ``tensors`` the values they have in the first process."""
     if size() > 1:
         for name in sorted(tensors):
-            dist.broadcast(tensors[name].data, src=0)
+            _dist().broadcast(tensors[name].data, src=0)
 
 
 def mean(value: float) -> float:
     """Over all processes."""
     if size() == 1:
         return value
+    import torch
+
     total = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(total)
+    _dist().all_reduce(total)
     return float(total) / size()
 
 
 def may_speak() -> bool:
     """Whether this process is the first to end with an error: one message is enough."""
-    if not dist.is_initialized() or size() == 1:
+    if size() == 1:
         return True
     try:
-        store: Any = dist.distributed_c10d._get_default_store()
+        store: Any = _dist().distributed_c10d._get_default_store()
         return bool(store.add("slim-model-failed", 1) == 1)
-    except (RuntimeError, dist.DistError):
+    except (RuntimeError, _dist().DistError):
         return rank() == 0

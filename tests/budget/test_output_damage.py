@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from slim_model import Recipe
-from slim_model.budget.allocate import meet
+from slim_model.budget.allocations import allocation_of
+from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.output_damage import damage
 from slim_model.cost.counted import Meter
 from slim_model.cost.prices import price_of
@@ -37,9 +38,13 @@ def test_a_layer_that_outputs_hardly_feel_is_cut_first() -> None:
     loud, quiet = damage(coupling, scores, data)
     assert float(quiet.sum()) < 1e-2 * float(loud.sum())
     meter = Meter(coupling)
-    plan = meet(
-        *(coupling, [loud, quiet], price_of("macs"), lambda keep: meter(keep).macs, 0.6 * meter(None).macs),
-        allocate="greedy:normalise=none,floor=0",
+    plan = plan_under_limit(
+        coupling,
+        [loud, quiet],
+        price_of("macs"),
+        lambda keep: meter(keep).macs,
+        0.6 * meter(None).macs,
+        allocation=allocation_of("greedy:normalise=none,floor=0"),
     )
     (before, first), (_, second) = plan.widths
     assert second < 0.4 * before < first
@@ -105,10 +110,10 @@ def twins(norm: bool) -> nn.Sequential:
 def test_without_data_twins_are_merged(norm: bool) -> None:
     """The kernel finds one of each pair that can go, and what it did is given to the other."""
     x = images(8)
-    result = compile_model(twins(norm), (x,), Recipe(0.5, "kernel", multiple_of=1, recover="data-free"))
+    result = compile_model(twins(norm), (x,), Recipe.of(0.5, "kernel", multiple_of=1, recover="data-free"))
     kept = torch.from_numpy(result.plan.keep[result.coupling.groups[0].channels]).nonzero().flatten() % 4
     assert kept.sort().values.tolist() == [0, 1, 2, 3]
-    plain = compile_model(twins(norm), (x,), Recipe(0.5, "kernel", multiple_of=1))
+    plain = compile_model(twins(norm), (x,), Recipe.of(0.5, "kernel", multiple_of=1))
     (expected,) = result.dense.run((x,))
     assert error(expected, plain.small.run((x,))[0]) > 0.1
     assert error(expected, result.small.run((x,))[0]) < 0.01  # the ridge
@@ -118,7 +123,7 @@ def test_without_data_less_is_lost_and_variance_is_repaired() -> None:
     """Half of all channels of a net with residual streams; inputs are what is assumed of them."""
     model, x = trained(Residual()), images(200)
     plain, merged = (
-        compile_model(model, (x[:2],), Recipe(0.3, "kernel", multiple_of=1, recover=level))
+        compile_model(model, (x[:2],), Recipe.of(0.3, "kernel", multiple_of=1, recover=level))
         for level in ("none", "data-free")
     )
     (expected,) = plain.dense.run((x,))

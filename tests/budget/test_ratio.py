@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slim_model.budget.plan import Plan, rungs_of
-from slim_model.budget.ratio import budget, nearest
+from slim_model.budget.ratio import nearest, plan_by_ratio
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling, Group, Slice
 from slim_model.cutting.cut import cut_of
@@ -79,14 +79,14 @@ def kept(coupling: Coupling, plan: Plan) -> list[list[int]]:
 )
 def test_widths(ratio: float, after: tuple[int, ...]) -> None:
     coupling = coupling_of(Chain)
-    plan = budget(coupling, scores_of(coupling), ratio=ratio)
+    plan = plan_by_ratio(coupling, scores_of(coupling), ratio=ratio)
     assert plan.widths == tuple(zip((10, 20, 40), after, strict=True))
 
 
 def test_the_best_stay() -> None:
     coupling = coupling_of(Chain)
     scores = scores_of(coupling)
-    for chosen, score in zip(kept(coupling, budget(coupling, scores, ratio=0.5)), scores, strict=True):
+    for chosen, score in zip(kept(coupling, plan_by_ratio(coupling, scores, ratio=0.5)), scores, strict=True):
         gone = np.setdiff1d(np.arange(len(score)), chosen)
         assert score[chosen].min() > score[gone].max()
 
@@ -94,12 +94,12 @@ def test_the_best_stay() -> None:
 def test_among_equals_the_first_stay() -> None:
     coupling = coupling_of(Chain)
     equal = [torch.ones(group.width) for group in coupling.groups]
-    assert kept(coupling, budget(coupling, equal, ratio=0.7)) == [[*range(3)], [*range(6)], [*range(12)]]
+    assert kept(coupling, plan_by_ratio(coupling, equal, ratio=0.7)) == [[*range(3)], [*range(6)], [*range(12)]]
 
 
 def test_what_is_fixed_and_what_nobody_ranks_stays() -> None:
     coupling = coupling_of(Residual)
-    plan = budget(coupling, scores_of(coupling), ratio=0.7)
+    plan = plan_by_ratio(coupling, scores_of(coupling), ratio=0.7)
     ranked = np.concatenate([group.channels for group in coupling.groups])
     assert plan.keep[0]
     assert plan.keep[np.setdiff1d(np.arange(len(plan.keep)), ranked)].all()
@@ -112,7 +112,7 @@ def test_no_axis_is_emptied(net: type[nn.Module], scope: str, ratio: float) -> N
     """Not even where the worst channels are all on one side of a split."""
     coupling = coupling_of(net)
     rising = [torch.arange(1.0, group.width + 1) for group in coupling.groups]
-    cut = cut_of(coupling, budget(coupling, rising, ratio=ratio, scope=scope).keep)
+    cut = cut_of(coupling, plan_by_ratio(coupling, rising, ratio=ratio, one_ranking=scope == "global").keep)
     for value in tensors_in(coupling.walk.values.values()):
         for axis, size in zip(value.axes, value.shape, strict=True):
             assert axis is None or cut.count(axis, size) >= 1
@@ -121,7 +121,7 @@ def test_no_axis_is_emptied(net: type[nn.Module], scope: str, ratio: float) -> N
 def test_an_empty_half_gets_its_best_channel_back() -> None:
     """0..7 rising at 0.5 keeps 4..7; the half 0..3 would be empty, and 3 is its best."""
     coupling = coupling_of(Halves)
-    plan = budget(coupling, [torch.arange(8.0)], ratio=0.5)
+    plan = plan_by_ratio(coupling, [torch.arange(8.0)], ratio=0.5)
     assert kept(coupling, plan) == [[3, 4, 5, 6, 7]]
     assert plan.widths == ((8, 5),)
 
@@ -181,7 +181,7 @@ def test_a_width_that_may_stay_is_nearer_than_a_block_far_below() -> None:
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
 def test_blocks_in_a_plan(ratio: float, block: int) -> None:
     coupling = coupling_of(Chain)
-    plan = budget(coupling, scores_of(coupling), ratio=ratio, multiple_of=block)
+    plan = plan_by_ratio(coupling, scores_of(coupling), ratio=ratio, multiple_of=block)
     for before, after in plan.widths:
         assert after == rounded(before * (1 - ratio), before, 1, block)
 
@@ -193,7 +193,7 @@ def test_blocks_in_a_plan(ratio: float, block: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_global_ranking_removes_the_ratio_of_all(ratio: float, seed: int) -> None:
     coupling = coupling_of(Chain)
-    plan = budget(coupling, scores_of(coupling, seed=seed), ratio=ratio, scope="global")
+    plan = plan_by_ratio(coupling, scores_of(coupling, seed=seed), ratio=ratio, one_ranking=True)
     before, after = (sum(column) for column in zip(*plan.widths, strict=True))
     assert before == 70
     assert after == 70 - int(70 * ratio)
@@ -206,7 +206,7 @@ def test_a_global_ranking_takes_from_where_little_is_lost() -> None:
     scores[1][:16], scores[2][:2] = 0.01, 0.01
     for score in scores:
         score += torch.linspace(0, 1e-3, len(score))
-    plan = budget(coupling, scores, ratio=18.5 / 70, scope="global")
+    plan = plan_by_ratio(coupling, scores, ratio=18.5 / 70, one_ranking=True)
     assert plan.widths == ((10, 10), (20, 4), (40, 38))
 
 
@@ -214,7 +214,7 @@ def test_the_units_of_a_layer_do_not_matter_in_a_global_ranking() -> None:
     coupling = coupling_of(Chain)
     scores = scores_of(coupling)
     larger = [score * factor for score, factor in zip(scores, (1e-4, 1.0, 1e6), strict=True)]
-    plans = [budget(coupling, each, ratio=0.5, scope="global") for each in (scores, larger)]
+    plans = [plan_by_ratio(coupling, each, ratio=0.5, one_ranking=True) for each in (scores, larger)]
     assert plans[0].widths == plans[1].widths
 
 
@@ -225,13 +225,13 @@ def test_a_global_ranking_leaves_each_layer_a_tenth() -> None:
     scores[2][-1] = 1e6
     for score in scores:
         score += torch.linspace(0, 1e-3, len(score))
-    plan = budget(coupling, scores, ratio=0.56, scope="global")
+    plan = plan_by_ratio(coupling, scores, ratio=0.56, one_ranking=True)
     assert plan.widths == ((10, 10), (20, 20), (40, 4))
 
 
 def test_equal_scores_in_a_global_ranking() -> None:
     coupling = coupling_of(Chain)
-    plan = budget(coupling, [torch.ones(group.width) for group in coupling.groups], ratio=0.5, scope="global")
+    plan = plan_by_ratio(coupling, [torch.ones(group.width) for group in coupling.groups], ratio=0.5, one_ranking=True)
     assert sum(after for _, after in plan.widths) == 35
 
 
@@ -240,7 +240,7 @@ def test_the_units_of_negative_scores_do_not_matter_either() -> None:
     coupling = coupling_of(Chain)
     scores = [-score for score in scores_of(coupling)]
     larger = [score * factor for score, factor in zip(scores, (1e-4, 1.0, 1e6), strict=True)]
-    plans = [budget(coupling, each, ratio=0.5, scope="global") for each in (scores, larger)]
+    plans = [plan_by_ratio(coupling, each, ratio=0.5, one_ranking=True) for each in (scores, larger)]
     assert plans[0].widths == plans[1].widths
 
 
@@ -249,22 +249,22 @@ def test_the_units_of_negative_scores_do_not_matter_either() -> None:
 
 def test_nothing_to_remove_names_what_is_pinned() -> None:
     with pytest.raises(BudgetError, match=r"nothing can be removed.*conv: it is an output of the model"):
-        budget(coupling_of(OnlyOutputs), [], ratio=0.5)
+        plan_by_ratio(coupling_of(OnlyOutputs), [], ratio=0.5)
 
 
 def test_a_ratio_that_rounds_to_nothing() -> None:
     coupling = coupling_of(Chain)
     with pytest.raises(BudgetError, match=r"ratio 0\.01 removes no channel: the layers are too narrow for it\.$"):
-        budget(coupling, scores_of(coupling), ratio=0.01)
+        plan_by_ratio(coupling, scores_of(coupling), ratio=0.01)
 
 
 def test_layers_that_are_too_narrow_for_the_block() -> None:
     coupling = coupling_of(Halves)
     with pytest.raises(BudgetError, match=r"ratio 0\.05 removes no channel.*rounded to 8; try --multiple-of 1"):
-        budget(coupling, [torch.arange(8.0)], ratio=0.05, multiple_of=8)
+        plan_by_ratio(coupling, [torch.arange(8.0)], ratio=0.05, multiple_of=8)
 
 
 def test_the_same_scores_give_the_same_plan() -> None:
     coupling = coupling_of(Residual)
-    plans = [budget(coupling, scores_of(coupling), ratio=0.5, scope="global", multiple_of=4) for _ in range(2)]
+    plans = [plan_by_ratio(coupling, scores_of(coupling), ratio=0.5, one_ranking=True, multiple_of=4) for _ in range(2)]
     assert np.array_equal(plans[0].keep, plans[1].keep)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.budget import latency_search
-from slim_model.budget import search as stage
-from slim_model.budget.goal import Allocation, Goal
-from slim_model.budget.search import aim
+from slim_model.budget.allocations import allocation_of
+from slim_model.budget.goal import Goal, Met, Task
+from slim_model.budget.search import plan_for, plan_within_limit
 from slim_model.budget.sensitivity import scan
 from slim_model.commands.slim import Job, run
 from slim_model.cost.counted import Meter
@@ -29,8 +29,10 @@ from slim_model.data.batches import Data
 from slim_model.data.open_data import open_data
 from slim_model.errors import BudgetError, InputError
 from slim_model.graph.trace import trace
+from slim_model.loading.source import Source, SourceOptions
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
+from slim_model.reporting.sensitivity_plot import plot
 from slim_model.simplifying.simplify import simplify
 from small_nets import images, trained
 
@@ -55,10 +57,14 @@ def wide() -> Coupling:
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [Recipe(target="bytes=60kB"), Recipe(0.4, of="bytes", allocate="greedy")])
+@pytest.mark.parametrize("recipe", [Recipe.of(target="bytes=60kB"), Recipe.of(0.4, of="bytes", allocate="greedy")])
 def test_the_file_is_as_large_as_was_asked(recipe: Recipe, tmp_path: Path) -> None:
     torch.save(trained(Wide()), tmp_path / "in.pt")
-    job = Job(tmp_path / "in.pt", tmp_path / "out.onnx", recipe, inputs=("2x3x16x16",), trust_pickle=True, bench=False)
+    job = Job(
+        Source(tmp_path / "in.pt", SourceOptions(inputs=("2x3x16x16",), trust_pickle=True)),
+        tmp_path / "out.onnx",
+        recipe.but(bench=False),
+    )
     report = run(job, lambda stage: None)
     size, limit = (tmp_path / "out.onnx").stat().st_size, report.budget["limit"]
     assert 0.96 * limit <= size <= limit  # of the file as it is published, with its metadata
@@ -68,7 +74,8 @@ def test_the_file_is_as_large_as_was_asked(recipe: Recipe, tmp_path: Path) -> No
 def test_a_file_that_cannot_come_close_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 15), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     torch.save(trained(model), tmp_path / "in.pt")
-    job = Job(tmp_path / "in.pt", tmp_path / "out.onnx", Recipe(target="bytes=7kB"), inputs=("2x3x16x16",), bench=False)
+    source = Source(tmp_path / "in.pt", SourceOptions(inputs=("2x3x16x16",)))
+    job = Job(source, tmp_path / "out.onnx", Recipe.of(target="bytes=7kB", bench=False))
     with pytest.raises(BudgetError, match=r"bytes cannot come close to 0\.007 MB: .* 0\.00[3-6]\d* MB is the nearest"):
         run(job, lambda stage: None)
     assert not (tmp_path / "out.onnx").exists()
@@ -121,8 +128,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, wide: Coupling) -> Machine:
     return made
 
 
-def aimed(coupling: Coupling, goal: Goal, allocate: str = "uniform") -> stage.Met:
-    return aim(coupling, score(coupling, "l1"), goal, Allocation(allocate, 1), None)[1]
+def aimed(coupling: Coupling, goal: Goal, allocate: str = "uniform") -> Met:
+    goal = dataclasses.replace(goal, allocation=allocation_of(allocate))
+    return plan_within_limit(task_of(coupling, score(coupling, "l1"), goal))[1]
+
+
+def task_of(coupling: Coupling, scores: list[torch.Tensor], goal: Goal, data: Data | None = None) -> Task:
+    return Task(nn.Identity(), coupling.graph, coupling, scores, goal, data=data)
 
 
 @pytest.mark.parametrize("slower", [0.3, 1.0, 2.5])
@@ -133,7 +145,7 @@ def test_latency_is_met_though_the_table_is_wrong(
 ) -> None:
     machine.slower = slower
     dense = machine.whole(Meter(wide)().macs)
-    met = aimed(wide, Goal(PRICES["latency"], 0.5, share * dense), allocate)
+    met = aimed(wide, Goal(0.5, PRICES["latency"], share * dense), allocate)
     assert 0.95 * met.limit <= met.reached <= met.limit
     assert met.trials[-1][1] == pytest.approx(met.reached, abs=1e-3)
     assert met.dense == pytest.approx(dense)
@@ -141,20 +153,20 @@ def test_latency_is_met_though_the_table_is_wrong(
 
 def test_multiply_adds_by_what_is_fast(wide: Coupling, machine: Machine) -> None:
     """The table of layers is asked for, the whole model is not timed."""
-    found = aimed(wide, Goal(PRICES["macs"], 0.5), "latency")
+    found = aimed(wide, Goal(0.5, PRICES["macs"]), "latency")
     assert 0.98 <= found.reached / found.limit <= 1
     assert machine.timed == 0
 
 
 def test_a_ratio_of_latency(wide: Coupling, machine: Machine) -> None:
-    met = aimed(wide, Goal(PRICES["latency"], 0.4))
+    met = aimed(wide, Goal(0.4, PRICES["latency"]))
     assert met.limit == pytest.approx(0.6 * met.dense)
 
 
 def test_noise_does_not_end_above_the_limit(wide: Coupling, machine: Machine) -> None:
     machine.noise = 0.01
     for _ in range(5):
-        met = aimed(wide, Goal(PRICES["latency"], 0.5))
+        met = aimed(wide, Goal(0.5, PRICES["latency"]))
         assert 0.95 * met.limit <= met.reached <= met.limit
 
 
@@ -162,18 +174,18 @@ def test_noise_does_not_end_above_the_limit(wide: Coupling, machine: Machine) ->
 def test_latency_that_is_no_line_is_met(wide: Coupling, machine: Machine, share: float) -> None:
     """Narrow layers take far longer than their work: a line from the dense model never gets there."""
     machine.whole = lambda macs: 1.0 + 3 * (macs / Meter(wide)().macs) ** 0.25  # type: ignore[method-assign]
-    met = aimed(wide, Goal(PRICES["latency"], 0.5, share * 4.0 + 0.3))
+    met = aimed(wide, Goal(0.5, PRICES["latency"], share * 4.0 + 0.3))
     assert 0.95 * met.limit <= met.reached <= met.limit
 
 
 def test_a_latency_out_of_reach_names_the_least_that_was_measured(wide: Coupling, machine: Machine) -> None:
     with pytest.raises(BudgetError, match=r"cannot come down to 0\.40 ms.*0\.5\d ms were measured"):
-        aimed(wide, Goal(PRICES["latency"], 0.5, 0.4))
+        aimed(wide, Goal(0.5, PRICES["latency"], 0.4))
 
 
 def test_a_latency_that_is_met_already(wide: Coupling, machine: Machine) -> None:
     with pytest.raises(BudgetError, match="as it is, no more than"):
-        aimed(wide, Goal(PRICES["latency"], 0.5, 1e4))
+        aimed(wide, Goal(0.5, PRICES["latency"], 1e4))
 
 
 def test_a_machine_that_does_as_it_likes_is_given_up(wide: Coupling, machine: Machine) -> None:
@@ -181,7 +193,7 @@ def test_a_machine_that_does_as_it_likes_is_given_up(wide: Coupling, machine: Ma
     steady = machine.whole
     machine.whole = lambda macs: steady(macs) * (10 if machine.timed % 2 else 0.1)  # type: ignore[method-assign]
     with pytest.raises(BudgetError, match=r"no plan came within 5%|cannot come down|as it is"):
-        aimed(wide, Goal(PRICES["latency"], 0.5, 3.0))
+        aimed(wide, Goal(0.5, PRICES["latency"], 3.0))
 
 
 # -- sensitivity ----------------------------------------------------------------------------------------------------
@@ -259,7 +271,8 @@ def test_damage_spares_the_layer_whose_loss_the_outputs_show(data: Data) -> None
     coupling = couple(simplify(trace(model, (images(),))))
     calibration = open_data([images(24)], coupling.graph.inputs, samples=24)
     scores = score(coupling, "reconstruction", data=calibration)
-    plan, _ = aim(coupling, scores, Goal(PRICES["macs"], 0.45), Allocation("damage", 1), calibration)
+    goal = Goal(0.45, PRICES["macs"], allocation=allocation_of("damage"))
+    plan, _ = plan_within_limit(task_of(coupling, scores, goal, calibration))
     first, second = (after / before for before, after in plan.widths)
     assert first < 0.6
     assert second > 0.9
@@ -268,9 +281,13 @@ def test_damage_spares_the_layer_whose_loss_the_outputs_show(data: Data) -> None
 def test_the_scan_decides_and_is_drawn(wide: Coupling, data: Data, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "scan.jsonl"
-    goal = Goal(PRICES["macs"], 0.5)
     for name in ("sensitivity", "sensitivity:measure=accuracy"):
         place = path.with_stem(name.replace(":", "-"))
-        plan, met = aim(wide, score(wide, "l1"), goal, Allocation(name, 1, place), data)
+        goal = Goal(0.5, PRICES["macs"], allocation=allocation_of(name), scan=place)
+        choice = plan_for(task_of(wide, score(wide, "l1"), goal, data))
+        plan, met = choice.plan, choice.met
+        assert met is not None
         assert 0.98 * met.limit <= Meter(wide)(plan.keep).macs <= met.limit
+        assert choice.scan is not None
+        plot(choice.scan, place.with_suffix(".svg"))
         assert place.with_suffix(".svg").read_text().startswith("<?xml")

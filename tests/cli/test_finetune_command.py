@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 import slim_model
 import small_nets
-from slim_model.cli import _run
+from slim_model import cli
 from slim_model.data.datasets import rows_of
 from small_nets import Residual, images, trained
 
@@ -63,7 +63,7 @@ def stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_trained_values_are_in_the_file(place: Path) -> None:
-    assert _run(arguments(place, "--no-bench", "--recover", "none", "--finetune", 2, "--save", "s.safetensors")) == 0
+    assert cli.run(arguments(place, "--no-bench", "--recover", "none", "--finetune", 2, "--save", "s.safetensors")) == 0
     assert written(place) == {"out.onnx", "r.json", "s.safetensors"}
     found = report(place)
     names = [step["name"] for step in found["steps"]]
@@ -78,7 +78,7 @@ def test_the_trained_values_are_in_the_file(place: Path) -> None:
 
 def test_gates_that_are_met(place: Path) -> None:
     met = ("--max-drop", 1.0, "--min-speedup", 0.01)
-    assert _run(arguments(place, *met)) == 0
+    assert cli.run(arguments(place, *met)) == 0
     assert written(place) == {"out.onnx", "r.json"}
 
 
@@ -93,7 +93,7 @@ def test_gates_that_are_not_met(
     place: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], says: str
 ) -> None:
     """Code 3, the report written, no model."""
-    assert _run(arguments(place, *options, "--save", "s.pt")) == 3
+    assert cli.run(arguments(place, *options, "--save", "s.pt")) == 3
     said = capsys.readouterr().err
     assert says in said
     assert "It is not handed out." in said
@@ -102,13 +102,13 @@ def test_gates_that_are_not_met(
 
 
 def test_gates_on_what_will_not_be_known(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(arguments(place, "--no-bench", "--min-speedup", 1.1)) == 2
+    assert cli.run(arguments(place, "--no-bench", "--min-speedup", 1.1)) == 2
     assert "--min-speedup needs the latency; leave out --no-bench" in capsys.readouterr().err
     np.savez(place / "data.npz", x=images(40).numpy())
-    assert _run(arguments(place, "--no-bench", "--max-drop", 0.1)) == 2
+    assert cli.run(arguments(place, "--no-bench", "--max-drop", 0.1)) == 2
     assert "max_drop: no accuracy can be read" in capsys.readouterr().err
     without = [a for a in arguments(place, "--no-bench", "--max-drop", 0.1) if a not in ("--data", "npz:data.npz")]
-    assert _run(without) == 2
+    assert cli.run(without) == 2
     assert "max_drop needs data with labels" in capsys.readouterr().err
     assert written(place) == set()
 
@@ -135,7 +135,7 @@ def started(place: Path, *more: Any, launcher: tuple[str, ...] = ()) -> subproce
 def test_a_killed_run_goes_on(place: Path) -> None:
     """The same command again ends with the values of one that was not stopped, and leaves no checkpoint."""
     options = ("--no-bench", "--finetune", 3, "--lr", 0.005)
-    assert _run(arguments(place, *options)) == 0
+    assert cli.run(arguments(place, *options)) == 0
     whole, epochs = values(place), report(place)["steps"][-1]["did"]["epochs"]
     for name in written(place):
         (place / name).unlink()
@@ -146,8 +146,8 @@ def test_a_killed_run_goes_on(place: Path) -> None:
         running.communicate(timeout=TIMEOUT)
     assert "out.onnx.finetune" in written(place)
     assert "out.onnx" not in written(place)
-    assert _run(arguments(place, *options, "--seed", 1)) == 2  # another run
-    assert _run(arguments(place, *options)) == 0
+    assert cli.run(arguments(place, *options, "--seed", 1)) == 2  # another run
+    assert cli.run(arguments(place, *options)) == 0
     assert np.array_equal(values(place), whole)
     assert [e["loss"] for e in report(place)["steps"][-1]["did"]["epochs"]] == [e["loss"] for e in epochs]
     assert {name for name in written(place) if not name.endswith(".part")} == {"out.onnx", "r.json"}
@@ -166,7 +166,7 @@ def torchrun(place: Path, *more: Any) -> subprocess.CompletedProcess[str]:
 def test_two_processes_do_what_one_does(place: Path) -> None:
     """The same plan from evidence gathered by both; training by averaged gradients ends about as well."""
     options = ("--no-bench", "--criterion", "reconstruction", "--finetune", 3, "--lr", 0.005)
-    assert _run(arguments(place, *options)) == 0
+    assert cli.run(arguments(place, *options)) == 0
     alone = report(place)
     for name in written(place):
         (place / name).unlink()

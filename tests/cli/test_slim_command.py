@@ -28,7 +28,8 @@ from torch import nn
 
 import slim_model
 import small_nets
-from slim_model.cli import _run, main
+from slim_model import cli
+from slim_model.cli import main
 from small_nets import SHAPE, HardCoded, OnlyOutputs, Raises, Residual, images, trained
 
 ARCH = f"{small_nets.__file__}:Residual"
@@ -61,7 +62,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
     def run(*arguments: Any) -> Ran:
         capsys.readouterr()
-        code = _run([str(argument) for argument in arguments])
+        code = cli.run([str(argument) for argument in arguments])
         said = capsys.readouterr()
         return Ran(code, said.out, said.err)
 
@@ -231,7 +232,7 @@ def safetensors_of(model: nn.Module, path: Path) -> None:
 
 
 def test_help_shows_every_option(command: Command) -> None:
-    ran = command("--help")
+    ran = command("--help-all")
     assert ran.code == 0
     usage = """--ratio --criterion --scope --multiple-of --arch --input --keep --report --save --bench --no-bench
                --threads --device --opset --static-batch --seed --trust-pickle --code
@@ -345,7 +346,7 @@ BAD: dict[str, Bad] = {
     "multiple of 0": Bad(given, (*RESIDUAL, "--multiple-of", 0), ("0", "auto")),
     "multiple of a word": Bad(given, (*RESIDUAL, "--multiple-of", "many"), ("--multiple-of many", "auto")),
     "threads 0": Bad(given, (*RESIDUAL, "--threads", 0), ("--threads",)),
-    "unknown device": Bad(given, (*RESIDUAL, "--device", "tpu"), ("--device tpu", "cuda")),
+    "unknown device": Bad(given, (*RESIDUAL, "--device", "tpu"), ("device 'tpu'", "cuda")),
     "unknown option": Bad(given, (*RESIDUAL, "--ration", 0.5), ("--ration",)),
     "unknown format": Bad(given, (*RESIDUAL, "--save", "small.h5"), ("small.h5", ".pt2, .safetensors, .pt")),
     "report into a folder that is not there": Bad(
@@ -448,7 +449,7 @@ def test_a_disk_that_is_full_when_an_archive_is_saved(weights: Path, out: Path) 
     """In a process of its own: PyTorch's archive writer may end the process when it cannot write."""
     code = f"""
         import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
         from test_slim_command import on_a_full_disk
         from slim_model import cli
         from slim_model.commands import slim as run
@@ -588,7 +589,7 @@ def test_a_fault_of_ours_is_called_that(
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a stage divided by zero")
 
-    monkeypatch.setattr(pipeline(), "couple", fail)
+    monkeypatch.setattr(pipeline(), "couple_attention", fail)
     ran = command(weights, out, *RESIDUAL)
     assert ran.code == 1
     assert "ZeroDivisionError: a stage divided by zero" in ran.message

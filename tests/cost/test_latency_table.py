@@ -14,13 +14,21 @@ import pytest
 import torch
 from torch import nn
 
-from slim_model import recipe
-from slim_model.cli import _run
+from slim_model import cli
 from slim_model.commands import profile as learn
+from slim_model.cost import latency_store
 from slim_model.cost import latency_table as profile
 from slim_model.cost import measure_layers as survey
 from slim_model.cost.latency_model import ModelLatency, model_latency
-from slim_model.cost.latency_store import append, cache_folder, measured_step, read_table, setting_of, table_path
+from slim_model.cost.latency_store import (
+    append,
+    cache_folder,
+    measured_step,
+    read_table,
+    setting_of,
+    table_path,
+    width_step,
+)
 from slim_model.cost.latency_table import PROBED, PROBES, LatencyTable, Setting, ladder, learned_step, make_table
 from slim_model.cost.layer_models import Placed, layers_of
 from slim_model.cost.measure_layers import Survey
@@ -31,7 +39,6 @@ from slim_model.graph.trace import trace
 from slim_model.measuring.runtimes import RUNTIMES, Runtime
 from slim_model.measuring.timing import interleave
 from slim_model.ops import Layer
-from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, images, trained
 
@@ -282,15 +289,15 @@ def test_the_setting_of_this_machine() -> None:
 
 def test_auto_takes_the_step_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_step("cpu") is None
-    monkeypatch.setattr(recipe, "vector_width_channels", lambda device: 4)
-    assert Recipe().block == 4
+    monkeypatch.setattr(latency_store, "vector_width_channels", lambda device: 4)
+    assert width_step("auto", "cpu") == 4
     row = RUNTIMES["onnxruntime"]
     runtime = FakeRuntime(lambda layer: staircase_ms(layer, 32))
     survey.survey((), runtime.job(cache_folder(), setting_of(row)))
     assert measured_step("cpu") == 32
-    assert Recipe().block == 32
-    assert Recipe(multiple_of=6).block == 6
-    assert Recipe(device="cuda").block == 4
+    assert width_step("auto", "cpu") == 32
+    assert width_step(6, "cpu") == 6
+    assert width_step("auto", "cuda") == 4
 
 
 # -- whole models ---------------------------------------------------------------------------------------------------
@@ -383,7 +390,7 @@ def test_the_command_shows_layers_steps_and_the_whole(
 ) -> None:
     torch.save(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)), tmp_path / "net.pt")
     options = ["--runtime", "fake", "--input", "1x3x8x8", "--cache", str(tmp_path / "tables"), "--threads", "2"]
-    assert _run(["profile", str(tmp_path / "net.pt"), *options]) == 0
+    assert cli.run(["profile", str(tmp_path / "net.pt"), *options]) == 0
     said = capsys.readouterr()
     text = " ".join(said.out.split())
     (path,) = (tmp_path / "tables").iterdir()
@@ -394,14 +401,14 @@ def test_the_command_shows_layers_steps_and_the_whole(
     assert "0 conv 1 3 16 0.128" in text, "3 inputs are 8, times 16 outputs, in microseconds"
     assert "whole model: 5.00 ms measured" in text
     fake.log.clear()
-    assert _run(["profile", str(tmp_path / "net.pt"), *options]) == 0
+    assert cli.run(["profile", str(tmp_path / "net.pt"), *options]) == 0
     assert not any(isinstance(it, Layer) for it in fake.log), "a second run finds everything in the table"
 
 
 def test_the_command_without_a_model_learns_steps(
     fake: FakeRuntime, no_tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(["profile", "--runtime", "fake"]) == 0
+    assert cli.run(["profile", "--runtime", "fake"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.count("multiples of 8") == sum(map(len, PROBES.values()))
     assert "whole model" not in text
@@ -413,5 +420,5 @@ def test_the_command_without_a_model_learns_steps(
     [(["--runtime", "tvm"], "unknown runtime 'tvm'"), (["--dtype", "int8"], "--dtype int8: it is one of float32, flo")],
 )
 def test_what_the_command_refuses(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["profile", *options]) == 2
+    assert cli.run(["profile", *options]) == 2
     assert says in " ".join(capsys.readouterr().err.split())

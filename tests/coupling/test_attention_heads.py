@@ -42,7 +42,7 @@ _ZEROED = [name for name in HEADS if NETS[name].zeroed and name != "multihead_at
 
 
 def removed(name: str, attention: Any, ratio: float = 0.5, seed: int = 0) -> Compiled:
-    recipe = Recipe(ratio, "random", seed=seed, multiple_of=1, attention=attention)
+    recipe = Recipe.of(ratio, "random", seed=seed, multiple_of=1, attention=attention)
     return compile_graph(model_of(name), graph_of(name), recipe)
 
 
@@ -73,7 +73,7 @@ def test_a_head_is_one_channel(name: str) -> None:
 def test_slim_without_heads_equals_masked(name: str, ratio: float, seed: int) -> None:
     result = removed(name, "heads", ratio, seed)
     assert result.proof.masked_max_rel_error <= 1e-4
-    module, _ = small_module(model_of(name), result)
+    module, _ = small_module(model_of(name), result.small)
     if name in _ZEROED:
         oracle = masked_module(model_of(name), NETS[name], result)
         inputs = NETS[name].inputs(BATCH)
@@ -85,7 +85,7 @@ def test_slim_without_heads_equals_masked(name: str, ratio: float, seed: int) ->
 def test_slim_without_heads_and_widths_equals_masked(name: str, ratio: float, seed: int) -> None:
     """The first pass is masked in the dense module, the second in what the first one leaves."""
     result = removed(name, "both", ratio, seed)
-    inputs, first = NETS[name].inputs(BATCH), result.before
+    inputs, first = NETS[name].inputs(BATCH), result.passes[0]
     assert first is not None
     assert result.proof.masked_max_rel_error <= 2e-4
     assert result.proof.ties == first.proof.ties + check_structure(result.small, replay_of(result))
@@ -93,7 +93,9 @@ def test_slim_without_heads_and_widths_equals_masked(name: str, ratio: float, se
         half = masked_module(model_of(name), NETS[name], first)
         assert_same(outputs_of(half, inputs), first.small.run(inputs), "heads")
         whole = masked_module(graph_module(first.small), NETS[name], result)
-        assert_same(outputs_of(whole, inputs), outputs_of(small_module(model_of(name), result)[0], inputs), "widths")
+        assert_same(
+            outputs_of(whole, inputs), outputs_of(small_module(model_of(name), result.small)[0], inputs), "widths"
+        )
 
 
 def replay_of(result: Compiled) -> Replay:
@@ -106,9 +108,9 @@ def replay_of(result: Compiled) -> Replay:
 def test_heads_and_widths_share_the_ratio() -> None:
     """Of 4 heads 4 * sqrt(0.5) = 2.8 stay, so 3; half of all is 2/3 of what is left of widths: 2.7 of 4, so 3."""
     result = removed("attention_divided", "both")
-    assert result.before is not None
+    assert len(result.passes) == 2
     assert [
-        w for g, w in zip(result.before.coupling.groups, result.before.plan.widths, strict=True) if g.name == "q"
+        w for g, w in zip(result.passes[0].coupling.groups, result.passes[0].plan.widths, strict=True) if g.name == "q"
     ] == [(4, 3)]
     assert [w for g, w in zip(result.coupling.groups, result.plan.widths, strict=True) if g.name in "qv"] == [
         (4, 3)
@@ -124,7 +126,7 @@ def test_heads_alone_may_be_all_that_goes() -> None:
 
 
 def test_one_ranking_over_all_takes_heads_too() -> None:
-    recipe = Recipe(0.5, "random", scope="global", multiple_of=1, attention="both")
+    recipe = Recipe.of(0.5, "random", scope="global", multiple_of=1, attention="both")
     result = compile_graph(model_of("attention_divided"), graph_of("attention_divided"), recipe)
     report = make_report(result, recipe, module_is_own=True)
     assert report.channels["removed_share"] == pytest.approx(0.5, abs=0.06)
@@ -140,7 +142,7 @@ def test_other_layers_lose_width_alone() -> None:
 
 
 def test_the_report_counts_both_passes() -> None:
-    recipe = Recipe(0.5, "random", multiple_of=1, attention="both")
+    recipe = Recipe.of(0.5, "random", multiple_of=1, attention="both")
     result = compile_graph(model_of("attention_divided"), graph_of("attention_divided"), recipe)
     report = make_report(result, recipe, module_is_own=True)
     assert report.channels["dense"] == 12 + 16 + 16
@@ -172,18 +174,19 @@ def test_a_model_without_attention_says_so(attention: Any) -> None:
 @pytest.mark.parametrize("name", ["attention_by_hand", "attention_with_normed_keys", "multihead_attention"])
 def test_a_saved_plan_is_restored(tmp_path: Path, name: str, attention: Any) -> None:
     result = removed(name, attention)
-    module, own = small_module(model_of(name), result)
-    save(result, module, own, tmp_path / "s.safetensors", Recipe(0.5, "random", multiple_of=1, attention=attention))
+    small = small_module(model_of(name), result.small)
+    recipe = Recipe.of(0.5, "random", multiple_of=1, attention=attention)
+    save(result.small, small, tmp_path / "s.safetensors", result.removal(recipe))
     inputs = NETS[name].inputs(BATCH)
     again = restore(NETS[name].build(), tmp_path / "s.safetensors")
-    assert_same(outputs_of(module, inputs), outputs_of(again, inputs), name)
+    assert_same(outputs_of(small.module, inputs), outputs_of(again, inputs), name)
 
 
 def test_unknown_words_are_refused() -> None:
     with pytest.raises(InputError, match=r"attention 'tails' is unknown; it is one of width, heads, both"):
-        Recipe(attention="tails")  # type: ignore[arg-type]
+        Recipe.of(attention="tails")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="needs the engine slim"):
-        Recipe(attention="heads", engine="torch-pruning")
+        Recipe.of(attention="heads", engine="torch-pruning")
 
 
 # -- graphs that follow one run -------------------------------------------------------------------------------------
@@ -204,8 +207,8 @@ class Branching(nn.Module):
 
 
 def test_a_followed_run_loses_heads_and_widths() -> None:
-    recipe = Recipe(0.6, "random", multiple_of=1, attention="both")
+    recipe = Recipe.of(0.6, "random", multiple_of=1, attention="both")
     result = compile_model(Branching().eval(), (normal(BATCH, 6, 5),), recipe)
     assert result.dense.program is None
-    assert result.before is not None
-    assert result.slim_cost.macs < result.before.slim_cost.macs < result.dense_cost.macs
+    assert len(result.passes) == 2
+    assert result.slim_cost.macs < result.passes[0].slim_cost.macs < result.dense_cost.macs

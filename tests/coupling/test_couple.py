@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from slim_model.graph.simplify import simplify
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from slim_model.coupling.couple import components, couple
 from slim_model.coupling.coupling import Coupling, Group, Pinned
 from slim_model.errors import InputError
 from slim_model.graph.trace import trace
+from slim_model.simplifying.simplify import simplify
 
 
 def linear(given: int, out: int) -> nn.Linear:

@@ -22,7 +22,7 @@ import slim_model
 import small_nets
 from micronets import NETS
 from micronets.compiled import coupling_of
-from slim_model.cli import _run
+from slim_model import cli
 from slim_model.coupling.couple import components, couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.coupling.explain import Explanation, Hold, explain
@@ -293,7 +293,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def run(*arguments: Any) -> int:
-    return _run(["explain", *map(str, arguments)])
+    return cli.run(["explain", *map(str, arguments)])
 
 
 def test_the_command(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,5 +349,5 @@ def test_no_file(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     assert "--layer" in capsys.readouterr().out
-    assert _run(["--help"]) == 0
+    assert cli.run(["--help"]) == 0
     assert "explain" in capsys.readouterr().out

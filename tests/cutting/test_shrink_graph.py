@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from slim_model.graph.simplify import simplify
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from slim_model.cutting.shrink_graph import shrink
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.ops import row_of
+from slim_model.simplifying.simplify import simplify
 from small_nets import trained
 
 

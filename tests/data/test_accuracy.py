@@ -56,7 +56,7 @@ def test_steps_are_in_the_report() -> None:
     model, x = trained(Residual()), images(60)
     with torch.no_grad():
         labels = model(x).argmax(1)
-    recipe = Recipe(0.5, data=(x, labels), multiple_of=1, batch=16)
+    recipe = Recipe.of(0.5, data=(x, labels), multiple_of=1, batch=16)
     compiled = compile_model(copy.deepcopy(model), (x[:2],), recipe)
     dense, removal = compiled.steps[:2]
     assert (dense.name, dense.accuracy, removal.name) == ("dense", 1.0, "removal")
@@ -70,7 +70,7 @@ def test_steps_are_in_the_report() -> None:
 
 @pytest.mark.parametrize("source", [images(20), [images(20)], [(images(20), torch.zeros(20).long())]])
 def test_without_labels_or_a_test_part_nothing_is_read(source: Tensor) -> None:
-    compiled = compile_model(trained(Residual()), (images(2),), Recipe(0.5, data=source, multiple_of=1))
+    compiled = compile_model(trained(Residual()), (images(2),), Recipe.of(0.5, data=source, multiple_of=1))
     assert [step.accuracy for step in compiled.steps[:2]] == [None, None]
 
 

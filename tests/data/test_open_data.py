@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from slim_model import InputError
 from slim_model.data.batches import Data
 from slim_model.data.open_data import open_data
-from slim_model.data.sources import SPECS
+from slim_model.data.options import SOURCES as KINDS
 from slim_model.recipe import Recipe
 
 EXAMPLE = (torch.zeros(2, 3, 4, 4),)
@@ -296,9 +296,9 @@ def test_the_command_line_takes_data(tmp_path: Path) -> None:
 
 
 def test_the_recipe_has_the_options() -> None:
-    recipe = Recipe(data="mnist:x", samples=3, batch=2, mean=(0.1,), std=(0.3,))
+    recipe = Recipe.of(data="mnist:x", samples=3, batch=2, mean=(0.1,), std=(0.3,))
     assert (recipe.samples, recipe.batch, recipe.mean, recipe.std) == (3, 2, (0.1,), (0.3,))
-    assert set(SPECS) == {"mnist", "fashion-mnist", "cifar10", "imagefolder", "npz", "csv", "tsv"}
+    assert set(KINDS) == {"mnist", "fashion-mnist", "cifar10", "imagefolder", "npz", "csv", "tsv"}
 
 
 @pytest.mark.parametrize("kind", SOURCES)

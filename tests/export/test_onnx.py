@@ -133,7 +133,7 @@ def two_inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
 @functools.cache
 def small(net: type[nn.Module], static_batch: bool = False) -> Graph:
     inputs = two_inputs() if net is TwoInputs else (images(),)
-    recipe = Recipe(ratio=0.5, multiple_of=1, static_batch=static_batch)
+    recipe = Recipe.of(ratio=0.5, multiple_of=1, static_batch=static_batch)
     return compile_model(trained(net()), inputs, recipe).small
 
 
@@ -445,7 +445,7 @@ class Biased(nn.Module):
 
 def test_attention_with_a_learned_mask_is_exported(tmp_path: Path) -> None:
     tokens, _ = two_inputs()
-    graph = compile_model(trained(Biased()), (tokens,), Recipe(ratio=0.5, multiple_of=1)).small
+    graph = compile_model(trained(Biased()), (tokens,), Recipe.of(ratio=0.5, multiple_of=1)).small
     model = written(graph, tmp_path / "o.onnx")
     assert not any(isinstance(size, int) for name, sizes in axes(model).items() for size in sizes[:1]), (
         "the batch is free"

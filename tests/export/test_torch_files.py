@@ -19,31 +19,33 @@ from torch import Tensor, nn
 
 from slim_model import restore
 from slim_model.errors import InputError
-from slim_model.export.torch_files import FORMATS, save
+from slim_model.export.options import FORMATS, OutputOptions
+from slim_model.export.torch_files import save
 from slim_model.graph.stored_tensors import shared_names
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import SmallModule, small_module
 from slim_model.recipe import Recipe
 from small_nets import HardCoded, Residual, error, images, trained
 
 NETS: dict[str, Callable[[], nn.Module]] = {"module": Residual, "graph": HardCoded}
 """By the form the small model takes: its own class, or the traced graph."""
-RECIPE = Recipe(ratio=0.5, multiple_of=1, keep=("stem",))
+RECIPE = Recipe.of(ratio=0.5, multiple_of=1, keep=("stem",))
 
 
 @functools.cache
-def compiled(form: str) -> tuple[Compiled, nn.Module, bool]:
+def compiled(form: str) -> tuple[Compiled, SmallModule]:
     model = trained(NETS[form](), seed=3)
-    recipe = RECIPE if form == "module" else Recipe(ratio=0.5, multiple_of=1)
+    recipe = RECIPE if form == "module" else Recipe.of(ratio=0.5, multiple_of=1)
     result = compile_model(model, (images(),), recipe)
-    return result, *small_module(model, result)
+    return result, small_module(model, result.small)
 
 
 def write(form: str, path: Path) -> Path:
-    result, module, own = compiled(form)
-    assert own == (form == "module")
-    save(result, module, own, path, RECIPE if form == "module" else Recipe(ratio=0.5, multiple_of=1))
+    result, small = compiled(form)
+    assert small.own == (form == "module")
+    recipe = RECIPE if form == "module" else Recipe.of(ratio=0.5, multiple_of=1)
+    save(result.small, small, path, result.removal(recipe))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     return path
 
@@ -98,7 +100,7 @@ def test_restore_shrinks_a_freshly_built_model(form: str, tmp_path: Path) -> Non
     assert error(expected(form, images(7)), module(images(7))) <= 1e-5
     assert not any(m.training for m in module.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())
-    assert parameters(module) == parameters(compiled(form)[1]) < parameters(fresh)
+    assert parameters(module) == parameters(compiled(form)[1].module) < parameters(fresh)
     assert isinstance(module, type(fresh)) == (form == "module")
 
 
@@ -133,16 +135,16 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.b(torch.relu(self.a(torch.relu(self.stem(x))))).mean((2, 3)))
 
-    model, recipe = trained(Tied()), Recipe(ratio=0.5, multiple_of=1)
+    model, recipe = trained(Tied()), Recipe.of(ratio=0.5, multiple_of=1)
     result = compile_model(model, (images(),), recipe)
-    module, own = small_module(model, result)
+    small = small_module(model, result.small)
     path = tmp_path / "small.safetensors"
-    save(result, module, own, path, recipe)
+    save(result.small, small, path, result.removal(recipe))
     names = safetensors.torch.load_file(path)
     assert ("a.weight" in names) != ("b.weight" in names)
     again = restore(Tied(), path)
     assert again.a.weight is again.b.weight
-    assert error(module(images(3)), again(images(3))) <= 1e-6
+    assert error(small.module(images(3)), again(images(3))) <= 1e-6
 
 
 TIES: dict[str, Callable[[Tensor], nn.Parameter]] = {
@@ -175,16 +177,16 @@ class TwoTied(nn.Module):
 def test_whatever_is_tied_restores_to_what_was_saved(
     tie: str, hard: bool, keep: tuple[str, ...], tmp_path: Path
 ) -> None:
-    model, recipe = trained(TwoTied(tie, hard)), Recipe(ratio=0.5, multiple_of=1, keep=keep)
+    model, recipe = trained(TwoTied(tie, hard)), Recipe.of(ratio=0.5, multiple_of=1, keep=keep)
     result = compile_model(model, (images(),), recipe)
-    module, own = small_module(model, result)
-    assert own != hard
+    small = small_module(model, result.small)
+    assert small.own != hard
     path = tmp_path / "small.safetensors"
-    save(result, module, own, path, recipe)
+    save(result.small, small, path, result.removal(recipe))
     names = safetensors.torch.load_file(path)
     assert ("b.weight" in names) == (tie == "its transpose")
     again = restore(TwoTied(tie, hard), path)
-    assert error(module(images(3)), again(images(3))) <= 1e-6
+    assert error(small.module(images(3)), again(images(3))) <= 1e-6
     tied = dict(again.named_parameters(remove_duplicate=False))
     assert shared_names(tied) == ({} if tie == "its transpose" else {"b.weight": "a.weight"})
 
@@ -255,10 +257,8 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
-    result, module, own = compiled("module")
     with pytest.raises(InputError, match=r"small.h5.*" + ", ".join(FORMATS)):
-        save(result, module, own, tmp_path / "small.h5", RECIPE)
-    assert not list(tmp_path.iterdir())
+        OutputOptions(save=tmp_path / "small.h5")
 
 
 def parameters(model: nn.Module) -> int:

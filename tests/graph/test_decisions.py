@@ -30,7 +30,7 @@ from slim_model.proof.prove import prove
 from slim_model.recipe import Recipe
 
 aten = torch.ops.aten
-RECIPE = Recipe(0.5, "random", multiple_of=1)
+RECIPE = Recipe.of(0.5, "random", multiple_of=1)
 
 
 class Detector(nn.Module):
@@ -91,7 +91,7 @@ def test_by_itself_the_small_graph_would_decide_otherwise(compiled: Compiled) ->
 
 
 def test_the_module_decides_for_itself(model: nn.Module, compiled: Compiled) -> None:
-    module, own = small_module(model, compiled)
+    module, own = small_module(model, compiled.small)
     assert own
     assert isinstance(module, Detector)
     assert module.stem.out_channels == 6
@@ -175,7 +175,7 @@ def test_a_module_that_decides_is_written_with_its_decisions(tmp_path: Path) -> 
     model = randomised(Thresholded())
     compiled = compile_model(model, example(), RECIPE)
     assert compiled.dense.decisions
-    module, _ = small_module(model, compiled)
+    module, _ = small_module(model, compiled.small)
     source, path = on_its_own(compiled.small, module), tmp_path / "out.onnx"
     to_onnx(source, path, opset=None, metadata={"made_by": "test"})
     batches = [*onnx_batches(source, 0), *(tuple(example(seed)[0]) for seed in range(1, 4))]

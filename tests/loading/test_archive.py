@@ -16,12 +16,13 @@ from torch import nn
 
 from model_files import INPUT, Calls, exported, refusal, rewrite, small_net
 from slim_model.loading.load import load
+from slim_model.loading.source import SourceOptions
 
 
 def test_torchscript_loads(file: Path) -> None:
     net = small_net()
     torch.jit.save(torch.jit.script(net), file)
-    subject = load(file, inputs=INPUT)
+    subject = load(file, SourceOptions(inputs=INPUT))
     assert subject.kind == "torchscript"
     assert torch.equal(subject.model(*subject.inputs), net(*subject.inputs))
 
@@ -42,7 +43,7 @@ def test_an_exported_program_carries_its_inputs(tmp_path: Path) -> None:
     assert subject.program is not None
     assert [tuple(x.shape) for x in subject.inputs] == [(2, 3, 8, 8)]
     assert torch.equal(subject.model(*subject.inputs), net(*subject.inputs))
-    assert tuple(load(path, inputs=["5x3x8x8"]).inputs[0].shape) == (5, 3, 8, 8)
+    assert tuple(load(path, SourceOptions(inputs=["5x3x8x8"])).inputs[0].shape) == (5, 3, 8, 8)
     assert "cannot run" in refusal(path, inputs=["1x3x9x9"])
 
 

@@ -17,6 +17,7 @@ import torchvision
 
 from model_files import INPUT, NET_SOURCE, SHAPES, refusal, small_net
 from slim_model.loading.load import load
+from slim_model.loading.source import SourceOptions
 
 _DATA = Path(os.environ.get("SLIM_MODEL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(
@@ -35,7 +36,7 @@ def test_a_state_dict_is_found_and_its_prefix_dropped(
     (tmp_path / "net.py").write_text(textwrap.dedent(NET_SOURCE))
     state = {prefix + name: torch.full(shape, 0.5) for name, shape in SHAPES.items()}
     torch.save(wrap(state), file, _use_new_zipfile_serialization=not legacy)
-    subject = load(file, arch=f"{tmp_path}/net.py:Net", inputs=INPUT)
+    subject = load(file, SourceOptions(arch=f"{tmp_path}/net.py:Net", inputs=INPUT))
     assert subject.kind == "state dict"
     assert all(bool((value == 0.5).all()) for value in subject.model.state_dict().values())
 
@@ -44,7 +45,7 @@ def test_safetensors_load(tmp_path: Path) -> None:
     model, path = torchvision.models.squeezenet1_1(num_classes=5).eval(), tmp_path / "w"
     safetensors.torch.save_file(model.state_dict(), path, metadata={"plan": "ignored"})
     # the number of classes follows from the weights
-    subject = load(path, arch="torchvision:squeezenet1_1", inputs=["1x3x64x64"])
+    subject = load(path, SourceOptions(arch="torchvision:squeezenet1_1", inputs=["1x3x64x64"]))
     assert torch.equal(subject.model(*subject.inputs), model(*subject.inputs))
 
 
@@ -52,17 +53,23 @@ def test_safetensors_load(tmp_path: Path) -> None:
 def test_timm_architectures(file: Path, arch: str) -> None:
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), file)
-    assert load(file, arch=arch).model.num_classes == 7  # type: ignore[union-attr]
+    assert load(file, SourceOptions(arch=arch)).model.num_classes == 7  # type: ignore[union-attr]
 
 
 def test_torchvision_auxiliary_heads_follow_the_file(file: Path) -> None:
     model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
     torch.save(model.state_dict(), file)
-    assert load(file, arch="torchvision:lraspp_mobilenet_v3_large", inputs=["1x3x64x64"]).kind == "state dict"
+    assert (
+        load(file, SourceOptions(arch="torchvision:lraspp_mobilenet_v3_large", inputs=["1x3x64x64"])).kind
+        == "state dict"
+    )
     with_aux = torchvision.models.GoogLeNet(num_classes=4, aux_logits=True, init_weights=False)
     for model in (with_aux, torchvision.models.GoogLeNet(num_classes=4, aux_logits=False, init_weights=False)):
         torch.save(model.state_dict(), file)
-        assert load(file, arch="torchvision:googlenet", inputs=["1x3x64x64"]).model.aux_logits is model.aux_logits
+        assert (
+            load(file, SourceOptions(arch="torchvision:googlenet", inputs=["1x3x64x64"])).model.aux_logits
+            is model.aux_logits
+        )
 
 
 def test_architectures_from_a_package_an_instance_and_with_arguments(
@@ -78,7 +85,7 @@ def test_architectures_from_a_package_an_instance_and_with_arguments(
         file,
     )
     for arch in ("mypackage.nets:Net(5)", "mypackage.nets:Net(classes=5)", "mypackage.nets:ready"):
-        assert load(file, arch=arch, inputs=INPUT).model.fc.out_features == 5  # type: ignore[union-attr]
+        assert load(file, SourceOptions(arch=arch, inputs=INPUT)).model.fc.out_features == 5  # type: ignore[union-attr]
 
 
 def test_only_tensors_are_taken_from_a_pickled_module_with_arch(
@@ -93,7 +100,7 @@ def test_only_tensors_are_taken_from_a_pickled_module_with_arch(
     del sys.modules["elsewhere"]
     (tmp_path / "elsewhere.py").unlink()
     (tmp_path / "net.py").write_text(textwrap.dedent(NET_SOURCE))
-    subject = load(file, arch=f"{tmp_path / 'net.py'}:Net", inputs=INPUT)
+    subject = load(file, SourceOptions(arch=f"{tmp_path / 'net.py'}:Net", inputs=INPUT))
     assert all(torch.equal(a, b) for a, b in zip(subject.model.parameters(), net.parameters(), strict=True))
 
 
@@ -116,7 +123,7 @@ def test_main_classes_load_with_trust_and_code(tmp_path: Path, file: Path, ran: 
     assert "__main__.Net" in message
     assert "--trust-pickle --code path/train.py" in message
     assert "--code" in refusal(file, inputs=INPUT, trust_pickle=True)
-    subject = load(file, inputs=INPUT, trust_pickle=True, code=script)
+    subject = load(file, SourceOptions(inputs=INPUT, trust_pickle=True, code=script))
     assert type(subject.model).__name__ == "Net"
     assert type(subject.model).__module__ != "__main__"
     assert not ran.exists()
@@ -227,7 +234,7 @@ def test_the_cifar_checkpoints(tmp_path: Path, name: str, blocks: int, clean_imp
     (tmp_path / "resnet.py").write_text(textwrap.dedent(RESNET20))
     path = _DATA / "weights" / "resnet-cifar10" / name
     assert "holds a state dict" in refusal(path)
-    subject = load(path, arch=f"{tmp_path}/resnet.py:ResNet(blocks={blocks})")
+    subject = load(path, SourceOptions(arch=f"{tmp_path}/resnet.py:ResNet(blocks={blocks})"))
     assert tuple(subject.inputs[0].shape) == (1, 3, 32, 32)
     assert "missing in the file" in refusal(path, arch=f"{tmp_path}/resnet.py:ResNet(blocks=10)")
 

@@ -17,6 +17,7 @@ from slim_model.errors import InputError
 from slim_model.loading.example_inputs import guess_inputs
 from slim_model.loading.input_spec import parse_input
 from slim_model.loading.load import load
+from slim_model.loading.source import SourceOptions
 
 
 def test_parse_input() -> None:
@@ -64,7 +65,7 @@ def test_an_input_the_model_cannot_run_on(tmp_path: Path, file: Path) -> None:
     message = refusal(file, inputs=["1x3"])
     assert "1x3" in message
     assert ":int64" in message
-    assert tuple(load(file, inputs=["1x3:int64"]).inputs[0].shape) == (1, 3)
+    assert tuple(load(file, SourceOptions(inputs=["1x3:int64"])).inputs[0].shape) == (1, 3)
 
 
 def test_a_forward_that_raises_names_the_users_line(tmp_path: Path, file: Path, clean_imports: None) -> None:

@@ -1,4 +1,4 @@
-"""Loading: every kind of file is known by its content, every bad file has one clear message."""
+"""SourceOptions: every kind of file is known by its content, every bad file has one clear message."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from torch import nn
 
 from model_files import INPUT, refusal, small_net
 from slim_model.loading.load import load
+from slim_model.loading.source import SourceOptions
 
 
 @pytest.mark.parametrize("name", ["model.pt", "no_suffix", "wrong.onnx", "wrong.safetensors"])
 def test_the_kind_is_recognised_from_the_content(tmp_path: Path, name: str) -> None:
     net, path = small_net(), tmp_path / name
     torch.save(net, path)
-    subject = load(path, inputs=INPUT)
+    subject = load(path, SourceOptions(inputs=INPUT))
     assert (subject.kind, subject.source, subject.program) == ("module", str(path), None)
     assert torch.equal(subject.model(*subject.inputs), net(*subject.inputs))
     assert not subject.model.training
@@ -38,7 +39,7 @@ def test_the_sha256_is_of_the_file(file: Path) -> None:
     import hashlib
 
     torch.save(small_net(), file)
-    assert load(file, inputs=INPUT).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert load(file, SourceOptions(inputs=INPUT)).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_torchvision_module_loads_with_its_own_classes(file: Path, name: str) 
     else:
         model = torchvision.models.get_model(name, weights=None)
     torch.save(model.train(), file)
-    subject = load(file, inputs=["1x3x64x64"])
+    subject = load(file, SourceOptions(inputs=["1x3x64x64"]))
     assert type(subject.model) is type(model)
     assert torch.equal(subject.model(*subject.inputs), model.eval()(*subject.inputs))
     torch.save(subject.model, io.BytesIO())  # nothing in it stands for something else
@@ -65,7 +66,7 @@ def test_a_torchvision_module_loads_with_its_own_classes(file: Path, name: str) 
 )
 def test_attributes_that_are_activations_are_kept(file: Path, net: nn.Sequential) -> None:
     torch.save(net.eval(), file)
-    subject = load(file, inputs=["1x5x8"])
+    subject = load(file, SourceOptions(inputs=["1x5x8"]))
     assert subject.model[0].activation is net[0].activation
     assert torch.equal(subject.model(*subject.inputs), net(*subject.inputs))
 
@@ -75,7 +76,7 @@ def test_class_and_partial_attributes_are_the_real_ones(file: Path) -> None:
     net.made_by = nn.BatchNorm2d
     net.norms = {"layer": [functools.partial(nn.LayerNorm, eps=1e-6)], "size": (nn.ReLU, 3)}
     torch.save(net, file)
-    model: Any = load(file, inputs=INPUT).model
+    model: Any = load(file, SourceOptions(inputs=INPUT)).model
     assert model.made_by is nn.BatchNorm2d
     assert model.norms["size"] == (nn.ReLU, 3)
     [partial] = model.norms["layer"]
@@ -84,13 +85,13 @@ def test_class_and_partial_attributes_are_the_real_ones(file: Path) -> None:
 
 def test_data_parallel_is_taken_off(file: Path) -> None:
     torch.save(nn.DataParallel(small_net()), file)
-    assert isinstance(load(file, inputs=INPUT).model, nn.Sequential)
+    assert isinstance(load(file, SourceOptions(inputs=INPUT)).model, nn.Sequential)
 
 
 @pytest.mark.parametrize("key", ["model", "ema", "net", "anything"])
 def test_a_module_inside_a_checkpoint_is_found(file: Path, key: str) -> None:
     torch.save({"epoch": 3, key: small_net(), "optimizer": {"state": {}, "param_groups": []}}, file)
-    assert load(file, inputs=INPUT).kind == "module"
+    assert load(file, SourceOptions(inputs=INPUT)).kind == "module"
 
 
 def test_an_image_model_is_given_224(file: Path) -> None:
@@ -260,7 +261,7 @@ def test_other_precisions_are_turned_into_float32(file: Path, dtype: torch.dtype
     torch.save(small_net().to(dtype), file)
     name = str(dtype).removeprefix("torch.")
     for spec in (INPUT, [f"1x3x8x8:{name}"]):
-        subject = load(file, inputs=spec)
+        subject = load(file, SourceOptions(inputs=spec))
         assert {p.dtype for p in subject.model.parameters()} == {torch.float32}
         assert subject.inputs[0].dtype == torch.float32
         assert f"its {name} weights were turned into float32" in subject.notes[-1]
@@ -276,4 +277,4 @@ def test_an_attention_mask_may_be_infinite(file: Path) -> None:
     net = small_net()
     net.register_buffer("mask", torch.zeros(2, 2).masked_fill(torch.eye(2) == 0, -math.inf))
     torch.save(net, file)
-    load(file, inputs=INPUT)
+    load(file, SourceOptions(inputs=INPUT))

@@ -25,6 +25,7 @@ from torch.fx.graph_module import reduce_graph_module
 from model_files import INPUT, Calls, code_that_creates, refusal, rewrite, small_net
 from slim_model.errors import InputError
 from slim_model.loading.load import load
+from slim_model.loading.source import SourceOptions
 
 
 def malicious_file(ran: Path) -> str:
@@ -106,7 +107,7 @@ def test_a_malicious_pickle_is_refused(
     assert "refused" in message or "cannot be imported" in message or "cannot be read" in message
     # where only tensors are wanted it may load, but nothing runs either
     with contextlib.suppress(InputError):
-        load(file, inputs=INPUT, arch="torchvision:squeezenet1_1")
+        load(file, SourceOptions(inputs=INPUT, arch="torchvision:squeezenet1_1"))
     assert not ran.exists()
     assert "evil_module" not in sys.modules
     assert set(torch.serialization.get_safe_globals()) == allowed
@@ -131,14 +132,14 @@ def test_a_refusal_names_the_class_and_the_ways_out(file: Path, ran: Path) -> No
 
 def test_trust_means_trust(file: Path, ran: Path) -> None:
     torch.save({"model": small_net(), "log": Calls(os.system, f"touch {ran}")}, file)
-    load(file, inputs=INPUT, trust_pickle=True)
+    load(file, SourceOptions(inputs=INPUT, trust_pickle=True))
     assert ran.exists()
 
 
 def test_no_constructor_runs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(small_net(), file)
     monkeypatch.setattr(nn.Linear, "__init__", lambda *_: pytest.fail("a constructor ran"))
-    load(file, inputs=INPUT)
+    load(file, SourceOptions(inputs=INPUT))
 
 
 def _name_as_code(ran: Path) -> str:

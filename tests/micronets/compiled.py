@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from unittest import mock
 
 from torch import nn
 
@@ -12,7 +11,6 @@ from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
-from slim_model.pipeline import compile as pipeline
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.recipe import Recipe
@@ -38,10 +36,9 @@ def coupling_of(name: str) -> Coupling:
 
 @functools.cache
 def compiled(name: str, ratio: float, seed: int) -> Compiled:
-    recipe = Recipe(ratio=ratio, seed=seed, criterion="random", multiple_of=1)
+    recipe = Recipe.of(ratio=ratio, seed=seed, criterion="random", multiple_of=1)
     return compile_graph(model_of(name), graph_of(name), recipe)
 
 
 def compile_graph(model: nn.Module, graph: Graph, recipe: Recipe) -> Compiled:
-    with mock.patch.object(pipeline, "trace", return_value=graph):
-        return compile_model(model, graph.inputs, recipe)
+    return compile_model(model, graph.inputs, recipe, graph=graph)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from micronets import NETS, normal
+from slim_model import cli
 from slim_model.api import slim
-from slim_model.cli import _run
 from slim_model.coupling.couple import couple
 from slim_model.errors import ExportError
 from slim_model.export.check_onnx import check_onnx
@@ -34,7 +34,7 @@ PACKED = [name for name in ALL if "packed" in name]
 
 @functools.cache
 def compiled(name: str) -> Compiled:
-    return compile_model(NETS[name].build(), NETS[name].inputs(2), Recipe(criterion="random", multiple_of=1))
+    return compile_model(NETS[name].build(), NETS[name].inputs(2), Recipe.of(criterion="random", multiple_of=1))
 
 
 # -- ONNX -----------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_large_weights_are_stored_in_the_order_of_onnx(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.rnn(x)[0][:, -1])
 
-    small = compile_model(trained(Large()), (normal(2, 4, 96),), Recipe(multiple_of=1))
+    small = compile_model(trained(Large()), (normal(2, 4, 96),), Recipe.of(multiple_of=1))
     written(small, tmp_path / "small.onnx")
     graph = onnx.load(tmp_path / "small.onnx").graph
     (node,) = [node for node in graph.node if node.op_type == "LSTM"]
@@ -96,7 +96,7 @@ def test_what_onnx_cannot_hold_is_refused_and_saved(
     source, target, small = tmp_path / "in.pt", tmp_path / "out.onnx", tmp_path / "small.safetensors"
     torch.save(trained(Packed()).state_dict(), source)
     options = ["--arch", f"{__file__}:Packed", "--input", "2x6x5", "--no-bench", "--multiple-of", "1"]
-    code = _run([str(source), str(target), *options, *(["--save", str(small)] if saves else [])])
+    code = cli.run([str(source), str(target), *options, *(["--save", str(small)] if saves else [])])
     said = capsys.readouterr().err
     assert code == 5
     assert "does not write it: " in said
@@ -192,7 +192,7 @@ def test_units_are_the_same_in_all_gates_layers_and_directions() -> None:
 @pytest.mark.parametrize("criterion", ["l1", "variance", "correlation", "thinet", "taylor", "reconstruction"])
 def test_criteria_rank_units(name: str, criterion: str) -> None:
     data = NETS[name].inputs(8)[0], torch.arange(8) % 5
-    recipe = Recipe(criterion=criterion, multiple_of=1, data=data, batch=4)
+    recipe = Recipe.of(criterion=criterion, multiple_of=1, data=data, batch=4)
     result = compile_model(NETS[name].build(), NETS[name].inputs(2), recipe)
     assert all(after == before // 2 for before, after in result.plan.widths)
 

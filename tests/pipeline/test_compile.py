@@ -54,9 +54,9 @@ NETS: list[type[nn.Module]] = [Residual, Strided, HardCoded]
 @pytest.mark.parametrize(("ratio", "seed"), [(0.25, 0), (0.5, 1), (0.7, 2)])
 def test_the_module_computes_what_was_proven(net: type[nn.Module], ratio: float, seed: int) -> None:
     model = trained(net(), seed)
-    result = compile_model(model, (images(),), Recipe(ratio, "random", multiple_of=1, seed=seed))
+    result = compile_model(model, (images(),), Recipe.of(ratio, "random", multiple_of=1, seed=seed))
     assert result.proof.masked_max_rel_error <= 1e-4
-    module, _ = small_module(model, result)
+    module, _ = small_module(model, result.small)
     for batch in (1, 5):
         assert error(result.small.run((images(batch),))[0], module(images(batch))) <= 1e-5
     before, after = (sum(column) for column in zip(*result.plan.widths, strict=True))

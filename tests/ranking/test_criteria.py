@@ -20,7 +20,8 @@ from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.data.open_data import open_data
 from slim_model.graph.trace import trace
-from slim_model.ranking.criteria import Ranking, ranking_of, slices_of
+from slim_model.ranking.criteria import Ranking, ranking_of
+from slim_model.ranking.criteria.slices import slices_of
 from slim_model.ranking.evidence.gate_gradients import Gates
 from slim_model.ranking.evidence.gather import GroupEvidence, View, gather
 from slim_model.ranking.evidence.statistics import ChannelMoments
@@ -301,7 +302,7 @@ def test_the_score_is_the_formula(name: str) -> None:
 def test_every_row_has_a_formula_here() -> None:
     assert {name.partition(":")[0] for name in FORMULAS} | {"bn-scale"} == set(CRITERIA)
     for name, row in CRITERIA.items():
-        doc = row.function.__doc__ or ""
+        doc = row.function.load().__doc__ or ""
         assert "``" in doc, name
         assert any(year in doc for year in map(str, range(1989, 2026))), f"{name} cites no paper"
 

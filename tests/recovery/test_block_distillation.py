@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from micronets import NETS
 from micronets.compiled import coupling_of
-from slim_model.budget.ratio import budget
+from slim_model.budget.ratio import plan_by_ratio
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import left_of
@@ -33,7 +33,7 @@ from small_nets import Residual, images, trained
 
 
 def halved(coupling: Coupling) -> tuple[Graph, list[Block]]:
-    plan = budget(coupling, score(coupling, "l1"), ratio=0.5)
+    plan = plan_by_ratio(coupling, score(coupling, "l1"), ratio=0.5)
     small, _ = shrink(coupling, plan.keep)
     return small, find_blocks(coupling.graph, small, find_sums(coupling.graph, small, left_of(coupling, plan.keep)))
 
@@ -129,7 +129,7 @@ def test_blocks_learn_what_single_layers_cannot(monkeypatch: pytest.MonkeyPatch)
     """On top of the best fit of every layer alone."""
     monkeypatch.setattr(blocks, "STEPS", 100)
     x = images(640)
-    recipe = Recipe(0.5, "l1", recover="blocks", multiple_of=1, data=[*x.split(64)], samples=len(x))
+    recipe = Recipe.of(0.5, "l1", recover="blocks", multiple_of=1, data=[*x.split(64)], samples=len(x))
     compiled = compile_model(trained(Residual()), (x[:2],), recipe)
     step = next(step for step in compiled.steps if step.name == "blocks")
     assert step.did["error_after"] < step.did["error_before"]
@@ -143,7 +143,7 @@ def test_blocks_learn_what_single_layers_cannot(monkeypatch: pytest.MonkeyPatch)
 def test_too_few_samples_to_learn_from() -> None:
     x = images(80)
     compiled = compile_model(
-        trained(Residual()), (x[:2],), Recipe(0.5, "l1", recover="blocks", data=[x], multiple_of=1)
+        trained(Residual()), (x[:2],), Recipe.of(0.5, "l1", recover="blocks", data=[x], multiple_of=1)
     )
     step = next(step for step in compiled.steps if step.name == "blocks")
     assert set(step.did["blocks"].values()) == {"kept: 64 samples are too few"}

@@ -14,20 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slim_model import InputError, Recipe, Slices, recovery
+from slim_model import InputError, Recipe, Slices
 from slim_model.commands.slim import Job, run
 from slim_model.data.accuracy import Exam, Step
 from slim_model.data.holdout import parted
 from slim_model.data.open_data import open_data
+from slim_model.export.options import OutputOptions
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
+from slim_model.loading.source import Source, SourceOptions
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import small_module
-from slim_model.recovery import LEVELS, recover
+from slim_model.recovery import recover as recovery
 from slim_model.recovery.batchnorm_statistics import recalibrate
 from slim_model.recovery.least_squares import refit
 from slim_model.recovery.linear_layers import find_sums
+from slim_model.recovery.options import LEVELS
+from slim_model.recovery.recover import recover
 from slim_model.recovery.referee import Referee, Verdict
 from slim_model.recovery.streamed_run import Track
 from small_nets import HardCoded, Residual, error, images, trained
@@ -40,7 +44,7 @@ def last_goes(slices: Slices) -> Tensor:
 
 def recovered(model: nn.Module, level: str, x: Tensor, *, batch: int = 16, **options: Any) -> Compiled:
     options = {"ratio": 0.125, "criterion": last_goes, "multiple_of": 1} | options
-    return compile_model(model, (x[:2],), Recipe(recover=level, data=[*x.split(batch)], samples=len(x), **options))  # type: ignore[arg-type]
+    return compile_model(model, (x[:2],), Recipe.of(recover=level, data=[*x.split(batch)], samples=len(x), **options))  # type: ignore[arg-type]
 
 
 def steps(compiled: Compiled) -> dict[str, Step]:
@@ -161,7 +165,7 @@ def test_a_channel_that_repeats_others_is_not_missed(reader: str, level: str) ->
     (left,) = recovered(model, "none", x, ratio=ratio, keep=keep).small.run((x,))
     assert error(expected, left) > 0.02
     assert error(expected, result.small.run((x,))[0]) < 1e-4
-    module, own = small_module(model, result)
+    module, own = small_module(model, result.small)
     assert own
     assert error(expected, module(x)) < 1e-4
 
@@ -344,7 +348,7 @@ def test_a_step_that_costs_classes_is_taken_back(monkeypatch: pytest.MonkeyPatch
 
     dense = trace(nn.Linear(3, 2), (torch.zeros(4, 3),))
     dense, small = (dense.with_tensors(dense.tensors | {"bias": torch.tensor([b, 0.0])}) for b in (5.0, 0.1))
-    monkeypatch.setitem(recovery._CHANGES, "bias", nearer)
+    monkeypatch.setitem(recovery.STEPS, "bias", nearer)
     _, (step,) = recover(dense, small, {}, open_data([torch.zeros(50, 3)], dense.inputs), "bias", Exam(None))
     assert step.did["agreement_before"] == 1
     assert step.did["agreement_after"] == 0
@@ -360,7 +364,7 @@ def test_the_file_holds_the_recovered_model(tmp_path: Path, level: Any, attentio
     x, labels = images(80), torch.arange(80) % 5
     np.savez(tmp_path / "data.npz", x=x.numpy(), y=labels.numpy())
     torch.save(trained(Residual()), tmp_path / "net.pt")
-    recipe = Recipe(
+    recipe = Recipe.of(
         0.4,
         "l1",
         multiple_of=1,
@@ -370,11 +374,10 @@ def test_the_file_holds_the_recovered_model(tmp_path: Path, level: Any, attentio
         attention=attention,
     )
     job = Job(
-        *(tmp_path / "net.pt", tmp_path / "out.onnx", recipe),
-        inputs=("2x3x16x16",),
-        trust_pickle=True,
-        save=tmp_path / "small.pt",
-        bench=False,
+        Source(tmp_path / "net.pt", SourceOptions(inputs=("2x3x16x16",), trust_pickle=True)),
+        tmp_path / "out.onnx",
+        recipe.but(bench=False),
+        OutputOptions(save=tmp_path / "small.pt"),
     )
     report = run(job, lambda stage: None)
     assert report.proof["onnx_max_rel_error"] < 1e-4
@@ -391,7 +394,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(
         InputError, match="recover 'more' is unknown; it is one of none, bias, affine, full, blocks, data-"
     ):
-        Recipe(recover="more", data=images())  # type: ignore[arg-type]
+        Recipe.of(recover="more", data=images())  # type: ignore[arg-type]
     for options in ({"recover": "affine"}, {"recalibrate": True}):
         with pytest.raises(InputError, match="needs data, and none was given: add --data SPEC"):
-            Recipe(**options)  # type: ignore[arg-type]
+            Recipe.of(**options)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import json
@@ -24,7 +23,7 @@ from slim_model.reporting.report import SCHEMA, Report, make_report
 from slim_model.reporting.terminal import show
 from small_nets import Residual, images, trained
 
-RECIPE = Recipe(ratio=0.5, multiple_of=1)
+RECIPE = Recipe.of(ratio=0.5, multiple_of=1)
 
 
 class Mixed(nn.Module):
@@ -102,7 +101,8 @@ def test_parameters_and_multiply_adds_are_counted_by_hand() -> None:
     assert (report.dense["params"], report.dense["macs"]) == count(16, 24)
     assert (report.slim["params"], report.slim["macs"]) == count(8, 12)
     assert report.dense["params"] == sum(p.numel() for p in Residual().parameters())
-    module, _ = small_module(*compiled())
+    model, result = compiled()
+    module, _ = small_module(model, result.small)
     assert report.slim["params"] == sum(p.numel() for p in module.parameters())
 
 
@@ -118,7 +118,7 @@ def test_the_slices_say_how_to_cut_the_dense_model() -> None:
             kept.setdefault((part["parameter"], part["axis"]), set()).update(part["kept"])
     for (name, axis), positions in kept.items():
         state[name] = state[name].index_select(axis, torch.tensor(sorted(positions)))
-    module, own = small_module(model, result)
+    module, own = small_module(model, result.small)
     assert own
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 
@@ -137,7 +137,7 @@ def test_a_criterion_given_as_a_function_is_named() -> None:
     def loudest(slices: Any) -> Tensor:
         return slices.makes[0].abs().amax(1)
 
-    recipe = dataclasses.replace(RECIPE, criterion=loudest)
+    recipe = RECIPE.but(criterion=loudest)
     report = make_report(compile_model(trained(Residual()), (images(),), recipe), recipe, module_is_own=True)
     assert json.loads(report.as_json())["recipe"]["criterion"] == "loudest"
 

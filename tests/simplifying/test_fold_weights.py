@@ -144,18 +144,18 @@ def test_the_small_module_has_plain_layers(name: str) -> None:
 @pytest.mark.parametrize("name", WRAPS)
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pt2"])
 def test_it_is_saved_and_comes_back(name: str, ending: str, tmp_path: Path) -> None:
-    model, recipe = built(WRAPS[name]), Recipe(ratio=0.5, multiple_of=1)
+    model, recipe = built(WRAPS[name]), Recipe.of(ratio=0.5, multiple_of=1)
     compiled = compile_model(model, (x(),), recipe)
-    module, own = small_module(model, compiled)
-    assert own
+    small = small_module(model, compiled.small)
+    assert small.own
     path = tmp_path / f"small{ending}"
-    save(compiled, module, own, path, recipe)
+    save(compiled.small, small, path, compiled.removal(recipe))
     back = {
         ".safetensors": lambda: restore(built(WRAPS[name]), path),
         ".pt": lambda: torch.load(path, weights_only=False),
         ".pt2": lambda: torch.export.load(path).module(),
     }[ending]()
-    assert torch.allclose(back(x()), module(x()), atol=1e-6)
+    assert torch.allclose(back(x()), small.module(x()), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "spectral_norm by hook", "low rank, merged"])
@@ -330,9 +330,9 @@ def test_keep_finds_a_folded_weight_by_its_layer() -> None:
 
 def test_two_rounds_and_recovery_work_on_folded_weights() -> None:
     model = built(WRAPS["spectral_norm"])
-    recipe = Recipe(ratio=0.5, multiple_of=1, iterations=2, data=[torch.randn(16, 8)], recover="affine")
+    recipe = Recipe.of(ratio=0.5, multiple_of=1, iterations=2, data=[torch.randn(16, 8)], recover="affine")
     compiled = compile_model(model, (x(),), recipe)
-    module, own = small_module(model, compiled)
+    module, own = small_module(model, compiled.small)
     assert own
     assert type(module[2]) is nn.Linear
     assert "parameters alone" in " ".join(make_report(compiled, recipe, module_is_own=own).warnings)

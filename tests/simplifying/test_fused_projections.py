@@ -14,7 +14,7 @@ from slim_model.coupling.couple import couple
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
-from slim_model.ranking.criteria import Slices
+from slim_model.ranking.criteria.slices import Slices
 from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
 
@@ -148,6 +148,6 @@ def test_widths_may_differ(name: str) -> None:
         keys = slices.makes[0].shape[1] == 2 * HEADS * 5
         return torch.arange(1.0, slices.width + 1) ** (4 if keys else 0)
 
-    recipe = Recipe(0.5, steep_for_keys, scope="global", multiple_of=1)
+    recipe = Recipe.of(0.5, steep_for_keys, scope="global", multiple_of=1)
     result = compile_model(model_of(CUTS[name]), (normal(BATCH, TOKENS, 5),), recipe)
     assert result.plan.widths == ((4, 1), (4, 3))

@@ -18,7 +18,7 @@ from slim_model.data.datasets import Divided, rows_of
 from slim_model.data.loss import distillation, hint
 from slim_model.data.training_samples import open_samples
 from slim_model.export.torch_files import save
-from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.compile import compile_model, lesson_of
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
@@ -44,12 +44,12 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def removed() -> Compiled:
-    return compile_model(trained(Residual()), EXAMPLE, Recipe(0.5, multiple_of=1))
+    return compile_model(trained(Residual()), EXAMPLE, Recipe.of(0.5, multiple_of=1))
 
 
 def recipe(**options: Any) -> Recipe:
     given = {"data": labelled(), "finetune": 2, "batch": 20, "lr": 0.02, "precision": "fp32"} | options
-    return Recipe(0.5, multiple_of=1, **given)
+    return Recipe.of(0.5, multiple_of=1, **given)
 
 
 _BESIDE = ("resume", "progress", "passages")
@@ -58,7 +58,7 @@ _BESIDE = ("resume", "progress", "passages")
 def tuned(removed: Compiled, **options: Any) -> Tuned:
     made = recipe(**{name: x for name, x in options.items() if name not in _BESIDE})
     more = {name: options[name] for name in _BESIDE if name in options}
-    return finetune(removed.small, removed.dense, open_samples(made.data, EXAMPLE), made, **more)
+    return finetune(removed.small, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made), **more)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -112,7 +112,7 @@ def test_the_dense_model_is_asked_about_both_sides_of_what_is_mirrored(
     removed: Compiled, augment: str, sides: int
 ) -> None:
     made, x = recipe(augment=augment), images(6)
-    run = _Run(removed.small, removed.dense, open_samples(made.data, EXAMPLE), made, set(), ())
+    run = _Run(removed.small, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made), set(), ())
     said, _ = run._asked((x,))
     assert said is not None
     both = [removed.dense.run((one,))[0] for one in (x, x.flip(-1))]
@@ -122,8 +122,8 @@ def test_the_dense_model_is_asked_about_both_sides_of_what_is_mirrored(
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_as_much_is_dropped_as_was_asked(share: float) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 400), nn.ReLU(), nn.Dropout(0.8), nn.Linear(400, 5))
-    removed, made = compile_model(net.eval(), EXAMPLE, Recipe(0.5, multiple_of=1)), recipe(dropout=share)
-    run = _Run(removed.small, removed.dense, open_samples(made.data, EXAMPLE), made, set(), ())
+    removed, made = compile_model(net.eval(), EXAMPLE, Recipe.of(0.5, multiple_of=1)), recipe(dropout=share)
+    run = _Run(removed.small, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made), set(), ())
     dropped = [node for node in run.net.graph.nodes if "dropout" in str(node.target)]
     _, values = with_values(run.net, [dropped[0].name, dropped[0].args[0].name])(images(20))
     gone, whole = (float((x == 0).float().mean()) for x in values)
@@ -139,7 +139,7 @@ def test_hints_take_a_place_to_compare(removed: Compiled) -> None:
 def test_what_is_as_good_as_it_can_be_is_left(removed: Compiled) -> None:
     """The teacher itself, at a rate that can only harm: the values before training are taken."""
     made = recipe(lr=0.5, finetune=1, alpha=1.0)
-    found = finetune(removed.dense, removed.dense, open_samples(made.data, EXAMPLE), made)
+    found = finetune(removed.dense, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made))
     assert (found.chosen, found.epochs[0].validation_loss < found.epochs[1].validation_loss) == (0, True)
     assert same(found.graph.tensors, {name: tensor.detach() for name, tensor in removed.dense.tensors.items()})
 
@@ -181,7 +181,7 @@ def test_half_precision(removed: Compiled) -> None:
 
 
 def test_a_batch_that_is_fixed() -> None:
-    fixed = compile_model(trained(Residual()), (images(7),), Recipe(0.5, multiple_of=1, static_batch=True))
+    fixed = compile_model(trained(Residual()), (images(7),), Recipe.of(0.5, multiple_of=1, static_batch=True))
     found = tuned(fixed, finetune=1)
     assert found.settings["batch"] == 7
     assert found.epochs[1].loss is not None
@@ -340,7 +340,7 @@ def test_a_run_goes_on_only_as_the_same_run(removed: Compiled, tmp_path: Path) -
     tuned(removed, finetune=1, resume=resume)
     with pytest.raises(InputError, match=r"OUT.onnx.finetune was left by another run: lr was 0.02, and is 0.03"):
         tuned(removed, finetune=1, lr=0.03, resume=resume)
-    other = compile_model(trained(Residual(), seed=1), EXAMPLE, Recipe(0.5, multiple_of=1))
+    other = compile_model(trained(Residual(), seed=1), EXAMPLE, Recipe.of(0.5, multiple_of=1))
     with pytest.raises(InputError, match="left by another run: the weights differ"):
         tuned(other, finetune=1, resume=resume)
     resume.place.write_bytes(b"no checkpoint")
@@ -377,7 +377,7 @@ def test_the_random_numbers_of_the_user_are_left_alone(removed: Compiled) -> Non
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Recipe(**options)
+        Recipe.of(**options)
 
 
 class Products(nn.Module):
@@ -402,14 +402,14 @@ def test_what_cannot_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slim_model.training.finetune._has_bf16", lambda device: True)
     x = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
     compiled = {
-        overwrites: compile_model(Products(overwrites=overwrites).eval(), (x[:2],), Recipe(0.5, multiple_of=1))
+        overwrites: compile_model(Products(overwrites=overwrites).eval(), (x[:2],), Recipe.of(0.5, multiple_of=1))
         for overwrites in (False, True)
     }
 
     def run(overwrites: bool, precision: str) -> Tuned:
         made = recipe(data=x, finetune=1, precision=precision)
         removed = compiled[overwrites]
-        return finetune(removed.small, removed.dense, open_samples(x, (x[:2],)), made)
+        return finetune(removed.small, removed.dense, open_samples(x, (x[:2],)), lesson_of(made))
 
     assert run(False, "auto").settings["precision"] == "fp32"
     with pytest.raises(InputError, match="the model cannot be trained: All tensors must have the same dtype"):
@@ -429,7 +429,7 @@ def test_a_model_without_parameters_to_train() -> None:
             result: Tensor = torch.relu(x.mean((2, 3)) @ self.weight.T) @ self.head.T  # type: ignore[operator, union-attr]
             return result
 
-    compiled = compile_model(Fixed().eval(), EXAMPLE, Recipe(0.5, multiple_of=1))
+    compiled = compile_model(Fixed().eval(), EXAMPLE, Recipe.of(0.5, multiple_of=1))
     with pytest.raises(InputError, match="the model cannot be trained: its outputs depend on no parameters"):
         tuned(compiled)
 
@@ -442,16 +442,16 @@ def test_rounds_end_at_the_ratio(scope: Any) -> None:
     """16 and 24 channels at 0.75 in two rounds: 8 and 12, then 4 and 6. Positions are those of the dense model."""
     model = trained(Residual())
     once, twice = (
-        compile_model(model, EXAMPLE, Recipe(0.75, scope=scope, multiple_of=1, iterations=k)) for k in (1, 2)
+        compile_model(model, EXAMPLE, Recipe.of(0.75, scope=scope, multiple_of=1, iterations=k)) for k in (1, 2)
     )
-    assert twice.before is not None
-    total = [sum(after for _, after in c.plan.widths) for c in (once, twice.before, twice)]
+    assert len(twice.passes) == 2
+    total = [sum(after for _, after in c.plan.widths) for c in (once, twice.passes[0], twice)]
     assert total[2] == pytest.approx(total[0], abs=1)
     assert total[1] == pytest.approx(2 * total[0], abs=1)
     if scope == "local":
-        assert {after for _, after in twice.before.plan.widths} == {8, 12}
+        assert {after for _, after in twice.passes[0].plan.widths} == {8, 12}
         assert {after for _, after in twice.plan.widths} == {4, 6}
-    assert twice.slim_cost.macs < twice.before.slim_cost.macs < twice.dense_cost.macs == once.dense_cost.macs
+    assert twice.slim_cost.macs < twice.passes[0].slim_cost.macs < twice.dense_cost.macs == once.dense_cost.macs
     for (owner, axis), kept in twice.kept_positions().items():
         dense = twice.dense.tensors[owner].detach()
         small = twice.small.tensors[owner]
@@ -460,7 +460,7 @@ def test_rounds_end_at_the_ratio(scope: Any) -> None:
             if other[0] == owner:
                 dense = dense.index_select(other[1], torch.from_numpy(positions))
         assert torch.equal(dense, small), owner
-    for group in make_report(twice, Recipe(0.75), module_is_own=True).groups:
+    for group in make_report(twice, Recipe.of(0.75), module_is_own=True).groups:
         made = next(s for s in group["slices"] if s["role"] == "makes")
         assert group["kept"] == made["kept"]
         assert group["before"] == twice.dense.tensors[made["parameter"]].shape[made["axis"]]
@@ -468,7 +468,7 @@ def test_rounds_end_at_the_ratio(scope: Any) -> None:
 
 
 def test_rounds_count_from_the_dense_model() -> None:
-    compiled = compile_model(trained(Residual()), EXAMPLE, Recipe(0.5, of="params", multiple_of=1, iterations=2))
+    compiled = compile_model(trained(Residual()), EXAMPLE, Recipe.of(0.5, of="params", multiple_of=1, iterations=2))
     assert compiled.met is not None
     assert compiled.met.dense == compiled.dense_cost.params
     assert 0.97 * compiled.met.limit <= compiled.slim_cost.params <= compiled.met.limit
@@ -484,14 +484,14 @@ def test_rounds_of_training(tmp_path: Path) -> None:
         *("removal", "fine-tuning"),
         *("removal", "fine-tuning"),
     ]
-    assert compiled.before is not None
-    assert not torch.equal(compiled.before.small.tensors["fc.bias"], model.fc.bias)  # type: ignore[arg-type, union-attr]
+    assert len(compiled.passes) == 2
+    assert not torch.equal(compiled.passes[1].dense.tensors["fc.bias"], model.fc.bias)  # type: ignore[arg-type, union-attr]
     assert len(list(tmp_path.iterdir())) == 2
     again = compile_model(model, EXAMPLE, made, resume=resume)
     assert same(again.small.tensors, compiled.small.tensors)
     resume.remove(rounds=2)
     assert not list(tmp_path.iterdir())
-    module, own = small_module(model, compiled)
+    module, own = small_module(model, compiled.small)
     save(compiled, module, own, tmp_path / "small.safetensors", made)
     restored = restore(trained(Residual()), tmp_path / "small.safetensors")
     with torch.no_grad():
@@ -500,8 +500,8 @@ def test_rounds_of_training(tmp_path: Path) -> None:
 
 def test_rounds_that_cannot_be() -> None:
     with pytest.raises(InputError, match="iterations 0 is not a number of rounds"):
-        Recipe(iterations=0)
+        Recipe.of(iterations=0)
     with pytest.raises(InputError, match="iterations 2 takes a ratio and the engine slim; engine 'torch-pruning'"):
-        Recipe(iterations=2, engine="torch-pruning")
+        Recipe.of(iterations=2, engine="torch-pruning")
     with pytest.raises(InputError, match="target 'macs=1M' takes one round"):
-        Recipe(iterations=2, target="macs=1M")
+        Recipe.of(iterations=2, target="macs=1M")

@@ -1,32 +1,68 @@
-"""What is limited and by how much, and what was reached."""
+"""What is to go and by how much, what an engine is given to choose with, and what it chose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
+from slim_model.budget.allocations import Allocation, allocation_of
+from slim_model.budget.options import BudgetOptions
 from slim_model.budget.plan import Plan
-from slim_model.cost.prices import Price
+from slim_model.budget.sensitivity import Scan
+from slim_model.cost.prices import Price, price_of, read_target
+from slim_model.coupling.coupling import Coupling
+from slim_model.data.batches import Data
 from slim_model.errors import BudgetError
+from slim_model.graph.graph import Graph
+from slim_model.measuring.options import MeasuringOptions
+from slim_model.progress import Progress, silent
 
 TRIALS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Allocation:
-    """How the widths are chosen. ``scan`` is the file of a sensitivity scan."""
+class Goal:
+    """How much one pass removes, and how that is shared out between layers.
 
-    name: str
-    multiple_of: int
+    ``price`` None: the fraction ``ratio`` of each group's channels. Else no more than ``limit`` of the price, in its
+    unit; or, where that is None, than ``1 - ratio`` of what the model costs. ``block``: layer widths are rounded to it.
+    ``round`` of ``rounds``: where removal is repeated, a geometric share is left after each; with a ratio of 0.75 in
+    two rounds, a half and then a half. ``whole_heads``: only groups whose channels are whole attention heads lose some.
+    """
+
+    ratio: float
+    price: Price | None = None
+    limit: float | None = None
+    allocation: Allocation = allocation_of("uniform")
+    block: int = 1
     scan: Path | None = None
+    engine: str = "slim"
+    round: int = 1
+    rounds: int = 1
+    whole_heads: bool = False
 
-    @property
-    def kind(self) -> str:
-        """The name without its options."""
-        return self.name.partition(":")[0]
+    @classmethod
+    def of(cls, options: BudgetOptions, block: int) -> Goal:
+        """The goal that the user's options name, in one round."""
+        price, limit = (read_target(options.target)) if options.target else (price_of(options.of), None)
+        return cls(
+            ratio=options.ratio,
+            price=None if options.counts_channels else price,
+            limit=limit,
+            allocation=allocation_of(options.allocation),
+            block=block,
+            scan=options.scan,
+            engine=options.engine,
+        )
+
+    def limit_of(self, dense: float) -> float:
+        """The limit of the price, where the model costs ``dense``."""
+        return (1 - self.ratio) * dense if self.limit is None else self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +78,45 @@ class Met:
     trials: tuple[tuple[float, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an engine chooses with. ``scores``: for each group one number a channel, higher = keep. ``dense``: the model
+    before any pass, which shares of channels are counted in."""
+
+    model: nn.Module
+    dense: Graph
+    coupling: Coupling
+    scores: list[Tensor]
+    goal: Goal
+    heads: tuple[bool, ...] = ()
+    """Whether each group's channels are whole attention heads."""
+    data: Data | None = None
+    measuring: MeasuringOptions = MeasuringOptions()
+    progress: Progress = silent
+
+
+Check = Callable[[Graph, Sequence[tuple[Any, ...]]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """``check(small, batches)`` raises ProofError where what the engine made is not what was proven. ``met``: the limit
+    that was met, where the goal was no ratio of channels. ``scan``: the sensitivity scan that the plan was chosen by.
+    """
+
+    plan: Plan
+    check: Check = lambda small, batches: None
+    met: Met | None = None
+    scan: Scan | None = None
+
+
 Search = Callable[[Callable[[np.ndarray], float], float], Plan]
+"""(what a plan costs, the limit) -> a plan that is within it."""
 
 
 def too_coarse(price: Price, limit: float, reached: float) -> BudgetError:
+    """The error for layers so narrow that no plan is close below the limit."""
     return BudgetError(
         f"{price.name} cannot come close to {price.say(limit)}: these layers have so few channels that "
         f"{price.say(reached)} is the nearest below. Ask for that."
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """No more than ``limit`` of a price, in its unit; or, where None, than ``1 - ratio`` of what the dense model
-    costs."""
-
-    price: Price
-    ratio: float
-    limit: float | None = None
-
-    def of(self, dense: float) -> float:
-        return (1 - self.ratio) * dense if self.limit is None else self.limit

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from slim_model.budget.goal import TRIALS, Allocation, Goal, Met, Search
+from slim_model.budget.goal import TRIALS, Met, Search, Task
 from slim_model.budget.plan import Plan, least_of, plan_of
 from slim_model.cost.latency_model import ModelLatency, Point, model_latency
 from slim_model.cost.latency_store import setting_of
@@ -32,28 +31,22 @@ _INSIDE = 0.98
 _ROUNDS, _SECONDS = 80, 10.0
 
 
-# -- latency --------------------------------------------------------------------------------------------------------
+def plan_within_latency(task: Task, search: Search, layers: ModelLatency) -> tuple[Plan, Met]:
+    """The plan whose whole model was measured within the limit, and closest below it.
 
-
-def plan_within_latency(
-    coupling: Coupling,
-    scores: list[Tensor],
-    goal: Goal,
-    search: Search,
-    allocation: Allocation,
-    layers: ModelLatency,
-    device: str,
-    threads: int,
-    progress: Progress,
-) -> tuple[Plan, Met]:
-    row = runtime_on(device)
-    narrowest = partial(least_of, coupling, scores, multiple_of=allocation.multiple_of)
-    with _Whole(row, coupling.graph, threads, progress) as whole:
-        limit = goal.of(whole.dense_ms)
+    ``layers`` predicts latency; after each measured plan it is corrected. Where no plan comes close below the limit,
+    the slowest one within it is taken. Raises BudgetError where none is within it.
+    """
+    goal, coupling, threads = task.goal, task.coupling, task.measuring.threads
+    assert goal.price is not None
+    row = runtime_on(task.measuring.device)
+    narrowest = partial(least_of, coupling, task.scores, multiple_of=goal.block)
+    with _Whole(row, coupling.graph, threads, task.progress) as whole:
+        limit = goal.limit_of(whole.dense_ms)
         model = layers.anchored(whole.dense_ms)
         if limit >= whole.dense_ms:
             raise BudgetError(
-                f"latency is {whole.dense_ms:.2f} ms as it is, no more than the {limit:.2f} ms allowed "
+                f"latency is {_ms(whole.dense_ms)} as it is, no more than the {_ms(limit)} allowed "
                 f"({row.name}, {threads} thread{'s' * (threads > 1)})."
             )
         trials: list[tuple[float, float]] = []
@@ -67,13 +60,20 @@ def plan_within_latency(
             if ms <= limit and (best is None or ms > best[0]):
                 best = ms, plan
             if best and best[0] >= limit * (1 - goal.price.close):
-                return best[1], Met("latency", allocation.name, limit, whole.dense_ms, best[0], tuple(trials))
+                break
             model = model.corrected(points, limit)
-    told = ", ".join(f"{ms:.2f}" for _, ms in trials)
-    raise BudgetError(
-        f"latency: no plan came within {goal.price.close:.0%} below {limit:.2f} ms; what was measured: {told} ms. "
-        "Quieten the machine, or try another --target, --multiple-of or --allocate."
-    )
+    if best is None:
+        told = ", ".join(_ms(ms) for _, ms in trials)
+        raise BudgetError(
+            f"latency: no plan was measured within {_ms(limit)}; what was measured: {told}. "
+            "Quieten the machine, or try another --target, --multiple-of or --allocate."
+        )
+    return best[1], Met("latency", goal.allocation.name, limit, whole.dense_ms, best[0], tuple(trials))
+
+
+def _ms(ms: float) -> str:
+    """Three digits that say something, also of microseconds: ``19.8 ms``, ``0.00123 ms``."""
+    return f"{ms:.2f} ms" if ms >= 1 else f"{ms:.3g} ms"
 
 
 def runtime_on(device: str) -> Runtime:
@@ -104,8 +104,8 @@ def _searched(
         ms = whole.ms(coupling, plan_of(coupling, keep))
         if ms > limit:
             raise BudgetError(
-                f"latency cannot come down to {limit:.2f} ms: with every layer that may lose some as narrow as can be, "
-                f"{ms:.2f} ms were measured, of {whole.dense_ms:.2f} ms."
+                f"latency cannot come down to {_ms(limit)}: with every layer that may lose some as narrow as can be, "
+                f"{_ms(ms)} were measured, of {_ms(whole.dense_ms)}."
             ) from refused
         points.append((ms, keep))
         model = model.corrected(points, limit)

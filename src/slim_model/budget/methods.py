@@ -1,4 +1,5 @@
-"""Which layers give how much, so that a limit is met. One function each, one row in ALLOCATIONS."""
+"""Which layers give how much, so that a limit is met. One function each; their table is
+``allocations``."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,6 @@ from slim_model.budget.knapsack import pack
 from slim_model.budget.plan import FLOOR, keep_best, lowest
 from slim_model.cost.counted import Meter
 from slim_model.coupling.coupling import Coupling, Group
-from slim_model.errors import InputError
-from slim_model.named_options import known_options, read_option
 
 Counts = list[int]
 """How many channels each group keeps."""
@@ -339,42 +338,3 @@ def _rounded(problem: Problem, targets: list[float]) -> Counts:
         if problem.with_one(counts, group, above[group]) <= problem.limit:
             counts[group] = above[group]
     return counts
-
-
-ALLOCATIONS: dict[str, Callable[..., Counts]] = {
-    "uniform": uniform,
-    "global": one_ranking,
-    "isomorphic": isomorphic,
-    "greedy": greedy,
-    "damage": damage,
-    "sensitivity": sensitivity,
-    "energy": energy,
-    "knapsack": knapsack,
-    "latency": latency,
-}
-
-MEASURED = ("sensitivity", "damage")
-"""These need data."""
-TIMED = ("latency",)
-"""These need a latency table."""
-
-
-def allocation_of(text: str) -> partial[Counts]:
-    """The row for ``NAME`` or ``NAME:option=value,...``."""
-    name, _, rest = text.partition(":")
-    if name not in ALLOCATIONS:
-        raise InputError(f"no allocation is called '{name}'. There are: {', '.join(ALLOCATIONS)}.")
-    known = known_options(ALLOCATIONS[name])
-    options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, _, value = part.partition("=")
-        try:
-            options[key] = read_option(value, known[key])
-        except (KeyError, ValueError):
-            has = f"its options are {', '.join(f'{k}={v}' for k, v in known.items())}" if known else "it has no options"
-            raise InputError(f"allocation '{name}' does not take '{part}': {has}.") from None
-    if options.get("normalise", "mean") not in ("mean", "lamp", "none"):
-        raise InputError(f"allocation '{name}': normalise={options['normalise']} is not mean, lamp or none.")
-    if options.get("measure", "error") not in ("error", "accuracy"):
-        raise InputError(f"allocation '{name}': measure={options['measure']} is not error or accuracy.")
-    return partial(ALLOCATIONS[name], **options)

@@ -20,8 +20,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from slim_model.budget.goal import Choice, Task
 from slim_model.budget.plan import Plan
-from slim_model.coupling.couple import couple
+from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.data.loss import Loss
@@ -29,12 +30,11 @@ from slim_model.data.open_data import open_data
 from slim_model.errors import InputError, ProofError
 from slim_model.graph.graph import Graph
 from slim_model.graph.tensor_trees import copied, tensors_among
-from slim_model.graph.trace import trace
 from slim_model.loading.input_spec import describe
+from slim_model.proof.capture import capture
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 from slim_model.ranking.criteria import Criterion
 from slim_model.ranking.score import score
-from slim_model.simplifying.simplify import simplify
 
 
 class Importance(tp.importance.Importance):
@@ -73,7 +73,7 @@ class Importance(tp.importance.Importance):
 
     def _scored(self) -> _Table:
         with torch.enable_grad():
-            coupling = couple(simplify(trace(self.model, self.inputs)))
+            coupling = couple_attention(capture(self.model, self.inputs))
         data = None
         if self.data is not None:
             fixed = not coupling.graph.dynamic_batch
@@ -133,8 +133,22 @@ class Peer:
     plan: Plan
 
 
+def plan_by_torch_pruning(task: Task) -> Choice:
+    """The plan of Torch-Pruning's pruner under our scores, and a check of the module it made."""
+    goal = task.goal
+    peer = prune(
+        task.model,
+        task.coupling,
+        task.scores,
+        ratio=goal.ratio,
+        one_ranking=goal.allocation.kind == "global",
+        round_to=goal.block,
+    )
+    return Choice(peer.plan, lambda small, batches: check(peer, small, batches))
+
+
 def prune(
-    model: nn.Module, coupling: Coupling, scores: list[Tensor], *, ratio: float, scope: str, round_to: int
+    model: nn.Module, coupling: Coupling, scores: list[Tensor], *, ratio: float, one_ranking: bool, round_to: int
 ) -> Peer:
     """Run Torch-Pruning on a copy of ``model`` with our scores. Raises ProofError where it fails or parts what is
     coupled."""
@@ -154,7 +168,7 @@ def prune(
                 tuple(coupling.graph.inputs),
                 importance=importance,
                 pruning_ratio=ratio,
-                global_pruning=scope == "global",
+                global_pruning=one_ranking,
                 ignored_layers=fixed,
                 round_to=round_to if round_to > 1 else None,
             )

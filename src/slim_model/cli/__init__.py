@@ -1,5 +1,7 @@
-"""The command line: ``slim-model IN OUT.onnx``, ``explain``, ``bench``, ``profile``; a file each. Nothing is decided
-here."""
+"""The command line: ``slim-model IN OUT.onnx``, ``explain``, ``bench``, ``profile``; a file each.
+
+Nothing is decided here, and nothing here imports PyTorch before the arguments are read.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,10 @@ app = typer.Typer(
 )
 _OTHERS = """Other commands: explain IN says which channels go together, and what the others wait for;
 bench A.onnx B.onnx times files; profile IN measures layers."""
-app.command("slim", epilog=_OTHERS)(slim.slim_command)
-app.command("bench")(bench.bench_command)
-app.command("profile")(profile.profile_command)
-app.command("explain")(explain.explain_command)
+app.command("slim", epilog=_OTHERS)(slim.command)
+app.command("bench")(bench.command)
+app.command("profile")(profile.command)
+app.command("explain")(explain.command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,10 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     for stream in (sys.stdout, sys.stderr):
         cast(Any, stream).reconfigure(errors="replace")  # a terminal without '…' is no reason to fail
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Run the command and return its exit code; errors are printed."""
     errors = Console(stderr=True, soft_wrap=True)
     command = typer.main.get_command(app)
     with distributed.joined():

@@ -15,7 +15,7 @@ from slim_model.cost.onnx_energy import estimated_energy
 from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe as describe_error
 from slim_model.loading.model_file import Artifact, artifact, describe
-from slim_model.loading.source import Loading
+from slim_model.loading.source import SourceOptions
 from slim_model.measuring.energy_meter import Energy, energy
 from slim_model.measuring.machine import commit, environment
 from slim_model.measuring.peak_memory import memory
@@ -37,7 +37,7 @@ class BenchJob:
     runtimes: tuple[str, ...] = ()
     batches: tuple[int, ...] = ()
     threads: tuple[int, ...] = (1,)
-    loading: Loading = field(default_factory=Loading)
+    loading: SourceOptions = field(default_factory=SourceOptions)
     per_op: bool = False
     rounds: int = 60
     seconds: float = 10.0

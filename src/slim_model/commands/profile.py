@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,20 +14,19 @@ from slim_model.cost.latency_store import setting_of, table_path
 from slim_model.cost.latency_table import LatencyTable, Setting
 from slim_model.cost.layer_models import Placed, layers_of
 from slim_model.cost.measure_layers import Survey, numbers, survey
-from slim_model.coupling.couple import couple
+from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import InputError
 from slim_model.export.eager_model import on_its_own
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph
-from slim_model.graph.trace import trace
 from slim_model.loading.load import load
-from slim_model.loading.source import Loading
+from slim_model.loading.source import Source
 from slim_model.measuring.runtimes import Runtime, usable
 from slim_model.measuring.timing import interleave, quiet
 from slim_model.progress import Progress
+from slim_model.proof.capture import capture
 from slim_model.reporting.latency_table import Learned
-from slim_model.simplifying.simplify import simplify
 
 DTYPES = ("float32", "float16")
 
@@ -36,17 +35,16 @@ DTYPES = ("float32", "float16")
 class ProfileJob:
     """The arguments of ``slim-model profile``. Without ``source`` only the width steps are learned."""
 
-    source: Path | None = None
+    source: Source | None = None
     runtime: str = "onnxruntime"
     threads: int = 1
     batch: int = 1
     dtype: str = "float32"
     cache: Path | None = None
-    loading: Loading = field(default_factory=Loading)
 
 
 def learn(job: ProfileJob, progress: Progress) -> Learned:
-    """load -> trace -> simplify -> couple -> survey -> measure the whole."""
+    """load -> capture -> couple -> survey -> measure the whole."""
     row = usable(job.runtime)
     if job.dtype not in DTYPES:
         raise InputError(f"--dtype {job.dtype}: it is one of {', '.join(DTYPES)}.")
@@ -54,17 +52,14 @@ def learn(job: ProfileJob, progress: Progress) -> Learned:
     path = table_path(setting, job.cache)
     if job.source is None:
         return Learned(survey((), Survey(row, setting, job.cache), progress), path, (), (), None)
-    progress(f"reading {job.source.name}")
-    loading = job.loading
-    subject = load(
-        job.source, arch=loading.arch, inputs=loading.inputs, trust_pickle=loading.trust_pickle, code=loading.code
-    )
+    progress(f"reading {job.source.path.name}")
+    subject = load(job.source.path, job.source.options)
     progress("tracing the model")
-    graph = simplify(trace(subject.model, subject.inputs, program=subject.program))
-    coupling = couple(graph)
+    graph = capture(subject.model, subject.inputs, program=subject.program)
+    coupling = couple_attention(graph)
     placed = layers_of(coupling, batch=job.batch)
     if not placed:
-        raise InputError(f"{job.source}: it has no layer that can be timed alone.")
+        raise InputError(f"{job.source.path}: it has no layer that can be timed alone.")
     table = survey(placed, Survey(row, setting, job.cache), progress)
     progress("timing the whole model")
     whole = _whole(row, setting, subject.model, graph), _predicted(table, coupling)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from slim_model.cost.latency_table import LatencyTable, Setting, make_table
-from slim_model.measuring.machine import cpu_flags, environment
+from slim_model.measuring.machine import cpu_flags, environment, vector_width_channels
 from slim_model.measuring.runtimes import RUNTIMES, Runtime, version_of
 from slim_model.ops import Layer
 
@@ -81,6 +81,14 @@ def append(setting: Setting, rows: Sequence[tuple[Layer, dict[str, Any]]], cache
         file.write(json.dumps({"setting": asdict(setting)}) + "\n" if not held else "" if held[-1:] == b"\n" else "\n")
         for layer, numbers in rows:
             file.write(json.dumps(asdict(layer) | numbers) + "\n")
+
+
+def width_step(asked: int | str, device: str) -> int:
+    """What layer widths are rounded to on this machine: the number ``asked`` for, or for ``"auto"`` the step that
+    ``slim-model profile`` learned here, else what the kernels suggest."""
+    if asked != "auto":
+        return int(asked)
+    return measured_step(device) or vector_width_channels(device)
 
 
 def measured_step(device: str, cache: Path | None = None) -> int | None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from slim_model.cost.counted import Meter
 from slim_model.errors import InputError
 
-Counted = Callable[[Meter, np.ndarray | None], float]
+if TYPE_CHECKING:  # for types alone: the table is read without PyTorch
+    import numpy as np
+
+    from slim_model.cost.counted import Meter
+
+Counted = Callable[["Meter", "np.ndarray | None"], float]
 
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "": 1.0}
@@ -47,12 +50,12 @@ class Price:
 PRICES: dict[str, Price] = {
     price.name: price
     for price in (
-        Price("channels", _COUNTS, ("", 1.0), of=Meter.channels),
+        Price("channels", _COUNTS, ("", 1.0), of=lambda meter, keep: meter.channels(keep)),
         Price("macs", _COUNTS, ("M", 1e6), of=lambda meter, keep: meter(keep).macs),
         Price("params", _COUNTS, ("M", 1e6), of=lambda meter, keep: meter(keep).params),
         Price("bytes", _BYTES, ("MB", 1e6), of=lambda meter, keep: meter(keep).bytes, file=True),
-        Price("memory", _BYTES, ("MB", 1e6), of=Meter.memory, estimated=True),
-        Price("energy", _COUNTS, ("M MACs", 1e6), of=Meter.energy, estimated=True),
+        Price("memory", _BYTES, ("MB", 1e6), of=lambda meter, keep: meter.memory(keep), estimated=True),
+        Price("energy", _COUNTS, ("M MACs", 1e6), of=lambda meter, keep: meter.energy(keep), estimated=True),
         Price("latency", {"ms": 1.0, "us": 1e-3, "s": 1e3, "": 1.0}, ("ms", 1.0), close=0.05),
     )
 }

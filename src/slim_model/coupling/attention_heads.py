@@ -8,15 +8,16 @@ a view carry channels of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from slim_model.coupling.couple import components
+from slim_model.coupling.couple import components, couple
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound, packet_of
@@ -30,8 +31,6 @@ aten = torch.ops.aten
 _FUSED = aten.scaled_dot_product_attention
 _PRODUCTS = (aten.matmul, aten.bmm, aten.baddbmm)
 _SOFTMAX = (aten.softmax, aten._softmax, aten._safe_softmax)
-
-ATTENTION = ("width", "heads", "both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,23 @@ def find_heads(graph: Graph) -> Heads:
             found.heads[name] = heads
             found.width[name] = tuple(a for a in axes if a not in heads)
     return found
+
+
+def couple_attention(
+    graph: Graph,
+    *,
+    loses: str = "width",
+    heads: Heads | None = None,
+    keep: tuple[str, ...] = (),
+    pinned_nodes: Mapping[str, str] = MappingProxyType({}),
+) -> Coupling:
+    """``couple``, where attention ``loses`` the same places of every head (``width``) or whole ``heads``.
+
+    ``heads`` are those of ``find_heads(graph)``, where they are known already.
+    """
+    heads = heads or find_heads(graph)
+    apart = heads.heads if loses == "heads" else heads.width
+    return couple(graph, keep=keep, pinned_nodes=pinned_nodes, apart=apart)
 
 
 def left(group: Group, now: Graph, dense: Graph) -> float:

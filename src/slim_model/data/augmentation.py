@@ -10,21 +10,7 @@ from torch import Tensor
 
 from slim_model.errors import InputError
 
-_VARIED = ("crop", "flip", "cutmix")
-AUGMENT = ("auto", "none", *_VARIED)
-"""The last ones may be joined by +."""
 Transform = Callable[[Tensor], Tensor]
-
-
-# -- pictures varied at random --------------------------------------------------------------------------------------
-
-
-def check_augment(wanted: str | Transform) -> None:
-    if not callable(wanted) and wanted not in AUGMENT and not set(wanted.split("+")) <= set(_VARIED):
-        raise InputError(
-            f"augment '{wanted}' is unknown; it is one of {', '.join(AUGMENT)}, the last three also joined by +, as in "
-            "crop+flip, or a callable."
-        )
 
 
 def varied(wanted: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def open_data(
     if samples < 1 or batch < 1:
         raise InputError(f"samples {samples} and batch {batch} must be at least 1.")
     size = batch_of(tuple(example)) if fixed_batch else batch
-    name, source = opened(source, example, split)
+    opened = read_source(source, example, split)
+    name, source = opened.name, opened.samples
     if isinstance(source, Iterator):
         source = _kept(source, samples)
     parted = is_dataset(source)
@@ -59,14 +61,24 @@ def open_data(
     return Data(name, batches, first.labels is not None, limit, parted)
 
 
-def opened(source: Any, example: Sequence[Any], split: Split) -> tuple[str, Any]:
-    """What messages call the data, and the data itself, read or made where ``source`` only says how."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source that was read or made: what messages call it, and its samples."""
+
+    name: str
+    samples: Any
+
+
+def read_source(source: Any, example: Sequence[Any], split: Split) -> Opened:
+    """Read or make the part ``split`` of ``source``, where it only says how; one that was opened is left as it is."""
+    if isinstance(source, Opened):
+        return source
     if isinstance(source, str):
-        return source, open_spec(source, example, split)
+        return Opened(source, open_spec(source, example, split))
     name = f"the data ({type(source).__name__})"
     if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         source = source()
-    return name, source
+    return Opened(name, source)
 
 
 def _kept(source: Iterator[Any], samples: int) -> list[Any]:

@@ -1,4 +1,7 @@
-"""What may be typed after ``--data``. One row a kind in ``SPECS``; torchvision reads and resizes pictures."""
+"""What may be typed after ``--data``: one row a kind in ``data.options.SOURCES``.
+
+torchvision reads and resizes pictures.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from slim_model.data.datasets import Divided, Split
+from slim_model.data.options import SOURCES
 from slim_model.errors import InputError
 from slim_model.loading.user_code import import_file, make_importable
 
@@ -35,11 +39,11 @@ def open_spec(spec: str, example: Sequence[Any], split: Split) -> Any:
     kind, colon, place = spec.partition(":")
     if not colon or not place:
         raise InputError(f"--data {spec!r} names no data. {_FORMS}.")
-    if kind in SPECS:
+    if kind in SOURCES:
         path = Path(place.partition(",")[0])
         if not path.exists():
             raise InputError(f"--data {spec!r}: there is no {path}.")
-        return SPECS[kind](spec, place, example, split)
+        return SOURCES[kind](spec, place, example, split)
     found = _callable(spec, spec)()
     return found() if callable(found) and not hasattr(found, "__iter__") else found
 
@@ -64,6 +68,10 @@ def _idx(name: str) -> Callable[..., Any]:
     return read
 
 
+mnist = _idx("MNIST")
+fashion_mnist = _idx("FashionMNIST")
+
+
 @contextlib.contextmanager
 def _unpacked(folder: Path, name: str) -> Iterator[Path]:
     files = sorted(p for p in folder.rglob("*-ubyte*") if p.name.removesuffix(".gz").endswith("-ubyte"))
@@ -77,7 +85,7 @@ def _unpacked(folder: Path, name: str) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _cifar10(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+def cifar10(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     import torchvision
 
     try:
@@ -106,7 +114,7 @@ def _like(pixels: Tensor, example: Sequence[Any]) -> Tensor:
 # -- files of the user's own ----------------------------------------------------------------------------------------
 
 
-def _imagefolder(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+def imagefolder(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     """Folders of classes, or one folder of pictures without labels; a folder train (and test or val) is used."""
     folder, parts = Path(place), ["train"] if split == "train" else ["test", "val"]
     own = next((folder / part for part in parts if (folder / part).is_dir()), None)
@@ -155,7 +163,7 @@ def _transform(spec: str, example: Sequence[Any]) -> Callable[[Any], Any]:
     return v2.Compose([*steps, *sizes, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
-def _npz(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+def npz(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     """Arrays x (inputs) and y (labels), or x_train, y_train, x_test, y_test."""
     try:
         with np.load(place, allow_pickle=False) as held:
@@ -172,7 +180,7 @@ def _npz(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     return Divided(tensors) if own else tensors if len(tensors) > 1 else tensors[0]
 
 
-def _text(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+def text(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     """``FILE,tokenizer=package.module:callable[,text=column][,label=column]``; columns by name or by number from 0.
 
     The tokenizer takes a list of texts and gives the model's input. A file may be packed (.gz, .xz).
@@ -228,14 +236,3 @@ def _callable(spec: str, text: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"--data {spec!r}: {text} is a {type(found).__name__}, not a callable.")
     return found
-
-
-SPECS: dict[str, Callable[..., Any]] = {
-    "mnist": _idx("MNIST"),
-    "fashion-mnist": _idx("FashionMNIST"),
-    "cifar10": _cifar10,
-    "imagefolder": _imagefolder,
-    "npz": _npz,
-    "csv": _text,
-    "tsv": _text,
-}

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from slim_model.data.augmentation import Transform
 from slim_model.data.batches import Batch, Preparation
 from slim_model.data.datasets import Rows, as_dataset, is_dataset, rows_of
-from slim_model.data.open_data import opened
+from slim_model.data.open_data import read_source
 from slim_model.errors import InputError
 
 _SHARE = 10
@@ -87,7 +87,8 @@ def open_samples(
 ) -> Samples:
     """The training part of ``source``, which may be all that ``data.open_data`` takes. A stream of batches is read
     once, and kept."""
-    name, found = opened(source, example, "train")
+    opened = read_source(source, example, "train")
+    name, found = opened.name, opened.samples
     prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
     whole = isinstance(found, DataLoader) and found.collate_fn is default_collate  # has no test part of its own
     if whole:

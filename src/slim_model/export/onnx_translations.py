@@ -14,7 +14,6 @@ from typing import Any
 import onnx_ir
 import torch
 from onnxscript import opset18
-from onnxscript.function_libs.torch_lib.ops.linalg import aten_linalg_vector_norm
 
 aten = torch.ops.aten
 op: Any = opset18  # its types are those of values, here they are nodes in the making
@@ -133,6 +132,9 @@ def _conv3d(input: Any, weight: Any, bias: Any = None, stride: Sequence[int] = (
 
 def _vector_norm(self: Any, ord: float = 2.0, dim: Sequence[int] | None = None, keepdim: bool = False,
                  dtype: int = -1) -> Any:  # fmt: skip
+    # its import takes half a second, and few models need it
+    from onnxscript.function_libs.torch_lib.ops.linalg import aten_linalg_vector_norm
+
     axes = _numbers(*(dim or range(len(self.shape))))
     return aten_linalg_vector_norm(self, ord, axes, keepdim, dtype)
 

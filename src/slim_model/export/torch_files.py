@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.atomic_write import beside
-from slim_model.coupling.attention_heads import find_heads
-from slim_model.coupling.couple import couple
+from slim_model.coupling.attention_heads import couple_attention, find_heads
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
@@ -26,36 +26,53 @@ from slim_model.errors import InputError, first_line
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Folded, Graph, PlainLayer
 from slim_model.graph.modes import quiet
+from slim_model.graph.options import TracingOptions
 from slim_model.graph.stored_tensors import shared_names, storage_key
-from slim_model.graph.trace import trace
-from slim_model.pipeline.compiled import Compiled
-from slim_model.recipe import Recipe
-from slim_model.simplifying.simplify import simplify
+from slim_model.proof.capture import capture
+from slim_model.proof.own_module import SmallModule
 
-FORMATS = (".pt2", ".safetensors", ".pt")
-
-
-def check_format(path: Path) -> None:
-    if path.suffix not in FORMATS:
-        raise InputError(f"--save {path}: the ending says what is written; it is one of {', '.join(FORMATS)}.")
+RemovedSlices = dict[str, dict[str, list[int]]]
+"""tensor -> axis -> positions that are gone."""
 
 
-def save(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What was removed from the dense model, as a file remembers it. ``inputs``: the dense model's example.
+    ``removed``: for each tensor and axis the positions that are gone, over all passes; ``passes``: what attention lost
+    in each (``heads`` or ``width``), and what it removed from what it was given. The rest are options of the run."""
+
+    inputs: tuple[Any, ...]
+    removed: RemovedSlices
+    passes: tuple[tuple[str, RemovedSlices], ...]
+    ratio: float
+    keep: tuple[str, ...] = ()
+    static_batch: bool = False
+
+
+def removed_slices(dense: Graph, kept: Mapping[tuple[str, int], np.ndarray]) -> RemovedSlices:
+    """The positions that are gone, from those that are left (``Removed.kept_positions``)."""
+    removed: RemovedSlices = {}
+    for (owner, axis), positions in kept.items():
+        size = dense.tensors[owner].shape[axis]
+        removed.setdefault(owner, {})[str(axis)] = np.setdiff1d(np.arange(size), positions).tolist()
+    return removed
+
+
+def save(small: Graph, module: SmallModule, path: Path, removal: Removal) -> None:
     """Write the small model in the format of ``path``'s ending; the file appears only when it is whole.
 
-    ``.pt2``: a torch.export archive, loads without the user's class. ``.safetensors``: weights, with the plan as
-    metadata (see ``restore``). ``.pt``: the pickled module.
+    ``.pt2``: a torch.export archive, loads without the user's class. ``.safetensors``: weights, with ``removal`` as
+    metadata (see ``restore``). ``.pt``: the pickled module. Raises InputError where it cannot be written.
     """
-    check_format(path)
     try:
         with beside(path) as temporary:
             if path.suffix == ".pt2":
-                _save_program(compiled.small, temporary)
+                _save_program(small, temporary)
             elif path.suffix == ".safetensors":
-                _save_weights(compiled, module, own, temporary, recipe)
+                _save_weights(small, module, temporary, removal)
             else:
                 archive = io.BytesIO()  # a file's archive would bear its name
-                torch.save(module, archive)
+                torch.save(module.module, archive)
                 temporary.write_bytes(archive.getbuffer())
     except (OSError, RuntimeError, safetensors.SafetensorError, pickle.PicklingError, AttributeError) as error:
         hint = " Try .pt2 or .safetensors." if path.suffix == ".pt" else ""
@@ -75,20 +92,20 @@ def _save_program(small: Graph, path: Path) -> None:
     path.write_bytes(archive.getbuffer())
 
 
-def _save_weights(compiled: Compiled, module: nn.Module, own: bool, path: Path, recipe: Recipe) -> None:
-    state = module.state_dict() if own else compiled.small.tensors
+def _save_weights(small: Graph, module: SmallModule, path: Path, removal: Removal) -> None:
+    state = module.module.state_dict() if module.own else small.tensors
     shared = shared_names(state)  # stored once
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items() if name not in shared}
     metadata = {
         "format": "slim-model/1",
-        "form": "module" if own else "graph",
-        "inputs": json.dumps([[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in compiled.dense.inputs]),
-        "removed": json.dumps(removed_slices(compiled)),
-        "steps": json.dumps(_steps(compiled)),
-        "recipe": json.dumps({"ratio": recipe.ratio, "keep": recipe.keep, "static_batch": recipe.static_batch}),
+        "form": "module" if module.own else "graph",
+        "inputs": json.dumps([[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in removal.inputs]),
+        "removed": json.dumps(removal.removed),
+        "steps": json.dumps(removal.passes),
+        "recipe": json.dumps({"ratio": removal.ratio, "keep": removal.keep, "static_batch": removal.static_batch}),
     }
-    if compiled.small.folded:
-        metadata["folded"] = json.dumps([asdict(weight) for weight in compiled.small.folded])
+    if small.folded:
+        metadata["folded"] = json.dumps([asdict(weight) for weight in small.folded])
     path.write_bytes(_sorted(safetensors.torch.save(tensors, metadata)))
 
 
@@ -100,21 +117,6 @@ def _sorted(archive: bytes) -> bytes:
     text = json.dumps(header | {"__metadata__": ordered}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + archive[end:]
-
-
-def removed_slices(compiled: Compiled) -> dict[str, dict[str, list[int]]]:
-    """The plan in its plainest form: for each tensor and axis, the positions that are gone."""
-    removed: dict[str, dict[str, list[int]]] = {}
-    for (owner, axis), kept in compiled.kept_positions().items():
-        size = compiled.dense.tensors[owner].shape[axis]
-        removed.setdefault(owner, {})[str(axis)] = np.setdiff1d(np.arange(size), kept).tolist()
-    return removed
-
-
-def _steps(compiled: Compiled) -> list[tuple[str, dict[str, dict[str, list[int]]]]]:
-    """What each pass removed from what it was given, and which of heads and widths it saw."""
-    own = replace(compiled, dense=compiled.coupling.graph, before=None)
-    return [*(_steps(compiled.before) if compiled.before else ()), (compiled.kind, removed_slices(own))]
 
 
 def restore(model: nn.Module, file: str | Path) -> nn.Module:
@@ -174,10 +176,10 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[s
 def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
     recipe = json.loads(metadata["recipe"])
     inputs = tuple(_example(shape, dtype) for shape, dtype in json.loads(metadata["inputs"]))
-    graph = simplify(trace(model, inputs, static_batch=recipe["static_batch"]))
+    graph = capture(model, inputs, TracingOptions(static_batch=recipe["static_batch"]))
     heads = find_heads(graph)
-    for attention, removed in json.loads(metadata["steps"]):
-        coupling = couple(graph, keep=tuple(recipe["keep"]), apart=getattr(heads, attention))
+    for loses, removed in json.loads(metadata["steps"]):
+        coupling = couple_attention(graph, loses=loses, heads=heads, keep=tuple(recipe["keep"]))
         graph = resize(shrink(coupling, _keep(coupling, removed, file))[0])
     for name, tensor in tensors.items():
         here = graph.tensors.get(name)

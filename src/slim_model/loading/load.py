@@ -12,7 +12,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -29,6 +28,7 @@ from slim_model.loading.example_inputs import guess_inputs, make_inputs, run_onc
 from slim_model.loading.input_spec import describe, parse_input, spec_of
 from slim_model.loading.safe_archive import Unsafe, vet_names, vet_program, vet_script
 from slim_model.loading.safe_pickle import Refused, unpickle
+from slim_model.loading.source import SourceOptions
 from slim_model.loading.user_code import import_file, make_importable
 
 __all__ = ["Subject", "file_sha256", "guess_inputs", "load", "parse_input"]
@@ -62,24 +62,16 @@ class Subject:
 
 def load(
     path: str | Path,
+    options: SourceOptions = SourceOptions(),
     *,
-    arch: str | None = None,
-    inputs: Sequence[str] = (),
-    trust_pickle: bool = False,
-    code: Path | None = None,
     seed: int = 0,
 ) -> Subject:
-    """The model in ``path`` with example inputs; an InputError says what is wrong and what to do.
-
-    ``arch`` builds the model that a state dict belongs to; with it only tensors are taken from the file, whatever
-    else it holds. ``inputs`` are as typed after ``--input``. ``trust_pickle`` lets the file run what it likes;
-    ``code`` is then the script whose classes were pickled as ``__main__``.
-    """
+    """The model in ``path`` with example inputs that run; an InputError says what is wrong and what to do."""
     source = str(path)
     try:
-        specs = [parse_input(spec) for spec in inputs]
+        specs = [parse_input(spec) for spec in options.inputs]
         path = _readable(Path(path))
-        model, kind, program = _open(path, arch, trust_pickle, code)
+        model, kind, program = _open(path, options)
         _check_numbers(model)
         precision = _in_float32(model, kind)
         examples, notes = _examples(model, program, specs, seed)
@@ -91,10 +83,8 @@ def load(
     return Subject(model, examples, source, file_sha256(path), kind, program, (*notes, *precision))
 
 
-def _open(
-    path: Path, arch: str | None, trust_pickle: bool, code: Path | None
-) -> tuple[nn.Module, Kind, ExportedProgram | None]:
-    form = _form(path)
+def _open(path: Path, options: SourceOptions) -> tuple[nn.Module, Kind, ExportedProgram | None]:
+    form, arch, trust_pickle = _form(path), options.arch, options.trust_pickle
     if arch is not None and form in ("exported program", "torchscript"):
         raise InputError(f"is {_ARTICLE[form]}, which has its own architecture. Leave out --arch.")
     try:
@@ -110,7 +100,7 @@ def _open(
 
                 held: Any = load_file(path)
             elif trust_pickle:
-                held = _unpickle_trusted(path, code)
+                held = _unpickle_trusted(path, options.code)
             else:
                 held = unpickle(path, inert=arch is not None)
             found = checkpoint(held)

@@ -14,7 +14,7 @@ from torch import Tensor
 from slim_model.errors import InputError
 from slim_model.loading.input_spec import DTYPES, parse_input, spec_of
 from slim_model.loading.load import file_sha256, load
-from slim_model.loading.source import Loading
+from slim_model.loading.source import SourceOptions
 
 Dim = int | str
 """A size, or the name of one that is left open ("" where it has none)."""
@@ -39,7 +39,7 @@ class Artifact:
     inputs: tuple[Signature, ...]
     dtype: str
     sha256: str
-    loading: Loading
+    loading: SourceOptions
 
     @property
     def fixed_batch(self) -> int | None:
@@ -91,7 +91,7 @@ class Artifact:
         return tuple(sizes)
 
 
-def artifact(path: Path, loading: Loading) -> Artifact:
+def artifact(path: Path, loading: SourceOptions) -> Artifact:
     """Open a file: an ONNX model by its ending, else whatever ``load`` reads, as safely."""
     if path.suffix != ".onnx":
         return _module(path, loading)
@@ -137,8 +137,8 @@ def _most(weights: Sequence[tuple[str, int]]) -> str:
     return {"float": "float32", "double": "float64"}.get(most, most)
 
 
-def _module(path: Path, loading: Loading) -> Artifact:
-    subject = load(path, arch=loading.arch, inputs=loading.inputs, trust_pickle=loading.trust_pickle, code=loading.code)
+def _module(path: Path, loading: SourceOptions) -> Artifact:
+    subject = load(path, loading)
     batch_is_free = subject.program is None or _free_batch(subject.program)
     inputs = tuple(
         Signature(f"input {n}", (("batch" if batch_is_free else x.shape[0]), *x.shape[1:]) if x.dim() else (), x.dtype)

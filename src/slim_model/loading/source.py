@@ -1,16 +1,42 @@
-"""What opening a file may take: its architecture, its inputs, and whether it is trusted."""
+"""A model file, and what opening it may take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from slim_model.options import option
+
 
 @dataclass(frozen=True, slots=True)
-class Loading:
-    """What ``load`` may need to know of a PyTorch file, and ``inputs`` as typed after ``--input``."""
+class SourceOptions:
+    """``arch`` builds the model that a state dict belongs to; with it only tensors are taken from the file, whatever
+    else it holds. ``inputs`` are as typed after ``--input``. ``trust_pickle`` lets the file run what it likes;
+    ``code`` is then the script whose classes were pickled as ``__main__``."""
 
-    inputs: tuple[str, ...] = ()
-    arch: str | None = None
-    trust_pickle: bool = False
-    code: Path | None = None
+    arch: str | None = option(
+        None,
+        "Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.",
+        metavar="SPEC",
+        basic=True,
+    )
+    inputs: tuple[str, ...] = option(
+        (),
+        "Example input, where it cannot be known (one per input).",
+        flag="--input",
+        metavar="1x3x224x224[:dtype]",
+        many=True,
+        basic=True,
+    )
+    trust_pickle: bool = option(False, "Run the code inside IN. Only for files you made.", negatable=False)
+    code: Path | None = option(
+        None, "With --trust-pickle: the script that defines the model's class.", kind=Path, metavar="FILE.py"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file ``path`` and how it is opened."""
+
+    path: Path
+    options: SourceOptions = SourceOptions()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from slim_model.errors import InputError
 from slim_model.measuring.runtimes import ONNXRUNTIME, version_of
 
 
@@ -29,6 +30,12 @@ def environment() -> dict[str, Any]:
         "openvino": version_of("openvino"),
         "devices": devices,
     }
+
+
+def check_device(device: str) -> None:
+    """Raise InputError where PyTorch cannot use ``device`` here."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch sees no CUDA device here. Leave the option out to use the CPU.")
 
 
 def instruction_set() -> str:

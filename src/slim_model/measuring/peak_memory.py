@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from slim_model.loading.model_file import artifact
-from slim_model.loading.source import Loading
+from slim_model.loading.source import SourceOptions
 from slim_model.measuring.runtimes import usable
 
 _RUNS = 3
@@ -30,13 +30,13 @@ class Memory:
     device_bytes: int | None
 
 
-def memory(runtime: str, path: Path, loading: Loading, *, batch: int, threads: int) -> Memory:
+def memory(runtime: str, path: Path, loading: SourceOptions, *, batch: int, threads: int) -> Memory:
     """Open the file and run it a few times in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_here, runtime, path, loading, batch, threads).result()
 
 
-def _here(runtime: str, path: Path, loading: Loading, batch: int, threads: int) -> Memory:
+def _here(runtime: str, path: Path, loading: SourceOptions, batch: int, threads: int) -> Memory:
     row = usable(runtime)
     for package in row.packages:
         with contextlib.suppress(ImportError):

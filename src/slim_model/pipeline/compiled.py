@@ -3,58 +3,115 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import reduce
 
 import numpy as np
 
 from slim_model.budget.goal import Met
 from slim_model.budget.plan import Plan
+from slim_model.budget.sensitivity import Scan
 from slim_model.cost.counted import Cost
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import left_of
 from slim_model.data.accuracy import Step
+from slim_model.export.torch_files import Removal, removed_slices
 from slim_model.graph.graph import Graph
 from slim_model.proof.prove import Proof
+from slim_model.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """One proven pass: what ``coupling`` and ``plan`` took from the graph that the pass was given. ``loses``: what
+    attention lost, whole ``heads`` or ``width``. ``met``: the limit that was met, where the goal was no ratio of
+    channels; ``scan``: the sensitivity scan that the plan was chosen by. ``small`` has the values that were proven,
+    before any recovery."""
+
+    loses: str
+    coupling: Coupling
+    plan: Plan
+    small: Graph
+    proof: Proof
+    dense_cost: Cost
+    slim_cost: Cost
+    met: Met | None = None
+    scan: Scan | None = None
+
+    @property
+    def dense(self) -> Graph:
+        """The graph that the pass was given."""
+        return self.coupling.graph
+
+    def kept_positions(self) -> dict[tuple[str, int], np.ndarray]:
+        """(tensor, axis) -> the positions that the pass left; axes that keep all are not listed."""
+        return left_of(self.coupling, self.plan.keep)
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A small graph that was proven, and all that led to it. ``kind``: what went of attention in this pass, whole heads
-    or widths; ``before``: the pass before it, whose small graph the coupling and the plan are of. ``steps``: what the
-    dense model reaches, what is left right after removal, and each step that then gave the small graph's tensors other
-    values; none without data."""
+    """A small graph that was proven, and the ``passes`` that led to it from ``dense``.
+
+    ``block``: what layer widths were rounded to. ``steps``: the accuracy of the dense model, right after removal, and
+    after each step that then gave the small graph's tensors other values; none without data. ``warnings``: what the
+    user should know.
+    """
 
     dense: Graph
     small: Graph
-    coupling: Coupling
-    plan: Plan
-    proof: Proof
-    dense_cost: Cost
-    slim_cost: Cost
-    warnings: tuple[str, ...]
-    kind: Literal["heads", "width"] = "width"
-    before: Compiled | None = None
-    met: Met | None = None
+    passes: tuple[Removed, ...] = ()
+    block: int = 1
     steps: tuple[Step, ...] = ()
+    warnings: tuple[str, ...] = ()
 
-    def after(self, before: Compiled) -> Compiled:
-        """Both passes as one, from the dense model on."""
-        warnings = tuple(dict.fromkeys((*before.warnings, *self.warnings)))
-        met = replace(self.met, dense=before.met.dense) if self.met and before.met else self.met
-        return replace(
-            self,
-            dense=before.dense,
-            proof=before.proof.and_then(self.proof),
-            dense_cost=before.dense_cost,
-            warnings=warnings,
-            before=before,
-            met=met,
-            steps=before.steps,
+    def after(self, removed: Removed) -> Compiled:
+        """With one more pass."""
+        return replace(self, small=removed.small, passes=(*self.passes, removed))
+
+    @property
+    def coupling(self) -> Coupling:
+        """That of the last pass."""
+        return self.passes[-1].coupling
+
+    @property
+    def plan(self) -> Plan:
+        """That of the last pass."""
+        return self.passes[-1].plan
+
+    @property
+    def proof(self) -> Proof:
+        """Of all passes together: errors add up."""
+        return reduce(Proof.and_then, (one.proof for one in self.passes))
+
+    @property
+    def dense_cost(self) -> Cost:
+        return self.passes[0].dense_cost
+
+    @property
+    def slim_cost(self) -> Cost:
+        return self.passes[-1].slim_cost
+
+    @property
+    def met(self) -> Met | None:
+        """What the last pass met, against the dense model's."""
+        first, last = self.passes[0].met, self.passes[-1].met
+        return replace(last, dense=first.dense) if last and first else last
+
+    def kept_positions(self, since: int = 0) -> dict[tuple[str, int], np.ndarray]:
+        """(tensor, axis) -> the positions that are left of those ahead of pass number ``since``; axes that keep all
+        are not listed."""
+        kept: dict[tuple[str, int], np.ndarray] = {}
+        for one in self.passes[since:]:
+            here = one.kept_positions()
+            kept |= {place: kept[place][rows] if place in kept else rows for place, rows in here.items()}
+        return kept
+
+    def removal(self, recipe: Recipe) -> Removal:
+        """What a saved file remembers of it."""
+        return Removal(
+            inputs=self.dense.inputs,
+            removed=removed_slices(self.dense, self.kept_positions()),
+            passes=tuple((one.loses, removed_slices(one.dense, one.kept_positions())) for one in self.passes),
+            ratio=recipe.budget.ratio,
+            keep=recipe.coupling.keep,
+            static_batch=recipe.tracing.static_batch,
         )
-
-    def kept_positions(self, first: Compiled | None = None) -> dict[tuple[str, int], np.ndarray]:
-        """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed.
-        ``first``: since that pass, instead."""
-        found = self.before.kept_positions(first) if self.before and self is not first else {}
-        here = left_of(self.coupling, self.plan.keep)
-        return found | {place: found[place][rows] if place in found else rows for place, rows in here.items()}

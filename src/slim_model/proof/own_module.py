@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,24 +27,27 @@ from slim_model.graph.tensor_trees import copied, tensors_among
 from slim_model.ops import row_of
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
-if TYPE_CHECKING:
-    from slim_model.pipeline.compiled import Compiled
-
-
 _SAMPLED = 4096  # values of a layer's output that are compared
 
 
-def small_module(model: nn.Module, compiled: Compiled) -> tuple[nn.Module, bool]:
-    """The user's own module made small, where it computes what the small graph does; else the graph as a module.
+class SmallModule(NamedTuple):
+    """The small model as a module. ``own``: it is of the user's own classes; else it is the traced graph."""
 
-    Returns (module, whether it is of the user's own classes). Raises ProofError where only that class can decide.
+    module: nn.Module
+    own: bool
+
+
+def small_module(model: nn.Module, small: Graph) -> SmallModule:
+    """The user's ``model`` made small, where it computes what the graph ``small`` does; else that graph as a module.
+
+    Raises ProofError where the model decides from its values and its own class does not compute what was proven.
     """
-    module = _shrunk(model, compiled.small)
-    if compiled.small.decisions:
-        return _deciding(model, module, compiled.small), True
-    if module is not None and _computes(module, compiled.small):
-        return module, True
-    return graph_module(compiled.small), False
+    module = _shrunk(model, small)
+    if small.decisions:
+        return SmallModule(_deciding(model, module, small), True)
+    if module is not None and _computes(module, small):
+        return SmallModule(module, True)
+    return SmallModule(graph_module(small), False)
 
 
 def _deciding(model: nn.Module, module: nn.Module | None, small: Graph) -> nn.Module:

@@ -11,11 +11,7 @@ from slim_model.data.batches import Data
 from slim_model.data.loss import Loss
 from slim_model.errors import InputError
 from slim_model.progress import Count, uncounted
-from slim_model.ranking.criteria import (
-    Criterion,
-    Ranking,
-    ranking_of,
-)
+from slim_model.ranking.criteria import Criterion, check_needs, ranking_of
 from slim_model.ranking.criteria.slices import Slices, slices_of
 from slim_model.ranking.evidence.ablation import losses_of
 from slim_model.ranking.evidence.gather import Evidence, GroupEvidence, gather
@@ -54,26 +50,6 @@ def score(
         if ranking.tries:
             count(number + 1, len(coupling.groups))
     return scores
-
-
-def check_needs(ranking: Ranking, data: Data | None, loss: Loss | None) -> None:
-    name = ranking.__name__
-    if ranking.needs == "weights":
-        return
-    if data is None:
-        with_labels = "" if ranking.needs == "data" else " with labels"
-        raise InputError(
-            f"criterion '{name}' needs data{with_labels}, and none was given: add --data SPEC, such as mnist:DIR or "
-            "imagefolder:DIR, or data=batches in Python."
-        )
-    if data.labelled or ranking.needs == "data" or (ranking.needs == "loss" and loss is not None):
-        return
-    other = " or a loss" if ranking.needs == "loss" else ""
-    also = ", or loss=callable in Python" if ranking.needs == "loss" else ""
-    raise InputError(
-        f"criterion '{name}' needs labels{other}, and {data.name} has no labels: "
-        f"give batches of (inputs, labels){also}."
-    )
 
 
 def without_ties(scores: Tensor, slices: Slices) -> Tensor:

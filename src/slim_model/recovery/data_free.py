@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from slim_model.coupling.couple import couple
+from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound, packet_of, shape_of
@@ -50,7 +50,7 @@ class _Made:
 
 def merge(dense: Graph, small: Graph, layers: list[Sum]) -> tuple[Graph, dict[str, str]]:
     """The small graph with what was removed folded into its readers, and for each of these what it took."""
-    coupling, nodes = couple(dense), {node.name: node for node in dense.nodes}
+    coupling, nodes = couple_attention(dense), {node.name: node for node in dense.nodes}
     made = [_made(coupling, nodes[layer.node], layer) for layer in layers]
     tensors, took = dict(small.tensors), dict[str, str]()
     for layer in layers:

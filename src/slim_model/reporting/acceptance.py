@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from slim_model.errors import GateError
+from slim_model.recipe import Gates
 from slim_model.reporting.report import Report
 
-# -- gates ----------------------------------------------------------------------------------------------------------
 
-
-def check_gates(report: Report, max_drop: float | None = None, min_speedup: float | None = None) -> None:
-    """Raises GateError where the small model lost more accuracy than ``max_drop`` (a share: 0.01 is one point), or
-    where the lower end of the 95 % interval of its speed-up in onnxruntime is below ``min_speedup``."""
+def check_gates(report: Report, gates: Gates) -> None:
+    """Raise GateError where the small model lost more accuracy or gained less speed than ``gates`` allow."""
+    max_drop, min_speedup = gates.max_drop, gates.min_speedup
     unmet = []
     known = [step["accuracy"] for step in report.steps if step["accuracy"] is not None]
     if max_drop is not None and known[0] - known[-1] > max_drop:

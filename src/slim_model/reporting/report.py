@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from slim_model.coupling.attention_heads import left
-from slim_model.coupling.coupling import Group as Channels
+from slim_model.coupling.coupling import Group
 from slim_model.measuring.machine import environment
 from slim_model.measuring.timing import Comparison
+from slim_model.pipeline.compiled import Compiled
+from slim_model.proof.tolerance import TOLERANCE
+from slim_model.recipe import Recipe
 from slim_model.version import __version__
-
-if TYPE_CHECKING:
-    from slim_model.pipeline.compiled import Compiled
-    from slim_model.recipe import Recipe
-
 
 SCHEMA = "slim-model-report/1"
 
@@ -50,7 +49,8 @@ class Report:
         return {"schema": SCHEMA} | asdict(self)
 
     def as_json(self) -> str:
-        return json.dumps(self.as_dict(), indent=1) + "\n"
+        """Strict JSON: a number that is not finite is null."""
+        return json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False) + "\n"
 
 
 def make_report(
@@ -70,18 +70,14 @@ def make_report(
     if files:
         dense["bytes"], small["bytes"] = files
     latency = list(latency)
-    notes = [*compiled.warnings, *warnings]
-    off = abs(_counted(compiled)["removed_share"] - recipe.ratio) > 0.03
-    if off and recipe.goal is None and recipe.block > 1 and recipe.scope == "local":
-        notes.append(f"widths were rounded to multiples of {recipe.block} (or of 8, 4, 2 in narrow layers), which "
-                     "changed the ratio; --multiple-of 1 keeps to it, and may run slower")  # fmt: skip
+    notes = [*compiled.warnings, *warnings, *_rounding(compiled, recipe)]
     notes += [f"{c.runtime}: the small model is slower ({c.speedup:.2f}x)" for c in latency if c.speedup_high < 1]
     if not module_is_own:
         notes.append("the small PyTorch model is the traced graph: the model's own forward does not fit other widths")
-    proof = asdict(compiled.proof) | {"onnx_max_rel_error": onnx_error, "tolerance": 1e-4}
+    proof = asdict(compiled.proof) | {"onnx_max_rel_error": onnx_error, "tolerance": TOLERANCE}
     return Report(
         source=source or {},
-        recipe=_recipe(recipe),
+        recipe=_recipe(recipe, compiled.block),
         dense=dense,
         slim=small,
         free_share=round(compiled.coupling.free_share, 4),
@@ -108,40 +104,55 @@ def _counted(compiled: Compiled) -> dict[str, float]:
     return {"dense": before, "slim": after, "removed_share": round(1 - after / before, 4)}
 
 
-def _recipe(recipe: Recipe) -> dict[str, Any]:
-    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+def _rounding(compiled: Compiled, recipe: Recipe) -> list[str]:
+    """A note where rounding widths to the machine's block moved the ratio."""
+    budget, block = recipe.budget, compiled.block
+    if budget.counts_channels and block > 1 and budget.allocation == "uniform":
+        off = abs(_counted(compiled)["removed_share"] - budget.ratio) > 0.03
+        return [f"widths were rounded to multiples of {block} (or of 8, 4, 2 in narrow layers), which "
+                "changed the ratio; --multiple-of 1 keeps to it, and may run slower"] * off  # fmt: skip
+    return []
+
+
+def _recipe(recipe: Recipe, block: int) -> dict[str, Any]:
+    """The options by name, as JSON has them; ``block`` is what widths were rounded to."""
+    values = recipe.options()
     for name in ("criterion", "loss", "augment"):
         if callable(values[name]):
             values[name] = getattr(values[name], "__name__", "callable")
     if values["data"] is not None and not isinstance(values["data"], str):
         values["data"] = f"given in Python ({type(values['data']).__name__})"
-    return values | {"block": recipe.block, "scan": str(recipe.scan) if recipe.scan else None}
+    return values | {"block": block, "scan": str(values["scan"]) if values["scan"] else None}
 
 
 def _groups(compiled: Compiled) -> list[dict[str, Any]]:
     """Positions are those of the dense model, also where there were passes before. Whole heads that went first are rows
     of their own."""
-    passes = [compiled]
-    while passes[0].before:
-        passes.insert(0, passes[0].before)
-    heads = [one for one in passes[:-1] if one.kind != compiled.kind]
-    whole = [row | {"heads": True} for one in heads for row in _rows(one, one) if row["after"] < row["before"]]
-    return whole + _rows(compiled, passes[len(heads)])
+    passes, loses = compiled.passes, compiled.passes[-1].loses
+    heads = [one for one in passes[:-1] if one.loses != loses]
+    whole = [
+        row | {"heads": True}
+        for n in range(len(heads))
+        for row in _rows(compiled, n, n)
+        if row["after"] < row["before"]
+    ]
+    return whole + _rows(compiled, len(passes) - 1, len(heads))
 
 
-def _rows(last: Compiled, first: Compiled) -> list[dict[str, Any]]:
-    """Of the passes from ``first`` to ``last``."""
-    positions = last.before.kept_positions() if last.before else {}
+def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
+    """Of the passes from number ``first`` to ``last``."""
+    earlier = replace(compiled, passes=compiled.passes[:last])
+    positions, one = earlier.kept_positions(), compiled.passes[last]
     result = []
-    for group, (width, after) in zip(last.coupling.groups, last.plan.widths, strict=True):
-        kept = last.plan.keep[group.channels]
+    for group, (width, after) in zip(one.coupling.groups, one.plan.widths, strict=True):
+        kept = one.plan.keep[group.channels]
         result.append({
             "name": group.name,
             "where": group.where,
-            "before": round(width / left(group, last.coupling.graph, first.coupling.graph)),
+            "before": round(width / left(group, one.dense, compiled.passes[first].dense)),
             "after": after,
             "positions_per_channel": group.span,
-            "kept": _numbers(group, kept, last, first),
+            "kept": _numbers(group, kept, earlier, first),
             "slices": [
                 {
                     "parameter": s.parameter,
@@ -155,19 +166,28 @@ def _rows(last: Compiled, first: Compiled) -> list[dict[str, Any]]:
     return result
 
 
-def _numbers(group: Channels, kept: np.ndarray, last: Compiled, first: Compiled) -> list[int]:
-    """Channels as they were numbered ahead of ``first``."""
-    if last is first or last.before is None:
+def _numbers(group: Group, kept: np.ndarray, earlier: Compiled, first: int) -> list[int]:
+    """Channels as they were numbered ahead of pass number ``first``; ``earlier``: the passes before this one."""
+    if len(earlier.passes) <= first:
         return np.flatnonzero(kept).tolist()
-    since = last.before.kept_positions(first)
-    channels = {(s.parameter, s.axis): s.channel for g in first.coupling.groups for s in g.slices}
-    found: set[int] = set()
+    since = earlier.kept_positions(first)
+    groups = earlier.passes[first].coupling.groups
+    channels = {(s.parameter, s.axis): s.channel for g in groups for s in g.slices}
+    numbers: set[int] = set()
     for s in group.slices:
         here = _at(since.get((s.parameter, s.axis)), (s.channel >= 0) & kept[s.channel])
-        found |= set(channels[s.parameter, s.axis][here].tolist())
-    return sorted(found)
+        numbers |= set(channels[s.parameter, s.axis][here].tolist())
+    return sorted(numbers)
 
 
 def _at(positions: np.ndarray | None, kept: np.ndarray) -> list[int]:
     found = np.flatnonzero(kept)
     return (found if positions is None else positions[found]).tolist()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from slim_model.budget.sensitivity import Scan
-
-# -- for people -----------------------------------------------------------------------------------------------------
-
+from slim_model.pipeline.compiled import Compiled
+from slim_model.recipe import Recipe
 
 _NOTHING = 1e-5
+
+
+def draw_scans(compiled: Compiled, recipe: Recipe) -> None:
+    """A picture beside the file of each sensitivity scan, where there is such a file and matplotlib is installed."""
+    place = recipe.budget.scan
+    if place is None or not find_spec("matplotlib"):
+        return
+    for removed in compiled.passes:
+        if removed.scan:
+            plot(removed.scan, place.with_suffix(".svg"))
 
 
 def plot(found: Scan, place: Path) -> None:

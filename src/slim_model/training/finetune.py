@@ -8,9 +8,9 @@ on after its last whole epoch, and ends with the same values: whatever is random
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from slim_model import distributed
 from slim_model.data.accuracy import classes
 from slim_model.data.augmentation import augmentation, cut_mixed, varied
 from slim_model.data.batches import Batch, padded
-from slim_model.data.loss import distillation, hint, not_finite, total_loss
+from slim_model.data.loss import Loss, distillation, hint, not_finite, total_loss
 from slim_model.data.training_samples import Samples
 from slim_model.errors import InputError, first_line
 from slim_model.graph.graph import Graph
@@ -27,11 +27,9 @@ from slim_model.graph.tensor_trees import batch_of, copied, tensors_among
 from slim_model.progress import Progress, silent
 from slim_model.recovery.cut_points import Passage
 from slim_model.training.optimizers import kind_for, optimizer_for
+from slim_model.training.options import TrainingOptions
 from slim_model.training.resume import Resume, digest
 from slim_model.training.training_graph import eval_module, seeded, trained, training_module, with_values
-
-if TYPE_CHECKING:
-    from slim_model.recipe import Recipe
 
 _EVERY_S = 10.0
 _FLATTERY = 0.005
@@ -72,27 +70,56 @@ class Tuned:
         return self.settings | {"epochs": [asdict(epoch) for epoch in self.epochs], "chosen_epoch": self.chosen}
 
 
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one training goes by, beside the models and the samples. ``loss``: of the user's own, in the place of cross
+    entropy. ``recipe``: every option of the run by name; where one differs a stopped training does not go on."""
+
+    options: TrainingOptions
+    batch: int = 64
+    loss: Loss | None = None
+    device: str = "cpu"
+    seed: int = 0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_samples(options: TrainingOptions, samples: Samples) -> None:
+    """Raise InputError, before anything is removed, where these options cannot be had with these samples."""
+    samples.divided(0)
+    if not samples.labelled and not options.distill:
+        raise InputError(f"{samples.name} has no labels: fine-tuning then needs the dense model as teacher, distill.")
+    if not callable(options.augment) and "cutmix" in options.augment and _teacher_share(options, samples) < 1:
+        raise InputError("augment cutmix makes pictures of two classes, for which labels do not hold: add --alpha 1.")
+
+
+def _teacher_share(options: TrainingOptions, samples: Samples) -> float:
+    """How much of the loss is the teacher's: all of it where there are no labels."""
+    return (1.0 if not samples.labelled else options.alpha) if options.distill else 0.0
+
+
 def finetune(
     small: Graph,
     teacher: Graph,
     samples: Samples,
-    recipe: Recipe,
+    lesson: Lesson,
     *,
     frozen: set[str] | None = None,
     passages: Sequence[Passage] = (),
     resume: Resume | None = None,
     progress: Progress = silent,
 ) -> Tuned:
-    """Train ``small`` for ``recipe.finetune`` epochs on what ``teacher`` and the labels say, and on what the teacher's
-    values are at ``passages`` where the recipe gives ``hints`` a weight."""
-    run = _Run(small, teacher, samples, recipe, frozen or set(), passages if recipe.hints else ())
+    """Train ``small`` on what ``teacher`` and the labels say, and on the teacher's values at ``passages`` where
+    ``hints`` have a weight. Returns the graph with the values of the best epoch on the samples kept apart."""
+    options = lesson.options
+    check_samples(options, samples)
+    run = _Run(small, teacher, samples, lesson, frozen or set(), passages if options.hints else ())
     epochs = [run.examined(None, 0.0)]
     best, chosen = run.values(), 0
     if resume and (held := distributed.from_first(lambda: resume.load(run.identity()))):
         epochs = [Epoch(**epoch) for epoch in held["epochs"]]
         best, chosen = held["best"], held["chosen"]
         run.load(held["run"])
-    while len(epochs) <= recipe.finetune:
+    while len(epochs) <= options.finetune:
         number, started = len(epochs), time.perf_counter()
         loss = run.epoch(number, progress)
         found = run.examined(loss, time.perf_counter() - started)
@@ -102,7 +129,7 @@ def finetune(
         if resume and distributed.rank() == 0:
             done = {"epochs": [asdict(epoch) for epoch in epochs], "best": best, "chosen": chosen, "run": run.state()}
             resume.save(run.identity(), done)
-        progress(_said(number, recipe.finetune, found))
+        progress(_said(number, options.finetune, found))
     distributed.settle(best)
     graph = small.with_tensors(small.tensors | best)
     return Tuned(graph, tuple(epochs), chosen, run.settings())
@@ -121,40 +148,35 @@ def _duration(seconds: float) -> str:
 class _Run:
     """One training: the module, its optimizer and what they learn from."""
 
-    def __init__(self, small: Graph, teacher: Graph, samples: Samples, recipe: Recipe, frozen: set[str],
+    def __init__(self, small: Graph, teacher: Graph, samples: Samples, lesson: Lesson, frozen: set[str],
                  passages: Sequence[Passage]) -> None:  # fmt: skip
         self.passages = passages
-        if recipe.hints and not passages:
+        options = lesson.options
+        if options.hints and not passages:
             raise InputError("hints: nowhere does a single value pass that the dense model has too. Leave out --hints.")
-        self.small, self.recipe, self.start = small, recipe, digest(small)
-        self.train, self.validation = samples.divided(recipe.seed)
-        self.augment = augmentation(recipe.augment, small.inputs)
-        self.device = distributed.device(recipe.device)
+        self.small, self.lesson, self.options, self.start = small, lesson, options, digest(small)
+        self.train, self.validation = samples.divided(lesson.seed)
+        self.augment = augmentation(options.augment, small.inputs)
+        self.device = distributed.device(lesson.device)
         names = [passage.name for passage in passages]
-        self.net = with_values(training_module(small, frozen=frozen, dropout=recipe.dropout, device=self.device), names)
-        self.joint = _joint(self.net, recipe.loss is not None)
-        self.alpha = (1.0 if not samples.labelled else recipe.alpha) if recipe.distill else 0.0
-        if not samples.labelled and not recipe.distill:
-            raise InputError(
-                f"{samples.name} has no labels: fine-tuning then needs the dense model as teacher, distill."
-            )
+        self.net = with_values(
+            training_module(small, frozen=frozen, dropout=options.dropout, device=self.device), names
+        )
+        self.joint = _joint(self.net, lesson.loss is not None)
+        self.alpha = _teacher_share(options, samples)
         asked = self.alpha > 0 or bool(passages)
         self.teacher = with_values(eval_module(teacher, device=self.device), names) if asked else None
-        self.varied = varied(recipe.augment, small.inputs)
-        if "cutmix" in self.varied and self.alpha < 1:
-            raise InputError(
-                "augment cutmix makes pictures of two classes, for which labels do not hold: add --alpha 1."
-            )
-        self.bf16 = self._in_bf16(recipe.precision)
+        self.varied = varied(options.augment, small.inputs)
+        self.bf16 = self._in_bf16(options.precision)
         self.fixed = None if small.dynamic_batch else batch_of(small.inputs)
-        self.batch = self.fixed or max(1, min(recipe.batch, len(self.train)) // distributed.size())
+        self.batch = self.fixed or max(1, min(lesson.batch, len(self.train)) // distributed.size())
         self.step = self.batch * distributed.size()
         self.steps = len(self.train) // self.step
         if self.steps == 0:
             raise InputError(f"{samples.name} has {len(self.train)} samples to train on; one step takes {self.step}.")
-        self.kind = kind_for(small, recipe.optimizer)
+        self.kind = kind_for(small, options.optimizer)
         self.optimizer, self.schedule, self.rate = optimizer_for(
-            self.kind, self.net, recipe.lr, self.steps * recipe.finetune
+            self.kind, self.net, options.lr, self.steps * options.finetune
         )
 
     def settings(self) -> dict[str, Any]:
@@ -165,7 +187,7 @@ class _Run:
             "augmented": self.augment is not None or bool(self.varied),
             "processes": distributed.size(),
             "alpha": self.alpha,
-            "dropout": self.recipe.dropout,
+            "dropout": self.options.dropout,
             "hints": [passage.name for passage in self.passages],
             "precision": "bf16" if self.bf16 else "fp32",
             "trained_on": len(self.train),
@@ -174,15 +196,15 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
-        values = {field.name: getattr(self.recipe, field.name) for field in fields(self.recipe)}
-        said = {name: str(x) if isinstance(x, _PLAIN) else type(x).__name__ for name, x in values.items()}
+        told = self.lesson.recipe.items()
+        said = {name: str(x) if isinstance(x, _PLAIN) else type(x).__name__ for name, x in told}
         return {"recipe": said, "settings": self.settings(), "weights": self.start}
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
     def epoch(self, number: int, progress: Progress) -> float:
         """Mean loss over one pass in an order of its own."""
-        first, share = self.recipe.seed * 1_000_003 + number, distributed.size()
+        first, share = self.lesson.seed * 1_000_003 + number, distributed.size()
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(first))
         places = [place[distributed.rank() :: share] for place in order[: self.steps * self.step].split(self.step)]
         with seeded(first + 7919 * distributed.rank(), self.device):
@@ -191,9 +213,9 @@ class _Run:
                 total += self._step(batch)
                 if time.perf_counter() - said > _EVERY_S:
                     said = time.perf_counter()
-                    left = (said - started) * (self.steps * (self.recipe.finetune - number + 1) / step - 1)
+                    left = (said - started) * (self.steps * (self.options.finetune - number + 1) / step - 1)
                     progress(
-                        f"fine-tuning: epoch {number} of {self.recipe.finetune}, {step} of {self.steps} batches, "
+                        f"fine-tuning: epoch {number} of {self.options.finetune}, {step} of {self.steps} batches, "
                         f"loss {total / step:.4f}, {_duration(left)} left"
                     )
         distributed.settle(dict(self.net.named_buffers()))
@@ -209,7 +231,7 @@ class _Run:
             loss = self._loss(outputs, taught, batch)
             if self.passages:
                 whole = [passage.wanted(x) for passage, x in zip(self.passages, wanted, strict=True)]
-                loss = loss + self.recipe.hints * hint(*([x[: batch.samples] for x in xs] for xs in (values, whole)))
+                loss = loss + self.options.hints * hint(*([x[: batch.samples] for x in xs] for xs in (values, whole)))
         if not_finite(loss):
             raise InputError(
                 f"fine-tuning diverged: the loss is no number. Give a smaller rate than --lr {self.rate:g}, or "
@@ -243,10 +265,10 @@ class _Run:
         if self.alpha < 1:
             own = [x[: batch.samples].float() for x in outputs]
             labels = None if batch.labels is None else batch.labels.to(self.device)
-            parts.append((1 - self.alpha) * total_loss(self.recipe.loss, own, labels, batch.samples) / batch.samples)
+            parts.append((1 - self.alpha) * total_loss(self.lesson.loss, own, labels, batch.samples) / batch.samples)
         if taught is not None:
             cut = [x[: batch.samples] for x in outputs], [x[: batch.samples] for x in taught]
-            parts.append(self.alpha * distillation(*cut, self.recipe.temperature))
+            parts.append(self.alpha * distillation(*cut, self.options.temperature))
         return torch.stack(parts).sum()
 
     def examined(self, loss: float | None, seconds: float) -> Epoch:
@@ -259,7 +281,7 @@ class _Run:
         apart, right, count = 0.0, 0, 0
         scored = self.validation.labelled and "cutmix" not in self.varied
         places = torch.arange(len(self.validation)).split(self.batch)
-        with torch.no_grad(), seeded(self.recipe.seed, self.device):
+        with torch.no_grad(), seeded(self.lesson.seed, self.device):
             for batch in self.validation.batches(places, self.augment):
                 inputs = self._mixed(padded(batch, self.small))
                 outputs = tensors_among(net(*inputs))

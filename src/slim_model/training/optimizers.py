@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from slim_model.graph.graph import Graph
 
-OPTIMIZERS = ("auto", "sgd", "adamw")
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
 _WARM_UP = 0.05
 

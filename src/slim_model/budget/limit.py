@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from slim_model.budget.methods import Counts, Curve, Problem, allocation_of, changed, lowered, sums_of, worth
+from slim_model.budget.allocations import Allocation, allocation_of
+from slim_model.budget.methods import Counts, Curve, Problem, changed, lowered, sums_of, worth
 from slim_model.budget.plan import Plan, block_of, check_any, keep_best, least_of, plan_of, ranks_of, refilled, rungs_of
 from slim_model.cost.prices import Price
 from slim_model.coupling.coupling import Coupling
@@ -22,20 +23,20 @@ CLOSE = 0.02
 """A plan that is farther below its limit than this share takes single channels back."""
 
 
-def meet(
+def plan_under_limit(
     coupling: Coupling,
     scores: list[Tensor],
     price: Price,
     of: Callable[[np.ndarray], float],
     limit: float,
     *,
-    allocate: str = "greedy",
+    allocation: Allocation = allocation_of("greedy"),
     multiple_of: int = 1,
     curves: Sequence[Curve] = (),
     losses: Sequence[Tensor] = (),
     latency: Callable[[np.ndarray], float] | None = None,
 ) -> Plan:
-    """The plan of ``allocate`` that costs no more than ``limit``, and as little less as can be.
+    """The plan of ``allocation`` that costs no more than ``limit``, and as little less as can be.
 
     ``losses``: for each group what is lost with each channel, in one unit for all groups, where ``scores`` only say
     which go first. ``latency``: ms of a plan, for an allocation that looks at it. Raises BudgetError with the least
@@ -59,7 +60,7 @@ def meet(
     if full <= limit:
         raise BudgetError(f"{price.name} is {price.say(full)} as it is, no more than the {price.say(limit)} allowed.")
     while True:
-        counts = allocation_of(allocate)(problem)
+        counts = allocation.method(problem)
         values = sums_of(worth(problem, problem.normalise))
         counts = lowered(problem, counts, values)  # where its own steps end above
         counts = _topped_up(problem, counts, values)

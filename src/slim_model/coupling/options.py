@@ -1,0 +1,27 @@
+"""What coupling can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slim_model.options import check_choices, option
+
+ATTENTION = ("width", "heads", "both")
+
+
+@dataclass(frozen=True, slots=True)
+class CouplingOptions:
+    """``keep``: glob patterns of layers that are not touched. ``attention``: what goes where channels are viewed as
+    heads: the same places of every head (``width``), whole ``heads``, or both, first heads."""
+
+    keep: tuple[str, ...] = option(
+        (), "Layers to leave alone, such as 'layer1.*' (repeat).", metavar="GLOB", many=True, basic=True
+    )
+    attention: str = option(
+        "width", "What goes of attention: places in every head, whole heads, or both.", choices=ATTENTION
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
+        check_choices(self)

@@ -1,0 +1,42 @@
+"""Where samples come from, and how many are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from slim_model.late import Late
+from slim_model.options import option, read_numbers
+
+SOURCES: dict[str, Callable[..., Any]] = {
+    "mnist": Late("data.sources:mnist"),
+    "fashion-mnist": Late("data.sources:fashion_mnist"),
+    "cifar10": Late("data.sources:cifar10"),
+    "imagefolder": Late("data.sources:imagefolder"),
+    "npz": Late("data.sources:npz"),
+    "csv": Late("data.sources:text"),
+    "tsv": Late("data.sources:text"),
+}
+"""What may stand ahead of the colon in ``--data KIND:PLACE``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """``data``: what ``data.open_data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
+    normalised by ``mean`` and ``std``; accuracy is read from ``test_samples`` of its test part."""
+
+    data: Any = option(
+        None,
+        f"Samples for criteria that need some: {', '.join(f'{kind}:PLACE' for kind in SOURCES)}, or "
+        "package.module:callable.",
+        metavar="SPEC",
+        basic=True,
+    )
+    samples: int = option(1024, "How many of them are read.", least=1)
+    test_samples: int = option(1000, "Of its test part, how many accuracy is read from.", least=1)
+    batch: int = option(64, "How many at a time.", least=1)
+    mean: tuple[float, ...] = option(
+        (), "Taken from the input, one number or one per channel.", metavar="X,...", read=read_numbers
+    )
+    std: tuple[float, ...] = option((), "The input is divided by it.", metavar="X,...", read=read_numbers)

@@ -1,0 +1,29 @@
+"""What is written beside the ONNX file, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slim_model.errors import InputError
+from slim_model.options import option
+
+FORMATS = (".pt2", ".safetensors", ".pt")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """``save``: the small PyTorch model, in the format of its ending. ``report``: the JSON report. ``opset``: of the
+    ONNX file; None: the exporter's."""
+
+    save: Path | None = option(
+        None, "Also the small PyTorch model: .pt2, .safetensors or .pt.", kind=Path, metavar="S", basic=True
+    )
+    report: Path | None = option(
+        None, "Everything that was done, for machines.", kind=Path, metavar="R.json", basic=True
+    )
+    opset: int | None = option(None, "ONNX opset; default: the exporter's.", kind=int, metavar="N")
+
+    def __post_init__(self) -> None:
+        if self.save and self.save.suffix not in FORMATS:
+            raise InputError(f"--save {self.save}: the ending says what is written; it is one of {', '.join(FORMATS)}.")

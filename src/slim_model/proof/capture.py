@@ -1,0 +1,34 @@
+"""A model and example inputs -> the graph that all stages work on, checked against the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from slim_model.graph.graph import Graph
+from slim_model.graph.modes import evaluating
+from slim_model.graph.options import TracingOptions
+from slim_model.graph.trace import trace
+from slim_model.proof.check_trace import check_trace
+from slim_model.simplifying.simplify import simplify
+
+
+def capture(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    options: TracingOptions = TracingOptions(),
+    *,
+    program: ExportedProgram | None = None,
+) -> Graph:
+    """Trace ``model``, simplify the graph, and check that it computes on ``inputs`` what the model does.
+
+    ``program``: the model's own export, where it was read from one. The graph's ``warnings`` hold what the user should
+    know of the trace. Raises InputError where the model cannot be traced, ProofError where the graph differs.
+    """
+    graph = simplify(trace(model, inputs, static_batch=options.static_batch, program=program))
+    with evaluating(model):
+        doubts = check_trace(model, graph, inputs)
+    return replace(graph, warnings=(*graph.warnings, *doubts))

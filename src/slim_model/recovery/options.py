@@ -1,0 +1,46 @@
+"""How removed channels are compensated for, without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slim_model.options import check_choices, option
+
+LEVELS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "bias": ("bias",),
+    "affine": ("affine",),
+    "full": ("affine", "full"),
+    "blocks": ("affine", "full", "blocks"),
+    "data-free": ("data-free",),
+}
+"""The steps of each level, in their order (``recovery.recover.STEPS``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryOptions:
+    """``recover``: a level; None: ``affine`` where there is data. ``recalibrate``: then estimate BatchNorm's running
+    statistics anew."""
+
+    recover: str | None = option(
+        None,
+        "Compensate for removed channels in the remaining weights, without labels. Default: affine where there is "
+        "data, else none.",
+        choices=tuple(LEVELS),
+        basic=True,
+    )
+    recalibrate: bool = option(False, "Then estimate BatchNorm's running statistics anew.")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    def level(self, has_data: bool) -> str:
+        """The level, chosen by whether there is data where the user named none."""
+        return self.recover or ("affine" if has_data else "none")
+
+    @property
+    def needs_data(self) -> str | None:
+        """The option that cannot do without data, as messages name it."""
+        if self.recalibrate:
+            return "recalibrate"
+        return f"recover {self.recover}" if self.recover not in (None, "none", "data-free") else None

@@ -1,0 +1,123 @@
+"""The small graph -> the same graph with values that make up for what was removed; no labels.
+
+Structure and shapes stay as they were proven: only stored tensors change. Every step is judged by the error of the
+outputs on samples that none of the steps has seen, and is taken back where it does not lower it, or where clearly fewer
+of them then get the dense model's class.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slim_model.data.accuracy import Exam, Step
+from slim_model.data.batches import Data
+from slim_model.data.holdout import Parts, parted
+from slim_model.graph.graph import Graph
+from slim_model.progress import Progress, silent
+from slim_model.recovery import affine, data_free
+from slim_model.recovery import batchnorm_statistics as norms
+from slim_model.recovery import block_distillation as blocks
+from slim_model.recovery import least_squares as full
+from slim_model.recovery.linear_layers import Kept, Sum, find_sums
+from slim_model.recovery.options import LEVELS
+from slim_model.recovery.referee import Referee
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    dense: Graph
+    layers: list[Sum]
+    fit: Parts
+    held: Parts
+    progress: Progress
+
+
+Change = Callable[[_Case, Graph], tuple[Graph, dict[str, Any]]]
+
+
+def _data_free(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = data_free.merge(case.dense, small, case.layers)
+    return graph, {"layers": took}
+
+
+def _bias(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = affine.fold(case.dense, small, case.layers, case.fit, case.held, ridges=())
+    return graph, {"layers": took}
+
+
+def _affine(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = affine.fold(case.dense, small, case.layers, case.fit, case.held)
+    return graph, {"layers": took}
+
+
+def _full(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = full.refit(case.dense, small, case.layers, case.fit, case.held, case.progress)
+    return graph, {"layers": took}
+
+
+def _blocks(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = blocks.refit(case.dense, small, case.layers, case.fit, case.held, case.progress)
+    return graph, {"blocks": took}
+
+
+def _recalibrated(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, count = norms.recalibrate(small, case.fit)
+    return graph, {"norms": count}
+
+
+STEPS: dict[str, Change] = {
+    "data-free": _data_free,
+    "bias": _bias,
+    "affine": _affine,
+    "full": _full,
+    "blocks": _blocks,
+    "recalibrate": _recalibrated,
+}
+
+
+def recover(
+    dense: Graph,
+    small: Graph,
+    kept: Kept,
+    data: Data | None,
+    level: str,
+    exam: Exam,
+    *,
+    recalibrate: bool = False,
+    progress: Progress = silent,
+) -> tuple[Graph, tuple[Step, ...]]:
+    """``kept``: the dense positions left of each stored tensor. Returns the recovered graph and what was done.
+
+    Without data, which ``data-free`` alone can do without, nothing judges it.
+    """
+    names = (*LEVELS[level], *(("recalibrate",) if recalibrate else ()))
+    if not names:
+        return small, ()
+    fit, held = parted(data, dense) if data else (lambda: iter(()), lambda: iter(()))
+    case = _Case(dense, find_sums(dense, small, kept), fit, held, progress)
+    referee = Referee(dense, held)
+    steps, now = [], referee.judge(small)
+    for name in names:
+        progress(f"recovering: {name}")
+        started = time.perf_counter()
+        with torch.no_grad():
+            changed, did = STEPS[name](case, small)
+        after = referee.judge(changed)
+        better = after.better_than(now)
+        did |= {"error_before": _said(now.error), "error_after": _said(after.error)}
+        did |= {"agreement_before": now.agreement, "agreement_after": after.agreement, "taken_back": not better}
+        if better:
+            small, now = changed, after
+        steps.append(exam.step(name, small, started, **did))
+    return small, tuple(steps)
+
+
+def _said(error: float) -> float | None:
+    """As JSON has it: nothing was held out, or the outputs are no numbers."""
+    return error if math.isfinite(error) else None

@@ -1,0 +1,89 @@
+"""Passes: what is removed, as a list of values; and what a run takes from its recipe once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from slim_model.budget.ratio import ratios_of
+from slim_model.cost import latency_store
+from slim_model.coupling.attention_heads import couple_attention
+from slim_model.errors import InputError
+from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.passes import passes_of
+from slim_model.proof.capture import capture
+from slim_model.recipe import Recipe
+from slim_model.reporting.report import make_report
+from small_nets import Residual, images, trained
+
+
+def told(**options: Any) -> list[tuple[str, int, float]]:
+    """(what attention loses, the round, the ratio) of each pass."""
+    return [(one.loses, one.round, round(one.goal.ratio, 4)) for one in passes_of(Recipe.of(**options), 1)]
+
+
+def test_one_pass_is_the_rule() -> None:
+    assert told(ratio=0.5) == [("width", 1, 0.5)]
+    assert told(ratio=0.5, attention="heads") == [("heads", 1, 0.5)]
+
+
+def test_heads_go_first_and_widths_follow() -> None:
+    """1 - sqrt(0.5) = 0.2929 of the heads; what the widths lose of the rest is counted in the dense model."""
+    assert told(ratio=0.5, attention="both") == [("heads", 0, 0.2929), ("width", 1, 0.5)]
+
+
+def test_rounds_are_passes() -> None:
+    """A share of a price is that of what the round before left: 1 - sqrt(0.25) = 0.5."""
+    assert told(ratio=0.75, iterations=2) == [("width", 1, 0.75), ("width", 2, 0.75)]
+    assert told(ratio=0.75, iterations=2, of="macs") == [("width", 1, 0.5), ("width", 2, 0.5)]
+
+
+def test_a_geometric_share_is_left_after_each_round() -> None:
+    graph = capture(trained(Residual()), (images(),))
+    coupling = couple_attention(graph)
+    goals = [one.goal for one in passes_of(Recipe.of(0.75, iterations=2), 1)]
+    assert ratios_of(goals[0], coupling, graph) == pytest.approx([0.5] * len(coupling.groups))
+
+
+@pytest.mark.parametrize("given", [{"scope": "global"}, {"allocate": "global"}])
+def test_both_ways_to_ask_for_one_ranking_are_one(given: dict[str, str]) -> None:
+    """``--allocate global`` with a ratio of channels was once taken for ``uniform``."""
+    model = trained(Residual())
+    once, uniform = (
+        compile_model(model, (images(),), Recipe.of(0.5, multiple_of=1, **options)) for options in (given, {})
+    )
+    assert (
+        once.plan.widths == compile_model(model, (images(),), Recipe.of(0.5, multiple_of=1, scope="global")).plan.widths
+    )
+    assert once.plan.widths != uniform.plan.widths
+
+
+def test_the_block_that_was_used_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that was measured in between may name another step."""
+    monkeypatch.setattr(latency_store, "vector_width_channels", lambda device: 4)
+    recipe = Recipe.of(0.5)
+    compiled = compile_model(trained(Residual()), (images(),), recipe)
+    monkeypatch.setattr(latency_store, "vector_width_channels", lambda device: 16)
+    assert make_report(compiled, recipe, module_is_own=True).recipe["block"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"augment": "cutmix"}, "add --alpha 1"),
+        ({"distill": False, "labels": False}, "has no labels: fine-tuning then needs the dense model"),
+        ({"samples_given": 6}, "fine-tuning needs at least 10"),
+    ],
+)
+def test_training_that_cannot_be_is_refused_before_anything_is_removed(options: dict[str, Any], says: str) -> None:
+    count, labels = options.pop("samples_given", 40), options.pop("labels", True)
+    x = images(count)
+    data = (x, torch.zeros(count).long()) if labels else x
+    stages: list[str] = []
+    with pytest.raises(InputError, match=says):
+        compile_model(
+            trained(Residual()), (x[:2],), Recipe.of(data=data, finetune=1, **options), progress=stages.append
+        )
+    assert stages == ["tracing the model"]
