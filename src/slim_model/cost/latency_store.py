@@ -23,9 +23,6 @@ _MEASURED_AS = 2
 """Goes up with any change to how layers are timed: figures of two ways do not belong in one table."""
 
 
-# -- on disk --------------------------------------------------------------------------------------------------------
-
-
 def setting_of(row: Runtime, *, threads: int = 1, dtype: str = "float32", batch: int = 1) -> Setting:
     """The setting of this machine. The processor is told by its name and the instructions it has."""
     if row.device == "cuda":

@@ -14,8 +14,6 @@ from slim_model.graph.nodes import bound
 from slim_model.labels.values import Axis, Value, tensors_in
 from slim_model.ops import Cut, row_of
 
-# -- numbers --------------------------------------------------------------------------------------------------------
-
 
 class Masked(Decided):
     """The dense graph with removed channels zero wherever a layer reads them."""

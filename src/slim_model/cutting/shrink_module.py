@@ -13,8 +13,6 @@ from slim_model.cutting.plain_layers import make_plain, own_classes
 from slim_model.graph.graph import Folded
 from slim_model.graph.stored_tensors import storage_key
 
-# -- the module -----------------------------------------------------------------------------------------------------
-
 
 def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable[Folded] = ()) -> nn.Module:
     """A copy of ``model`` (its own classes) that holds ``tensors`` (by name; others are copied as they are).

@@ -13,8 +13,6 @@ from slim_model.cost.prices import PRICES
 from slim_model.measuring.timing import verdict
 from slim_model.reporting.report import Report
 
-# -- for people -----------------------------------------------------------------------------------------------------
-
 
 def show(report: Report, console: Console, *, layers: int = 12) -> None:
     """The whole report on one screen; at most ``layers`` rows of widths."""
