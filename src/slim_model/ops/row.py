@@ -24,6 +24,7 @@ class Op:
 
     ``masks`` says how the masked dense reference runs it: ``nothing`` (channels do not mix, or only move),
     ``inputs`` (it sums over channels: removed ones are zeroed first), ``kept`` (a statistic: runs over kept channels).
+    ``over(input, **arguments)``, of a statistic: the axes of its input that it runs over, and in how many blocks each.
     ``layer(out, **arguments)`` says from shapes how the operator can be timed alone.
     """
 
@@ -32,3 +33,4 @@ class Op:
     rewrite: Callable[[Cut, fx.Node], dict[str, Any]] | None = None
     masks: Literal["nothing", "inputs", "kept"] = "nothing"
     layer: Callable[..., Layer] | None = None
+    over: Callable[..., tuple[list[int], int]] | None = None

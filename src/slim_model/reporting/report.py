@@ -26,7 +26,8 @@ SCHEMA = "slim-model-report/1"
 class Report:
     """What was done, in the words of the JSON report (``as_dict``). Counts of ``params``, ``macs`` (per example) and
     ``bytes`` are for the dense and the slim model; ``free_share`` is the share of channels that could go, and
-    ``channels`` counts these before and after; ``steps``, each with the accuracy after it (see ``Step``)."""
+    ``channels`` counts these before and after; ``steps``, each with the accuracy after it (see ``Step``); ``norms``:
+    those whose statistics run over the channels that are left, while all other statistics count the dense model's."""
 
     source: dict[str, Any]
     recipe: dict[str, Any]
@@ -44,6 +45,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    norms: list[dict[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {"schema": SCHEMA} | asdict(self)
@@ -92,6 +94,7 @@ def make_report(
         warnings=notes,
         seconds=seconds or {},
         steps=[asdict(step) for step in compiled.steps],
+        norms=[asdict(norm) for norm in compiled.kept_norms()],
     )
 
 
