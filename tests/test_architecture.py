@@ -12,6 +12,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from slim_model.late import Late
 from slim_model.measuring.options import RUNTIME_NAMES
 from slim_model.measuring.runtimes import RUNTIMES
 from slim_model.ops import OPS, row_of
-from slim_model.ops.row import Op
+from slim_model.ops.row import Curve, Effect, Kind, Op
 from slim_model.ranking.criteria import CRITERIA
 from source_names import SOURCE, docstrings, files, modules, names_in, resolves
 
@@ -101,21 +102,6 @@ def test_no_two_modules_import_each_other() -> None:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-def test_a_model_becomes_a_coupling_in_one_way() -> None:
-    """Five copies of trace, simplify, couple had drifted apart: ``profile`` did not look for attention heads."""
-    only = {"graph.trace": "proof.capture", "simplifying.simplify": "proof.capture"}
-    for path in files():
-        for other in imports(path):
-            assert only.get(other, module_of(path)) == module_of(path), f"{path}: capture() does this"
-    callers = {
-        module_of(path)
-        for path in files()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "couple"
-    }
-    assert {module for module in callers if not module.startswith("coupling.")} == set()
-
-
 def test_no_folder_is_crowded() -> None:
     counted = Counter(path.parent for path in files())
     assert {str(folder.relative_to(SOURCE)): n for folder, n in counted.items() if n > 16} == {}
@@ -167,6 +153,9 @@ def test_every_operator_has_one_row(target: object) -> None:
     assert row.macs is None or callable(row.macs)
     assert row.rewrite is None or callable(row.rewrite)
     assert row.masks in ("nothing", "inputs", "kept")
+    assert row.kind in (None, *get_args(Kind))
+    assert row.effect in (None, *get_args(Effect))
+    assert row.curve in (None, *get_args(Curve))
     if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         assert target.__name__
     overloads = (
@@ -182,6 +171,40 @@ def test_only_atens_operators_in_place_have_the_rows_of_those_out_of_place() -> 
     library.define("relu_(Tensor(a!) x) -> Tensor(a!)")
     assert row_of(torch.ops.aten.relu_.default) is row_of(torch.ops.aten.relu.default)
     assert row_of(torch.ops.architecture.relu_.default) is None
+
+
+LISTED = {
+    "graph/trace.py": "what may be left out of a graph, before anything asks a row",
+    "graph/decisions.py": "a graph runs by itself, without the rows, and gives what sorts and thresholds decided",
+    "export/lower.py": "what the ONNX exporter is given in place of single overloads",
+    "export/onnx_translations.py": "what the ONNX exporter lacks",
+}
+"""Files outside ``ops`` that list operators, and why no row could say it."""
+
+
+def operators_listed(path: Path) -> Iterator[int]:
+    """Lines where a set, tuple, list or the keys of a dictionary name operators."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        elements = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        named = [ast.unparse(element).strip("'\"") for element in elements if element is not None]
+        if sum(bool(re.match(r"(torch\.ops\.)?aten\.\w", name)) for name in named) > 1:
+            yield node.lineno  # type: ignore[attr-defined]
+
+
+def test_what_is_known_of_operators_stands_in_their_rows() -> None:
+    outside = {str(path.relative_to(SOURCE)): path for path in files() if name_of(path) != "ops"}
+    found = {name: lines for name, path in outside.items() if (lines := list(operators_listed(path)))}
+    assert found.keys() == LISTED.keys(), f"a list of operators is a column of ops.row.Op: {found}"
+
+
+def test_lists_of_operators_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "listing.py"
+    for text in ("{aten.add, aten.sub}", "f(torch.ops.aten.a, (1, *(aten.b, aten.c)))", "{'aten.a.x': 1, 'aten.b': 2}"):
+        path.write_text(text)
+        assert list(operators_listed(path)) == [1]
+    for text in ("f(aten.a, aten.b)", "(aten.a, x)", "['aten']"):
+        path.write_text(text)
+        assert not list(operators_listed(path))
 
 
 def test_every_criterion_says_what_it_needs() -> None:

@@ -64,9 +64,17 @@ def test_a_program_with_dynamic_sizes_constants_and_a_tree_of_outputs_passes(tmp
 
 
 def test_a_program_in_training_mode_is_refused(tmp_path: Path) -> None:
-    for layer in (nn.BatchNorm2d(3), nn.Dropout()):
+    running = nn.InstanceNorm2d(3, track_running_stats=True)
+    for layer in (nn.BatchNorm2d(3), nn.Dropout(), nn.AlphaDropout(), running):
         net = nn.Sequential(layer, nn.Conv2d(3, 3, 1)).train()
         assert "model.eval()" in refusal(exported(net, tmp_path / "m.pt2"))
+
+
+def test_a_norm_without_running_statistics_is_not_in_training_mode(tmp_path: Path) -> None:
+    """In evaluation, too, it normalises by those of the batch."""
+    for layer in (nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3)):
+        net = nn.Sequential(layer, nn.Conv2d(3, 3, 1)).eval()
+        assert load(exported(net, tmp_path / "m.pt2")).kind == "exported program"
 
 
 def test_a_program_with_keyword_inputs_needs_input(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from micronets import NETS, normal, randomised
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.simplifying.simplify import simplify
-from slim_model.training.training_graph import TRAINING, eval_module, frozen_names, trained, training_module
+from slim_model.training.training_graph import eval_module, frozen_names, trained, training_module
 
 
 class Switches(nn.Module):
@@ -113,14 +113,6 @@ def test_the_training_form_of_a_decomposed_graph() -> None:
     graph = graph_of(model, inputs, decomposed=True)
     assert any("no_training" in str(node.target) for node in graph.nodes)
     assert_alike(model, inputs, graph)
-
-
-def test_every_row_is_of_an_operator_with_such_a_switch() -> None:
-    for packet, row in TRAINING.items():
-        schemas = [getattr(packet, name)._schema for name in packet.overloads()]
-        switches = {a.name for schema in schemas for a in schema.arguments}
-        assert switches & {"train", "training", "use_input_stats"} or "no_training" in packet.__name__, packet
-        assert callable(row)
 
 
 def test_the_models_own_tensors_are_left_alone() -> None:

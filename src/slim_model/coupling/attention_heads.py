@@ -14,23 +14,17 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from slim_model.coupling.couple import components, couple
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, packet_of
+from slim_model.graph.nodes import bound
 from slim_model.graph.varying_axes import varying_axes
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
-from slim_model.ops import flow_of
+from slim_model.ops import flow_of, kind_of
 from slim_model.ops.contract import letters
-
-aten = torch.ops.aten
-_FUSED = aten.scaled_dot_product_attention
-_PRODUCTS = (aten.matmul, aten.bmm, aten.baddbmm)
-_SOFTMAX = (aten.softmax, aten._softmax, aten._safe_softmax)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ class Heads:
 
 def find_heads(graph: Graph) -> Heads:
     """Where attention splits channels into heads."""
-    if not any(packet_of(n) in (*_SOFTMAX, _FUSED) for n in graph.nodes):
+    if not any(kind_of(n) in ("softmax", "attention") for n in graph.nodes):
         return Heads()
     probe = _Probe(graph, flow_of)
     probe.run()
@@ -116,10 +110,10 @@ def _counted(probe: _Probe, component: np.ndarray) -> np.ndarray:
     whole: list[Axis] = []
     by_hand: list[Axis] = []
     for node in probe.graph.nodes:
-        packet = packet_of(node)
-        if packet is _FUSED:
+        kind = kind_of(node)
+        if kind == "attention":
             whole += probe.values[node].axes[:-2]
-        elif packet in _PRODUCTS or packet is aten.einsum:
+        elif kind in ("matmul", "einsum"):
             by_hand += _batch_axes(probe, node)
     both = np.intersect1d(_channels(component, by_hand), compared)
     return np.union1d(both, _channels(component, whole))
@@ -128,7 +122,7 @@ def _counted(probe: _Probe, component: np.ndarray) -> np.ndarray:
 def _compared(probe: _Probe) -> Iterator[tuple[Axis, ...]]:
     """The other axes of what goes into each softmax."""
     for node in probe.graph.nodes:
-        if packet_of(node) in _SOFTMAX:
+        if kind_of(node) == "softmax":
             source: Value = probe.values[node.all_input_nodes[0]]
             dim = bound(node)["dim"] % len(source.shape)
             yield tuple(axis for a, axis in enumerate(source.axes) if a != dim)

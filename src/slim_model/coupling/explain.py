@@ -27,6 +27,7 @@ from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
 from slim_model.labels.values import FIXED
 from slim_model.labels.walk import Walk
+from slim_model.ops import kind_of
 
 SCHEMA = "slim-model-explain/1"
 
@@ -177,6 +178,8 @@ def _together(group: Group, because: Iterable[str]) -> Together:
 _OP_NAMES = {"add": "an addition", "sub": "a subtraction", "mul": "a multiplication", "div": "a division",
              "view": "a view", "reshape": "a view", "unflatten": "a view", "_unsafe_view": "a view"}  # fmt: skip
 
+_CONVOLUTIONS = ("convolution", "transposed_convolution")
+
 
 def _ties(coupling: Coupling, index: np.ndarray) -> list[list[str]]:
     """For each group: which operators made positions or layers one channel, in words."""
@@ -205,7 +208,7 @@ def _ties(coupling: Coupling, index: np.ndarray) -> list[list[str]]:
 
 def _named(node: fx.Node) -> str:
     name, where = _plain(node), source_line(node)
-    named = "a grouped convolution" if "conv" in name else _OP_NAMES.get(name, name)
+    named = "a grouped convolution" if kind_of(node) in _CONVOLUTIONS else _OP_NAMES.get(name, name)
     return named + (f" at {where}" if where else "")
 
 
@@ -221,9 +224,9 @@ def _blocks(component: np.ndarray, group: Group, node: fx.Node) -> str:
     places = np.flatnonzero(component == component[np.isin(component, group.channels)][0])
     count = len(places)
     if places[-1] - places[0] == count - 1:
-        kind = "groups" if "conv" in _plain(node) else "blocks"
+        kind = "groups" if kind_of(node) in _CONVOLUTIONS else "blocks"
         return f"whole {kind} of {count} go: {_named(node)}"
-    kind = "gates" if _plain(node).startswith(("lstm", "gru")) else "heads" if _attends(node) else "blocks"
+    kind = "gates" if kind_of(node) == "recurrent" else "heads" if _attends(node) else "blocks"
     return f"{count} {kind} share each channel: {_named(node)}"
 
 
@@ -232,7 +235,7 @@ def _attends(node: fx.Node, reach: int = 8) -> bool:
     frontier = {node}
     for _ in range(reach):
         frontier = {user for n in frontier for user in n.users}
-        if any(_plain(n) in ("scaled_dot_product_attention", "softmax") for n in frontier):
+        if any(kind_of(n) in ("attention", "softmax") for n in frontier):
             return True
     return False
 

@@ -11,8 +11,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, packet_of
-from slim_model.ops import recurrent
+from slim_model.graph.nodes import bound
+from slim_model.ops import kind_of, recurrent
 
 
 def resize(graph: Graph) -> Graph:
@@ -39,7 +39,7 @@ class _Resizing(fx.Interpreter):
         decision = self.decisions.get(n.name, ())
         if len(decision) == 1:  # how many boxes are kept does not follow from sizes
             result = self.mode.from_tensor(decision[0])
-        elif packet_of(n) in recurrent.ROWS and "hx" in bound(n):
+        elif kind_of(n) == "recurrent":
             result = recurrent.shapes(**fx.map_arg(bound(n), self.env.__getitem__))
         else:
             result = super().run_node(n)

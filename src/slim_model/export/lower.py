@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from slim_model.graph.graph import copy_graph
 from slim_model.graph.nodes import bound
+from slim_model.ops import row_of
 
 aten = torch.ops.aten
 
@@ -86,17 +87,14 @@ def _out_of_place(node: fx.Node, target: Any) -> None:
 def _is_fresh(node: fx.Node) -> bool:
     """Its result shares memory with nothing."""
     target: Any = node.target
+    row = row_of(target)
     return (
         node.op == "call_function"
         and isinstance(target, torch._ops.OpOverload)
-        and target.overloadpacket not in _SOMETIMES_ITSELF
+        and not (row is not None and row.returns_operand)
         and not any(result.alias_info for result in target._schema.returns)
         and isinstance(node.meta.get("val"), Tensor)
     )
-
-
-_SOMETIMES_ITSELF = {aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.type_as}
-"""These hand back their argument where there is nothing to do, and do not say so in their schema."""
 
 
 def _same_dtype(node: fx.Node) -> bool:

@@ -30,6 +30,7 @@ from slim_model.loading.safe_archive import Unsafe, vet_names, vet_program, vet_
 from slim_model.loading.safe_pickle import Refused, unpickle
 from slim_model.loading.source import SourceOptions
 from slim_model.loading.user_code import import_file, make_importable
+from slim_model.ops import row_of
 
 __all__ = ["Subject", "file_sha256", "guess_inputs", "load", "parse_input"]
 
@@ -225,9 +226,9 @@ def _load_program(path: Path, *, trusted: bool) -> ExportedProgram:
 
 
 def _trains(node: torch.fx.Node) -> bool:
-    """True for a dropout or batch norm that behaves as in training."""
-    position = {"aten.dropout.default": 2, "aten.batch_norm.default": 5}.get(str(node.target))
-    return position is not None and node.args[position] is True
+    """True for a dropout or norm that behaves as in training."""
+    row = row_of(node.target) if node.op == "call_function" else None
+    return row is not None and row.training_switch is not None and row.training_switch.is_on(node)
 
 
 def _load_script(path: Path, *, trusted: bool) -> nn.Module:

@@ -14,11 +14,10 @@ from torch import fx
 from slim_model.ops import along, contract, create, movement, norm, pointwise, recurrent
 from slim_model.ops.cut import Cut, Part
 from slim_model.ops.layer import Layer
-from slim_model.ops.row import Op
+from slim_model.ops.linear_form import LinearForm
+from slim_model.ops.row import Kind, Op
 
-__all__ = ["OPS", "Cut", "Layer", "Op", "Part", "flow_of", "row_of"]
-
-_ELEMENTWISE = Op(pointwise.pointwise)
+__all__ = ["OPS", "Cut", "Layer", "Op", "Part", "flow_of", "kind_of", "linear_form_of", "row_of"]
 
 OPS: dict[Any, Op] = {
     **movement.ROWS,
@@ -39,7 +38,7 @@ def row_of(target: Any) -> Op | None:
     if row := OPS.get(target) or OPS.get(target.overloadpacket) or OPS.get(plain):
         return row
     overloads = [target, *(getattr(plain, name) for name in (plain.overloads() if plain else ()))]
-    return _ELEMENTWISE if any(torch.Tag.pointwise in overload.tags for overload in overloads) else None
+    return pointwise.POINTWISE if any(torch.Tag.pointwise in overload.tags for overload in overloads) else None
 
 
 def _out_of_place(target: torch._ops.OpOverload) -> torch._ops.OpOverloadPacket | None:
@@ -51,3 +50,15 @@ def _out_of_place(target: torch._ops.OpOverload) -> torch._ops.OpOverloadPacket 
 def flow_of(node: fx.Node) -> Any:
     row = row_of(node.target)
     return row.flow if row else None
+
+
+def kind_of(node: fx.Node) -> Kind | None:
+    """What the field calls the operator of ``node``; None where no stage asks for its name."""
+    row = row_of(node.target)
+    return row.kind if row else None
+
+
+def linear_form_of(node: fx.Node) -> LinearForm | None:
+    """``node`` as a layer that sums its operand times a weight; None where it is none."""
+    row = row_of(node.target)
+    return row.linear_form(node) if row and row.linear_form else None

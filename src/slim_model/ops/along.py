@@ -58,29 +58,17 @@ def grid_sample(walk: Walk, input: Value, grid: Value, **_: Any) -> Value:
     return walk.out((*input.axes[:2], *[None] * (len(input.shape) - 2)))
 
 
-FLOORED = "floored"
-"""Marks a maximum (minimum) over channels behind which that of the dense model is taken: no less (more) than 0 where
-a channel is gone."""
-
-
-def extreme(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **rest: Any) -> Any:
-    """A maximum over channels reads them where a removed one still counts as 0."""
-    rule = total if FLOORED in walk.node.meta else reduce
-    return rule(walk, self, dim, keepdim, **rest)
-
-
 def reduce(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    """argmax, any, ...: a reduced channel axis is pinned."""
-    dims = dims_of(self, dim)
+    """amax, argmax, any, ...: a reduced channel axis is pinned."""
+    dims = _dims(self, dim)
     for d in dims:
         walk.pin(self.axes[d], "it is reduced to one value")
     return _reduced(walk, self, dims, keepdim)
 
 
 def total(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    """sum, norm: a removed channel counts as zero. mean, var, std: over the channels that are kept, as norms take them
-    (others are written by sums, ``coupling.dense_counts``)."""
-    dims = dims_of(self, dim)
+    """sum: a removed channel counts as zero. mean, var, norm: the statistic runs over kept channels."""
+    dims = _dims(self, dim)
     for d in dims:
         walk.reads(self.axes[d])
     return _reduced(walk, self, dims, keepdim)
@@ -94,16 +82,11 @@ def cosine_similarity(walk: Walk, x1: Value, x2: Value, dim: int = 1, **_: Any) 
     return walk.out([a for i, a in enumerate(axes) if i != dim])
 
 
-def dims_of(value: Value, dim: Any) -> list[int]:
-    """The axes that an operator's argument ``dim`` names, from 0 on; all where it names none."""
+def _dims(value: Value, dim: Any) -> list[int]:
     rank = len(value.shape)
     if dim is None or dim == []:
         return list(range(rank))
     return [d % rank for d in (dim if isinstance(dim, list | tuple) else [dim])] if rank else []
-
-
-def _over(source: Value, *, dim: Any = None, **_: Any) -> tuple[list[int], int]:
-    return dims_of(source, dim), 1
 
 
 def _reduced(walk: Walk, value: Value, dims: list[int], keepdim: bool) -> Any:
@@ -130,17 +113,14 @@ def _rows(op: Op, *operators: Any) -> dict[Any, Op]:
     return dict.fromkeys(operators, op)
 
 
-SPATIAL = {count: spatial(count) for count in (1, 2, 3)}
-"""By the number of axes behind the channels, each of which goes its own way."""
-
 ROWS: dict[Any, Op] = {
     **_rows(
-        Op(SPATIAL[1]),
+        Op(spatial(1), effect="spatial"),
         *(aten.max_pool1d, aten.avg_pool1d, aten.adaptive_avg_pool1d, aten.adaptive_max_pool1d),
         *(aten.upsample_nearest1d, aten.upsample_linear1d, aten.max_pool1d_with_indices),
     ),
     **_rows(
-        Op(SPATIAL[2]),
+        Op(spatial(2), effect="spatial"),
         *(aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d),
         *(aten.max_pool2d_with_indices, aten.upsample_nearest2d, aten.upsample_bilinear2d),
         *(
@@ -152,30 +132,29 @@ ROWS: dict[Any, Op] = {
         *(aten.fractional_max_pool2d, aten.reflection_pad2d, aten.replication_pad2d),
     ),
     **_rows(
-        Op(SPATIAL[3]),
+        Op(spatial(3), effect="spatial"),
         *(aten.max_pool3d, aten.avg_pool3d, aten.adaptive_avg_pool3d, aten.adaptive_max_pool3d),
         *(aten.upsample_nearest3d, aten.upsample_trilinear3d, aten.max_pool3d_with_indices),
     ),
     **_rows(Op(unpool), aten.max_unpool2d, aten.max_unpool3d),
+    **_rows(Op(along, kind="softmax", effect="along"), aten.softmax, aten._softmax, aten._safe_softmax),
     **_rows(
-        Op(along),
-        *(aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax, aten._safe_softmax),
-        *(aten.cumsum, aten.cumprod),
+        Op(along, effect="along"),
+        *(aten.log_softmax, aten._log_softmax, aten.cumsum, aten.cumprod),
         *(aten.logcumsumexp, aten.sort, aten.argsort, aten.topk, aten.kthvalue, aten.cummax, aten.cummin),
     ),
     **_rows(
-        Op(reduce),
-        *(aten.argmax, aten.argmin, aten.any, aten.all, aten.prod),
+        Op(reduce, effect="along"),
+        *(aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.argmin, aten.any, aten.all, aten.prod),
         *(aten.logsumexp, aten.median, aten.count_nonzero),
     ),
-    **_rows(Op(extreme, masks="kept"), aten.amax, aten.amin, aten.max, aten.min),
     aten.sum: Op(total, masks="inputs"),
-    **_rows(Op(total, masks="kept", over=_over), aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean),
+    **_rows(Op(total, masks="kept"), aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean),
     aten.linalg_vector_norm: Op(lambda walk, self, **k: total(walk, self, **k), masks="inputs"),
     aten.norm: Op(lambda walk, self, **k: total(walk, self, **k), masks="inputs"),
     aten.cosine_similarity: Op(cosine_similarity, masks="inputs"),
     aten.grid_sampler: Op(grid_sample),
     aten.grid_sampler_2d: Op(grid_sample),
-    **_rows(Op(triangle), aten.tril, aten.triu),
+    **_rows(Op(triangle, effect="along"), aten.tril, aten.triu),
     **_rows(Op(everywhere), aten.where.default, aten.nonzero, aten.item, aten._local_scalar_dense, aten.bincount),
 }

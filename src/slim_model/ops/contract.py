@@ -11,8 +11,9 @@ from torch import fx
 from slim_model.graph.nodes import bound
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
-from slim_model.ops import layer
+from slim_model.ops import layer, linear_form
 from slim_model.ops.cut import Cut, Part
+from slim_model.ops.linear_form import each
 from slim_model.ops.row import Op
 
 aten = torch.ops.aten
@@ -65,8 +66,8 @@ def _places(
 ) -> list[Axis]:
     """What lies along the axes of the image: channels pass where a kernel of one looks at each of them alone."""
     count = len(weight.shape) - 2
-    paddings, more = ([0] * count if isinstance(p, str) else layer.each(p, count) for p in (padding, output_padding))
-    steps = zip(weight.shape[2:], layer.each(stride, count), paddings, more, strict=True)
+    paddings, more = ([0] * count if isinstance(p, str) else each(p, count) for p in (padding, output_padding))
+    steps = zip(weight.shape[2:], each(stride, count), paddings, more, strict=True)
     apart = [step == (1, 1, 0, 0) for step in steps]
     for axis, alone in zip((*input.axes[-count:], *weight.axes[2:]), apart * 2, strict=True):
         if not alone:
@@ -288,12 +289,18 @@ def embedding_bag(walk: Walk, weight: Value, **_: Any) -> list[Any]:
     return [walk.out((None, walk.makes(weight.axes[1])), 0), *rest]
 
 
-_CONV = Op(conv, conv_macs, regroup, masks="inputs", layer=layer.conv)
-_TRANSPOSED = Op(conv_transpose, conv_transpose_macs, regroup, masks="inputs", layer=layer.conv_transpose)
-_ANY_CONV = Op(any_conv, any_conv_macs, regroup, masks="inputs", layer=layer.any_conv)
-_ADDMM = Op(addmm, addmm_macs, masks="inputs", layer=layer.addmm)
-_MATMUL = Op(matmul, matmul_macs, masks="inputs", layer=layer.matmul)
-_MM = Op(mm, mm_macs, masks="inputs", layer=layer.matmul)
+def _product(flow: Any, macs: Any = matmul_macs, **columns: Any) -> Op:
+    return Op(flow, macs, masks="inputs", kind="matmul", effect="contracts", **columns)
+
+
+_CONV = Op(conv, conv_macs, regroup, masks="inputs", layer=layer.conv, kind="convolution", effect="contracts",
+           linear_form=linear_form.of_convolution)  # fmt: skip
+_ANY_CONV = Op(any_conv, any_conv_macs, regroup, masks="inputs", layer=layer.any_conv, kind="convolution",
+               effect="contracts", linear_form=linear_form.of_convolution)  # fmt: skip
+_TRANSPOSED = Op(conv_transpose, conv_transpose_macs, regroup, masks="inputs", layer=layer.conv_transpose,
+                 kind="transposed_convolution", effect="contracts")  # fmt: skip
+_LINEAR = Op(linear, linear_macs, masks="inputs", layer=layer.linear, kind="linear", effect="contracts",
+             linear_form=linear_form.of_linear)  # fmt: skip
 
 ROWS: dict[Any, Op] = {
     aten.conv1d: _CONV,
@@ -304,19 +311,21 @@ ROWS: dict[Any, Op] = {
     aten.conv_transpose1d: _TRANSPOSED,
     aten.conv_transpose2d: _TRANSPOSED,
     aten.conv_transpose3d: _TRANSPOSED,
-    aten.linear: Op(linear, linear_macs, masks="inputs", layer=layer.linear),
-    aten.matmul: _MATMUL,
-    aten.dot: Op(lambda walk, self, tensor: matmul(walk, self, tensor), matmul_macs, masks="inputs"),
-    aten.mv: Op(lambda walk, self, vec: matmul(walk, self, vec), matmul_macs, masks="inputs"),
-    aten.mm: _MM,
-    aten.bmm: _MM,
-    aten.addmm: _ADDMM,
-    aten.baddbmm: _ADDMM,
-    aten.einsum: Op(einsum, einsum_macs, masks="inputs"),
-    aten.scaled_dot_product_attention: Op(attention, attention_macs, rescale, masks="inputs", layer=layer.attention),
-    aten.embedding: Op(embedding),
-    aten.embedding_bag: Op(embedding_bag),
-    aten.tensordot: Op(tensordot, tensordot_macs, masks="inputs"),
-    aten.outer: Op(outer),
-    aten.bilinear: Op(bilinear, bilinear_macs, masks="inputs"),
+    aten.linear: _LINEAR,
+    aten.matmul: _product(matmul, layer=layer.matmul, linear_form=linear_form.of_product),
+    aten.dot: _product(lambda walk, self, tensor: matmul(walk, self, tensor)),
+    aten.mv: _product(lambda walk, self, vec: matmul(walk, self, vec)),
+    aten.mm: _product(mm, mm_macs, layer=layer.matmul, linear_form=linear_form.of_product),
+    aten.bmm: _product(mm, mm_macs, layer=layer.matmul),
+    aten.addmm: _product(addmm, addmm_macs, layer=layer.addmm, linear_form=linear_form.of_sum_and_product),
+    aten.baddbmm: _product(addmm, addmm_macs, layer=layer.addmm),
+    aten.einsum: Op(einsum, einsum_macs, masks="inputs", kind="einsum", effect="contracts"),
+    aten.scaled_dot_product_attention: Op(
+        attention, attention_macs, rescale, masks="inputs", layer=layer.attention, kind="attention"
+    ),
+    aten.embedding: Op(embedding, kind="embedding"),
+    aten.embedding_bag: Op(embedding_bag, kind="embedding"),
+    aten.tensordot: Op(tensordot, tensordot_macs, masks="inputs", effect="contracts"),
+    aten.outer: Op(outer, kind="outer_product", effect="contracts"),
+    aten.bilinear: Op(bilinear, bilinear_macs, masks="inputs", effect="contracts"),
 }

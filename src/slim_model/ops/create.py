@@ -91,7 +91,7 @@ ROWS: dict[Any, Op] = {
     operator.getitem: Op(lambda walk, **arguments: item(walk, *arguments.values())),
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty), _UNIFORM),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _UNIFORM_LIKE),
-    **dict.fromkeys((aten.expand, aten.broadcast_to), Op(expand, rewrite=resize())),
-    aten.repeat: Op(repeat, rewrite=repeat_less),
+    **dict.fromkeys((aten.expand, aten.broadcast_to), Op(expand, rewrite=resize(), effect="moves")),
+    aten.repeat: Op(repeat, rewrite=repeat_less, effect="moves"),
     **dict.fromkeys((aten.arange, aten.linspace, aten.rand, aten.randn, aten.eye, aten.scalar_tensor), Op(sequence)),
 }

@@ -6,11 +6,12 @@ The functions take what the functions of ``macs`` take: the output and the argum
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from slim_model.labels.values import Value
+from slim_model.ops.linear_form import each, window_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,9 @@ def conv(
     else:
         groups = channels // max(weight.shape[1], 1)
         block = (weight.shape[1], made // max(groups, 1))
-    dilations = each(dilation, len(kernel))
-    before, after = _padding(padding, kernel, dilations)
+    window = window_of(kernel, stride, padding, dilation)
     fixed = (
-        *(input.shape[at + 1 :], kernel, each(stride, len(kernel)), before, after, dilations),
+        *(input.shape[at + 1 :], kernel, window.stride, window.before, window.after, window.dilation),
         *(each(output_padding, len(kernel)), (int(transposed),)),
     )
     if groups > 1:
@@ -118,18 +118,3 @@ def numbers(kind: str) -> Callable[..., Layer]:
 def layer_norm(out: Value, normalized_shape: Any, **_: Any) -> Layer:
     rank = len(out.shape) - len(normalized_shape)
     return Layer("layer_norm", math.prod(out.shape[:rank]), (), (math.prod(out.shape[rank:]),))
-
-
-def each(value: Any, rank: int) -> tuple[int, ...]:
-    """One number an axis: 2 -> (2, 2)."""
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
-    return tuple(int(v) for v in (values * rank if len(values) == 1 else values))
-
-
-def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Before and after each axis; "same" puts what is left over after, "valid" is none."""
-    if not isinstance(padding, str):
-        sides = each(padding, len(kernel))
-        return sides, sides
-    spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-    return tuple(s // 2 for s in spans), tuple(s - s // 2 for s in spans)

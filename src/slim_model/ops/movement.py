@@ -290,46 +290,39 @@ def _remap(cut: Cut, index_node: fx.Node, source: Value, dim: int) -> dict[str, 
     return {owner: (kept.cumsum(0) - 1)[entries[kept[entries]]]}
 
 
-def _moves(*operators: Any, rewrite: Any = None) -> dict[Any, Op]:
-    return {operator: Op(move, rewrite=rewrite) for operator in operators}
+def reinterpreted(walk: Walk, self: Value, **_: Any) -> Any:
+    walk.pin(self, "its bytes are read as another type")
+    return walk.fixed_outputs()
+
+
+def _rearranges(*operators: Any, rewrite: Any = None, kind: Any = None) -> dict[Any, Op]:
+    return dict.fromkeys(operators, Op(move, rewrite=rewrite, kind=kind, effect="rearranges"))
+
+
+def _moves(*operators: Any, rewrite: Any = None, kind: Any = None) -> dict[Any, Op]:
+    return dict.fromkeys(operators, Op(move, rewrite=rewrite, kind=kind, effect="moves"))
 
 
 ROWS: dict[Any, Op] = {
-    **_moves(aten.view, aten._unsafe_view, rewrite=resize()),
-    **_moves(aten.reshape, rewrite=resize("shape")),
-    **_moves(aten.unflatten, rewrite=resize("sizes", "dim")),
+    **_rearranges(aten.view, aten._unsafe_view, rewrite=resize(), kind="view"),
+    **_rearranges(aten.reshape, rewrite=resize("shape"), kind="view"),
+    **_rearranges(aten.unflatten, rewrite=resize("sizes", "dim"), kind="unflatten"),
+    **_rearranges(aten.flatten, aten.ravel, aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT, aten.adjoint),
+    **_rearranges(aten.movedim, aten.swapaxes, aten.swapdims, aten.squeeze, aten.unsqueeze, aten.atleast_1d),
+    aten.squeeze.default: Op(move, effect="moves"),  # sizes say which axes go
+    aten.view.dtype: Op(reinterpreted),
+    **dict.fromkeys((aten.reshape_as, aten.view_as), Op(shaped_like, effect="moves")),
+    **dict.fromkeys((aten.channel_shuffle, aten.native_channel_shuffle), Op(channel_shuffle, effect="rearranges")),
     **_moves(aten.narrow, rewrite=renarrow),
-    **_moves(aten.select, rewrite=reselect),
-    **_moves(aten.chunk, aten.split, aten.split_with_sizes, aten.tensor_split, rewrite=resplit),
+    **_moves(aten.select, rewrite=reselect, kind="select"),
+    **_moves(aten.unbind, kind="unbind"),
+    **_moves(aten.chunk, aten.split, aten.split_with_sizes, aten.tensor_split, rewrite=resplit, kind="split"),
     **_moves(aten.roll, rewrite=reroll),
-    **_moves(
-        *(
-            aten.flatten,
-            aten.permute,
-            aten.transpose,
-            aten.t,
-            aten.numpy_T,
-            aten.mT,
-            aten.adjoint,
-            aten.movedim,
-        ),
-        *(aten.swapaxes, aten.swapdims, aten.squeeze, aten.unsqueeze, aten.unbind, aten.flip),
-        *(
-            aten.tile,
-            aten.repeat_interleave,
-            aten.pixel_shuffle,
-            aten.pixel_unshuffle,
-            aten.unfold,
-            aten.ravel,
-        ),
-        *(aten.rot90, aten.fliplr, aten.flipud, aten.diagonal, aten.atleast_1d),
-    ),
-    **dict.fromkeys((aten.reshape_as, aten.view_as), Op(shaped_like)),
-    aten.slice: Op(strided_slice, rewrite=reslice),
-    aten.index: Op(index, rewrite=reindex),
-    aten.index_select: Op(index_select, rewrite=reindex_select),
-    aten.channel_shuffle: Op(channel_shuffle),
-    aten.native_channel_shuffle: Op(channel_shuffle),
-    aten.im2col: Op(unfold_patches),
+    **_moves(aten.flip, aten.fliplr, aten.flipud, aten.rot90, aten.tile, aten.repeat_interleave, aten.diagonal),
+    **_moves(aten.pixel_shuffle, aten.pixel_unshuffle, aten.unfold),
+    aten.slice: Op(strided_slice, rewrite=reslice, effect="moves"),
+    aten.index: Op(index, rewrite=reindex, effect="moves"),
+    aten.index_select: Op(index_select, rewrite=reindex_select, effect="moves"),
+    aten.im2col: Op(unfold_patches, effect="moves"),
     aten.col2im: Op(fold_patches),
 }

@@ -12,7 +12,8 @@ from slim_model.labels.values import Axis, Value, tensors_in
 from slim_model.labels.walk import Walk
 from slim_model.ops import layer
 from slim_model.ops.cut import Cut
-from slim_model.ops.row import Op
+from slim_model.ops.row import Curve, Op
+from slim_model.ops.training_switch import TrainingSwitch
 
 aten = torch.ops.aten
 
@@ -112,30 +113,77 @@ def unchecked(walk: Walk, a: Value, size: Any = None, stride: Any = None, **_: A
         walk.pin(a, "its size is checked")
 
 
-_ONE_BY_ONE = (
-    *(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.clone),
-    *(aten.contiguous, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as, aten.expand_as),
-    *(aten.lift_fresh_copy, aten.copy, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like),
-    *(aten.rand_like, aten.randn_like, aten.relu6, aten.hardtanh, aten.where, aten.masked_fill, aten.rrelu),
-    *(aten.celu, aten.selu, aten.softplus, aten.threshold, aten.square, aten.nan_to_num, aten.clamp, aten.fill),
-    *(aten.__and__, aten.__or__, aten.__xor__),
-    *(aten.zero, aten.log_sigmoid, aten.hardsigmoid, aten.mish, aten.elu),
+def dropout_and_mask(walk: Walk, **arguments: Any) -> list[Value]:
+    """native_dropout: what is left, and which values these are."""
+    _, axes = walk.meet(tensors_in(arguments.values()), "it is combined with a value whose positions are fixed")
+    return [walk.out(axes, i) for i in range(2)]
+
+
+def _alone(**columns: Any) -> Op:
+    """A row of an operator that treats each position alone."""
+    return Op(pointwise, effect="pointwise", **columns)
+
+
+def _like_relu(curve: Curve, layer_kind: str = "", **columns: Any) -> Op:
+    return _alone(curve=curve, layer=layer.numbers(layer_kind) if layer_kind else None, **columns)
+
+
+POINTWISE = _alone()
+"""The row of an operator that PyTorch tags as pointwise and that has none of its own."""
+
+_DROPOUT = TrainingSwitch("train", rate="p")
+_UNTAGGED = (
+    *(aten.expand_as, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like),
+    *(aten.randn_like, aten.where, aten.masked_fill, aten.softplus, aten.threshold, aten.square, aten.nan_to_num),
+    *(aten.clamp, aten.fill, aten.copy, aten.__and__, aten.__or__, aten.__xor__, aten.zero, aten.log_sigmoid),
+    aten.hardsigmoid,
 )
+"""Those that PyTorch does not tag in every overload."""
+_STEPS = (*(aten.floor, aten.ceil, aten.round, aten.trunc, aten.sign, aten.remainder, aten.fmod, aten.floor_divide),)
 
 ROWS: dict[Any, Op] = {
-    aten.cat: Op(cat),
-    aten.concat: Op(cat),
-    aten.stack: Op(stack),
-    aten.pad: Op(pad, rewrite=repad),
-    aten.constant_pad_nd: Op(pad, rewrite=repad),
+    aten.cat: Op(cat, kind="join", effect="moves"),
+    aten.concat: Op(cat, kind="join", effect="moves"),
+    aten.stack: Op(stack, kind="join", effect="moves"),
+    aten.pad: Op(pad, rewrite=repad, effect="moves"),
+    aten.constant_pad_nd: Op(pad, rewrite=repad, effect="moves"),
     aten.glu: Op(glu),
-    aten.max.other: Op(pointwise),
-    aten.min.other: Op(pointwise),
-    aten._assert_tensor_metadata: Op(unchecked),
-    aten.prelu: Op(prelu),
-    aten.silu: Op(pointwise, layer=layer.numbers("silu")),
-    aten.gelu: Op(pointwise, layer=layer.numbers("gelu")),
-    aten.hardswish: Op(pointwise, layer=layer.numbers("hardswish")),
-    aten.mul: Op(pointwise, layer=layer.numbers("mul")),
-    **dict.fromkeys(_ONE_BY_ONE, Op(pointwise)),
+    aten.max.other: _alone(),
+    aten.min.other: _alone(),
+    **dict.fromkeys(_UNTAGGED, _alone()),
+    # copies
+    **dict.fromkeys((aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh), _alone(kind="copy")),
+    aten.lift_fresh_copy: _alone(kind="copy"),
+    aten.to: _alone(kind="cast"),
+    aten._to_copy: _alone(kind="cast"),
+    aten.type_as: _alone(kind="cast", returns_operand=True),
+    # checks that the graph makes: of type and device, which .to leaves in it, and of sizes
+    **dict.fromkeys(
+        (aten._assert_tensor_metadata, aten._assert_scalar, aten.sym_constrain_range_for_size),
+        Op(unchecked, kind="assertion"),
+    ),
+    # arithmetic
+    aten.add: _alone(kind="addition"),
+    aten.mul: _alone(layer=layer.numbers("mul")),
+    **dict.fromkeys(_STEPS, _alone(curve="steps")),
+    # activations
+    aten.relu: _like_relu("rectifier", kind="relu"),
+    aten.relu6: _like_relu("rectifier"),
+    aten.hardtanh: _like_relu("rectifier"),  # as which ReLU6 is traced
+    aten.hardswish: _like_relu("rectifier", "hardswish"),
+    aten.silu: _like_relu("leaky", "silu"),
+    aten.gelu: _like_relu("leaky", "gelu"),
+    aten.mish: _like_relu("leaky"),
+    aten.leaky_relu: _like_relu("leaky"),
+    aten.rrelu: _like_relu("leaky", training_switch=TrainingSwitch("training")),
+    aten.prelu: Op(prelu, effect="pointwise", curve="leaky"),
+    aten.elu: _like_relu("saturating"),
+    aten.celu: _like_relu("saturating"),
+    aten.selu: _like_relu("saturating"),
+    # dropout
+    **dict.fromkeys(
+        (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout),
+        _alone(kind="dropout", training_switch=_DROPOUT, returns_operand=True),
+    ),
+    aten.native_dropout: Op(dropout_and_mask, kind="dropout", training_switch=_DROPOUT),
 }

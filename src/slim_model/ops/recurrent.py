@@ -16,6 +16,7 @@ import torch
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
 from slim_model.ops.row import Op
+from slim_model.ops.training_switch import TrainingSwitch
 
 aten = torch.ops.aten
 _WEIGHTS = "its weights are fixed"
@@ -175,19 +176,24 @@ def cell_macs(out: Value, w_ih: Value, w_hh: Value, **_: Any) -> int:
     return out.shape[0] * sum(math.prod(w.shape) for w in (w_ih, w_hh))
 
 
-_LSTM = Op(lstm, macs, masks="inputs")
-_GRU = Op(simple(3), macs, masks="inputs")
-_RNN = Op(simple(1), macs, masks="inputs")
+def _layers_of(flow: Any) -> Op:
+    switch = TrainingSwitch("train", rate="dropout")
+    return Op(flow, macs, masks="inputs", kind="recurrent", training_switch=switch)
+
+
+def _cell_of(flow: Any) -> Op:
+    return Op(flow, cell_macs, masks="inputs", kind="recurrent")
+
 
 ROWS: dict[Any, Op] = {
-    aten.lstm: _LSTM,
-    aten.gru: _GRU,
-    aten.rnn_tanh: _RNN,
-    aten.rnn_relu: _RNN,
-    aten.lstm_cell: Op(lstm_cell, cell_macs, masks="inputs"),
-    aten.gru_cell: Op(simple_cell(3), cell_macs, masks="inputs"),
-    aten.rnn_tanh_cell: Op(simple_cell(1), cell_macs, masks="inputs"),
-    aten.rnn_relu_cell: Op(simple_cell(1), cell_macs, masks="inputs"),
+    aten.lstm: _layers_of(lstm),
+    aten.gru: _layers_of(simple(3)),
+    aten.rnn_tanh: _layers_of(simple(1)),
+    aten.rnn_relu: _layers_of(simple(1)),
+    aten.lstm_cell: _cell_of(lstm_cell),
+    aten.gru_cell: _cell_of(simple_cell(3)),
+    aten.rnn_tanh_cell: _cell_of(simple_cell(1)),
+    aten.rnn_relu_cell: _cell_of(simple_cell(1)),
     aten._pack_padded_sequence: Op(pack),
     aten._pad_packed_sequence: Op(unpack),
 }

@@ -23,10 +23,9 @@ from slim_model.cutting.masked import Masked
 from slim_model.errors import first_line
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import Graph, source_line
-from slim_model.graph.nodes import packet_of
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Replay, Value, tensors_in
-from slim_model.ops import Cut, row_of
+from slim_model.ops import Cut, kind_of, row_of
 from slim_model.proof.structure import check_structure
 from slim_model.proof.tolerance import TOLERANCE, largest_size, relative_error
 
@@ -98,7 +97,7 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, 
                 outputs = [x for n in copied.all_input_nodes if isinstance(x := other.env[n], Tensor)]
                 first = [x[:1] if x.dim() and dense.dynamic_batch else x for x in outputs]
                 return _Run(_output_error(node, copied, masked, other), layers, first)
-            if node.op == "placeholder" or node.target is torch.ops.aten._assert_tensor_metadata.default:
+            if node.op == "placeholder" or kind_of(node) == "assertion":
                 continue  # it computes nothing, and does not hold in float64
             try:
                 masked.env[node] = masked.run_node(node)
@@ -111,13 +110,6 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, 
                 masked.env.pop(dead, None)
                 other.env.pop(dead_copy, None)
     raise AssertionError("a graph ends with its output")
-
-
-_STEPS = {
-    *(torch.ops.aten.floor, torch.ops.aten.ceil, torch.ops.aten.round, torch.ops.aten.trunc, torch.ops.aten.sign),
-    *(torch.ops.aten.remainder, torch.ops.aten.fmod, torch.ops.aten.floor_divide),
-}
-"""They decide as a comparison does, though what comes out is no index and no flag."""
 
 
 def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> None:
@@ -133,7 +125,9 @@ def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Inter
         return
     taken, own = pytree.tree_leaves(masked.env[node]), pytree.tree_leaves(other.env[copied])
     tensors = [x for x in taken if isinstance(x, Tensor)]
-    decides = any(not x.is_floating_point() for x in tensors) or packet_of(node) in _STEPS
+    row = row_of(node.target)
+    jumps = row is not None and row.curve == "steps"  # as a comparison does, though no flag comes out
+    decides = jumps or any(not x.is_floating_point() for x in tensors)
     if not decides or not tensors or any(not isinstance(x, Tensor) for x in taken):
         return
     values = tensors_in([masked.cut.values[node]])

@@ -17,12 +17,10 @@ from slim_model.cutting.resize import resize
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import shape_of
 from slim_model.graph.tensor_trees import batch_of
-from slim_model.ops import along, flow_of, norm, pointwise
+from slim_model.ops import row_of
 from slim_model.recovery.linear_layers import Kept, Sum, find_sums
 
 aten = torch.ops.aten
-_KEPT_APART = (pointwise.pointwise, norm.batch_norm, norm.layer_norm, *along.SPATIAL.values())
-"""Flows along which each channel stays where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +122,5 @@ def _carries(node: fx.Node, axis: int, taken: tuple[int, ...], given: tuple[int,
     """The channels of what is taken in lie on the same axis of what is given."""
     if len(taken) != len(given) or taken[axis] != given[axis]:
         return False
-    return flow_of(node) in _KEPT_APART
+    row = row_of(node.target)
+    return row is not None and row.keeps_channels

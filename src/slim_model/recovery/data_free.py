@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, packet_of, shape_of
+from slim_model.graph.nodes import bound, shape_of
 from slim_model.labels.values import Value
 from slim_model.ops import row_of
 from slim_model.ranking.evidence.moments import Covariances, Moments
@@ -28,13 +28,7 @@ from slim_model.ranking.evidence.rectified_normal import products
 from slim_model.recovery.linear_layers import Sum, is_norm, norm_behind
 from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
 
-aten = torch.ops.aten
 RIDGE = 1e-3
-_RECTIFIERS = {
-    *(aten.relu, aten.relu_, aten.gelu, aten.silu, aten.silu_, aten.hardswish, aten.hardswish_),
-    *(aten.hardtanh, aten.hardtanh_, aten.leaky_relu, aten.leaky_relu_),
-}
-"""And what is like one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +126,9 @@ def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _rectified(coupling: Coupling, operand: fx.Node) -> bool:
-    return any(packet_of(n) in _RECTIFIERS for n in _upstream(coupling, operand))
+    """Behind a ReLU, or what is like one."""
+    rows = [row_of(n.target) for n in _upstream(coupling, operand)]
+    return any(row is not None and row.curve in ("rectifier", "leaky") for row in rows)
 
 
 def _moments(problem: Problem, operand: fx.Node, channels: _Made, rectified: bool) -> InputMoments:

@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,24 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, packet_of
+from slim_model.graph.nodes import bound
 from slim_model.graph.stored_tensors import storage_key
+from slim_model.ops import kind_of, linear_form_of
+from slim_model.ops.linear_form import LinearForm, Window
 from slim_model.ranking.evidence.sampling import places
 
-aten = torch.ops.aten
-_CONVOLUTIONS = {aten.conv1d, aten.conv2d}
 Kept = Mapping[tuple[str, int], np.ndarray]
 """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """How a convolution looks at a map, height first; ``sides`` as ``F.pad`` takes them."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    sides: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,32 +115,11 @@ def find_sums(dense: Graph, small: Graph, kept: Kept) -> list[Sum]:
     used = readers(dense)
     found = []
     for node in dense.nodes:
-        if node.op == "call_function" and (parts := _parts(node)) is not None:
-            layer = _sum(node, parts, dense, small, kept, used)
+        if node.op == "call_function" and (form := linear_form_of(node)) is not None:
+            layer = _sum(node, form, dense, small, kept, used)
             if layer is not None:
                 found.append(layer)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    operand: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
-    turned: bool = False
-
-
-def _parts(node: fx.Node) -> _Parts | None:
-    kind, given = packet_of(node), bound(node)
-    if kind in _CONVOLUTIONS or kind is aten.linear:
-        found = given["input"], given["weight"], given["bias"]
-    elif kind is aten.addmm and given["alpha"] == given["beta"] == 1:
-        found = given["mat1"], given["mat2"], given["self"]
-    elif kind is aten.mm:
-        found = given["self"], given["mat2"], None
-    else:
-        return None
-    return _Parts(*found, turned=kind in (aten.addmm, aten.mm))
 
 
 def readers(graph: Graph) -> Counter[Hashable]:
@@ -171,50 +139,45 @@ def own(graph: Graph, node: fx.Node | None, used: Counter[Hashable]) -> str | No
     return graph.owners[node.name] if tensor.is_floating_point() and used[storage_key(tensor)] == 1 else None
 
 
-def _sum(node: fx.Node, parts: _Parts, dense: Graph, small: Graph, kept: Kept, used: Counter[Hashable]) -> Sum | None:
-    weight = own(dense, parts.weight, used)
-    value, stored = parts.operand.meta.get("val"), dense.tensors.get(weight or "")
-    if weight is None or stored is None or not isinstance(value, Tensor) or parts.operand.op == "get_attr":
+def _sum(
+    node: fx.Node, form: LinearForm, dense: Graph, small: Graph, kept: Kept, used: Counter[Hashable]
+) -> Sum | None:
+    weight = own(dense, form.weight, used)
+    value, stored = form.operand.meta.get("val"), dense.tensors.get(weight or "")
+    if weight is None or stored is None or not isinstance(value, Tensor) or form.operand.op == "get_attr":
         return None
-    given, convolves = bound(node), node.target.overloadpacket in _CONVOLUTIONS  # type: ignore[union-attr]
-    if stored.dim() != (value.dim() if convolves else 2) or value.dim() < 2:
+    if form.window is not None and (len(form.window.kernel) > 2 or value.dim() != stored.dim()):
+        return None  # volumes, and one map without a batch
+    if value.dim() < 2:
         return None
-    count = int(given["groups"]) if convolves else 1
-    out, taken = (1, 0) if parts.turned else (0, 1)
+    out, taken = (1, 0) if form.turned else (0, 1)
     outputs = torch.from_numpy(kept.get((weight, out), np.arange(stored.shape[out])).astype(np.int64))
     inputs = torch.from_numpy(kept.get((weight, taken), np.arange(stored.shape[taken])).astype(np.int64))
-    groups = torch.unique(outputs // (stored.shape[out] // count))
+    groups = torch.unique(outputs // (stored.shape[out] // form.groups))
     left = small.tensors[weight]
     if (left.shape[out], left.shape[taken]) != (len(outputs), len(inputs)) or len(outputs) % len(groups):
         return None
-    if parts.bias is not None and own(dense, parts.bias, used) is None:
+    if form.bias is not None and own(dense, form.bias, used) is None:
         return None  # a constant that others read, too
-    window = _window(given, tuple(stored.shape[2:])) if convolves else None
     return Sum(
-        *(node.name, parts.operand.name, weight, _constant(node, parts, dense, used), window, parts.turned),
-        *(inputs, outputs, groups, count, stored.shape[taken]),
+        node=node.name,
+        operand=form.operand.name,
+        weight=weight,
+        constant=_constant(node, form.bias, dense, used),
+        window=form.window.on_maps() if form.window else None,
+        turned=form.turned,
+        inputs=inputs,
+        outputs=outputs,
+        groups=groups,
+        all_groups=form.groups,
+        width=stored.shape[taken],
     )
 
 
-def _window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window:
-    def pair(sizes: Any, ahead: int) -> tuple[int, int]:
-        sizes = [sizes] * len(kernel) if isinstance(sizes, int) else list(sizes)
-        sizes = sizes * len(kernel) if len(sizes) < len(kernel) else sizes
-        return (ahead, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
-
-    size, stride, dilation = pair(list(kernel), 1), pair(given["stride"], 1), pair(given["dilation"], 1)
-    reach = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
-    if given["padding"] == "same":
-        sides = [(r // 2, r - r // 2) for r in reach]
-    else:
-        sides = [(p, p) for p in pair(0 if given["padding"] == "valid" else given["padding"], 0)]
-    return Window(size, stride, dilation, (*sides[1], *sides[0]))
-
-
-def _constant(node: fx.Node, parts: _Parts, graph: Graph, used: Counter[Hashable]) -> tuple[str, int] | None:
-    bias = own(graph, parts.bias, used)
-    if bias is not None:
-        return bias, 1
+def _constant(node: fx.Node, bias: fx.Node | None, graph: Graph, used: Counter[Hashable]) -> tuple[str, int] | None:
+    stored = own(graph, bias, used)
+    if stored is not None:
+        return stored, 1
     norm = norm_behind(node)
     mean = own(graph, bound(norm)["running_mean"], used) if norm is not None else None
     return (mean, -1) if mean is not None else None
@@ -227,6 +190,8 @@ def norm_behind(node: fx.Node) -> fx.Node | None:
 
 
 def is_norm(node: fx.Node) -> bool:
-    return (
-        packet_of(node) is aten.batch_norm and bound(node)["running_mean"] is not None and not bound(node)["training"]
-    )
+    """A BatchNorm that normalises by stored statistics."""
+    if kind_of(node) != "batch_norm" or not isinstance(node.meta.get("val"), Tensor):
+        return False  # a decomposed one gives its statistics, too
+    given = bound(node)
+    return given["running_mean"] is not None and not given["training"]

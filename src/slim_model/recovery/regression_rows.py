@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound, packet_of
+from slim_model.graph.nodes import bound
+from slim_model.ops import kind_of
 from slim_model.recovery.linear_layers import Sum, norm_behind
 from slim_model.recovery.streamed_run import Track
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +28,18 @@ class Sink:
 def sink_of(node: fx.Node) -> Sink:
     norm = norm_behind(node)
     end = norm or node
-    while (user := _only_user(end)) is not None and _kind(user) is aten.dropout:
+    while (user := _only_user(end)) is not None and kind_of(user) == "dropout":
         end = user
     other = None
-    if user is not None and _kind(user) in (aten.add, aten.add_) and bound(user)["alpha"] == 1:
+    if user is not None and kind_of(user) == "addition" and bound(user)["alpha"] == 1:
         sides = [bound(user)["self"], bound(user)["other"]]
         other = next((side for side in sides if side is not end and isinstance(side, fx.Node)), None)
         user = _only_user(user) if other is not None else None
-    return Sink(norm, other, user is not None and _kind(user) in (aten.relu, aten.relu_))
+    return Sink(norm, other, user is not None and kind_of(user) == "relu")
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _kind(node: fx.Node) -> Any:
-    return packet_of(node)
 
 
 class Row(NamedTuple):

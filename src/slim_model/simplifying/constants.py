@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.ops import row_of
 from slim_model.simplifying.moves import is_written, writes
 
-aten = torch.ops.aten
 _PURE = ("aten", "prims", "quantized_decomposed")
-_DROPOUT = {aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout}
 
 
 def is_pure(node: fx.Node) -> bool:
@@ -25,9 +23,9 @@ def is_pure(node: fx.Node) -> bool:
         return True
     if not isinstance(target, torch._ops.OpOverload) or not isinstance(node.meta.get("val"), Tensor | list | tuple):
         return False
-    random = torch.Tag.nondeterministic_seeded in target.tags
-    if random and target.overloadpacket in _DROPOUT:
-        random = bool(bound(node)["train"])
+    row, random = row_of(target), torch.Tag.nondeterministic_seeded in target.tags
+    if row is not None and row.training_switch is not None:
+        random = random and row.training_switch.is_on(node)
     name = target.overloadpacket.__name__
     return target.namespace in _PURE and not writes(target) and not random and "empty" not in name
 

@@ -17,46 +17,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Folded, Graph, PlainLayer, module_path, source_line
-from slim_model.graph.nodes import packet_of
 from slim_model.graph.stored_tensors import storage_key
+from slim_model.ops import kind_of, row_of
 from slim_model.simplifying.constants import cone_of, following, placeholder, values_of
 from slim_model.simplifying.plain_layer import plain_layer
 
-aten = torch.ops.aten
-
-_MOVES = {
-    *(aten.view, aten.reshape, aten._unsafe_view, aten.view_as, aten.reshape_as, aten.flatten, aten.unflatten),
-    *(aten.transpose, aten.permute, aten.t, aten.numpy_T, aten.mT, aten.mH, aten.adjoint, aten.movedim),
-    *(aten.swapaxes, aten.swapdims, aten.unsqueeze, aten.squeeze, aten.expand, aten.expand_as, aten.broadcast_to),
-    *(aten.slice, aten.select, aten.narrow, aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split),
-    *(aten.unbind, aten.index, aten.index_select, aten.cat, aten.concat, aten.stack, aten.pad, aten.constant_pad_nd),
-    *(aten.flip, aten.roll, aten.repeat, aten.repeat_interleave, aten.tile, aten.diagonal, aten.ravel),
-    *(aten.contiguous, aten.clone, aten.detach, aten.alias, aten.lift_fresh_copy, aten.lift_fresh),
-    *(aten.to, aten._to_copy, aten.type_as, aten.pixel_shuffle, aten.pixel_unshuffle),
-}
-_ONE_BY_ONE = {
-    *(aten.zeros_like, aten.ones_like, aten.full_like, aten.fill, aten.copy, aten.nan_to_num, aten.square),
-    *(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout),
-}
-_ALONG = {
-    *(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.cumsum, aten.sort, aten.topk),
-    *(aten.tril, aten.triu, aten.amax, aten.amin, aten.max, aten.min),
-}
-"""Along the axis they work on nothing goes, so what they give stays right."""
-_CONTRACTIONS = {
-    *(aten.linear, aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.einsum, aten.tensordot, aten.outer),
-    *(aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution, aten._convolution, aten.bilinear),
-    *(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d),
-}
-_LAYERS = {
-    *_CONTRACTIONS,
-    *(aten.mv, aten.embedding, aten.embedding_bag, aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu),
-    *(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell),
-}
 _PARAMETRIZED = re.compile(r"((?:.+\.)?)parametrizations\.(\w+)\..+")
 _HOOKED = ({"_g", "_v"}, {"_orig", "_mask"}, {"_orig", "_u", "_v"}, {"_orig", "_u"})
 """What torch.nn.utils puts behind the name of a weight: weight_norm, prune, spectral_norm."""
@@ -122,13 +90,14 @@ def _as_a_source(graph: Graph, node: fx.Node, known: Sequence[fx.Node]) -> fx.No
 
 def _is_one(node: fx.Node) -> bool:
     """A tensor that is not put together from several."""
-    return isinstance(node.meta["val"], Tensor) and node.target not in (aten.cat.default, aten.stack.default)
+    return isinstance(node.meta["val"], Tensor) and kind_of(node) != "join"
 
 
 def _moves(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return not isinstance(node.args[0], fx.Node) or _moves(node.args[0])
-    return packet_of(node) in _MOVES
+    row = row_of(node.target)
+    return row is not None and row.only_moves
 
 
 def _worth_folding(graph: Graph, node: fx.Node, cone: set[fx.Node]) -> bool:
@@ -145,20 +114,25 @@ def _worth_folding(graph: Graph, node: fx.Node, cone: set[fx.Node]) -> bool:
 
 def _kind(node: fx.Node) -> str:
     """How ``node`` treats the positions of what it reads."""
-    packet = packet_of(node)
-    tags = getattr(node.target, "tags", ())
-    if _moves(node) or node.target is operator.getitem or packet in _ONE_BY_ONE or torch.Tag.pointwise in tags:
+    row = row_of(node.target)
+    effect, kind = (row.effect, row.kind) if row is not None else (None, None)
+    if _moves(node) or node.target is operator.getitem or effect == "pointwise":
         return "alone"
-    if packet in _ALONG:
+    if effect == "along":  # nothing of that axis goes, so what it gives stays right
         return "along"
     ranks = [n.meta["val"].dim() for n in node.all_input_nodes[:2] if isinstance(n.meta.get("val"), Tensor)]
-    vectors = packet not in (aten.einsum, aten.outer) and min(ranks, default=0) < 2
-    return "contraction" if packet in _CONTRACTIONS and not vectors else "statistic"
+    vectors = kind not in ("einsum", "outer_product") and min(ranks, default=0) < 2
+    return "contraction" if effect == "contracts" and not vectors else "statistic"
 
 
 def _is_weight(node: fx.Node) -> bool:
     """A layer reads it, moved or not."""
-    return any(packet_of(user) in _LAYERS or (_moves(user) and _is_weight(user)) for user in node.users)
+    return any(_is_layer(user) or (_moves(user) and _is_weight(user)) for user in node.users)
+
+
+def _is_layer(node: fx.Node) -> bool:
+    row = row_of(node.target)
+    return row is not None and (row.effect == "contracts" or row.kind in ("embedding", "recurrent"))
 
 
 def _formulas(graph: Graph, known: Sequence[fx.Node]) -> dict[fx.Node, int]:

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound, insert_call, packet_of, shape_of
+from slim_model.graph.nodes import bound, shape_of
 from slim_model.graph.varying_axes import varying_axes
+from slim_model.ops import kind_of
 from slim_model.simplifying.moves import is_written, links, size_of, through
 
 aten = torch.ops.aten
-_SIZED = (aten.view, aten._unsafe_view, aten.reshape)
-_SPLITS = (aten.chunk, aten.split, aten.split_with_sizes, aten.tensor_split)
 _LONGEST = 8
 _LARGEST = 2**25  # elements that are moved to check a chain; a larger one stays as it is
 
@@ -83,16 +82,16 @@ def _cut(end: fx.Node) -> _Cut | None:
     """How the users of ``end`` cut it up, where every part of it is used and nothing else is."""
     users = list(end.users)
     shape = shape_of(end.meta["val"])
-    packets = {packet_of(user) for user in users}
-    if packets == {aten.select}:
+    kinds = {kind_of(user) for user in users}
+    if kinds == {"select"}:
         return _cut_by_number(users, shape)
-    if len(users) != 1 or not packets <= {aten.unbind, *_SPLITS}:
+    if len(users) != 1 or not kinds <= {"unbind", "split"}:
         return None
     parts = users[0].meta["val"]
     if len(parts) < 2 or len({shape_of(part) for part in parts}) > 1:
         return None
     found = [[user for user in users[0].users if user.args[1] == i] for i in range(len(parts))]
-    return _Cut(bound(users[0])["dim"] % len(shape), len(parts), found, aten.unbind in packets)
+    return _Cut(bound(users[0])["dim"] % len(shape), len(parts), found, "unbind" in kinds)
 
 
 def _cut_by_number(users: list[fx.Node], shape: tuple[int, ...]) -> _Cut | None:
@@ -136,8 +135,8 @@ def _steps(chain: list[fx.Node], cut: _Cut, axis: int) -> list[_Step]:
 
 def _narrowed(node: fx.Node, axis: int, count: int) -> _Step | None:
     """``node`` where ``axis`` of its result has one of ``count`` blocks."""
-    packet = node.target.overloadpacket  # type: ignore[union-attr]
-    if packet not in (*_SIZED, aten.unflatten):
+    kind = kind_of(node)
+    if kind not in ("view", "unflatten"):
         return _Step(node, node.target, node.args[1:], dict(node.kwargs))
     *before, given = node.args[1:]
     sizes: list[Any] = list(given)  # type: ignore[arg-type]
@@ -146,7 +145,7 @@ def _narrowed(node: fx.Node, axis: int, count: int) -> _Step | None:
         if not isinstance(sizes[place], int) or sizes[place] % count:
             return None
         sizes[place] //= count
-    return _Step(node, aten.reshape.default if packet in _SIZED else node.target, (*before, sizes), {})
+    return _Step(node, aten.reshape.default if kind == "view" else node.target, (*before, sizes), {})
 
 
 def _same(chain: list[fx.Node], cut: _Cut, axis: int, steps: list[_Step]) -> bool:
@@ -167,15 +166,22 @@ def _rewrite(nodes: fx.Graph, cut: _Cut, axis: int, steps: list[_Step]) -> None:
     size = source.meta["val"].shape[axis] // cut.count
     last = steps[-1].node
     with nodes.inserting_before(last.next):
-        pieces = insert_call(nodes, aten.split_with_sizes.default, (source, [size] * cut.count, axis), steps[0].node)
+        pieces = _node(nodes, aten.split_with_sizes.default, (source, [size] * cut.count, axis), steps[0].node)
         for number, users in enumerate(cut.users):
-            piece = insert_call(nodes, operator.getitem, (pieces, number), steps[0].node)
+            piece = _node(nodes, operator.getitem, (pieces, number), steps[0].node)
             for step in steps:
-                piece = insert_call(nodes, step.target, (piece, *step.rest), step.node, step.named)
+                piece = _node(nodes, step.target, (piece, *step.rest), step.node, step.named)
             if cut.drops:
-                piece = insert_call(nodes, aten.select.int, (piece, cut.dim, 0), last)
+                piece = _node(nodes, aten.select.int, (piece, cut.dim, 0), last)
             for user in users:
                 user.replace_all_uses_with(piece)
     for node in [*(user for users in cut.users for user in users), *last.users, *reversed([s.node for s in steps])]:
         if not node._erased:
             nodes.erase_node(node)
+
+
+def _node(nodes: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node, named: dict[str, Any] = {}) -> fx.Node:  # noqa: B006
+    node = nodes.call_function(target, args, named)
+    args, _ = fx.map_arg((args, ()), lambda n: n.meta["val"])
+    node.meta = dict(like.meta) | {"val": target(*args, **named)}
+    return node

@@ -8,32 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from slim_model.ops import kind_of, row_of
+
 aten = torch.ops.aten
-_LINKS = {
-    *(aten.view, aten.reshape, aten._unsafe_view, aten.transpose, aten.permute, aten.contiguous, aten.clone),
-    *(aten.flatten, aten.unflatten, aten.swapaxes, aten.swapdims, aten.channel_shuffle, aten.movedim),
-    *(aten.unsqueeze, aten.squeeze),
-}
 
 
 def links(node: fx.Node) -> bool:
     """Whether ``node`` moves all values of its one operand, and does nothing else."""
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and target.overloadpacket in _LINKS
-        and target not in (aten.squeeze.default, aten.view.dtype)  # sizes say which axes go; bytes are read anew
-    )
+    row, target = row_of(node.target), node.target
+    if row is None or not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    return row.effect == "rearranges" or row.kind == "copy"
 
 
 def through(chain: list[fx.Node], labels: Tensor) -> Tensor:
     """Execute the links of ``chain`` on ``labels``."""
     for node in chain:
         rest: Any = fx.map_arg(node.args[1:], size_of)
-        if node.target.overloadpacket in (aten.view, aten._unsafe_view):  # type: ignore[union-attr]
-            labels = labels.reshape(*rest)
-        else:
-            labels = node.target(labels, *rest, **node.kwargs)  # type: ignore[operator]
+        target: Any = torch.reshape if kind_of(node) == "view" else node.target  # labels lie in memory otherwise
+        labels = target(labels, *rest, **node.kwargs)
     return labels
 
 

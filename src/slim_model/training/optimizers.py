@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from slim_model.graph.graph import Graph
+from slim_model.ops import kind_of
 
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
 _WARM_UP = 0.05
@@ -21,7 +22,7 @@ def kind_for(graph: Graph, asked: str) -> str:
     """``auto``: ``sgd`` where there is BatchNorm."""
     if asked != "auto":
         return asked
-    return "sgd" if any("batch_norm" in str(node.target) for node in graph.nodes) else "adamw"
+    return "sgd" if any(kind_of(node) == "batch_norm" for node in graph.nodes) else "adamw"
 
 
 def optimizer_for(

@@ -1,66 +1,21 @@
 """The traced graph as a module that can be trained, and the trained values back in the graph.
 
-A trace holds the eval form of each operator. One row in ``TRAINING`` says what it is in training: the same operator
-with its switch on. What the eval form does not show at all (stochastic depth, dropout inside attention) stays away.
+A trace holds the eval form of each operator. Its row says what it is in training: the same operator with its
+``training_switch`` on. What the eval form does not show at all (stochastic depth, dropout inside attention) stays away.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Folded, Graph
-from slim_model.graph.nodes import bound, packet_of
 from slim_model.graph.stored_tensors import shared_names
-
-aten = torch.ops.aten
-_ASSERTIONS = (aten._assert_tensor_metadata, aten._assert_scalar, aten.sym_constrain_range_for_size)
-_MOMENTUM = 0.1  # torch.nn's own; an eval trace of a layer that keeps a cumulative mean holds 0, which learns nothing
-
-
-Row = Callable[[fx.Node, float], None]
-
-
-def _switched(name: str, target: Any = None, *, rate: str | None = None) -> Row:
-    """The operator with its argument ``name`` set; ``target`` where another one has that argument. ``rate``: where it
-    says how much is dropped, of which the share ``dropout`` stays."""
-
-    def row(node: fx.Node, dropout: float) -> None:
-        arguments = bound(node) | {name: True}
-        if rate is not None:
-            arguments[rate] *= dropout
-        if arguments.get("momentum") == 0.0:
-            arguments["momentum"] = _MOMENTUM
-        node.target = target or node.target
-        schema: Any = node.target._schema  # type: ignore[union-attr]
-        node.args = tuple(arguments.pop(a.name) for a in schema.arguments if not a.kwarg_only)
-        node.kwargs = arguments
-
-    return row
-
-
-TRAINING: dict[Any, Row] = {
-    aten.batch_norm: _switched("training"),
-    aten.native_batch_norm: _switched("training"),
-    aten._native_batch_norm_legit: _switched("training"),
-    aten._native_batch_norm_legit_no_training: _switched("training", aten._native_batch_norm_legit.default),
-    aten.instance_norm: _switched("use_input_stats"),
-    aten.rrelu: _switched("training"),
-    aten.rrelu_: _switched("training"),
-    **{
-        packet: _switched("train", rate="p")
-        for packet in (
-            *(aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.native_dropout),
-            *(aten.alpha_dropout, aten.alpha_dropout_, aten.feature_alpha_dropout, aten.feature_alpha_dropout_),
-        )
-    },
-    **{packet: _switched("train", rate="dropout") for packet in (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)},
-}
+from slim_model.ops import kind_of, row_of
 
 
 def training_module(
@@ -74,8 +29,9 @@ def training_module(
     """
     module = _copied(graph)
     for node in module.graph.nodes:
-        if node.op == "call_function" and (row := TRAINING.get(packet_of(node))):
-            row(node, dropout)
+        row = row_of(node.target) if node.op == "call_function" else None
+        if row is not None and row.training_switch is not None:
+            row.training_switch.turn_on(node, dropout)
     _freeze(graph, module, set(frozen))
     return _on(module, device)
 
@@ -117,7 +73,7 @@ def _copied(graph: Graph) -> fx.GraphModule:
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             node.target = shared.get(str(node.target), str(node.target))
-        elif packet_of(node) in _ASSERTIONS:
+        elif kind_of(node) == "assertion":
             module.graph.erase_node(node)  # of dtypes, which autocast changes
     return module
 

@@ -13,12 +13,11 @@ from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling, Group, Slice
 from slim_model.data.loss import Losses
-from slim_model.graph.nodes import bound, packet_of
-from slim_model.labels.values import Value
+from slim_model.graph.nodes import bound
+from slim_model.labels.values import tensors_in
+from slim_model.ops import kind_of
 from slim_model.ranking.evidence.gather import GroupEvidence, View
 from slim_model.simplifying.constants import as_used
-
-aten = torch.ops.aten
 
 
 class Rows(Sequence[Tensor]):
@@ -127,12 +126,12 @@ def _by_channel(tensor: Tensor, axis: int, channel: Tensor, width: int) -> Tenso
 
 def _norms(coupling: Coupling) -> list[tuple[fx.Node, fx.Node]]:
     """(BatchNorm, what it normalises)"""
-    nodes = [n for n in coupling.graph.nodes if packet_of(n) is aten.batch_norm]
+    nodes = [n for n in coupling.graph.nodes if kind_of(n) == "batch_norm"]
     return [(node, bound(node)["input"]) for node in nodes]
 
 
 def _constant(coupling: Coupling, node: fx.Node, name: str) -> Tensor | None:
-    argument = bound(node)[name]
+    argument = bound(node).get(name)
     value = coupling.walk.constant(argument) if isinstance(argument, fx.Node) else None
     return None if value is None else value.detach()
 
@@ -168,8 +167,8 @@ def _scales(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
     found, index = [], coupling.index()
     mine = index.group[group.channels[0]]
     for norm, _ in _norms(coupling):
-        gamma, value = bound(norm)["weight"], coupling.walk.values[norm]
-        labels = value.axes[1] if isinstance(value, Value) else None
+        gamma, values = bound(norm)["weight"], tensors_in([coupling.walk.values[norm]])
+        labels = values[0].axes[1]  # a decomposed one gives its statistics, too
         if not isinstance(gamma, fx.Node) or labels is None:
             continue
         component = coupling.component[labels.numpy()]

@@ -15,33 +15,40 @@ from torch import Tensor, fx
 
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
-from slim_model.graph.nodes import bound, packet_of
-from slim_model.ops import recurrent
+from slim_model.graph.nodes import bound
+from slim_model.ops import kind_of, linear_form_of, recurrent
+from slim_model.ops.linear_form import Window
 from slim_model.ranking.evidence.read_sites import Spot
 from slim_model.ranking.evidence.sampling import SUMMED, places
 from slim_model.ranking.evidence.seen import Patch
 
-aten = torch.ops.aten
-
 
 def patch(node: fx.Node, spot: Spot, env: dict[fx.Node, Any], *, first: int, samples: int) -> Patch:
     """Inputs, weights and outputs of the reader ``node`` for the channels at ``spot``; outputs are without bias."""
-    arguments = fx.map_arg(bound(node), env.__getitem__)
-    kind = packet_of(node)
-    named = bound(node).get("input") is spot.node
-    if kind in (aten.conv1d, aten.conv2d) and named and arguments["input"].dim() == arguments["weight"].dim():
-        inputs, weights = _of_convolution(arguments, first)
-    elif kind is aten.linear and named and spot.layout.axis == 0 and arguments["weight"].dim() == 2:
-        inputs, weights = _of_linear(arguments, first, samples)
-    elif kind in recurrent.ROWS and named and spot.layout.axis is not None:
-        given = arguments["input"].movedim(spot.layout.axis, 0)
-        layer = {"input": given, "weight": recurrent.input_weight(**arguments)}
-        inputs, weights = _of_linear(layer, first, samples)
-    else:
+    sides = _sides(node, spot, env, first, samples)
+    if sides is None:
         return _one_by_one(node, spot, env, first, samples)
+    inputs, weights = sides
     outputs = torch.einsum("sct,oct->so", inputs, weights)
     index = spot.index.to(inputs.device)
     return Patch(_chosen(inputs, index), _chosen(weights, index), outputs)
+
+
+def _sides(
+    node: fx.Node, spot: Spot, env: dict[fx.Node, Any], first: int, samples: int
+) -> tuple[Tensor, Tensor] | None:
+    """``(row, input, tap)`` and ``(output, input, tap)`` of a layer that reads all of the spot's tensor."""
+    form, axis = linear_form_of(node), spot.layout.axis
+    if form is not None and form.operand is spot.node and form.weight is not spot.node:
+        x, weight = env[form.operand].detach(), env[form.weight].detach()
+        if form.window is None:
+            return _of_linear(x, weight.T if form.turned else weight, first, samples) if axis == 0 else None
+        if len(form.window.kernel) < 3 and x.dim() == weight.dim():
+            return _of_convolution(x, weight, form.window.on_maps(), form.groups, first)
+    elif kind_of(node) == "recurrent" and axis is not None and bound(node).get("input") is spot.node:
+        weight = recurrent.input_weight(**fx.map_arg(bound(node), env.__getitem__))
+        return _of_linear(env[spot.node].detach().movedim(axis, 0), weight, first, samples)
+    return None
 
 
 def _chosen(whole: Tensor, index: Tensor) -> Tensor:
@@ -49,28 +56,14 @@ def _chosen(whole: Tensor, index: Tensor) -> Tensor:
     return whole[:, index].flatten(2)
 
 
-def _of_convolution(arguments: dict[str, Any], first: int) -> tuple[Tensor, Tensor]:
-    x, weight = arguments["input"].detach(), arguments["weight"].detach()
+def _of_convolution(x: Tensor, weight: Tensor, window: Window, groups: int, first: int) -> tuple[Tensor, Tensor]:
     if x.dim() == 3:  # a line is a map of height one
-        x, weight = x[:, :, None], weight[:, :, None]
-    kernel = weight.shape[2:]
-    stride, dilation = (_pair(arguments[k]) for k in ("stride", "dilation"))
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    padding = arguments["padding"]
-    if padding == "same":
-        sides = [n for r in reversed(reach) for n in (r // 2, r - r // 2)]
-    else:
-        sides = [n for p in reversed(_pair(0 if padding == "valid" else padding, 0)) for n in (p, p)]
-    columns = F.unfold(F.pad(x, sides), kernel, tuple(dilation), 0, tuple(stride)).unflatten(1, (x.shape[1], -1))
+        x = x[:, :, None]
+    padded = F.pad(x, window.sides)
+    columns = F.unfold(padded, window.kernel, window.dilation, 0, window.stride).unflatten(1, (x.shape[1], -1))
     at = places(first, len(x), columns.shape[-1], wanted=SUMMED).to(x.device)
     inputs = columns.gather(3, at[:, None, None].expand(-1, *columns.shape[1:3], -1))
-    return inputs.movedim(3, 1).flatten(0, 1), _ungrouped(weight.flatten(2), arguments["groups"])
-
-
-def _pair(sizes: Any, ahead: int = 1) -> list[int]:
-    """Sizes for height and width; a line has ``ahead`` for its height."""
-    sizes = [sizes] if isinstance(sizes, int) else list(sizes)
-    return [ahead, *sizes] if len(sizes) == 1 else sizes
+    return inputs.movedim(3, 1).flatten(0, 1), _ungrouped(weight.flatten(2), groups)
 
 
 def _ungrouped(weight: Tensor, groups: int) -> Tensor:
@@ -82,8 +75,7 @@ def _ungrouped(weight: Tensor, groups: int) -> Tensor:
     return spread.flatten(2, 3).flatten(0, 1)
 
 
-def _of_linear(arguments: dict[str, Any], first: int, samples: int) -> tuple[Tensor, Tensor]:
-    x, weight = arguments["input"].detach(), arguments["weight"].detach()
+def _of_linear(x: Tensor, weight: Tensor, first: int, samples: int) -> tuple[Tensor, Tensor]:
     rows = x.reshape(samples, -1, x.shape[-1])
     at = places(first, samples, rows.shape[1], wanted=SUMMED).to(x.device)
     inputs = rows.gather(1, at[..., None].expand(-1, -1, rows.shape[2]))

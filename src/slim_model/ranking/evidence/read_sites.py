@@ -27,10 +27,6 @@ from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Value, tensors_in
 from slim_model.ops import row_of
 
-aten = torch.ops.aten
-# Activations without exact zeros: a unit counts as off where its pre-activation is at most 0.
-_SMOOTH = {aten.gelu, aten.silu, aten.mish, aten.elu, aten.celu, aten.selu, aten.leaky_relu, aten.prelu, aten.rrelu}
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -196,7 +192,8 @@ def _before(coupling: Coupling, group: int, channel: Tensor, spot: Spot, index: 
     """Where these channels enter a smooth activation on their way here."""
     way = list(_upstream(coupling, spot.node))
     for node, source in itertools.pairwise(way):
-        if node.target.overloadpacket in _SMOOTH:  # type: ignore[union-attr]
+        row = row_of(node.target)
+        if row is not None and row.curve in ("leaky", "saturating"):  # no exact zeros: off is at most 0 ahead of it
             return _spot_of(coupling, source, group, channel, index)
     return None
 
