@@ -102,6 +102,21 @@ def test_no_two_modules_import_each_other() -> None:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
+def test_a_model_becomes_a_coupling_in_one_way() -> None:
+    """Five copies of trace, simplify, couple had drifted apart: ``profile`` did not look for attention heads."""
+    only = {"graph.trace": "proof.capture", "simplifying.simplify": "proof.capture"}
+    for path in files():
+        for other in imports(path):
+            assert only.get(other, module_of(path)) == module_of(path), f"{path}: capture() does this"
+    callers = {
+        module_of(path)
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "couple"
+    }
+    assert {module for module in callers if not module.startswith("coupling.")} == set()
+
+
 def test_no_folder_is_crowded() -> None:
     counted = Counter(path.parent for path in files())
     assert {str(folder.relative_to(SOURCE)): n for folder, n in counted.items() if n > 16} == {}

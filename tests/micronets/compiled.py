@@ -9,6 +9,7 @@ from torch import nn
 from micronets.table import NETS
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
+from slim_model.coupling.dense_counts import keep_dense_counts
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
@@ -26,7 +27,7 @@ def model_of(name: str) -> nn.Module:
 
 @functools.cache
 def graph_of(name: str) -> Graph:
-    return simplify(trace(model_of(name), NETS[name].inputs(BATCH)))
+    return keep_dense_counts(simplify(trace(model_of(name), NETS[name].inputs(BATCH))))
 
 
 @functools.cache

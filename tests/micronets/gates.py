@@ -34,7 +34,7 @@ def conv_across_channels(s, x):
     return s.head(pooled(s.b(x * gate[:, :, None, None])))
 
 
-@net(image, 0.4, pinned="aten.max", a=block(3, 12), mix=conv(2, 1, bias=False), b=conv(12, 8), head=head(8))
+@net(image, zeroed="all", a=block(3, 12), mix=conv(2, 1, bias=False), b=conv(12, 8), head=head(8))
 def spatial_attention(s, x):
     x = s.a(x)
     places = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]], 1)

@@ -40,7 +40,8 @@ def masked_module(model: nn.Module, row: Micro, result: Compiled) -> nn.Module:
             gone = (part.channel >= 0) & removed[part.channel]
             if part.role != "reads" and row.zeroed != "all":  # read by no parameter: by a product of activations
                 gone &= ~np.isin(part.channel, read)
-            if gone.any() and (part.parameter in state or part.role == "reads"):  # else a number in the forward
+            stored = part.parameter in state or (part.role == "reads" and not part.parameter.startswith("channels_"))
+            if gone.any() and stored:  # else a number in the forward, or zeros beside a statistic
                 with torch.no_grad():
                     state[part.parameter].index_fill_(part.axis, torch.from_numpy(np.flatnonzero(gone)), 0)
     return model

@@ -53,12 +53,12 @@ def sum_of_everything(s, x):
     return s.d(s.c(x)) + s.a(x) * 0 + total
 
 
-@net(image, 0.0, pinned="aten.max", a=conv(3, 12), head=nn.Linear(64, 5))
+@net(image, zeroed="all", a=conv(3, 12), head=nn.Linear(64, 5))
 def channel_max(s, x):
     return s.head(s.a(x).max(1).values.flatten(1))
 
 
-@net(image, 0.0, pinned="aten.amax", a=conv(3, 12), head=nn.Linear(64, 5))
+@net(image, zeroed="all", a=conv(3, 12), head=nn.Linear(64, 5))
 def channel_amax(s, x):
     return s.head(s.a(x).amax(1).flatten(1))
 

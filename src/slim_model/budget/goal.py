@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ class Goal:
             scan=options.scan,
             engine=options.engine,
         )
+
+    def of_heads_first(self) -> Goal:
+        """The goal of whole heads alone, ahead of widths: so many that as large a share of what is left of their width
+        may follow."""
+        return replace(self, ratio=1 - math.sqrt(1 - self.ratio), whole_heads=True)
+
+    def in_rounds(self, count: int) -> list[Goal]:
+        """The same goal in ``count`` rounds. A share of a price is that of what the round before left."""
+        ratio = self.ratio if self.price is None or count == 1 else 1 - (1 - self.ratio) ** (1 / count)
+        return [replace(self, ratio=ratio, round=number, rounds=count) for number in range(1, count + 1)]
 
     def limit_of(self, dense: float) -> float:
         """The limit of the price, where the model costs ``dense``."""

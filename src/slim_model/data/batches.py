@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError
 from slim_model.graph.graph import Graph
-from slim_model.graph.tensor_trees import batch_of
+from slim_model.graph.tensor_trees import batch_of, not_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,19 @@ class Preparation:
         inputs = tuple(self._fitting(x, like, i == 0) for i, (x, like) in pairs)
         samples = batch_of(inputs)
         if labels is not None:
-            labels = torch.as_tensor(labels)
+            labels = self._numbers(labels)
             if labels.dim() == 0 or len(labels) != samples:
                 raise InputError(f"{self.name} gave {tuple(labels.shape)} labels for {samples} samples.")
         return Batch(inputs, labels, samples)
+
+    def _numbers(self, labels: Any) -> Tensor:
+        try:
+            numbers = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{self.name} gave labels that are no numbers. Give class numbers from 0.") from error
+        if numbers.is_complex() or not_finite(numbers):
+            raise InputError(f"{self.name} gave labels that are complex, NaN or infinite. Give class numbers from 0.")
+        return numbers
 
     def _parted(self, item: Any) -> tuple[list[Any], Any]:
         """Inputs and labels: labels are what comes behind the inputs, or bear the name."""
@@ -110,6 +119,8 @@ class Preparation:
                 f"{'x'.join(map(str, like.shape[1:])) or 'one number'} each. Give data of that size, "
                 "or the size of the data as --input."
             )
+        if x.is_complex():
+            raise InputError(f"{self.name} gave complex numbers; the model takes {str(like.dtype).partition('.')[2]}.")
         if like.is_floating_point() and x.dtype == torch.uint8:
             x = x.float() / 255
         x = x.to(like)

@@ -73,7 +73,3 @@ def hint(values: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
 
 def _floats(outputs: Sequence[Tensor], taught: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return [(o, t) for o, t in zip(outputs, taught, strict=True) if o.is_floating_point()]
-
-
-def not_finite(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())

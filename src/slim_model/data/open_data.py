@@ -13,7 +13,7 @@ from slim_model.data.batches import Batch, Data, Preparation
 from slim_model.data.datasets import Split, as_dataset, is_dataset, rows_of
 from slim_model.data.sources import open_spec
 from slim_model.errors import InputError
-from slim_model.graph.tensor_trees import batch_of, tensors_among
+from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
 
 
 def open_data(
@@ -53,7 +53,7 @@ def open_data(
         raw = lambda: iter(source)  # noqa: E731
 
     def batches() -> Iterator[Batch]:
-        return _sized((prepare(item) for item in raw()), size, limit)
+        return _finite(_sized((prepare(item) for item in raw()), size, limit), name, source)
 
     first = next(batches(), None)
     if first is None:
@@ -105,6 +105,21 @@ def _collated(source: Subset[Any], batch: int) -> Iterator[Any]:
     from torch.utils.data import DataLoader
 
     return iter(DataLoader(source, batch_size=batch))
+
+
+def _finite(batches: Iterator[Batch], name: str, source: Any) -> Iterator[Batch]:
+    """The same batches; raises InputError at the first sample that holds NaN or infinity, by its number in the data."""
+    number = 0
+    for batch in batches:
+        for x in batch.inputs:
+            if not_finite(x):
+                first = int(
+                    torch.isfinite(x.flatten(1) if x.dim() > 1 else x[:, None]).all(1).logical_not().nonzero()[0]
+                )
+                sample = source.indices[number + first] if isinstance(source, Subset) else number + first
+                raise InputError(f"{name}: sample {sample} (from 0) holds NaN or infinity. Mend it, or leave it out.")
+        number += batch.samples
+        yield batch
 
 
 def _sized(batches: Iterator[Batch], size: int, limit: int) -> Iterator[Batch]:

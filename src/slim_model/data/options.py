@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from slim_model.errors import InputError
 from slim_model.late import Late
 from slim_model.options import option, read_numbers
 
@@ -13,7 +15,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "mnist": Late("data.sources:mnist"),
     "fashion-mnist": Late("data.sources:fashion_mnist"),
     "cifar10": Late("data.sources:cifar10"),
-    "imagefolder": Late("data.sources:imagefolder"),
+    "imagefolder": Late("data.pictures:imagefolder"),
     "npz": Late("data.sources:npz"),
     "csv": Late("data.sources:text"),
     "tsv": Late("data.sources:text"),
@@ -40,3 +42,13 @@ class DataOptions:
         (), "Taken from the input, one number or one per channel.", metavar="X,...", read=read_numbers
     )
     std: tuple[float, ...] = option((), "The input is divided by it.", metavar="X,...", read=read_numbers)
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.batch < 1 or self.test_samples < 1:
+            raise InputError(
+                f"samples {self.samples}, test_samples {self.test_samples} and batch {self.batch} must be at least 1."
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not all(math.isfinite(x) for x in values) or (name == "std" and not all(x > 0 for x in values)):
+                more = " above 0" if name == "std" else ""
+                raise InputError(f"{name} {','.join(map(str, values))}: give finite numbers{more}.")

@@ -1,7 +1,4 @@
-"""What may be typed after ``--data``: one row a kind in ``data.options.SOURCES``.
-
-torchvision reads and resizes pictures.
-"""
+"""What may be typed after ``--data``: one row a kind in ``data.options.SOURCES``. Pictures are in ``data.pictures``."""
 
 from __future__ import annotations
 
@@ -13,6 +10,8 @@ import io
 import lzma
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from slim_model.data.datasets import Divided, Split
 from slim_model.data.options import SOURCES
-from slim_model.errors import InputError
+from slim_model.errors import InputError, first_line
 from slim_model.loading.user_code import import_file, make_importable
 
 _FORMS = (
     "Write fashion-mnist:DIR, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE, "
     "csv:FILE,tokenizer=package.module:callable (or tsv), package.module:callable or file.py:callable"
 )
-_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
 
 def open_spec(spec: str, example: Sequence[Any], split: Split) -> Any:
@@ -114,68 +111,27 @@ def _like(pixels: Tensor, example: Sequence[Any]) -> Tensor:
 # -- files of the user's own ----------------------------------------------------------------------------------------
 
 
-def imagefolder(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
-    """Folders of classes, or one folder of pictures without labels; a folder train (and test or val) is used."""
-    folder, parts = Path(place), ["train"] if split == "train" else ["test", "val"]
-    own = next((folder / part for part in parts if (folder / part).is_dir()), None)
-    folder = own or folder
-    transform = _transform(spec, example)
-    classes = [p for p in folder.iterdir() if p.is_dir()]
-    if classes:
-        import torchvision
-
-        try:
-            found: Any = torchvision.datasets.ImageFolder(str(folder), transform=transform)
-        except (FileNotFoundError, OSError) as error:
-            raise InputError(f"--data {spec!r}: {error}") from error
-    else:
-        found = _Pictures(sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES), transform)
-    if not len(found):
-        raise InputError(f"--data {spec!r}: no pictures are in {folder}.")
-    found.divided = own is not None
-    return found
-
-
-class _Pictures(Dataset[Any]):
-    """Pictures without labels."""
-
-    def __init__(self, files: list[Path], transform: Callable[[Any], Any]) -> None:
-        self.files, self.transform, self.divided = files, transform, False
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> Any:
-        from torchvision.datasets.folder import default_loader
-
-        return self.transform(default_loader(str(self.files[i])))
-
-
-def _transform(spec: str, example: Sequence[Any]) -> Callable[[Any], Any]:
-    """Short side to the model's input, the middle cut out, values in [0, 1]."""
-    from torchvision.transforms import v2
-
-    shape = example[0].shape if example and isinstance(example[0], Tensor) else ()
-    if len(shape) != 4:
-        raise InputError(f"--data {spec!r}: pictures do not fit a model whose input is {tuple(shape)}.")
-    steps = [v2.Grayscale()] if shape[1] == 1 else []
-    sizes = [v2.Resize(max(shape[2:]), antialias=True), v2.CenterCrop(tuple(shape[2:]))]
-    return v2.Compose([*steps, *sizes, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-
-
 def npz(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
-    """Arrays x (inputs) and y (labels), or x_train, y_train, x_test, y_test."""
+    """Arrays x (inputs) and y (labels), or x_train, y_train, x_test, y_test; a single array is x."""
     try:
-        with np.load(place, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
-    except (ValueError, OSError) as error:
-        raise InputError(f"--data {spec!r}: {error}. The arrays must be plain numbers.") from error
+        held = np.load(place, allow_pickle=False)
+        arrays = {name: held[name] for name in held.files} if hasattr(held, "files") else {"x": held}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # cut, empty, no archive, pickles
+        raise InputError(
+            f"--data {spec!r}: it cannot be read as .npz ({first_line(error)}). Write it with numpy.savez, of plain "
+            "numbers."
+        ) from error
     own = f"x_{split}" in arrays
     inputs = next((arrays[n] for n in (f"x_{split}", "x", "inputs", "images", "data") if n in arrays), None)
     labels = next((arrays[n] for n in (f"y_{split}", "y", "labels", "targets") if n in arrays), None)
     if inputs is None:
         held_names = ", ".join(arrays) or "nothing"
         raise InputError(f"--data {spec!r}: it holds {held_names}; name the inputs x and the labels y.")
+    for name, array in (("x", inputs), ("y", labels)):
+        if array is not None and (array.dtype.kind not in "biuf" or not array.ndim):
+            raise InputError(
+                f"--data {spec!r}: {name} is {array.dtype} of shape {array.shape}. Give numbers, a row a sample."
+            )
     tensors = tuple(torch.from_numpy(a) for a in (inputs, labels) if a is not None)
     return Divided(tensors) if own else tensors if len(tensors) > 1 else tensors[0]
 

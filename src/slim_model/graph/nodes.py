@@ -32,3 +32,14 @@ def packet_of(node: fx.Node) -> torch._ops.OpOverloadPacket | None:
 def shape_of(value: Tensor) -> tuple[int, ...]:
     """Sizes of a traced value, symbolic ones at their example's size."""
     return tuple(n if isinstance(n, int) else int(n.node.hint) for n in value.shape)
+
+
+def insert_call(
+    nodes: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node, named: dict[str, Any] | None = None
+) -> fx.Node:
+    """A new node at the place where ``nodes`` inserts, with its value, and with the lines and modules of ``like``."""
+    named = named or {}
+    node = nodes.call_function(target, args, named)
+    values, _ = fx.map_arg((args, ()), lambda n: n.meta["val"])
+    node.meta = dict(like.meta) | {"val": target(*values, **named)}
+    return node

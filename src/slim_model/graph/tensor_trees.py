@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -21,3 +22,8 @@ def copied(values: Any) -> Any:
 def batch_of(inputs: tuple[Any, ...]) -> int:
     """How many samples flat inputs hold: axis 0 of the first tensor that has one; 1 where none has."""
     return next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()), 1)
+
+
+def not_finite(value: Any) -> bool:
+    """Whether ``value`` is a tensor of floats with NaN or infinity in it."""
+    return isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())

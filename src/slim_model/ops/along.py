@@ -58,17 +58,29 @@ def grid_sample(walk: Walk, input: Value, grid: Value, **_: Any) -> Value:
     return walk.out((*input.axes[:2], *[None] * (len(input.shape) - 2)))
 
 
+FLOORED = "floored"
+"""Marks a maximum (minimum) over channels behind which that of the dense model is taken: no less (more) than 0 where
+a channel is gone."""
+
+
+def extreme(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **rest: Any) -> Any:
+    """A maximum over channels reads them where a removed one still counts as 0."""
+    rule = total if FLOORED in walk.node.meta else reduce
+    return rule(walk, self, dim, keepdim, **rest)
+
+
 def reduce(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    """amax, argmax, any, ...: a reduced channel axis is pinned."""
-    dims = _dims(self, dim)
+    """argmax, any, ...: a reduced channel axis is pinned."""
+    dims = dims_of(self, dim)
     for d in dims:
         walk.pin(self.axes[d], "it is reduced to one value")
     return _reduced(walk, self, dims, keepdim)
 
 
 def total(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    """sum: a removed channel counts as zero. mean, var, norm: the statistic runs over kept channels."""
-    dims = _dims(self, dim)
+    """sum, norm: a removed channel counts as zero. mean, var, std: over the channels that are kept, as norms take them
+    (others are written by sums, ``coupling.dense_counts``)."""
+    dims = dims_of(self, dim)
     for d in dims:
         walk.reads(self.axes[d])
     return _reduced(walk, self, dims, keepdim)
@@ -82,11 +94,16 @@ def cosine_similarity(walk: Walk, x1: Value, x2: Value, dim: int = 1, **_: Any) 
     return walk.out([a for i, a in enumerate(axes) if i != dim])
 
 
-def _dims(value: Value, dim: Any) -> list[int]:
+def dims_of(value: Value, dim: Any) -> list[int]:
+    """The axes that an operator's argument ``dim`` names, from 0 on; all where it names none."""
     rank = len(value.shape)
     if dim is None or dim == []:
         return list(range(rank))
     return [d % rank for d in (dim if isinstance(dim, list | tuple) else [dim])] if rank else []
+
+
+def _over(source: Value, *, dim: Any = None, **_: Any) -> tuple[list[int], int]:
+    return dims_of(source, dim), 1
 
 
 def _reduced(walk: Walk, value: Value, dims: list[int], keepdim: bool) -> Any:
@@ -145,11 +162,12 @@ ROWS: dict[Any, Op] = {
     ),
     **_rows(
         Op(reduce, effect="along"),
-        *(aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.argmin, aten.any, aten.all, aten.prod),
+        *(aten.argmax, aten.argmin, aten.any, aten.all, aten.prod),
         *(aten.logsumexp, aten.median, aten.count_nonzero),
     ),
+    **_rows(Op(extreme, masks="kept", effect="along"), aten.amax, aten.amin, aten.max, aten.min),
     aten.sum: Op(total, masks="inputs"),
-    **_rows(Op(total, masks="kept"), aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean),
+    **_rows(Op(total, masks="kept", over=_over), aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean),
     aten.linalg_vector_norm: Op(lambda walk, self, **k: total(walk, self, **k), masks="inputs"),
     aten.norm: Op(lambda walk, self, **k: total(walk, self, **k), masks="inputs"),
     aten.cosine_similarity: Op(cosine_similarity, masks="inputs"),

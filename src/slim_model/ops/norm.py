@@ -75,6 +75,23 @@ def weight_norm(walk: Walk, v: Value, g: Value, dim: int = 0) -> Value:
     return walk.out(axes)
 
 
+def _of_rows(source: Value, *, normalized_shape: list[int], **_: Any) -> tuple[list[int], int]:
+    rank = len(source.shape)
+    return list(range(rank - len(normalized_shape), rank)), 1
+
+
+def _of_blocks(source: Value, *, num_groups: int, **_: Any) -> tuple[list[int], int]:
+    return [1], num_groups
+
+
+def _of_each_channel(source: Value, **_: Any) -> tuple[list[int], int]:
+    return [axis for axis in range(len(source.shape)) if axis != 1], 1
+
+
+def _of_each_filter(source: Value, *, dim: int = 0, **_: Any) -> tuple[list[int], int]:
+    return [axis for axis in range(len(source.shape)) if axis != dim % len(source.shape)], 1
+
+
 def with_statistics(flow: Flow) -> Flow:
     """Decomposed graphs: the same norm, which also returns the statistics it used."""
 
@@ -91,15 +108,21 @@ _OWN_STATISTICS = TrainingSwitch("use_input_stats", statistics="running_mean")
 ROWS: dict[Any, Op] = {
     aten.batch_norm: Op(batch_norm, kind="batch_norm", training_switch=_SWITCH),
     aten.instance_norm: Op(instance_norm, kind="instance_norm", training_switch=_OWN_STATISTICS),
-    aten.layer_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept", layer=layer.layer_norm, kind="layer_norm"),
-    aten.rms_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept", kind="rms_norm"),
-    aten._weight_norm: Op(weight_norm, masks="kept"),
-    aten.group_norm: Op(group_norm, rewrite=regroup_norm, masks="kept", kind="group_norm"),
+    aten.layer_norm: Op(
+        layer_norm, rewrite=reshape_norm, masks="kept", layer=layer.layer_norm, over=_of_rows, kind="layer_norm"
+    ),
+    aten.rms_norm: Op(layer_norm, rewrite=reshape_norm, masks="kept", over=_of_rows, kind="rms_norm"),
+    aten._weight_norm: Op(weight_norm, masks="kept", over=_of_each_filter),
+    aten.group_norm: Op(group_norm, rewrite=regroup_norm, masks="kept", over=_of_blocks, kind="group_norm"),
     aten._native_batch_norm_legit_no_training: Op(
         with_statistics(batch_norm), kind="batch_norm", training_switch=_SWITCHED
     ),
     aten._native_batch_norm_legit: Op(with_statistics(batch_norm), kind="batch_norm", training_switch=_SWITCH),
-    aten._native_batch_norm_legit.no_stats: Op(with_statistics(batch_norm), masks="kept", kind="batch_norm"),
+    aten._native_batch_norm_legit.no_stats: Op(
+        with_statistics(batch_norm), masks="kept", over=_of_each_channel, kind="batch_norm"
+    ),
     aten.native_batch_norm: Op(with_statistics(batch_norm), kind="batch_norm", training_switch=_SWITCH),
-    aten.native_layer_norm: Op(with_statistics(layer_norm), rewrite=reshape_norm, masks="kept", kind="layer_norm"),
+    aten.native_layer_norm: Op(
+        with_statistics(layer_norm), rewrite=reshape_norm, masks="kept", over=_of_rows, kind="layer_norm"
+    ),
 }

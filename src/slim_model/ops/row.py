@@ -31,7 +31,7 @@ rearranges    every value of the one operand comes out once, in another shape or
 moves         values come out somewhere else, some of them or several times (slice, cat, expand, pad)
 pointwise     a value follows from the values at the same place
 spatial       a value follows from values of the same channel at other places of a map (pooling)
-along         a value follows from those along an axis (softmax, sort), of which none can go
+along         a value follows from those along an axis (softmax, sort, max)
 contracts     products of values are summed (convolution, matmul)
 ============  ========================================================================================
 """
@@ -59,6 +59,7 @@ class Op:
 
     ``masks`` says how the masked dense reference runs it: ``nothing`` (channels do not mix, or only move),
     ``inputs`` (it sums over channels: removed ones are zeroed first), ``kept`` (a statistic: runs over kept channels).
+    ``over(input, **arguments)``, of a statistic: the axes of its input that it runs over, and in how many blocks each.
     ``layer(out, **arguments)`` says from shapes how the operator can be timed alone.
 
     What other stages ask, where there is an answer: ``kind``, its name; ``effect`` on values; the ``curve`` of an
@@ -72,6 +73,7 @@ class Op:
     rewrite: Callable[[Cut, fx.Node], dict[str, Any]] | None = None
     masks: Literal["nothing", "inputs", "kept"] = "nothing"
     layer: Callable[..., Layer] | None = None
+    over: Callable[..., tuple[list[int], int]] | None = None
     kind: Kind | None = None
     effect: Effect | None = None
     curve: Curve | None = None

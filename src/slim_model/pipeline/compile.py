@@ -25,6 +25,7 @@ from slim_model.cutting.cut import CutFailed, cut_of
 from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.data.accuracy import Exam
+from slim_model.data.label_check import label_fault
 from slim_model.data.open_sources import Sources, open_sources
 from slim_model.errors import BudgetError, InputError, ProofError
 from slim_model.graph.graph import Graph, first_of
@@ -35,6 +36,7 @@ from slim_model.progress import Progress, counted, silent
 from slim_model.proof.capture import capture
 from slim_model.proof.prove import prove
 from slim_model.proof.tolerance import relative_error
+from slim_model.ranking.criteria import ranking_of
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
 from slim_model.recovery.cut_points import passages_inside
@@ -88,6 +90,7 @@ class _Run:
     exam: Exam
     resume: Resume | None
     progress: Progress
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, model: nn.Module, dense: Graph, recipe: Recipe, resume: Resume | None, progress: Progress) -> _Run:
@@ -95,12 +98,30 @@ class _Run:
         sources = open_sources(recipe.data, dense, seed=recipe.seed, training=recipe.training.finetune > 0)
         if sources.training:
             check_samples(recipe.training, sources.training)
+        notes = _check_labels(recipe, sources, dense)
         exam = Exam.of(dense, sources.test)
         if exam.test is None and recipe.gates.max_drop is not None:
             raise InputError(
                 "max_drop: no accuracy can be read; it takes labels, classes, and a test part of the data."
             )
-        return cls(model, dense, recipe, find_heads(dense), sources, exam, resume, progress)
+        return cls(model, dense, recipe, find_heads(dense), sources, exam, resume, progress, notes)
+
+
+def _check_labels(recipe: Recipe, sources: Sources, dense: Graph) -> tuple[str, ...]:
+    """Raise InputError where labels are needed as classes and are none; a note where they are not needed."""
+    data = sources.calibration
+    if data is None or not data.labelled or recipe.ranking.loss is not None:
+        return ()
+    if (fault := label_fault(data, dense)) is None:
+        return ()
+    ranks = ranking_of(recipe.ranking.criterion).needs in ("labels", "loss")
+    trains = recipe.training.finetune > 0 and not (recipe.training.distill and recipe.training.alpha == 1)
+    if ranks or trains or recipe.gates.max_drop is not None:
+        raise InputError(
+            f"{data.name}: {fault}. Give class numbers from 0, one for each sample, or a loss of your own: "
+            "loss=callable in Python."
+        )
+    return (f"{data.name}: {fault}; labels were left aside",)
 
 
 def _remove(run: _Run, result: Compiled, one: Pass) -> Removed | None:
@@ -216,7 +237,7 @@ def lesson_of(recipe: Recipe) -> Lesson:
 
 def _warnings(run: _Run, result: Compiled) -> tuple[str, ...]:
     """What the user should know of the trace, of the proof, and of what was asked for."""
-    notes = [*run.dense.warnings]
+    notes = [*run.dense.warnings, *run.notes]
     if not _outputs_vary(result, run.recipe.seed):
         notes.append("the model's output is the same for every input tried, so comparing outputs says little")
     if run.recipe.coupling.attention != "width" and not run.heads.heads:

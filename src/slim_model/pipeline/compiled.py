@@ -13,6 +13,7 @@ from slim_model.budget.sensitivity import Scan
 from slim_model.cost.counted import Cost
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import left_of
+from slim_model.cutting.kept_norms import KeptNorm, kept_norms
 from slim_model.data.accuracy import Step
 from slim_model.export.torch_files import Removal, removed_slices
 from slim_model.graph.graph import Graph
@@ -115,3 +116,7 @@ class Compiled:
             keep=recipe.coupling.keep,
             static_batch=recipe.tracing.static_batch,
         )
+
+    def kept_norms(self) -> tuple[KeptNorm, ...]:
+        """Norms that take their statistics over the channels that are left, of all passes."""
+        return tuple(dict.fromkeys(norm for one in self.passes for norm in kept_norms(one.coupling, one.plan.keep)))

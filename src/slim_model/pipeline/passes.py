@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from slim_model.budget.goal import Goal
 from slim_model.recipe import Recipe
@@ -22,16 +21,8 @@ class Pass:
 
 
 def passes_of(recipe: Recipe, block: int) -> list[Pass]:
-    """The passes that a recipe asks for. ``block``: layer widths are rounded to it.
-
-    Whole heads lose ``1 - sqrt(1 - ratio)``, so that as large a share of what is left of their width may follow.
-    """
-    goal, attention, rounds = Goal.of(recipe.budget, block), recipe.coupling.attention, recipe.budget.iterations
-    first = []
-    if attention == "both":
-        heads = replace(goal, ratio=1 - math.sqrt(1 - goal.ratio), whole_heads=True)
-        first = [Pass(heads, "heads", round=0, optional=True)]
-    if goal.price is not None and rounds > 1:  # a share of a price is that of what the round before left
-        goal = replace(goal, ratio=1 - (1 - goal.ratio) ** (1 / rounds))
+    """The passes that a recipe asks for. ``block``: layer widths are rounded to it."""
+    goal, attention = Goal.of(recipe.budget, block), recipe.coupling.attention
+    heads = [Pass(goal.of_heads_first(), "heads", round=0, optional=True)] if attention == "both" else []
     loses = "heads" if attention == "heads" else "width"
-    return [*first, *(Pass(replace(goal, round=n, rounds=rounds), loses, round=n) for n in range(1, rounds + 1))]
+    return [*heads, *(Pass(part, loses, round=part.round) for part in goal.in_rounds(recipe.budget.iterations))]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from slim_model.coupling.dense_counts import keep_dense_counts
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import evaluating
 from slim_model.graph.options import TracingOptions
@@ -23,12 +24,13 @@ def capture(
     *,
     program: ExportedProgram | None = None,
 ) -> Graph:
-    """Trace ``model``, simplify the graph, and check that it computes on ``inputs`` what the model does.
+    """Trace ``model``, simplify the graph, write statistics over channels with the dense model's counts, and check that
+    it computes on ``inputs`` what the model does.
 
     ``program``: the model's own export, where it was read from one. The graph's ``warnings`` hold what the user should
     know of the trace. Raises InputError where the model cannot be traced, ProofError where the graph differs.
     """
-    graph = simplify(trace(model, inputs, static_batch=options.static_batch, program=program))
+    graph = keep_dense_counts(simplify(trace(model, inputs, static_batch=options.static_batch, program=program)))
     with evaluating(model):
         doubts = check_trace(model, graph, inputs)
     return replace(graph, warnings=(*graph.warnings, *doubts))

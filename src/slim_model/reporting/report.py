@@ -17,6 +17,7 @@ from slim_model.measuring.timing import Comparison
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.tolerance import TOLERANCE
 from slim_model.recipe import Recipe
+from slim_model.reporting.recovery_notes import recovery_notes
 from slim_model.version import __version__
 
 SCHEMA = "slim-model-report/1"
@@ -26,7 +27,8 @@ SCHEMA = "slim-model-report/1"
 class Report:
     """What was done, in the words of the JSON report (``as_dict``). Counts of ``params``, ``macs`` (per example) and
     ``bytes`` are for the dense and the slim model; ``free_share`` is the share of channels that could go, and
-    ``channels`` counts these before and after; ``steps``, each with the accuracy after it (see ``Step``)."""
+    ``channels`` counts these before and after; ``steps``, each with the accuracy after it (see ``Step``); ``norms``:
+    those whose statistics run over the channels that are left, while all other statistics count the dense model's."""
 
     source: dict[str, Any]
     recipe: dict[str, Any]
@@ -44,6 +46,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    norms: list[dict[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {"schema": SCHEMA} | asdict(self)
@@ -69,8 +72,8 @@ def make_report(
     dense, small = asdict(compiled.dense_cost), asdict(compiled.slim_cost)
     if files:
         dense["bytes"], small["bytes"] = files
-    latency = list(latency)
-    notes = [*compiled.warnings, *warnings, *_rounding(compiled, recipe)]
+    latency, groups = list(latency), _groups(compiled)
+    notes = [*compiled.warnings, *warnings, *_rounding(compiled, recipe), *recovery_notes(compiled.steps, groups)]
     notes += [f"{c.runtime}: the small model is slower ({c.speedup:.2f}x)" for c in latency if c.speedup_high < 1]
     if not module_is_own:
         notes.append("the small PyTorch model is the traced graph: the model's own forward does not fit other widths")
@@ -82,7 +85,7 @@ def make_report(
         slim=small,
         free_share=round(compiled.coupling.free_share, 4),
         channels=_counted(compiled),
-        groups=_groups(compiled),
+        groups=groups,
         pinned=[asdict(p) for p in compiled.coupling.pinned],
         unknown_ops=[{"op": op, "where": where} for op, where in compiled.coupling.unknown],
         proof=proof,
@@ -92,6 +95,7 @@ def make_report(
         warnings=notes,
         seconds=seconds or {},
         steps=[asdict(step) for step in compiled.steps],
+        norms=[asdict(norm) for norm in compiled.kept_norms()],
     )
 
 

@@ -43,7 +43,8 @@ def _summary(report: Report) -> Table:
 
 
 def _add_steps(table: Table, steps: list[dict[str, Any]]) -> None:
-    """``accuracy: dense 93.4 %``, then one row for each step, with what it gave or took."""
+    """``accuracy: dense 93.4 %``, then one row for each step, with what it gave or took; below it what the step did to
+    the error on held-out samples, and to the share of them with the dense model's class."""
     before: float | None = None
     for step in steps:
         now = step["accuracy"]
@@ -56,6 +57,18 @@ def _add_steps(table: Table, steps: list[dict[str, Any]]) -> None:
             took = f", {step['seconds']:.1f} s" if step["seconds"] else ""
             table.add_row(f"accuracy: {step['name']}", "", f"{now:.2%}", f"{100 * (now - before):+.2f} points{took}")
         before = now
+        if text := _error(step["did"]):
+            table.add_row(Text("  held out", style="dim"), "", "", Text(text, style="dim"))
+
+
+def _error(did: dict[str, Any]) -> str:
+    """``error 0.52 -> 0.11, same class 71% -> 93%``."""
+    parts = []
+    if did.get("error_after") is not None and did.get("error_before") is not None:
+        parts.append(f"error {did['error_before']:.3g} -> {did['error_after']:.3g}")
+    if did.get("agreement_after") is not None and did.get("agreement_before") is not None:
+        parts.append(f"same class {did['agreement_before']:.0%} -> {did['agreement_after']:.0%}")
+    return ", ".join(parts) + (" (taken back)" if did.get("taken_back") and parts else "")
 
 
 def _channels(report: Report) -> tuple[str, str, str]:

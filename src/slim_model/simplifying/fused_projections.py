@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.nodes import bound, insert_call, shape_of
 from slim_model.graph.varying_axes import varying_axes
 from slim_model.ops import kind_of
 from slim_model.simplifying.moves import is_written, links, size_of, through
@@ -166,22 +166,15 @@ def _rewrite(nodes: fx.Graph, cut: _Cut, axis: int, steps: list[_Step]) -> None:
     size = source.meta["val"].shape[axis] // cut.count
     last = steps[-1].node
     with nodes.inserting_before(last.next):
-        pieces = _node(nodes, aten.split_with_sizes.default, (source, [size] * cut.count, axis), steps[0].node)
+        pieces = insert_call(nodes, aten.split_with_sizes.default, (source, [size] * cut.count, axis), steps[0].node)
         for number, users in enumerate(cut.users):
-            piece = _node(nodes, operator.getitem, (pieces, number), steps[0].node)
+            piece = insert_call(nodes, operator.getitem, (pieces, number), steps[0].node)
             for step in steps:
-                piece = _node(nodes, step.target, (piece, *step.rest), step.node, step.named)
+                piece = insert_call(nodes, step.target, (piece, *step.rest), step.node, step.named)
             if cut.drops:
-                piece = _node(nodes, aten.select.int, (piece, cut.dim, 0), last)
+                piece = insert_call(nodes, aten.select.int, (piece, cut.dim, 0), last)
             for user in users:
                 user.replace_all_uses_with(piece)
     for node in [*(user for users in cut.users for user in users), *last.users, *reversed([s.node for s in steps])]:
         if not node._erased:
             nodes.erase_node(node)
-
-
-def _node(nodes: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node, named: dict[str, Any] = {}) -> fx.Node:  # noqa: B006
-    node = nodes.call_function(target, args, named)
-    args, _ = fx.map_arg((args, ()), lambda n: n.meta["val"])
-    node.meta = dict(like.meta) | {"val": target(*args, **named)}
-    return node

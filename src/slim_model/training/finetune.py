@@ -19,11 +19,11 @@ from slim_model import distributed
 from slim_model.data.accuracy import classes
 from slim_model.data.augmentation import augmentation, cut_mixed, varied
 from slim_model.data.batches import Batch, padded
-from slim_model.data.loss import Loss, distillation, hint, not_finite, total_loss
+from slim_model.data.loss import Loss, distillation, hint, total_loss
 from slim_model.data.training_samples import Samples
 from slim_model.errors import InputError, first_line
 from slim_model.graph.graph import Graph
-from slim_model.graph.tensor_trees import batch_of, copied, tensors_among
+from slim_model.graph.tensor_trees import batch_of, copied, not_finite, tensors_among
 from slim_model.progress import Progress, silent
 from slim_model.recovery.cut_points import Passage
 from slim_model.training.optimizers import kind_for, optimizer_for

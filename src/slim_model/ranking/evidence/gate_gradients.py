@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from slim_model.coupling.coupling import Coupling
 from slim_model.data.batches import Batch
-from slim_model.data.loss import Loss, not_finite, total_loss
+from slim_model.data.loss import Loss, total_loss
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
-from slim_model.graph.tensor_trees import batch_of, tensors_among
+from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
 from slim_model.ranking.evidence.read_sites import Place, Spot, by_sample, has_writes
 
 PROBES = 16

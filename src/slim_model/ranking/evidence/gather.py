@@ -18,11 +18,11 @@ from torch import Tensor, fx
 from slim_model import distributed
 from slim_model.coupling.coupling import Coupling
 from slim_model.data.batches import Batch, Data, padded
-from slim_model.data.loss import Loss, not_finite
+from slim_model.data.loss import Loss
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import source_line
-from slim_model.graph.tensor_trees import batch_of, tensors_among
+from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
 from slim_model.progress import Count, uncounted
 from slim_model.ranking.evidence.gate_gradients import Curvature, Gates, gate_curvature, gate_gradients, probes_of
 from slim_model.ranking.evidence.patches import patch

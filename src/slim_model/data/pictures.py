@@ -1,0 +1,104 @@
+"""Pictures in folders: one folder a class, or one folder without labels, with or without parts of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from slim_model.data.datasets import Split
+from slim_model.errors import InputError, first_line
+
+_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+_PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation", "eval")}
+"""The usual names of the parts, in any case; the first that is there is taken."""
+
+
+def imagefolder(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
+    """The part ``split`` of the pictures in the folder ``place``, in the size of the model's input.
+
+    A folder that has a training part and a test part is read as such; classes are then those of the training part, and
+    the test part must have the same. Without a test part every fifth picture of the training part is held out for it.
+    """
+    folder = Path(place)
+    parts = {part: _part(folder, names) for part, names in _PARTS.items()}
+    if parts["train"] is None and parts["test"] is not None:
+        raise InputError(
+            f"--data {spec!r}: {folder} has a part {parts['test'].name} and none to calibrate on. Name the other "
+            f"{_PARTS['train'][0]}, or give one folder with a folder for each class."
+        )
+    root = parts["train"] or folder
+    own = parts[split] if parts["test"] else None  # without a test part, some of the training part is held out
+    classes = _classes(root)
+    if own and own != root and _classes(own) != classes:
+        apart = sorted(set(_classes(own)) ^ set(classes))
+        raise InputError(
+            f"--data {spec!r}: {own.name} and {root.name} have not the same classes: {', '.join(apart[:5])} "
+            f"{'is' if len(apart) == 1 else 'are'} in one of them alone."
+        )
+    pictures = Pictures(spec, own or root, classes, _transform(spec, example))
+    if not len(pictures):
+        raise InputError(f"--data {spec!r}: no pictures are in {own or root}.")
+    pictures.divided = own is not None
+    return pictures
+
+
+class Pictures(Dataset[Any]):
+    """(picture, class number), or pictures alone where there are no folders of ``classes``. ``divided``: none of it
+    belongs to another part."""
+
+    def __init__(self, spec: str, folder: Path, classes: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
+        self.spec, self.transform, self.divided = spec, transform, False
+        places: list[tuple[Path, int | None]] = [(folder / name, number) for number, name in enumerate(classes)]
+        places = places or [(folder, None)]
+        self.files = [
+            (path, number)
+            for place, number in places
+            for path in sorted(place.rglob("*") if number is not None else place.iterdir())
+            if path.suffix.lower() in _ENDINGS
+        ]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Any:
+        path, number = self.files[i]
+        try:
+            with Image.open(path) as file:
+                picture = self.transform(file.convert("RGB"))
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(
+                f"--data {self.spec!r}: {path} cannot be read as a picture ({first_line(error)}). "
+                "Mend it, or take it out of the folder."
+            ) from error
+        return picture if number is None else (picture, number)
+
+
+def _part(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first folder in ``folder`` that bears one of ``names``."""
+    found = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
+    return next((found[name] for name in names if name in found), None)
+
+
+def _classes(folder: Path) -> list[str]:
+    """The folders in ``folder`` that hold pictures, by name."""
+    return (
+        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) if folder.is_dir() else []
+    )
+
+
+def _transform(spec: str, example: Sequence[Any]) -> Callable[[Any], Tensor]:
+    """Short side to the model's input, the middle cut out, values in [0, 1]."""
+    from torchvision.transforms import v2
+
+    shape = example[0].shape if example and isinstance(example[0], Tensor) else ()
+    if len(shape) != 4:
+        raise InputError(f"--data {spec!r}: pictures do not fit a model whose input is {tuple(shape)}.")
+    steps = [v2.Grayscale()] if shape[1] == 1 else []
+    sizes = [v2.Resize(max(shape[2:]), antialias=True), v2.CenterCrop(tuple(shape[2:]))]
+    return v2.Compose([*steps, *sizes, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])  # type: ignore[no-any-return]
