@@ -26,7 +26,8 @@ from slim_model.errors import BudgetError
 from slim_model.labels.values import tensors_in
 from slim_model.proof.own_module import small_module
 
-RUNS = [(ratio, seed) for ratio in (0.25, 0.5, 0.7) for seed in (0, 1)]
+RUNS = [(0.25, 0), (0.5, 1), (0.7, 0)]
+"""(ratio, seed): few, half and most channels go, and which ones is drawn. scripts/fuzz draws more."""
 
 
 def rows(*, pruned: bool = False, oracle: bool = False) -> list[Any]:

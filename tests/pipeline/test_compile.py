@@ -248,36 +248,51 @@ def test_the_seed_decides_what_is_random() -> None:
     assert not np.array_equal(*plans)
 
 
-@pytest.mark.parametrize(("criterion", "form"), [("random", ".safetensors"), ("l1", ".pt2"), ("fpgm", ".pt")])
-def test_two_processes_with_different_threads_write_the_same(criterion: str, form: str, tmp_path: Path) -> None:
-    """All of OUT.onnx and of the saved model, whatever they are called."""
-    weights = tmp_path / "in.pt"
+SAVED = {"random": ".safetensors", "l1": ".pt2", "fpgm": ".pt"}
+
+
+@pytest.fixture(scope="module")
+def written_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two folders in which processes with one and with two threads wrote files for each criterion of ``SAVED``."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    weights = folders[0] / "in.pt"
     torch.save(trained(Residual()).state_dict(), weights)
-    one, two = tmp_path / "one", tmp_path / "two"
-    ends = [start(out, weights, threads, criterion, form).wait for out, threads in ((one, 1), (two, 2))]
-    assert [end(timeout=240) for end in ends] == [0, 0]
-    for suffix in (".onnx", form):
-        assert one.with_suffix(suffix).read_bytes() == two.with_suffix(suffix).read_bytes(), suffix
-    reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")]
-    for key in ("groups", "pinned", "dense", "slim", "recipe", "source"):
-        assert reports[0][key] == reports[1][key], key
+    processes = [start(weights, folder, threads) for threads, folder in enumerate(folders, 1)]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    return folders
 
 
-def start(out: Path, weights: Path, threads: int, criterion: str, form: str) -> subprocess.Popen[bytes]:
-    """The command, in a process with its own number of threads and its own order of sets."""
-    argv = (
-        *(weights, out.with_suffix(".onnx"), "--report", out.with_suffix(".json"), "--no-bench"),
-        *("--arch", f"{small_nets.__file__}:Residual", "--input", SHAPE, "--criterion", criterion, "--seed", "3"),
-        *("--save", out.with_suffix(form)),
-    )
+def start(weights: Path, folder: Path, threads: int) -> subprocess.Popen[bytes]:
+    """The commands, in a process with its own number of threads and its own order of sets."""
+    lines = [
+        [
+            *(str(weights), str(folder / f"{criterion}.onnx"), "--report", str(folder / f"{criterion}.json")),
+            *("--arch", f"{small_nets.__file__}:Residual", "--input", SHAPE, "--criterion", criterion, "--seed", "3"),
+            *("--save", str(folder / f"{criterion}{form}"), "--no-bench"),
+        ]
+        for criterion, form in SAVED.items()
+    ]
     env = {
         "PYTHONPATH": str(Path(slim_model.__file__).parents[1]),
         "OMP_NUM_THREADS": str(threads),
         "PYTHONHASHSEED": str(threads),
     }
+    code = "import json, sys; from slim_model import cli; sys.exit(sum(map(cli.run, json.loads(sys.argv[1]))))"
     return subprocess.Popen(
-        [sys.executable, "-m", "slim_model", *map(str, argv)], env=os.environ | env, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", code, json.dumps(lines)], env=os.environ | env, stdout=subprocess.DEVNULL
     )
+
+
+@pytest.mark.parametrize("criterion", SAVED)
+def test_two_processes_with_different_threads_write_the_same(criterion: str, written_twice: tuple[Path, Path]) -> None:
+    """All of OUT.onnx and of the saved model, whatever they are called."""
+    one, two = written_twice
+    for suffix in (".onnx", SAVED[criterion]):
+        name = f"{criterion}{suffix}"
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    reports = [json.loads((folder / f"{criterion}.json").read_text()) for folder in written_twice]
+    for key in ("groups", "pinned", "dense", "slim", "recipe", "source"):
+        assert reports[0][key] == reports[1][key], key
 
 
 def parameters(model: nn.Module) -> int:
