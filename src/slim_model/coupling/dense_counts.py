@@ -23,22 +23,23 @@ from torch import Tensor, fx
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, insert_call, packet_of
+from slim_model.graph.nodes import bound, insert_call
 from slim_model.labels.values import FIXED, Value
+from slim_model.ops import kind_of, row_of
 from slim_model.ops.along import FLOORED, dims_of
 from slim_model.simplifying.constants import placeholder
 
 aten = torch.ops.aten
-_EXTREMES: dict[Any, int] = {aten.amax: 1, aten.max: 1, aten.amin: -1, aten.min: -1}
-_SPREADS = {aten.var, aten.std, aten.var_mean, aten.std_mean}
-_STATISTICS = {aten.mean, *_SPREADS, *_EXTREMES}
+_EXTREMES = ("maximum", "minimum")
+_SPREADS = ("variance", "deviation")
+_STATISTICS = ("mean", *_SPREADS, *_EXTREMES)
 _INSTEAD = "instead_of"
 """Marks what reads the channels now: the name of the statistic in whose place it stands."""
 
 
 def keep_dense_counts(graph: Graph) -> Graph:
     """``graph``, or a copy in which statistics over channels that may go count the dense model's channels."""
-    if not any(packet_of(node) in _STATISTICS for node in graph.nodes):
+    if not any(kind_of(node) in _STATISTICS for node in graph.nodes):
         return graph
     coupling = couple(graph)
     found = [node.name for node in graph.nodes if _counts_channels(coupling, node) and not is_norm(coupling, node)]
@@ -53,15 +54,15 @@ def keep_dense_counts(graph: Graph) -> Graph:
 
 def _counts_channels(coupling: Coupling, node: fx.Node) -> bool:
     """A statistic over channels that can be written otherwise."""
-    packet = packet_of(node)
-    channels = _channel_axes(coupling, node) if packet in _STATISTICS else []
+    kind = kind_of(node)
+    channels = _channel_axes(coupling, node) if kind in _STATISTICS else []
     if not channels or node.name in coupling.graph.decisions or FLOORED in node.meta:
         return False
-    if packet in _EXTREMES and isinstance(node.meta["val"], list | tuple) and not _reads_only(node, 0):
+    if kind in _EXTREMES and isinstance(node.meta["val"], list | tuple) and not _reads_only(node, 0):
         return False
     counted = dims_of(coupling.walk.values[node.all_input_nodes[0]], bound(node).get("dim"))
     shape = node.all_input_nodes[0].meta["val"].shape
-    return all(isinstance(shape[axis], int) for axis in (counted if packet in _SPREADS else channels))
+    return all(isinstance(shape[axis], int) for axis in (counted if kind in _SPREADS else channels))
 
 
 def _reads_only(node: fx.Node, index: int) -> bool:
@@ -84,13 +85,7 @@ def _is_free(coupling: Coupling, node: fx.Node) -> bool:
 
 # -- norms ----------------------------------------------------------------------------------------------------------
 
-_ARITHMETIC = {
-    *(aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.true_divide, aten.sqrt, aten.rsqrt, aten.pow),
-    *(aten.square, aten.reciprocal, aten.neg, aten.abs, aten.clamp, aten.clamp_min, aten.maximum),
-    *(aten.to, aten._to_copy, aten.type_as, aten.unsqueeze, aten.squeeze, aten.view, aten.reshape, aten.expand),
-    *(aten.expand_as, aten.contiguous, aten.clone),
-}
-_INVERSES = {aten.rsqrt, aten.reciprocal}
+_ARITHMETIC = ("addition", "subtraction", "division", "inverse", "power", "arithmetic")
 
 
 def is_norm(coupling: Coupling, node: fx.Node) -> bool:
@@ -104,17 +99,17 @@ def is_norm(coupling: Coupling, node: fx.Node) -> bool:
         if step in seen:
             continue
         seen.add(step)
-        packet = packet_of(user)
-        if packet is None or packet not in _ARITHMETIC:
+        row, kind = row_of(user.target), kind_of(user)
+        if row is None or not (kind in _ARITHMETIC or row.only_moves):
             if user.target is operator.getitem:
                 pending += [(after, user, inverse) for after in user.users]
             continue
-        divides = packet in (aten.div, aten.true_divide) and len(user.args) > 1 and user.args[1] is given
-        raised = packet is aten.pow and isinstance(user.args[1], int | float) and user.args[1] < 0
-        inverse = inverse != (divides or raised or packet in _INVERSES)
+        divides = kind == "division" and len(user.args) > 1 and user.args[1] is given
+        raised = kind == "power" and isinstance(user.args[1], int | float) and user.args[1] < 0
+        inverse = inverse != (divides or raised or kind == "inverse")
         others = [n for n in user.all_input_nodes if n is not given]
         back = any(len(axis) in widths for n in others for axis in _labelled(coupling, n))
-        if back and (packet in (aten.sub, aten.rsub) or inverse):
+        if back and (kind == "subtraction" or inverse):
             return True
         if not back:
             pending += [(after, user, inverse) for after in user.users]
@@ -151,15 +146,15 @@ class _Writer:
     def write(self, node: fx.Node, channels: list[int]) -> None:
         """Put the same value in the place of ``node``; ``channels`` are its reduced axes that hold channels."""
         self._node = node
-        packet, given = packet_of(node), bound(node)
+        kind, given = kind_of(node), bound(node)
         x = node.all_input_nodes[0]
         rank = x.meta["val"].dim()
         dims = [d % rank for d in _dims(given, rank)]
         keepdim = bool(given.get("keepdim"))
         with self.graph.module.graph.inserting_before(node):
-            if packet is aten.mean:
+            if kind == "mean":
                 self._replace(node, self._mean(x, channels, dims, keepdim, given.get("dtype")))
-            elif packet in _SPREADS:
+            elif kind in _SPREADS:
                 self._write_spread(node, x, channels, dims, keepdim)
             else:
                 found = self._extreme(node, x, channels)
@@ -204,7 +199,7 @@ class _Writer:
         if others := count // self._count(x, channels) - 1:
             there = self._call(aten.mul.Tensor, there, float(others + 1))
         spread = self._call(aten.mul.Tensor, self._call(aten.add.Tensor, here, there), 1 / max(count - correction, 0))
-        if packet_of(node) in (aten.std, aten.std_mean):
+        if kind_of(node) == "deviation":
             spread = self._call(aten.sqrt.default, spread)
         if not keepdim:
             mean, spread = (self._call(aten.squeeze.dims, value, dims) for value in (mean, spread))
@@ -224,7 +219,7 @@ class _Writer:
         if isinstance(node.meta["val"], list | tuple):
             found = self._call(operator.getitem, found, 0)
         least = self._call(aten.log.default, self._call(aten.clamp_max.default, gone, 1))
-        if _EXTREMES[packet_of(node)] > 0:
+        if kind_of(node) == "maximum":
             return self._call(aten.maximum.default, found, least)
         return self._call(aten.minimum.default, found, self._call(aten.neg.default, least))
 

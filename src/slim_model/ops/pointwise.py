@@ -133,9 +133,9 @@ POINTWISE = _alone()
 
 _DROPOUT = TrainingSwitch("train", rate="p")
 _UNTAGGED = (
-    *(aten.expand_as, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like),
-    *(aten.randn_like, aten.where, aten.masked_fill, aten.softplus, aten.threshold, aten.square, aten.nan_to_num),
-    *(aten.clamp, aten.fill, aten.copy, aten.__and__, aten.__or__, aten.__xor__, aten.zero, aten.log_sigmoid),
+    *(aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like),
+    *(aten.randn_like, aten.where, aten.masked_fill, aten.softplus, aten.threshold, aten.nan_to_num),
+    *(aten.fill, aten.copy, aten.__and__, aten.__or__, aten.__xor__, aten.zero, aten.log_sigmoid),
     aten.hardsigmoid,
 )
 """Those that PyTorch does not tag in every overload."""
@@ -151,6 +151,7 @@ ROWS: dict[Any, Op] = {
     aten.max.other: _alone(),
     aten.min.other: _alone(),
     **dict.fromkeys(_UNTAGGED, _alone()),
+    aten.expand_as: Op(pointwise, effect="moves"),
     # copies
     **dict.fromkeys((aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh), _alone(kind="copy")),
     aten.lift_fresh_copy: _alone(kind="copy"),
@@ -164,7 +165,13 @@ ROWS: dict[Any, Op] = {
     ),
     # arithmetic
     aten.add: _alone(kind="addition"),
-    aten.mul: _alone(layer=layer.numbers("mul")),
+    **dict.fromkeys((aten.sub, aten.rsub), _alone(kind="subtraction")),
+    aten.mul: _alone(layer=layer.numbers("mul"), kind="arithmetic"),
+    **dict.fromkeys((aten.div, aten.true_divide), _alone(kind="division")),
+    **dict.fromkeys((aten.rsqrt, aten.reciprocal), _alone(kind="inverse")),
+    aten.pow: _alone(kind="power"),
+    **dict.fromkeys((aten.sqrt, aten.square, aten.neg, aten.abs), _alone(kind="arithmetic")),
+    **dict.fromkeys((aten.clamp, aten.clamp_min, aten.maximum), _alone(kind="arithmetic")),
     **dict.fromkeys(_STEPS, _alone(curve="steps")),
     # activations
     aten.relu: _like_relu("rectifier", kind="relu"),

@@ -16,9 +16,10 @@ from slim_model.ops.training_switch import TrainingSwitch
 
 # fmt: off
 Kind = Literal[
-    "addition", "assertion", "attention", "batch_norm", "cast", "convolution", "copy", "dropout", "einsum", "embedding",
-    "group_norm", "instance_norm", "join", "layer_norm", "linear", "matmul", "outer_product", "recurrent", "relu",
-    "rms_norm", "select", "softmax", "split", "transposed_convolution", "unbind", "unflatten", "view",
+    "addition", "arithmetic", "assertion", "attention", "batch_norm", "cast", "convolution", "copy", "deviation",
+    "division", "dropout", "einsum", "embedding", "group_norm", "instance_norm", "inverse", "join", "layer_norm",
+    "linear", "matmul", "maximum", "mean", "minimum", "outer_product", "power", "recurrent", "relu", "rms_norm",
+    "select", "softmax", "split", "subtraction", "transposed_convolution", "unbind", "unflatten", "variance", "view",
 ]
 # fmt: on
 """What the field calls it, whatever overload or spelling is in the graph."""
