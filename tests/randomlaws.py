@@ -139,7 +139,7 @@ def shapes_follow_the_plan(case: Case, model: nn.Module, found: Compiled) -> boo
     """Every tensor is smaller by the positions removed from it, and by no others; the count of parameters is stated."""
     removed = removed_positions(found)
     for name, tensor in found.small.tensors.items():
-        axes = removed.get(found.coupling.walk.shared.get(name, name), {})
+        axes = removed.get(found.coupling.labelled.shared.get(name, name), {})
         lost = [int(axes[i].sum()) if i in axes else 0 for i in range(tensor.dim())]
         dense = found.dense.tensors[name].shape
         if not tensor.is_floating_point():  # an index: its values are rewritten
@@ -374,7 +374,7 @@ def _exchanged(coupling: Coupling, group: Group) -> np.ndarray | None:
         return None
     counts = [
         np.bincount(coupling.component[axis.numpy()], minlength=coupling.components)[group.channels]
-        for value in tensors_in(coupling.walk.values.values())
+        for value in tensors_in(coupling.labelled.values.values())
         for axis in value.axes
         if axis is not None
     ]
@@ -395,4 +395,4 @@ def _permuted(coupling: Coupling, group: Group, order: np.ndarray) -> dict[str, 
         for channel in np.unique(part.channel[part.channel >= 0]):
             source[part.channel == channel] = np.flatnonzero(part.channel == order[channel])
         tensors[part.parameter] = tensors[part.parameter].index_select(part.axis, torch.from_numpy(source))
-    return {k: tensors[coupling.walk.shared.get(k, k)] for k in tensors}
+    return {k: tensors[coupling.labelled.shared.get(k, k)] for k in tensors}

@@ -128,7 +128,7 @@ def _proven(compiled: Compiled) -> Row:
         "batches": proof.batches,
         "macs": [compiled.dense_cost.macs, compiled.slim_cost.macs],
         "params_slim": compiled.slim_cost.params,
-        "not_cut": sorted(coupling.walk.pinned_nodes.values()),
+        "not_cut": sorted(coupling.labelled.pinned_nodes.values()),
         "warnings": list(compiled.warnings),
     }
 

@@ -113,7 +113,7 @@ def test_no_axis_is_emptied(net: type[nn.Module], scope: str, ratio: float) -> N
     coupling = coupling_of(net)
     rising = [torch.arange(1.0, group.width + 1) for group in coupling.groups]
     cut = cut_of(coupling, plan_by_ratio(coupling, rising, ratio=ratio, one_ranking=scope == "global").keep)
-    for value in tensors_in(coupling.walk.values.values()):
+    for value in tensors_in(coupling.labelled.values.values()):
         for axis, size in zip(value.axes, value.shape, strict=True):
             assert axis is None or cut.count(axis, size) >= 1
 

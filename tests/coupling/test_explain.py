@@ -31,6 +31,7 @@ from slim_model.coupling.remedies import REMEDIES, remedy
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
 from slim_model.graph.trace import trace
+from slim_model.labels.labelled import Tie
 from slim_model.reporting import explanation as draw
 from slim_model.simplifying.simplify import simplify
 from small_nets import SHAPE, OnlyOutputs, Residual, images, trained
@@ -44,14 +45,14 @@ def explained(model: nn.Module, *inputs: Tensor, keep: tuple[str, ...] = ()) -> 
 
 # -- reasons have remedies ------------------------------------------------------------------------------------------
 
-_WHY = {"pin": 1, "agree": 1, "meet": 1, "_pin_all": 1, "_mixed": 3}
+_WHY = {"pin": 1, "agree": 1, "meet": 1, "_pin_all": 2, "_mixed": 3}
 """Functions that take a reason, and where."""
 
 
 def reasons() -> Iterator[tuple[str, str]]:
     """(where, reason) of every reason that the source can give; those with details up to the bracket."""
     for path in sorted(SOURCE.rglob("*.py")):
-        if path.stem == "unpickle":  # its reasons are why a file is refused
+        if path.stem == "safe_pickle":  # its reasons are why a file is refused
             continue
         tree = ast.parse(path.read_text())
         constants = {
@@ -112,18 +113,14 @@ def test_what_would_be_free_is_what_coupling_without_the_pin_gives(name: str) ->
 
 def freed_without(coupling: Coupling, hold: Hold) -> int:
     """Labels that layers make and that are fixed only while this reason is there, by coupling again."""
-    walk = coupling.walk
-    pins, ties = walk.pins, walk.ties
-    try:
-        walk.pins = [pin for pin in pins if not _is(hold, pin.node, pin.why)]
-        if hold.why == MEETS_FIXED:
-            walk.ties = [
-                (a[m], b[m], n) for a, b, n in ties for m in [(a != 0) == (b != 0) if _is(hold, n) else a >= 0]
-            ]
-        component = components(walk, [pin.labels.numpy() for pin in walk.pins])
-    finally:
-        walk.pins, walk.ties = pins, ties
-    made = np.unique(np.concatenate([axis.numpy() for axis, _ in walk.made]))
+    labelled = coupling.labelled
+    pins = [pin for pin in labelled.pins if not _is(hold, pin.node, pin.why)]
+    ties = labelled.ties
+    if hold.why == MEETS_FIXED:
+        ties = [Tie(a[m], b[m], n) for a, b, n in ties for m in [(a != 0) == (b != 0) if _is(hold, n) else a >= 0]]
+    without = dataclasses.replace(labelled, pins=pins, ties=ties)
+    component = components(without, [pin.labels.numpy() for pin in pins])
+    made = np.unique(np.concatenate([axis.numpy() for axis, _ in labelled.made]))
     return int(((coupling.component[made] == 0) & (component[made] != 0)).sum())
 
 

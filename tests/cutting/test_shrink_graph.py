@@ -119,7 +119,7 @@ def test_the_labels_of_what_is_left_go_with_it() -> None:
     channels = coupling.groups[0].channels[[1, 4]].tolist()  # of one group, in the order of a's outputs
     assert replay.born["a.weight", 0].tolist() == replay.born["b.weight", 1].tolist() == channels
     assert replay.born["a.weight", 1].tolist() == [0, 0, 0]
-    assert replay.choices is coupling.walk.choices
+    assert replay.choices is coupling.labelled.choices
 
 
 def test_what_is_left_of_each_axis_is_listed_where_something_went() -> None:

@@ -72,7 +72,7 @@ def compiled(model: nn.Module) -> Compiled:
 
 def test_it_is_proven_given_the_decisions(compiled: Compiled) -> None:
     assert compiled.dense.program is None
-    assert not compiled.coupling.walk.pinned_nodes
+    assert not compiled.coupling.labelled.pinned_nodes
     assert compiled.coupling.free_share == 1
     assert compiled.proof.batches == (3, 3)  # the example and another picture
     assert any("makes decisions from its values" in text for text in compiled.warnings)

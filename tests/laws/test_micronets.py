@@ -155,7 +155,7 @@ def _kinds(coupling: Coupling, group: Group) -> np.ndarray:
     """How often each channel of the group sits on each axis of each value: (channel, axis of value)."""
     counts = [
         np.bincount(coupling.component[axis.numpy()], minlength=coupling.components)[group.channels]
-        for value in tensors_in(coupling.walk.values.values())
+        for value in tensors_in(coupling.labelled.values.values())
         for axis in value.axes
         if axis is not None
     ]
@@ -169,4 +169,4 @@ def _permuted(coupling: Coupling, group: Group, order: np.ndarray) -> dict[str, 
         for channel in range(group.width):
             source[part.channel == channel] = np.flatnonzero(part.channel == order[channel])
         tensors[part.parameter] = tensors[part.parameter].index_select(part.axis, torch.from_numpy(source))
-    return {k: tensors[coupling.walk.shared.get(k, k)] for k in tensors}
+    return {k: tensors[coupling.labelled.shared.get(k, k)] for k in tensors}

@@ -98,7 +98,7 @@ def refilled(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> np.n
         rank[group.channels] = score.numpy()
     cut = cut_of(coupling, keep)
     seen: set[int] = set()
-    for value in tensors_in(coupling.walk.values.values()):
+    for value in tensors_in(coupling.labelled.values.values()):
         for axis in _new_axes(value, seen):
             if cut.count(axis) == 0:
                 channels = coupling.component[axis.numpy()]

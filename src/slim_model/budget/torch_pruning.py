@@ -240,7 +240,7 @@ def _plan(coupling: Coupling, kept: dict[tuple[str, int], np.ndarray]) -> Plan:
     gone = ~coupling.keep_all()
     left = np.zeros_like(gone)
     owner: dict[int, str] = {}
-    for birth in coupling.walk.births:
+    for birth in coupling.labelled.births:
         if (birth.owner, birth.axis) not in kept:
             continue
         labels = np.arange(birth.start, birth.start + birth.size)

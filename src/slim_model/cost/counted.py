@@ -114,7 +114,7 @@ class Meter:
         constants = {
             name
             for name, given in bound(layer.node).items()
-            if all(self._coupling.walk.constant(n) is not None for n in _nodes_in(given))
+            if all(self._coupling.labelled.constants.of(n) is not None for n in _nodes_in(given))
         }
         moved = float(np.prod(layer.out.shape)) / self.batch
         for name, value in layer.arguments.items():
@@ -128,18 +128,18 @@ class Meter:
         return counted
 
     def _all_layers(self) -> Iterator[tuple[fx.Node, Op, Any, dict[str, Any]]]:
-        walk = self._coupling.walk
+        labelled = self._coupling.labelled
         for node in self._coupling.graph.nodes:
             row = row_of(node.target) if node.op == "call_function" else None
-            outputs = tensors_in([walk.values[node]])
+            outputs = tensors_in([labelled.values[node]])
             if row is not None and (row.macs or row.layer) and outputs:
-                arguments = {name: self._template(x) for name, x in walk.arguments(node).items()}
+                arguments = {name: self._template(x) for name, x in labelled.arguments(node).items()}
                 yield node, row, self._template(outputs[0]), arguments
 
     def _all_stored(self) -> tuple[_Tensors, np.ndarray, np.ndarray]:
         graph, shapes, sizes, trained = self._coupling.graph, [], [], []
         for owner, tensor in graph.tensors.items():
-            if owner in self._coupling.walk.shared:
+            if owner in self._coupling.labelled.shared:
                 continue
             shape = list(tensor.shape)
             for birth in self._coupling.births_of(owner):
@@ -159,9 +159,9 @@ class Meter:
         rows: list[int] = []
         columns: list[int] = []
         for i, node in enumerate(nodes):
-            if node.op != "call_function" or _is_view(node) or self._coupling.walk.constant(node) is not None:
+            if node.op != "call_function" or _is_view(node) or self._coupling.labelled.constants.of(node) is not None:
                 continue
-            for value in tensors_in([self._coupling.walk.values[node]]):
+            for value in tensors_in([self._coupling.labelled.values[node]]):
                 rows += range(i, last[node] + 1)
                 columns += [len(shapes)] * (last[node] + 1 - i)
                 shapes.append(self._template(value).sizes)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from torch import Tensor, fx
@@ -21,6 +20,8 @@ from slim_model.coupling.coupling import Coupling, Group
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound
 from slim_model.graph.varying_axes import varying_axes
+from slim_model.labels.label import label
+from slim_model.labels.labelled import Labelled
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
 from slim_model.ops import flow_of, kind_of
@@ -37,7 +38,7 @@ class Heads:
     def groups(self, coupling: Coupling) -> list[bool]:
         """Whether each group's channels are whole heads, where heads go."""
         nodes = {node.name: node for node in coupling.graph.nodes}
-        axes = [coupling.walk.values[nodes[name]].axes[a] for name, found in self.heads.items() for a in found]
+        axes = [coupling.labelled.values[nodes[name]].axes[a] for name, found in self.heads.items() for a in found]
         channels = _channels(coupling.component, axes)
         return [bool(np.isin(group.channels, channels).any()) for group in coupling.groups]
 
@@ -46,10 +47,10 @@ def find_heads(graph: Graph) -> Heads:
     """Where attention splits channels into heads."""
     if not any(kind_of(n) in ("softmax", "attention") for n in graph.nodes):
         return Heads()
-    probe = _Probe(graph, flow_of)
-    probe.run()
-    component = components(probe, [])
-    counted = _counted(probe, component)
+    probe = _Probe(graph)
+    labelled = label(probe, flow_of)
+    component = components(labelled, [])
+    counted = _counted(labelled, component)
     found = Heads()
     for name, axes in probe.parts.items():
         heads = tuple(a for a, labels in axes.items() if np.isin(component[labels.numpy()], counted).any())
@@ -86,8 +87,8 @@ def left(group: Group, now: Graph, dense: Graph) -> float:
 class _Probe(Walk):
     """A walk in which every part of a channel axis that is split gets labels of its own."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
         self.parts: dict[str, dict[int, Tensor]] = {}
 
     def settle(self, labels: Tensor) -> list[tuple[int, Axis]]:
@@ -104,33 +105,33 @@ class _Probe(Walk):
         return [(axis, parts[axis]) for axis in varying]
 
 
-def _counted(probe: _Probe, component: np.ndarray) -> np.ndarray:
+def _counted(labelled: Labelled, component: np.ndarray) -> np.ndarray:
     """Components over which attention is batched."""
-    compared = _channels(component, [axis for axes in _compared(probe) for axis in axes])
+    compared = _channels(component, [axis for axes in _compared(labelled) for axis in axes])
     whole: list[Axis] = []
     by_hand: list[Axis] = []
-    for node in probe.graph.nodes:
+    for node in labelled.graph.nodes:
         kind = kind_of(node)
         if kind == "attention":
-            whole += probe.values[node].axes[:-2]
+            whole += labelled.values[node].axes[:-2]
         elif kind in ("matmul", "einsum"):
-            by_hand += _batch_axes(probe, node)
+            by_hand += _batch_axes(labelled, node)
     both = np.intersect1d(_channels(component, by_hand), compared)
     return np.union1d(both, _channels(component, whole))
 
 
-def _compared(probe: _Probe) -> Iterator[tuple[Axis, ...]]:
+def _compared(labelled: Labelled) -> Iterator[tuple[Axis, ...]]:
     """The other axes of what goes into each softmax."""
-    for node in probe.graph.nodes:
+    for node in labelled.graph.nodes:
         if kind_of(node) == "softmax":
-            source: Value = probe.values[node.all_input_nodes[0]]
+            source: Value = labelled.values[node.all_input_nodes[0]]
             dim = bound(node)["dim"] % len(source.shape)
             yield tuple(axis for a, axis in enumerate(source.axes) if a != dim)
 
 
-def _batch_axes(probe: _Probe, node: fx.Node) -> tuple[Axis, ...]:
-    out: Value = probe.values[node]
-    arguments = probe.arguments(node)
+def _batch_axes(labelled: Labelled, node: fx.Node) -> tuple[Axis, ...]:
+    out: Value = labelled.values[node]
+    arguments = labelled.arguments(node)
     if "equation" not in arguments:
         return out.axes[:-2]
     terms, output = letters(arguments["equation"], arguments["tensors"])

@@ -16,6 +16,8 @@ from slim_model.coupling.layer_names import layer_name, roles_of
 from slim_model.coupling.pin_reasons import pinned_layers
 from slim_model.errors import InputError
 from slim_model.graph.graph import Graph, source_line
+from slim_model.labels.label import label
+from slim_model.labels.labelled import Labelled
 from slim_model.labels.values import FIXED
 from slim_model.labels.walk import Walk
 from slim_model.ops import flow_of
@@ -37,35 +39,37 @@ def couple(
     Of a grouped layer with many small groups whole groups go. Where one of its sides turns out to be fixed, none could:
     then the walk is made again with the same places of every group going, and is taken if it frees more.
     """
-    walk = Walk(graph, flow_of, pinned_nodes=pinned_nodes, apart=apart).run()
-    roles, protected, component = _joined(walk, keep)
-    if stuck := {node.name for labels, node in walk.whole_blocks if not component[labels.numpy()].any()}:
-        other = Walk(graph, flow_of, pinned_nodes=pinned_nodes, apart=apart, in_blocks=stuck).run()
-        found = _joined(other, keep)
-        if _channels_left(other, found[2]) > _channels_left(walk, component):
-            walk, (roles, protected, component) = other, found
-    groups = _groups(walk, component, roles)
-    unknown = tuple((str(n.target), source_line(n)) for n in walk.unknown)
-    return Coupling(graph, walk, component, groups, pinned_layers(walk, component, protected), unknown, protected)
+    labelled = label(Walk(graph, pinned_nodes=pinned_nodes, apart=apart), flow_of)
+    roles, protected, component = _joined(labelled, keep)
+    if stuck := {node.name for labels, node in labelled.whole_blocks if not component[labels.numpy()].any()}:
+        other = label(Walk(graph, pinned_nodes=pinned_nodes, apart=apart, in_blocks=stuck), flow_of)
+        joined = _joined(other, keep)
+        if _channels_left(other, joined[2]) > _channels_left(labelled, component):
+            labelled, (roles, protected, component) = other, joined
+    groups = _groups(labelled, component, roles)
+    unknown = tuple((str(n.target), source_line(n)) for n in labelled.unknown)
+    return Coupling(
+        graph, labelled, component, groups, pinned_layers(labelled, component, protected), unknown, protected
+    )
 
 
-def _joined(walk: Walk, keep: tuple[str, ...]) -> tuple[dict[tuple[str, int], str], np.ndarray, np.ndarray]:
+def _joined(labelled: Labelled, keep: tuple[str, ...]) -> tuple[dict[tuple[str, int], str], np.ndarray, np.ndarray]:
     """Roles of parameters, labels that the user keeps, and the component of each label."""
-    roles = roles_of(walk)
-    protected = _protected(walk, keep, roles)
-    return roles, protected, components(walk, [pin.labels.numpy() for pin in walk.pins] + [protected])
+    roles = roles_of(labelled)
+    protected = _protected(labelled, keep, roles)
+    return roles, protected, components(labelled, [pin.labels.numpy() for pin in labelled.pins] + [protected])
 
 
-def _channels_left(walk: Walk, component: np.ndarray) -> int:
+def _channels_left(labelled: Labelled, component: np.ndarray) -> int:
     """How many labels of layers' outputs are not fixed."""
-    return sum(int(np.count_nonzero(component[axis.numpy()])) for axis, _ in walk.made)
+    return sum(int(np.count_nonzero(component[axis.numpy()])) for axis, _ in labelled.made)
 
 
-def components(walk: Walk, fixed: list[np.ndarray]) -> np.ndarray:
+def components(labelled: Labelled, fixed: list[np.ndarray]) -> np.ndarray:
     """By label: the number of the component its ties put it in. That of ``FIXED``, which all ``fixed`` join, is 0."""
-    size = walk.next_label
-    left = [a.numpy() for a, _, _ in walk.ties] + [np.zeros(0, np.int32)]
-    right = [b.numpy() for _, b, _ in walk.ties] + [np.zeros(0, np.int32)]
+    size = labelled.labels
+    left = [a.numpy() for a, _, _ in labelled.ties] + [np.zeros(0, np.int32)]
+    right = [b.numpy() for _, b, _ in labelled.ties] + [np.zeros(0, np.int32)]
     rows = np.concatenate(left + fixed)
     columns = np.concatenate([*right, np.zeros(sum(map(len, fixed)), np.int32)])
     matrix = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
@@ -74,10 +78,10 @@ def components(walk: Walk, fixed: list[np.ndarray]) -> np.ndarray:
     return np.where(component == zero, 0, np.where(component == 0, zero, component)).astype(np.int32)
 
 
-def _protected(walk: Walk, patterns: tuple[str, ...], roles: dict[tuple[str, int], str]) -> np.ndarray:
+def _protected(labelled: Labelled, patterns: tuple[str, ...], roles: dict[tuple[str, int], str]) -> np.ndarray:
     """Labels of the channels that layers or parameters matching ``patterns`` make (or hold)."""
     chosen = [np.zeros(0, np.int32)]
-    stored = [birth for birth in walk.births if not birth.owner.startswith("@")]
+    stored = [birth for birth in labelled.births if not birth.owner.startswith("@")]
     for pattern in patterns:
         matching = [b for b in stored if fnmatch(b.owner, pattern) or fnmatch(b.owner.rpartition(".")[0], pattern)]
         if not matching:
@@ -89,14 +93,14 @@ def _protected(walk: Walk, patterns: tuple[str, ...], roles: dict[tuple[str, int
     return np.concatenate(chosen)
 
 
-def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]) -> tuple[Group, ...]:
+def _groups(labelled: Labelled, component: np.ndarray, roles: dict[tuple[str, int], str]) -> tuple[Group, ...]:
     members: dict[Maker, list[int]] = {}
-    for channel, maker in _made_by(walk, component).items():
+    for channel, maker in _made_by(labelled, component).items():
         if channel != FIXED:
             members.setdefault(maker, []).append(channel)
     index = group_index(list(members.values()), int(component.max()) + 1)
     slices: list[list[Slice]] = [[] for _ in members]
-    for birth in walk.births:
+    for birth in labelled.births:
         if birth.owner.startswith("@"):
             continue
         here = component[birth.start : birth.start + birth.size]
@@ -106,7 +110,7 @@ def _groups(walk: Walk, component: np.ndarray, roles: dict[tuple[str, int], str]
                 held = np.where(index.group[here] == group, index.number[here], -1)
                 slices[group].append(Slice(birth.owner, birth.axis, held, role))
     return tuple(
-        Group(layer_name(walk, node), np.array(channels), tuple(parts), source_line(node))
+        Group(layer_name(labelled, node), np.array(channels), tuple(parts), source_line(node))
         for ((node, _), channels), parts in zip(members.items(), slices, strict=True)
     )
 
@@ -115,10 +119,10 @@ Maker = tuple[fx.Node, tuple[int, ...]]
 """A layer, and the pieces of its output in which a channel sits."""
 
 
-def _made_by(walk: Walk, component: np.ndarray) -> dict[int, Maker]:
+def _made_by(labelled: Labelled, component: np.ndarray) -> dict[int, Maker]:
     made: dict[int, Maker] = {}
-    piece = _pieces(walk)
-    for axis, node in walk.made:
+    piece = _pieces(labelled)
+    for axis, node in labelled.made:
         labels = axis.numpy()
         places: dict[int, list[int]] = {}
         for channel, number in np.unique(np.stack([component[labels], piece[labels]]), axis=1).T.tolist():
@@ -128,11 +132,11 @@ def _made_by(walk: Walk, component: np.ndarray) -> dict[int, Maker]:
     return made
 
 
-def _pieces(walk: Walk) -> np.ndarray:
+def _pieces(labelled: Labelled) -> np.ndarray:
     """By label: the number of the piece it is in where it is split first; 0 where it is not."""
-    piece = np.zeros(walk.next_label, np.int32)
+    piece = np.zeros(labelled.labels, np.int32)
     number = 0
-    for pieces in walk.pieces:
+    for pieces in labelled.pieces:
         for axis in pieces:
             number += 1
             labels = axis.numpy() if axis is not None else np.zeros(0, np.int32)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from slim_model.graph.graph import Graph
+from slim_model.labels.labelled import Labelled
 from slim_model.labels.values import Birth, Replay, Value
-from slim_model.labels.walk import Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Coupling:
     """``component[label]`` is the channel a label belongs to; 0 is fixed. ``protected``: labels the user keeps."""
 
     graph: Graph
-    walk: Walk
+    labelled: Labelled
     component: np.ndarray
     groups: tuple[Group, ...]
     pinned: tuple[Pinned, ...]
@@ -118,16 +118,16 @@ class Coupling:
         its labels hold for the example's batch only."""
         return any(
             axis is not None and _varies(size)
-            for node, value in self.walk.values.items()
+            for node, value in self.labelled.values.items()
             if isinstance(value, Value) and isinstance(node.meta.get("val"), Tensor)
             for axis, size in zip(
                 value.axes, node.meta["val"].shape, strict=False
             )  # torch 2.11 notes an axis too many for the states of an LSTM
         )
 
-    def births_of(self, owner: str) -> list[Birth]:
+    def births_of(self, owner: str) -> Sequence[Birth]:
         """Where labels of this stored tensor begin, for each of its axes; shared tensors have one set."""
-        return self.walk.births_of.get(self.walk.shared.get(owner, owner), [])
+        return self.labelled.births_of(owner)
 
     def born(self, keep: np.ndarray) -> Replay:
         """The kept channels along each axis where labels are born: what a walk over the small graph starts from.
@@ -135,10 +135,10 @@ class Coupling:
         ``keep``: bool by label, as ``Cut.keep``.
         """
         axes = {}
-        for birth in self.walk.births:
+        for birth in self.labelled.births:
             labels = np.arange(birth.start, birth.start + birth.size)
             axes[birth.owner, birth.axis] = self.component[labels[keep[labels]]]
-        return Replay(_as_tensors(axes), self.walk.choices, self.walk.pinned_nodes)
+        return Replay(_as_tensors(axes), self.labelled.choices, self.labelled.pinned_nodes)
 
 
 def _varies(size: int | torch.SymInt) -> bool:

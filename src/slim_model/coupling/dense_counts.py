@@ -60,7 +60,7 @@ def _counts_channels(coupling: Coupling, node: fx.Node) -> bool:
         return False
     if kind in _EXTREMES and isinstance(node.meta["val"], list | tuple) and not _reads_only(node, 0):
         return False
-    counted = dims_of(coupling.walk.values[node.all_input_nodes[0]], bound(node).get("dim"))
+    counted = dims_of(coupling.labelled.values[node.all_input_nodes[0]], bound(node).get("dim"))
     shape = node.all_input_nodes[0].meta["val"].shape
     return all(isinstance(shape[axis], int) for axis in (counted if kind in _SPREADS else channels))
 
@@ -71,14 +71,14 @@ def _reads_only(node: fx.Node, index: int) -> bool:
 
 def _channel_axes(coupling: Coupling, node: fx.Node) -> list[int]:
     """The axes that are reduced and hold channels."""
-    source = coupling.walk.values[node.all_input_nodes[0]] if node.all_input_nodes else None
+    source = coupling.labelled.values[node.all_input_nodes[0]] if node.all_input_nodes else None
     if not isinstance(source, Value) or "other" in bound(node):
         return []
     return [axis for axis in dims_of(source, bound(node).get("dim")) if source.axes[axis] is not None]
 
 
 def _is_free(coupling: Coupling, node: fx.Node) -> bool:
-    source: Value = coupling.walk.values[node.all_input_nodes[0]]
+    source: Value = coupling.labelled.values[node.all_input_nodes[0]]
     axes = (source.axes[axis] for axis in dims_of(source, bound(node)["dim"]))
     return any((coupling.component[axis.numpy()] != FIXED).any() for axis in axes if axis is not None)
 
@@ -117,7 +117,7 @@ def is_norm(coupling: Coupling, node: fx.Node) -> bool:
 
 
 def _labelled(coupling: Coupling, node: fx.Node) -> list[Tensor]:
-    value = coupling.walk.values[node]
+    value = coupling.labelled.values[node]
     return [axis for axis in value.axes if axis is not None] if isinstance(value, Value) else []
 
 

@@ -25,8 +25,8 @@ from slim_model.coupling.pin_reasons import ASKED, MEETS_FIXED
 from slim_model.coupling.remedies import remedy
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
+from slim_model.labels.labelled import Labelled
 from slim_model.labels.values import FIXED
-from slim_model.labels.walk import Walk
 from slim_model.ops import kind_of
 
 SCHEMA = "slim-model-explain/1"
@@ -160,12 +160,12 @@ def _made(coupling: Coupling) -> Iterator[tuple[str, fx.Node, np.ndarray]]:
     """(layer, node, labels) of the outputs of layers, each label once, at the layer that makes it first."""
     seen = np.zeros(len(coupling.component), bool)
     seen[FIXED] = True
-    for axis, node in coupling.walk.made:
+    for axis, node in coupling.labelled.made:
         labels = np.unique(axis.numpy())
         labels = labels[~seen[labels]]
         if len(labels):
             seen[labels] = True
-            yield layer_name(coupling.walk, node), node, labels
+            yield layer_name(coupling.labelled, node), node, labels
 
 
 def _together(group: Group, because: Iterable[str]) -> Together:
@@ -183,12 +183,12 @@ _CONVOLUTIONS = ("convolution", "transposed_convolution")
 
 def _ties(coupling: Coupling, index: np.ndarray) -> list[list[str]]:
     """For each group: which operators made positions or layers one channel, in words."""
-    walk, component = coupling.walk, coupling.component
-    starts = np.array(walk.starts)
-    roles = roles_of(walk)
-    makes = np.array([roles.get((b.owner, b.axis)) == "makes" for b in walk.births] or [False])
+    labelled, component = coupling.labelled, coupling.component
+    starts = np.array([birth.start for birth in labelled.births])
+    roles = roles_of(labelled)
+    makes = np.array([roles.get((b.owner, b.axis)) == "makes" for b in labelled.births] or [False])
     found: list[Counter[str]] = [Counter() for _ in coupling.groups]
-    for left, right, node in walk.ties:
+    for left, right, node in labelled.ties:
         a, b = left.numpy(), right.numpy()
         tied = (a != b) & (a != FIXED) & (b != FIXED) & (component[a] != FIXED)
         a, b = a[tied], b[tied]
@@ -201,7 +201,7 @@ def _ties(coupling: Coupling, index: np.ndarray) -> list[list[str]]:
             found[g][f"tied by {_named(node)}"] += 1
         inside = (born_a == born_b) & makes[born_a] & (group >= 0)
         for g, birth in {*zip(group[inside].tolist(), born_a[inside].tolist(), strict=True)}:
-            labels = np.arange(starts[birth], starts[birth] + walk.births[birth].size)
+            labels = np.arange(starts[birth], starts[birth] + labelled.births[birth].size)
             found[g][_blocks(component[labels], coupling.groups[g], node)] += 1
     return [[text + (f" ({n} times)" if n > 1 else "") for text, n in counter.items()] for counter in found]
 
@@ -246,7 +246,7 @@ Key = tuple[str, str, str, str]
 
 
 def _holds(coupling: Coupling, made: list[tuple[str, fx.Node, np.ndarray]]) -> tuple[Hold, ...]:
-    part = _parts(coupling.walk, len(coupling.component))
+    part = _parts(coupling.labelled, len(coupling.component))
     outputs = np.unique(part[np.concatenate([labels for _, _, labels in made])]) if made else np.zeros(0, int)
     touched: dict[Key, np.ndarray] = {}
     for key, labels in _reasons(coupling):
@@ -268,9 +268,9 @@ def _holds(coupling: Coupling, made: list[tuple[str, fx.Node, np.ndarray]]) -> t
     return tuple(sorted(holds, key=lambda hold: (hold.is_output, -sum(hold.holds.values()))))
 
 
-def _parts(walk: Walk, size: int) -> np.ndarray:
+def _parts(labelled: Labelled, size: int) -> np.ndarray:
     """Components of the ties alone, without any pin and without the fixed positions."""
-    pairs = [np.stack((a.numpy(), b.numpy())) for a, b, _ in walk.ties] + [np.zeros((2, 0), np.int32)]
+    pairs = [np.stack((a.numpy(), b.numpy())) for a, b, _ in labelled.ties] + [np.zeros((2, 0), np.int32)]
     rows, columns = np.concatenate(pairs, axis=1)
     free = (rows != FIXED) & (columns != FIXED)
     matrix = coo_matrix((np.ones(int(free.sum()), np.int8), (rows[free], columns[free])), shape=(size, size))
@@ -282,10 +282,10 @@ def _reasons(coupling: Coupling) -> Iterator[tuple[Key, np.ndarray]]:
     """((kind of node, op, line, why), labels it fixes); a line that is not known counts by its node."""
     if len(coupling.protected):
         yield ("", "", "", ASKED), coupling.protected
-    for pin in coupling.walk.pins:
+    for pin in coupling.labelled.pins:
         labels = pin.labels.numpy()
         yield _key(pin.node, pin.why), labels[labels != FIXED]
-    for a, b, node in coupling.walk.ties:
+    for a, b, node in coupling.labelled.ties:
         left, right = a.numpy(), b.numpy()
         fixed = (left == FIXED) != (right == FIXED)
         if fixed.any():

@@ -19,13 +19,13 @@ class CutFailed(SlimError):
 
 def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
     """``keep``: bool by channel (component number); channel 0 is fixed and stays."""
-    return Cut(coupling.graph, coupling.walk.values, coupling.walk.choices, keep[coupling.component])
+    return Cut(coupling.graph, coupling.labelled.values, coupling.labelled.choices, keep[coupling.component])
 
 
 def left_of(coupling: Coupling, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
     """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
     kept, found = keep[coupling.component], {}
-    for birth in coupling.walk.births:
+    for birth in coupling.labelled.births:
         here = np.flatnonzero(kept[birth.start : birth.start + birth.size])
         if len(here) < birth.size and not birth.owner.startswith("@"):
             found[birth.owner, birth.axis] = here

@@ -33,7 +33,7 @@ def kept_norms(coupling: Coupling, keep: np.ndarray) -> tuple[KeptNorm, ...]:
     for node in coupling.graph.nodes:
         row = row_of(node.target) if node.op == "call_function" else None
         if row is not None and row.over is not None and _loses(cut, node, row):
-            found[KeptNorm(layer_name(coupling.walk, node), str(node.target), source_line(node))] = None
+            found[KeptNorm(layer_name(coupling.labelled, node), str(node.target), source_line(node))] = None
     return tuple(found)
 
 

@@ -33,7 +33,7 @@ def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
     for node, small in copies.items():
         if node.op == "call_function":
             constants |= _rewrite(cut, node, small, copies)
-    firsts = {owner: coupling.walk.shared.get(owner, owner) for owner in dense.tensors}
+    firsts = {owner: coupling.labelled.shared.get(owner, owner) for owner in dense.tensors}
     sliced = {first: _sliced(coupling, cut, first) for first in dict.fromkeys(firsts.values())}
     tensors = {owner: sliced[first] for owner, first in firsts.items()} | constants
     for node, small in copies.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class Replay:
     """What a walk over the small graph repeats: kept channels along each born axis, and the choices made."""
 
     born: dict[tuple[str, int], Tensor]
-    choices: dict[str, list[Any]]
+    choices: Mapping[str, Sequence[Any]]
     pinned: Mapping[str, str]
 
 

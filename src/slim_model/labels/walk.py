@@ -1,9 +1,4 @@
-"""Which channel sits at which position of which axis, and the walk that carries this through the graph.
-
-Every index of every axis of every parameter is born with a label, an integer of its own. Label 0 (``FIXED``) stands
-for a position that can never go. The walk visits each ATen node once, computes the labels of its outputs from those
-of its inputs, and writes down ties: pairs of labels that are one channel. Pinning is a tie to 0.
-"""
+"""What the rules of operators say about labels, and where it is written down."""
 
 from __future__ import annotations
 
@@ -14,26 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.errors import first_line
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound, shape_of
 from slim_model.graph.stored_tensors import storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
-from slim_model.labels.values import Axis, Birth, Flow, Pin, Replay, Value, fixed, leaves_in, tensors_in
+from slim_model.labels.constants import Constants
+from slim_model.labels.labelled import Labelled, Made, Tie
+from slim_model.labels.values import Axis, Birth, Pin, Replay, Value, fixed
 
 
 class Walk:
-    """One pass of labels through a graph.
+    """The language of the rules: a rule is called at ``node`` and says what is tied, pinned, read or made there.
 
-    The same walk serves twice. On the dense graph parameters are born with fresh labels, and ties are collected. On
+    The same rules serve twice. On the dense graph parameters are born with fresh labels, and ties are collected. On
     the small graph (``replay``) they carry the channels that were kept, the choices of the dense walk are repeated,
     and the ties that come out are there to be checked.
+
+    ``apart``: axes of a view, by its name, one of which keeps its channels apart. ``in_blocks``: nodes of which no
+    whole block may go.
     """
+
+    node: fx.Node
+    """The node that is visited."""
 
     def __init__(
         self,
         graph: Graph,
-        flow_of: Callable[[fx.Node], Flow | None],
         *,
         replay: Replay | None = None,
         pinned_nodes: Mapping[str, str] = MappingProxyType({}),
@@ -42,106 +43,76 @@ class Walk:
     ) -> None:
         self.graph = graph
         self.values: dict[fx.Node, Any] = {}
-        self.births: list[Birth] = []
-        self.births_of: dict[str, list[Birth]] = {}
-        self.ties: list[tuple[Tensor, Tensor, fx.Node]] = []
-        self.pins: list[Pin] = []
-        self.read: list[Tensor] = []  # labels along contracted axes
-        self.made: list[tuple[Tensor, fx.Node]] = []  # labels a layer gives to its output
-        self.pieces: list[list[Axis]] = []  # labels of what an axis is split into
         self.unknown: list[fx.Node] = []
-        self.choices: dict[str, list[Any]] = {}
-        self.apart = apart  # axes of a view, by its name: one of these keeps its channels apart
-        self.in_blocks = in_blocks  # nodes of which no whole block may go
-        self.whole_blocks: list[tuple[Tensor, fx.Node]] = []  # one label of each block that goes as a whole
-        self.node: fx.Node
-        self._flow_of = flow_of
-        self._replay = replay
         self.pinned_nodes = dict(pinned_nodes if replay is None else replay.pinned)
-        self.next_label = 1
+        self._replay, self._apart, self._in_blocks = replay, apart, in_blocks
+        self._next_label = 1
+        self._births: list[Birth] = []
         self._stored: dict[str, Value] = {}
         self._first_owner: dict[Any, str] = {}
-        self.shared: dict[str, str] = {}
-        self._constants: dict[fx.Node, Tensor | None] = {}
+        self._shared: dict[str, str] = {}
+        self._ties: list[Tie] = []
+        self._pins: list[Pin] = []
+        self._read: list[Tensor] = []
+        self._made: list[Made] = []
+        self._pieces: list[Sequence[Axis]] = []
+        self._whole_blocks: list[Made] = []
+        self._choices: dict[str, list[Any]] = {}
+        self._constants = Constants(graph, self.values)
 
-    def run(self) -> Walk:
-        for node in self.graph.nodes:
-            self.node = node
-            self.choices[node.name] = []
-            self.values[node] = self._visit(node)
-        return self
+    # -- the traversal ----------------------------------------------------------------------------------------------
 
-    def _visit(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            return self._placeholder(node)
-        if node.op == "get_attr":
-            return self._attribute(node)
-        if node.op == "output":
-            for value in tensors_in(fx.map_arg(node.args, self.values.__getitem__)):
-                self.pin(value, "it is an output of the model")
-            return None
-        arguments = self.arguments(node)
-        if not any(isinstance(x, Value) for x in leaves_in(arguments.values())):
-            return self._without_tensors(node, arguments)
-        flow = self._flow_of(node)
-        if flow is None:
-            self.unknown.append(node)
-            for weight in tensors_in(arguments.values()):
-                if len(weight.shape) > 1 and any(weight is stored for stored in self._stored.values()):
-                    self.makes(weight.axes[0])
-            return self._pin_all(arguments, "this operation has no rule")
-        if node.name in self.pinned_nodes:
-            return self._pin_all(arguments, self.pinned_nodes[node.name])
-        if self._replay is not None:
-            return flow(self, **arguments)
-        try:
-            return flow(self, **arguments)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
-            why = f"its rule does not cover this case ({first_line(error, at_most=80)})"
-            self.pinned_nodes[node.name] = why
-            return self._pin_all(arguments, why)
+    @property
+    def replays(self) -> bool:
+        """Whether this is the small graph."""
+        return self._replay is not None
 
-    def _placeholder(self, node: fx.Node) -> Any:
-        owner = self.graph.owners.get(node.name)
-        if owner is None:
-            value = node.meta.get("val")
-            return fixed(shape_of(value)) if isinstance(value, Tensor) else value
-        return self._tensor(owner, self.graph.tensors[owner])
+    def enter(self, node: fx.Node) -> None:
+        """What is said from now on is said at ``node``."""
+        self.node = node
+        self._choices[node.name] = []
 
-    def _attribute(self, node: fx.Node) -> Any:
-        target: Any = self.graph.module
-        for part in str(node.target).split("."):
-            target = getattr(target, part)
-        return self._tensor(str(node.target), target) if isinstance(target, Tensor) else target
+    def arguments(self, node: fx.Node) -> dict[str, Any]:
+        """Arguments of ``node`` by their names in the operator's schema, with Values in place of nodes."""
+        return {name: fx.map_arg(arg, self.values.__getitem__) for name, arg in bound(node).items()}
 
-    def _tensor(self, owner: str, tensor: Tensor) -> Value:
+    def stored(self, owner: str, tensor: Tensor) -> Value:
         """A parameter or constant; one that is shared carries the same labels at every use."""
         first = self._first_owner.setdefault(storage_key(tensor), owner)
         if first != owner:
-            self.shared[owner] = first
+            self._shared[owner] = first
         elif owner not in self._stored:
             shape = tuple(tensor.shape)
             axes = tuple(self.fresh(n, owner, a) for a, n in enumerate(shape))
             self._stored[owner] = Value(shape, axes)
-        return self._stored[self.shared.get(owner, owner)]
+        return self._stored[self._shared.get(owner, owner)]
 
-    def _without_tensors(self, node: fx.Node, arguments: dict[str, Any]) -> Any:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):  # a factory: full, arange, rand
-            flow = self._flow_of(node)
-            return flow(self, **arguments) if flow else fixed(shape_of(value))
-        if not isinstance(node.target, torch._ops.OpOverload) and callable(node.target):
-            return node.target(*fx.map_arg(node.args, self.values.__getitem__))
-        return None
+    def is_stored(self, value: Value) -> bool:
+        """Whether ``value`` is that of a parameter or constant as it stands."""
+        return any(value is stored for stored in self._stored.values())
 
-    def _pin_all(self, arguments: dict[str, Any], why: str) -> Any:
-        for value in tensors_in(arguments.values()):
-            self.pin(value, why)
-        return self.fixed_outputs()
+    def labelled(self) -> Labelled:
+        """All that was said, once every node was visited."""
+        return Labelled(
+            graph=self.graph,
+            labels=self._next_label,
+            values=MappingProxyType(self.values),
+            births=tuple(self._births),
+            births_by_owner=MappingProxyType(_by_owner(self._births)),
+            shared=MappingProxyType(self._shared),
+            ties=tuple(self._ties),
+            pins=tuple(self._pins),
+            read=tuple(self._read),
+            made=tuple(self._made),
+            pieces=tuple(map(tuple, self._pieces)),
+            whole_blocks=tuple(self._whole_blocks),
+            unknown=tuple(self.unknown),
+            choices=MappingProxyType({name: tuple(choices) for name, choices in self._choices.items()}),
+            pinned_nodes=MappingProxyType(self.pinned_nodes),
+            constants=self._constants,
+        )
 
-    @property
-    def starts(self) -> list[int]:
-        return [birth.start for birth in self.births]
+    # -- what a rule says -------------------------------------------------------------------------------------------
 
     def fresh(self, size: int, owner: str = "", axis: int = 0) -> Axis:
         """New labels for an axis; an axis of one position cannot lose it and is fixed.
@@ -153,21 +124,20 @@ class Walk:
             return self._replay.born.get((owner, axis))
         if size <= 1:
             return None
-        self.births.append(Birth(self.next_label, size, owner, axis))
-        self.births_of.setdefault(owner, []).append(self.births[-1])
-        self.next_label += size
-        return torch.arange(self.next_label - size, self.next_label, dtype=torch.int32)
+        self._births.append(Birth(self._next_label, size, owner, axis))
+        self._next_label += size
+        return torch.arange(self._next_label - size, self._next_label, dtype=torch.int32)
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Labels at the same position are the same channel."""
         a, b = torch.broadcast_tensors(a, b)
-        self.ties.append((a.reshape(-1), b.reshape(-1), self.node))
+        self._ties.append(Tie(a.reshape(-1), b.reshape(-1), self.node))
 
     def pin(self, what: Value | Axis, why: str) -> None:
         axes = what.axes if isinstance(what, Value) else (what,)
         for axis in axes:
             if axis is not None:
-                self.pins.append(Pin(axis.reshape(-1), self.node, why))
+                self._pins.append(Pin(axis.reshape(-1), self.node, why))
 
     def agree(self, axes: Iterable[Axis], why: str) -> Axis:
         """Tie these axes position by position. If one of them is fixed all are, because ``why``."""
@@ -216,7 +186,7 @@ class Walk:
 
     def _axis_to_keep(self, labels: Tensor) -> int | None:
         varying = varying_axes(labels) if labels.numel() else []
-        chosen = [a for a in varying if a in self.apart.get(self.node.name, varying)] or varying
+        chosen = [a for a in varying if a in self._apart.get(self.node.name, varying)] or varying
         if len(chosen) <= 1:
             return chosen[0] if chosen else None
         kinds = {a: len(torch.unique(labels.movedim(a, 0).flatten(1)[:, 0])) for a in chosen}
@@ -234,19 +204,19 @@ class Walk:
             lambda: (
                 len(labelled) == len(sides)
                 and count > max(side.shape[1] for side in labelled)
-                and self.node.name not in self.in_blocks
+                and self.node.name not in self._in_blocks
             )
         )
         for side in labelled:
             self.tie(side[:, :1] if whole else side[:1], side)
         if whole:
             self.agree([side[:, 0] for side in labelled], "")
-            self.whole_blocks += [(side[:, 0], self.node) for side in labelled if side.shape[1] > 1]
+            self._whole_blocks += [Made(side[:, 0], self.node) for side in labelled if side.shape[1] > 1]
         return bool(whole)
 
     def choose(self, decide: Callable[[], Any]) -> Any:
         """What ``decide`` says; in a replay, what was said at this place in the dense walk."""
-        made = self.choices[self.node.name]
+        made = self._choices[self.node.name]
         if self._replay is None:
             made.append(decide())
         else:
@@ -257,17 +227,17 @@ class Walk:
         """A layer sums over this axis: its operands agree, and what is removed is zero there."""
         shared = self.agree(axes, why)
         if shared is not None:
-            self.read += [axis for axis in axes if axis is not None]
+            self._read += [axis for axis in axes if axis is not None]
+
+    def splits(self, pieces: Sequence[Axis]) -> None:
+        """An axis is split into ``pieces``: channels of different ones are ranked apart."""
+        self._pieces.append(pieces)
 
     def makes(self, axis: Axis) -> Axis:
         """A layer gives these labels to its output: they are channels a user counts."""
         if axis is not None:
-            self.made.append((axis, self.node))
+            self._made.append(Made(axis, self.node))
         return axis
-
-    def arguments(self, node: fx.Node) -> dict[str, Any]:
-        """Arguments of ``node`` by their names in the operator's schema, with Values in place of nodes."""
-        return {name: fx.map_arg(arg, self.values.__getitem__) for name, arg in bound(node).items()}
 
     def out(self, axes: Sequence[Axis], index: int = 0) -> Value:
         """The Value of the current node's output (number ``index``): labelled axes are as long as their labels."""
@@ -285,22 +255,11 @@ class Walk:
 
     def constant(self, node: fx.Node) -> Tensor | None:
         """The real value of ``node`` where it follows from stored tensors alone, else None."""
-        if node not in self._constants:
-            self._constants[node] = self._evaluate(node)
-        return self._constants[node]
+        return self._constants.of(node)
 
-    def _evaluate(self, node: fx.Node) -> Tensor | None:
-        if node.op == "placeholder":
-            owner = self.graph.owners.get(node.name)
-            return None if owner is None else self.graph.tensors[owner]
-        if node.op == "get_attr":
-            found = getattr(self.graph.module, str(node.target), None)
-            return found if isinstance(found, Tensor) else None
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            return None
-        known = {n: self.constant(n) for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)}
-        if any(value is None for value in known.values()):
-            return None
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known.get(n, self.values[n]))
-        result = node.target(*args, **kwargs)
-        return result if isinstance(result, Tensor) else None
+
+def _by_owner(births: Iterable[Birth]) -> dict[str, list[Birth]]:
+    grouped: dict[str, list[Birth]] = {}
+    for birth in births:
+        grouped.setdefault(birth.owner, []).append(birth)
+    return grouped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ class Cut:
     """Which labels are kept, and the labels of every value of the dense graph."""
 
     graph: Graph
-    values: dict[fx.Node, Any]
-    choices: dict[str, list[Any]]
+    values: Mapping[fx.Node, Any]
+    choices: Mapping[str, Sequence[Any]]
     keep: np.ndarray  # bool, by label; keep[FIXED] is True
 
     def kept(self, axis: Axis, size: int) -> Tensor:

@@ -34,7 +34,9 @@ def move(walk: Walk, **arguments: Any) -> Any:
             _place(walk, out, labels)
     if count is None:
         return walk.out(outputs[0])
-    walk.pieces += [list(pieces) for pieces in zip(*outputs, strict=False) if None not in pieces]
+    for pieces in zip(*outputs, strict=False):
+        if None not in pieces:
+            walk.splits(pieces)
     return [walk.out(axes, i) for i, axes in enumerate(outputs)]
 
 

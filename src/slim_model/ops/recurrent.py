@@ -84,7 +84,7 @@ def _layer(walk: Walk, gates: int, given: Axis, weights: Sequence[Value], has_bi
         return units, units
     walk.reads(units, projection[0].axes[1])
     out = walk.makes(projection[0].axes[0])
-    walk.pieces.append([out])  # ranked apart from the units
+    walk.splits([out])  # ranked apart from the units
     walk.reads(out, w_hh.axes[1])
     return out, units
 

@@ -67,7 +67,7 @@ def merge(dense: Graph, small: Graph, layers: list[Sum]) -> tuple[Graph, dict[st
 def _made(coupling: Coupling, node: fx.Node, layer: Sum) -> _Made:
     stored = coupling.graph.tensors[layer.weight].detach()
     rows = layer.matrix(stored, layer.all_groups).flatten(0, 1).flatten(1).double().cpu()
-    axis = coupling.walk.values[node].axes[1 if layer.window else -1]
+    axis = coupling.labelled.values[node].axes[1 if layer.window else -1]
     component = np.zeros(len(rows), int) if axis is None else coupling.component[axis.numpy()]
     norm = norm_behind(node)
     mean, deviation = (torch.zeros(len(rows)), None) if norm is None else _normed(coupling, norm)
@@ -77,8 +77,8 @@ def _made(coupling: Coupling, node: fx.Node, layer: Sum) -> _Made:
 def _normed(coupling: Coupling, norm: fx.Node) -> tuple[Tensor, Tensor]:
     """The mean and the deviation of what a BatchNorm gives: its shift, and the size of its scale."""
     given = bound(norm)
-    shift, scale = (coupling.walk.constant(given[name]) if given[name] else None for name in ("bias", "weight"))
-    size = len(coupling.walk.constant(given["running_mean"]))  # type: ignore[arg-type]
+    shift, scale = (coupling.labelled.constants.of(given[name]) if given[name] else None for name in ("bias", "weight"))
+    size = len(coupling.labelled.constants.of(given["running_mean"]))  # type: ignore[arg-type]
     mean = torch.zeros(size) if shift is None else shift.detach().cpu()
     return mean, torch.ones(size) if scale is None else scale.detach().abs().cpu()
 
@@ -92,7 +92,7 @@ def _of_length(rows: Tensor, length: Tensor | None) -> Tensor:
 def _channels(coupling: Coupling, operand: fx.Node, problem: Problem, made: list[_Made]) -> _Made | None:
     """What makes each input of a layer: of a sum of several outputs, all of them; None where nothing is known."""
     layer = problem.layer
-    value = coupling.walk.values[operand]
+    value = coupling.labelled.values[operand]
     axis = value.axes[1 if layer.window else -1] if isinstance(value, Value) else None
     if axis is None:
         return None
@@ -118,7 +118,7 @@ def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
     """``node`` and where its values come from, up to a layer or a sum of several values."""
     while node.op == "call_function":
         row = row_of(node.target)
-        inputs = [n for n in node.all_input_nodes if coupling.walk.constant(n) is None]
+        inputs = [n for n in node.all_input_nodes if coupling.labelled.constants.of(n) is None]
         if row is None or row.masks == "inputs" or len(inputs) != 1:
             return
         yield node

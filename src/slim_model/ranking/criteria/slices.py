@@ -132,7 +132,7 @@ def _norms(coupling: Coupling) -> list[tuple[fx.Node, fx.Node]]:
 
 def _constant(coupling: Coupling, node: fx.Node, name: str) -> Tensor | None:
     argument = bound(node).get(name)
-    value = coupling.walk.constant(argument) if isinstance(argument, fx.Node) else None
+    value = coupling.labelled.constants.of(argument) if isinstance(argument, fx.Node) else None
     return None if value is None else value.detach()
 
 
@@ -167,13 +167,13 @@ def _scales(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
     found, index = [], coupling.index()
     mine = index.group[group.channels[0]]
     for norm, _ in _norms(coupling):
-        gamma, values = bound(norm)["weight"], tensors_in([coupling.walk.values[norm]])
+        gamma, values = bound(norm)["weight"], tensors_in([coupling.labelled.values[norm]])
         labels = values[0].axes[1]  # a decomposed one gives its statistics, too
         if not isinstance(gamma, fx.Node) or labels is None:
             continue
         component = coupling.component[labels.numpy()]
         channel = torch.from_numpy(np.where(index.group[component] == mine, index.number[component], -1))
-        tensor = coupling.walk.constant(gamma)
+        tensor = coupling.labelled.constants.of(gamma)
         if tensor is not None and bool((channel >= 0).any()):
             rows = torch.full((group.width, 1), torch.nan)
             rows[channel[channel >= 0]] = tensor.detach().float().cpu()[channel >= 0][:, None]

@@ -81,7 +81,7 @@ def _touched(coupling: Coupling, group: Group, nodes: list[fx.Node]) -> set[fx.N
         row = row_of(node.target) if node.op == "call_function" else None
         if row is None or row.masks == "nothing":
             continue
-        for value in (coupling.walk.values[n] for n in node.all_input_nodes):
+        for value in (coupling.labelled.values[n] for n in node.all_input_nodes):
             axes = [a for a in value.axes if a is not None] if isinstance(value, Value) else []
             if not all(others[coupling.component[a.numpy()]].all() for a in axes):
                 found.add(node)

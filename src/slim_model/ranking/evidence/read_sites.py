@@ -110,7 +110,7 @@ def _ends(coupling: Coupling, node: fx.Node, reached: set[fx.Node]) -> Iterator[
     row = row_of(node.target) if node.op == "call_function" else None
     if row is None or row.masks == "nothing":
         return
-    values, states = coupling.walk.values, pytree.tree_leaves(bound(node).get("hx", ()))
+    values, states = coupling.labelled.values, pytree.tree_leaves(bound(node).get("hx", ()))
     read = [n for n in node.all_input_nodes if n not in states]  # a recurrent layer hands its state on
     labelled = [n for n in read if isinstance(values[n], Value) and values[n].labelled]
     out = _channels(coupling, tensors_in([values[node]]))
@@ -137,7 +137,7 @@ def _twice(coupling: Coupling, value: Value, channels: np.ndarray) -> bool:
 
 def _spots(coupling: Coupling, node: fx.Node, axis: int, index: GroupIndex) -> Iterator[tuple[int, Tensor, Spot]]:
     """(group, channels, spot) for each group along an axis, and for each number of positions a channel takes."""
-    component = coupling.component[coupling.walk.values[node].axes[axis].numpy()]
+    component = coupling.component[coupling.labelled.values[node].axes[axis].numpy()]
     for group in np.unique(index.group[component]).tolist():
         if group < 0:
             continue
@@ -154,7 +154,7 @@ def _spot_of(
     coupling: Coupling, node: fx.Node, group: int, channel: Tensor, index: GroupIndex, *, near: int = 0
 ) -> Spot | None:
     """Where just these channels sit in the value of ``node``; on axis ``near`` rather than another."""
-    value = coupling.walk.values[node]
+    value = coupling.labelled.values[node]
     axes = [a for a, x in enumerate(value.axes) if x is not None] if isinstance(value, Value) else []
     axes.sort(key=lambda axis: axis != near)
     found = (hit for axis in axes for hit in _spots(coupling, node, axis, index))
@@ -166,7 +166,7 @@ def _weights(
 ) -> Tensor | None:
     """``(k, rest)``: the columns of the weights by which ``node`` reads these channels, if it has weights."""
     for other in node.all_input_nodes:
-        weight = coupling.walk.constant(other)
+        weight = coupling.labelled.constants.of(other)
         if other is operand or weight is None or weight.dim() < 2:
             continue
         spot = _spot_of(coupling, other, group, channel, index, near=1)  # layers read along axis 1 of their weight
@@ -181,7 +181,7 @@ def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
     yield node
     while node.op == "call_function":
         row, schema = row_of(node.target), getattr(node.target, "_schema", None)
-        inputs = [n for n in node.all_input_nodes if coupling.walk.constant(n) is None]
+        inputs = [n for n in node.all_input_nodes if coupling.labelled.constants.of(n) is None]
         if row is None or row.masks != "nothing" or schema is None or schema.is_mutable or len(inputs) != 1:
             return
         node = inputs[0]
