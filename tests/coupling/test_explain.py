@@ -174,10 +174,10 @@ def because(name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("attention", r"2 heads share each channel: a view at micronets\.py:\d+ in \w+"),
-        ("lstm", r"4 gates share each channel: lstm at micronets\.py:\d+ in forward: return s\.head"),
+        ("attention", r"2 heads share each channel: a view at \w+\.py:\d+ in \w+"),
+        ("lstm", r"4 gates share each channel: lstm at \w+\.py:\d+ in forward: return s\.head"),
         ("gru", r"3 gates share each channel: gru"),
-        ("residual_add", r"tied by an addition at micronets\.py:\d+"),
+        ("residual_add", r"tied by an addition at \w+\.py:\d+"),
     ],
 )
 def test_why_channels_go_together(name: str, says: str) -> None:

@@ -50,6 +50,6 @@ def test_the_channels_of_a_model_without_values_are_those_of_the_model() -> None
     graph = simplify(trace(Residual().eval(), (images(),)))
     empty = graph.with_tensors({name: tensor.to("meta") for name, tensor in graph.tensors.items()})
     whole, bare = couple(graph), couple(empty)
-    assert not bare.walk.shared
+    assert not bare.labelled.shared
     assert np.array_equal(whole.component, bare.component)
     assert [group.name for group in whole.groups] == [group.name for group in bare.groups]
