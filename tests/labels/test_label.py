@@ -1,4 +1,4 @@
-"""Labels of a small net, counted by hand, and the record of a walk, which nobody can change."""
+"""The record of a walk: all of a small net, counted by hand; nobody can change it; a replay repeats its choices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from slim_model.graph.simplify import simplify
 from torch import Tensor, nn
 
 from slim_model.graph.trace import trace
@@ -16,6 +15,7 @@ from slim_model.labels.labelled import Labelled
 from slim_model.labels.values import Birth, Replay
 from slim_model.labels.walk import Walk
 from slim_model.ops import flow_of
+from slim_model.simplifying.simplify import simplify
 
 
 class Skip(nn.Module):
@@ -63,12 +63,6 @@ def test_ties_name_the_operator(labelled: Labelled) -> None:
     ]
     assert [made.labels.tolist() for made in labelled.made] == [[1, 2, 3], [9, 10, 11]]
     assert [pin.labels.tolist() for pin in labelled.pins] == [[4, 5]], "the two numbers of the input are fixed"
-
-
-def test_constants_follow_from_stored_tensors_alone(labelled: Labelled) -> None:
-    constants = {node.name: labelled.constants.of(node) for node in labelled.graph.nodes if node.op != "output"}
-    stored = {name for name, value in constants.items() if value is not None}
-    assert stored == set(labelled.graph.owners)
 
 
 def test_the_record_cannot_be_changed(labelled: Labelled) -> None:
