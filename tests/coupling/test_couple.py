@@ -195,7 +195,7 @@ def test_a_node_that_could_not_be_cut_is_named_with_what_went_wrong() -> None:
 def test_what_is_tied_is_one_component_and_what_is_tied_to_0_is_fixed() -> None:
     """1 = 3 = 4, 2 = 0, and 5 is fixed besides."""
     ties = [(np.array(a), np.array(b)) for a, b in (([1, 2], [3, 0]), ([4], [3]))]
-    walk: Any = SimpleNamespace(next_label=7, ties=[(torch.from_numpy(a), torch.from_numpy(b), None) for a, b in ties])
+    walk: Any = SimpleNamespace(labels=7, ties=[(torch.from_numpy(a), torch.from_numpy(b), None) for a, b in ties])
     component = components(walk, [np.array([5])])
     assert component[[0, 2, 5]].tolist() == [0, 0, 0]
     assert len({*component[[1, 3, 4]].tolist()}) == 1
@@ -203,7 +203,7 @@ def test_what_is_tied_is_one_component_and_what_is_tied_to_0_is_fixed() -> None:
 
 
 def test_nothing_tied_is_a_component_for_each() -> None:
-    walk: Any = SimpleNamespace(next_label=3, ties=[])
+    walk: Any = SimpleNamespace(labels=3, ties=[])
     assert sorted(components(walk, []).tolist()) == [0, 1, 2]
 
 
