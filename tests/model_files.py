@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from slim_model.errors import InputError
-from slim_model.loading.load import load
+from slim_model.loading.load import Subject, load
 from slim_model.loading.source import SourceOptions
 
 
@@ -44,6 +44,11 @@ NET_SOURCE = """
         def forward(self, x):
             return self.fc(torch.relu(self.conv(x)).flatten(1))
 """
+
+
+def opened(path: str | Path, **options: Any) -> Subject:
+    """As the command reads ``path`` with these options."""
+    return load(path, SourceOptions(**options))
 
 
 def refusal(path: Path, **options: Any) -> str:

@@ -1,4 +1,4 @@
-"""SourceOptions: every kind of file is known by its content, every bad file has one clear message."""
+"""Loading: every kind of file is known by its content, every bad file has one clear message."""
 
 from __future__ import annotations
 
@@ -181,14 +181,6 @@ def _onnx(path: Path) -> None:
     path.write_bytes(onnx.helper.make_model(graph, producer_name="x").SerializeToString())
 
 
-def _legacy_module(path: Path) -> None:
-    torch.save(small_net(), path, _use_new_zipfile_serialization=False)
-
-
-def _newer_protocol(path: Path) -> None:
-    torch.save(small_net(), path, pickle_protocol=4)
-
-
 def _cycle(path: Path) -> None:
     held: dict[str, Any] = {"epoch": 1}
     held["model"] = held
@@ -209,8 +201,8 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "zip with the names of a program": (_program_with_names_only, "cannot be read"),
     "random bytes": (lambda path: path.write_bytes(bytes(range(255, 0, -1))), "no PyTorch model"),
     "text": (lambda path: path.write_text("import torch\n"), "no PyTorch model"),
-    "one byte": (lambda path: path.write_bytes(b"\x80"), "torch.save did not write"),
-    "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "torch.save did not write"),
+    "one byte": (lambda path: path.write_bytes(b"\x80"), "cannot be read as a pickle"),
+    "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "a dict with a"),
     "ONNX": (_onnx, "ONNX"),
     "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "web page": (lambda path: path.write_text("<html>404</html>"), "HTML"),
@@ -219,13 +211,36 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "log": (lambda path: torch.save({"loss": [1.0], "epoch": 3}, path), "a dict with loss, epoch"),
     "two networks": (
         lambda path: torch.save({"netG": small_net().state_dict(), "netD": small_net().state_dict()}, path),
-        "a dict with netG, netD",
+        "weights at 'netG' (9 tensors), 'netD' (9 tensors)",
     ),
-    "checkpoint in itself": (_cycle, "cannot be read"),
-    "legacy module": (_legacy_module, "before 1.6"),
-    "newer protocol": (_newer_protocol, "protocol"),
+    "checkpoint in itself": (_cycle, "a dict with epoch, model"),
     "state dict": (lambda path: torch.save(small_net().state_dict(), path), "--arch torchvision:resnet50"),
 }
+
+
+def _legacy(path: Path) -> None:
+    torch.save(small_net(), path, _use_new_zipfile_serialization=False)
+
+
+OTHER_FORMS: dict[str, Callable[[Path], Any]] = {
+    "torch before 1.6": _legacy,
+    "a pickle alone": lambda path: path.write_bytes(pickle.dumps(small_net())),
+    "a pickle of an older protocol": lambda path: path.write_bytes(pickle.dumps(small_net(), protocol=2)),
+    **{
+        f"protocol {number}": lambda path, number=number: torch.save(small_net(), path, pickle_protocol=number)  # type: ignore[misc]
+        for number in (3, 4, 5)
+    },
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_a_module_in_another_form_is_read(file: Path, form: str) -> None:
+    torch.manual_seed(0)
+    OTHER_FORMS[form](file)
+    torch.manual_seed(0)
+    net, subject = small_net(), load(file, SourceOptions(inputs=INPUT))
+    assert subject.kind == "module"
+    assert torch.equal(subject.model(*subject.inputs), net(*subject.inputs))
 
 
 @pytest.mark.parametrize("bad", BAD_FILES)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slim_model.atomic_write import beside
+from slim_model.commands.outputs import check_places, publish
 from slim_model.cost.onnx_energy import estimated_energy
 from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe as describe_error
@@ -48,6 +48,8 @@ def bench(job: BenchJob, progress: Progress) -> Bench:
     """Time the files, each kind (ONNX, PyTorch) against its first."""
     if any(n < 1 for n in (*job.batches, *job.threads)):
         raise InputError("--batch and --threads are numbers from 1, with commas between them: --batch 1,8,64.")
+    for path in job.files:
+        check_places(path, filter(None, [job.json]))
     progress("reading the files")
     files = [artifact(path, job.loading) for path in job.files]
     found = Bench([], [], [])
@@ -64,8 +66,7 @@ def bench(job: BenchJob, progress: Progress) -> Bench:
         why = "; ".join(f"{name}: {reason}" for name, reason in found.absent)
         raise InputError(f"nothing could be measured. {why}.")
     if job.json:
-        with beside(job.json) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in found.rows))
+        publish(job.json, "".join(json.dumps(row) + "\n" for row in found.rows))
     return found
 
 

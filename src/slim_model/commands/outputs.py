@@ -6,27 +6,42 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from slim_model.atomic_write import beside
+from slim_model.atomic_write import beside, destination, reason
 from slim_model.errors import InputError
 
 
 def publish(place: Path, text: str) -> None:
-    with beside(place) as temporary:
-        temporary.write_text(text)
+    """Write a text file whole, or raise InputError and leave what was there."""
+    try:
+        with beside(place) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {place}: {reason(error)}. Free space or give another place.") from error
 
 
 def check_places(source: Path, places: Iterable[Path]) -> None:
     """Say before any work is done where results could not be written."""
-    taken = {source.resolve()}
+    taken = {_followed(source)}
     for place in places:
-        if place.resolve() in taken:
+        target = destination(place)
+        if target in taken:
             raise InputError(f"{place} would be written over the same file as IN or another output. Give another name.")
-        taken.add(place.resolve())
-        if place.is_dir():
-            raise InputError(f"{place} is a folder; give the name of a file to write.")
-        if not place.parent.is_dir():
+        taken.add(target)
+        if not target.parent.is_dir():
             raise InputError(f"cannot write {place}: the folder {place.parent} does not exist. Make it first.")
         try:
-            tempfile.TemporaryFile(dir=place.parent).close()
+            target.name.encode("utf-8")  # onnxruntime and ONNX take no other names
+            with tempfile.TemporaryDirectory(prefix=".slim-model-", suffix=".part", dir=target.parent) as folder:
+                (Path(folder) / target.name).touch()  # a name may be too long, or have characters that are not allowed
+        except UnicodeEncodeError:
+            raise InputError(f"cannot write {place}: its name is not UTF-8. Give another name.") from None
         except OSError as error:
-            raise InputError(f"cannot write {place}: {error.strerror}. Give another place.") from error
+            raise InputError(f"cannot write {place}: {reason(error)}. Give another place.") from error
+
+
+def _followed(source: Path) -> Path | None:
+    """The file that ``source`` names; None where links lead in a circle, which reading it will say."""
+    try:
+        return source.resolve()
+    except (OSError, RuntimeError):
+        return None

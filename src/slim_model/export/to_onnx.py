@@ -12,7 +12,6 @@ import torch
 from torch import fx
 from torch.onnx import OnnxExporterError
 
-from slim_model.atomic_write import final_name
 from slim_model.errors import ExportError, InputError, first_line
 from slim_model.export.eager_model import Deciding, by_torchscript
 from slim_model.export.lower import Lowered, lowered
@@ -53,8 +52,8 @@ def to_onnx(
     _name_axes(result.model, graph)
     large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > _LARGEST_PROTOBUF
     try:
-        if large:  # named after the file that ``path`` will become
-            onnx_ir.save(result.model, path, external_data=f"{final_name(path)}.data")
+        if large:  # moved with ``path``, as atomic_write moves what lies beside it
+            onnx_ir.save(result.model, path, external_data=f"{path.name}.data")
         else:
             result.save(str(path), external_data=weights_beside)
     except OSError as error:

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,14 +21,15 @@ from torch import nn
 from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe
 from slim_model.loading.user_code import import_file, make_importable
+from slim_model.loading.weights.checkpoint import Checkpoint
+from slim_model.loading.weights.choose import Choice, choose
 
 _EXAMPLES = (
     "Write torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable, "
     "with arguments as in torchvision:resnet18(num_classes=10)"
 )
-#: What training adds in front of every name: DataParallel, and trainers that hold the model.
-_PREFIXES = ("module.", "model.", "net.", "network.")
 _SHOWN = 4  # names in a message
+_NOT_STRICT = " If these names do not matter, --no-strict goes on: what the file lacks then stays untrained."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +41,30 @@ class _Arch:
     kwargs: dict[str, Any]
 
 
-def build(arch: str, state: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The model that ``arch`` names, with the weights of ``state``; names and shapes must all agree.
+def build(
+    arch: str, found: Checkpoint, *, prefix: str | None = None, strict: bool = True
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model that ``arch`` names, with the weights in ``found`` that fit it, and notes of what was assumed.
 
-    Prefixes that training puts in front of every name are dropped. The number of classes is taken from
-    ``state`` where the builder accepts ``num_classes`` and the user gave none.
+    What training puts in front of names is taken off, or ``prefix`` alone. Names and shapes must all agree; without
+    ``strict`` only shapes. The number of classes is taken from the weights where the builder accepts ``num_classes``
+    and the user gave none.
     """
     spec = _parse(arch)
     builder = _find(spec)
-    model = _call(spec, builder, _implied(builder, state) | spec.kwargs)
-    matching = _without_prefix(state, set(model.state_dict()))
-    classes = _classes(model, matching)
+    implied = _implied(builder, {name for weights in found.weights for name in weights.tensors})
+    model = _call(spec, builder, implied | spec.kwargs)
+    choice = choose(found, _shapes(model), prefix)
+    classes = _classes(model, choice.fitted.tensors)
     if classes and "num_classes" not in spec.kwargs and not spec.args and _accepts(builder, "num_classes"):
-        model = _call(spec, builder, _implied(builder, state) | spec.kwargs | {"num_classes": classes})
-    _load(arch, model, matching)
-    return model
+        model = _call(spec, builder, implied | spec.kwargs | {"num_classes": classes})
+        choice = choose(found, _shapes(model), prefix)
+    choice.check_clear()
+    return model, (*choice.notes(), *_load(arch, model, choice, found, strict))
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
 def _parse(arch: str) -> _Arch:
@@ -139,7 +149,7 @@ def _accepts(builder: Any, argument: str) -> bool:
     return argument in parameters or (passed_on and _of_torchvision(builder))
 
 
-def _implied(builder: Any, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _implied(builder: Any, state: Collection[str]) -> dict[str, Any]:
     """Arguments that follow from loading a state dict: nothing is downloaded or initialized for nothing, and
     the auxiliary heads are there if ``state`` has them."""
     if not _of_torchvision(builder):
@@ -178,16 +188,6 @@ def _call(spec: _Arch, builder: Any, kwargs: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _without_prefix(state: Mapping[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:
-    """``state`` under the names the model has, as far as prefixes are what stands between them."""
-    # torch.compile of a submodule puts its prefix in the middle
-    compiled = any("_orig_mod." in name for name in expected)
-    stripped = [{name if compiled else name.replace("_orig_mod.", ""): value for name, value in state.items()}]
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in stripped[-1])), None):
-        stripped.append({name.removeprefix(prefix): value for name, value in stripped[-1].items()})
-    return max(stripped, key=lambda names: len(names.keys() & expected))
-
-
 def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
     """The number of outputs that the last layer of ``model`` has in ``state``, where it is another."""
     own = model.state_dict()
@@ -198,32 +198,47 @@ def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
     return outputs if outputs != own[last].shape[0] else None
 
 
-def _load(arch: str, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    own = model.state_dict()
+def _load(arch: str, model: nn.Module, choice: Choice, found: Checkpoint, strict: bool) -> tuple[str, ...]:
+    """Copy the weights in; notes of what did not fit, where that is allowed."""
+    own, state = model.state_dict(), choice.fitted.tensors
     misshapen = {name for name in own if name in state and own[name].shape != state[name].shape}
     fitting = {name: value for name, value in state.items() if name not in misshapen}
+    missing, extra = _load_by_name(arch, model, fitting)
+    missing = [name for name in missing if name not in misshapen]
+    shapes = [f"{name} is {_size(state[name])} and should be {_size(own[name])}" for name in own if name in misshapen]
+    kinds = {
+        "missing in the file": (missing, "they keep the values they were built with, untrained"),
+        "not in the model": (extra, "they were left out"),
+        "of another shape": (shapes, ""),
+    }
+    differing = {
+        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', and more' if len(names) > _SHOWN else ''})": meaning
+        for kind, (names, meaning) in kinds.items()
+        if names
+    }
+    if differing and (strict or misshapen):
+        where = f" Taken were the {choice.words}; the file holds {found.listed()}." if len(found.weights) > 1 else ""
+        raise InputError(
+            f"the weights do not fit --arch {arch!r}. Of {len(own)} names, {'; '.join(differing)}.{where} Give the "
+            "architecture and the arguments the file was trained with, such as torchvision:resnet18(num_classes=10)."
+            + ("" if misshapen or len(missing) == len(own) else _NOT_STRICT)
+        )
+    return tuple(f"{what}: {meaning}" for what, meaning in differing.items())
+
+
+def _load_by_name(arch: str, model: nn.Module, state: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:
+    """The names that the file lacks, and those that the model lacks."""
     try:
         # not strict, because layers may accept the names they had in older versions
-        names = model.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:
-        raise InputError(f"the weights do not fit --arch {arch!r}: {describe(error)}.") from error
-    problems = {
-        "missing in the file": [name for name in names.missing_keys if name not in misshapen],
-        "not in the model": names.unexpected_keys,
-        "of another shape": [
-            f"{name} is {_size(state[name])} and should be {_size(own[name])}" for name in own if name in misshapen
-        ],
-    }
-    found = [
-        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', and more' if len(names) > _SHOWN else ''})"
-        for kind, names in problems.items()
-        if names
-    ]
-    if found:
-        raise InputError(
-            f"the weights do not fit --arch {arch!r}. Of {len(own)} names, {'; '.join(found)}. Give the "
-            "architecture and the arguments the file was trained with, such as torchvision:resnet18(num_classes=10)."
-        )
+        names = model.load_state_dict(state, strict=False)
+    except Exception as error:
+        if type(model).load_state_dict is nn.Module.load_state_dict:
+            raise InputError(f"the weights do not fit --arch {arch!r}: {describe(error)}.") from error
+        names = nn.Module.load_state_dict(model, state, strict=False)  # a class's own may refuse what is not its form
+    if hasattr(names, "missing_keys"):
+        return list(names.missing_keys), list(names.unexpected_keys)
+    own = model.state_dict()  # a class's own may say nothing
+    return [name for name in own if name not in state], [name for name in state if name not in own]
 
 
 def _size(tensor: torch.Tensor) -> str:

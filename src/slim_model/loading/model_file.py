@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from slim_model.errors import InputError
+from slim_model.loading.file_bytes import read_file
 from slim_model.loading.input_spec import DTYPES, parse_input, spec_of
-from slim_model.loading.load import file_sha256, load
+from slim_model.loading.load import load
 from slim_model.loading.source import SourceOptions
 
 Dim = int | str
@@ -96,15 +97,16 @@ def artifact(path: Path, loading: SourceOptions) -> Artifact:
     if path.suffix != ".onnx":
         return _module(path, loading)
     try:
-        model = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file.") from error
+        file = read_file(path, limited=False)
+        model = onnx.load_model_from_string(file.content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # protobuf has its own exceptions for damaged files
         raise InputError(f"{path}: cannot be read as an ONNX model: {type(error).__name__}. Copy it again.") from error
     inputs = _signature(path, model.graph)
     if not inputs:
         raise InputError(f"{path}: the model has no inputs, so there is nothing to time.")
-    return Artifact(path, "onnx", path, inputs, _most(_stored(model.graph)), file_sha256(path), loading)
+    return Artifact(path, "onnx", path, inputs, _most(_stored(model.graph)), file.sha256, loading)
 
 
 def _signature(path: Path, graph: Any) -> tuple[Signature, ...]:

@@ -14,11 +14,12 @@ import itertools
 import json
 import pickle
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from slim_model.loading.limits import EXPRESSION_LETTERS, HIGHEST_POWER, LARGEST_NUMBER
 
 #: What a node of an exported program may call.
 _OPERATORS = re.compile(
@@ -43,6 +44,7 @@ _SYMPY = re.compile(
     r"|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal"
     r"|ToFloat|Identity"
 )
+_POWERS = re.compile(r"Pow|LShift|PowByNatural|FloatPow")
 _ARITHMETIC = (
     *(ast.Expression, ast.Name, ast.expr_context, ast.keyword, ast.Tuple, ast.BinOp, ast.operator),
     *(ast.UnaryOp, ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop),
@@ -59,9 +61,9 @@ class Unsafe(Exception):
     """The archive holds something that loading or running it could execute."""
 
 
-def vet_program(path: Path) -> None:
-    """Raise `Unsafe` unless the ``torch.export`` archive at ``path`` can only compute."""
-    reader = torch._C.PyTorchFileReader(str(path))
+def vet_program(content: bytes) -> None:
+    """Raise `Unsafe` unless the ``torch.export`` archive with these bytes can only compute."""
+    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
     records = set(reader.get_all_records())
     for record in sorted(records):
         if not _RECORDS.fullmatch(record):
@@ -81,9 +83,9 @@ def _vet_tensors(record: str, content: bytes) -> None:
         raise Unsafe(f"its {record} holds more than tensors") from error
 
 
-def vet_script(path: Path) -> None:
-    """Raise `Unsafe` if the TorchScript archive at ``path`` names an operator that reaches files."""
-    reader = torch._C.PyTorchFileReader(str(path))
+def vet_script(content: bytes) -> None:
+    """Raise `Unsafe` if the TorchScript archive with these bytes names an operator that reaches files."""
+    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
     for record in reader.get_all_records():
         if record.endswith((".py", ".pkl")) or "/" not in record:
             text = reader.get_record(record).decode("utf-8", "replace")
@@ -134,12 +136,15 @@ def _problem(key: str, value: Any) -> str | None:
 
 
 def _is_arithmetic(text: str) -> bool:
-    """True for what sympy prints, such as ``2*Symbol('s0', positive=True) + 1``, and nothing more."""
+    """True for what sympy prints, such as ``2*Symbol('s0', positive=True) + 1``, and nothing more; nor are numbers
+    there that take long to compute, as in ``9**9**9``."""
     try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
-    except (SyntaxError, ValueError, RecursionError):
+        nodes = list(ast.walk(ast.parse(text, mode="eval"))) if len(text) <= EXPRESSION_LETTERS else []
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     for node in nodes:
+        if _grows(node):
+            return False
         if isinstance(node, ast.Call):
             if not isinstance(node.func, ast.Name) or not _SYMPY.fullmatch(node.func.id):
                 return False
@@ -147,9 +152,36 @@ def _is_arithmetic(text: str) -> bool:
             # sympy would evaluate a string given to any of its functions
             if isinstance(node.value, str) and not re.fullmatch(r"-?[\w.]+", node.value):
                 return False
+            if isinstance(node.value, int) and abs(node.value) > LARGEST_NUMBER:
+                return False
         elif not isinstance(node, _ARITHMETIC):
             return False
-    return True
+    return bool(nodes)
+
+
+def _grows(node: ast.AST) -> bool:
+    """True for a power, or a shift to the left, by more than a small number or of something that has one inside."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift):
+        base, exponent = node.left, node.right
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _POWERS.fullmatch(node.func.id):
+        if len(node.args) != 2:
+            return True
+        base, exponent = node.args
+    else:
+        return False
+    while isinstance(exponent, ast.UnaryOp | ast.Call):  # -2, Integer(2)
+        exponent = exponent.operand if isinstance(exponent, ast.UnaryOp) else (*exponent.args, exponent.func)[0]
+    small = isinstance(exponent, ast.Constant) and str(exponent.value).lstrip("-").isdigit()
+    if not small or abs(int(exponent.value)) > HIGHEST_POWER:  # type: ignore[attr-defined]
+        return True
+    inside = [n for n in ast.walk(base) if n is not base]
+    return any(_grows(n) or _is_power(n) for n in (base, *inside))
+
+
+def _is_power(node: ast.AST) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Pow | ast.LShift)
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and bool(_POWERS.fullmatch(node.func.id))
 
 
 def _is_plain_tree(text: str) -> bool:

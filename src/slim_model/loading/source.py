@@ -11,7 +11,8 @@ from slim_model.options import option
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
     """``arch`` builds the model that a state dict belongs to; with it only tensors are taken from the file, whatever
-    else it holds. ``inputs`` are as typed after ``--input``. ``trust_pickle`` lets the file run what it likes;
+    else it holds: those at ``key``, of names that begin with ``prefix``, and where it is ``strict`` neither may lack a
+    name of the other. ``inputs`` are as typed after ``--input``. ``trust_pickle`` lets the file run what it likes;
     ``code`` is then the script whose classes were pickled as ``__main__``."""
 
     arch: str | None = option(
@@ -28,6 +29,13 @@ class SourceOptions:
         many=True,
         basic=True,
     )
+    key: str | None = option(
+        None, "Where in the file the weights lie, where there are several: state_dict_ema, 0, G.", metavar="NAME.NAME"
+    )
+    prefix: str | None = option(
+        None, "Take only weights whose names begin so, and take it off them: backbone.", metavar="TEXT"
+    )
+    strict: bool = option(True, "Refuse weights of which --arch lacks some, or that lack some.")
     trust_pickle: bool = option(False, "Run the code inside IN. Only for files you made.", negatable=False)
     code: Path | None = option(
         None, "With --trust-pickle: the script that defines the model's class.", kind=Path, metavar="FILE.py"

@@ -1,0 +1,68 @@
+"""A file, read once: what is hashed and looked through is what is loaded, whatever happens to the file meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from slim_model.errors import InputError
+from slim_model.loading.limits import FILE_BYTES
+
+_NO_FILE = "is {}, no regular file. Copy what it gives to a file, and give that."
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+
+
+@dataclass(frozen=True, slots=True)
+class FileBytes:
+    """All of a file; ``suffix`` of its name, as ``.pt``."""
+
+    content: bytes
+    sha256: str
+    suffix: str
+
+
+def read_file(path: Path, *, limited: bool = True) -> FileBytes:
+    """The bytes of a regular file; InputError says why there are none. ``limited``: as `limits` say."""
+    try:
+        # a pipe without a writer would be waited for
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            about = os.fstat(descriptor)
+            _check_kind(about.st_mode)
+            _check_size(about.st_size, limited)
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read()
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as error:
+        raise InputError("there is no such file.") from error
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise InputError(_NO_FILE.format("a socket or a device")) from error
+        raise InputError(f"cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:  # a null byte in the name
+        raise InputError(f"cannot be read: {error}.") from error
+    except MemoryError as error:
+        raise InputError("does not fit into the memory of this machine.") from error
+    if not content:
+        raise InputError("is empty. It may not have been written or copied to the end.")
+    return FileBytes(content, hashlib.sha256(content).hexdigest(), Path(path).suffix)
+
+
+def _check_kind(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise InputError("is a folder. Give the model file in it.")
+    if not stat.S_ISREG(mode):
+        raise InputError(_NO_FILE.format(_KINDS.get(stat.S_IFMT(mode), "something else")))
+
+
+def _check_size(size: int, limited: bool) -> None:
+    free = psutil.virtual_memory().available
+    if size > free or (limited and size > FILE_BYTES):
+        raise InputError(f"is {size / 1e9:,.1f} GB; {min(size, free, FILE_BYTES) / 1e9:,.1f} GB can be read here.")

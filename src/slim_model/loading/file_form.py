@@ -1,0 +1,68 @@
+"""What a file is, from its content."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from typing import Literal
+
+from slim_model.errors import InputError
+from slim_model.loading.file_bytes import FileBytes
+from slim_model.loading.limits import HEADER_BYTES
+from slim_model.loading.pickles.saved_file import open_zip
+
+Form = Literal["exported program", "torchscript", "safetensors", "pickle"]
+
+WITH_ARTICLE: dict[Form, str] = {
+    "exported program": "an exported program",
+    "torchscript": "a TorchScript archive",
+    "safetensors": "a safetensors file",
+    "pickle": "a pickle",
+}
+_FOREIGN = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself. Fetch it: git lfs pull."),
+    (b"\x89HDF", "is an HDF5 (Keras) file. Give the PyTorch model."),
+    (b"\x1f\x8b", "is a gzip archive. Unpack it and give the model inside."),
+    (b"<", "is an HTML or XML page, perhaps of a download that failed. Give the model file."),
+    (b"{", "is a JSON file, perhaps the index of a model in parts. Give the model file, or a part of it."),
+)
+
+
+def form_of(file: FileBytes) -> Form:
+    """What ``file`` is; InputError says what else it is."""
+    head = file.content[:64]
+    if head.startswith(b"PK"):
+        return _form_of_zip(file.content)
+    if head[:1] == b"\x80":
+        return "pickle"
+    if head[8:9] == b"{" and (size := int.from_bytes(head[:8], "little")) < 100_000_000:  # the limit of the format
+        if size > HEADER_BYTES:
+            raise InputError(f"holds names and shapes of {size / 1e6:.0f} MB; {HEADER_BYTES / 1e6:.0f} MB can be read.")
+        return "safetensors"
+    for start, message in _FOREIGN:
+        if head.startswith(start):
+            raise InputError(message)
+    # an ONNX file starts with field 1, its small version number, and then another of the first fields
+    if file.suffix == ".onnx" or re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22:B]", head):
+        raise InputError("is an ONNX model. Give the PyTorch model it was exported from.")
+    raise InputError(
+        "is no PyTorch model. Give a file written by torch.save, safetensors, torch.export.save or torch.jit.save."
+    )
+
+
+def _form_of_zip(content: bytes) -> Form:
+    try:
+        with open_zip(content) as archive:
+            names = {name.split("/", 1)[-1] for name in archive.namelist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise InputError(
+            "is damaged: a zip archive without its end. It may not have been copied or downloaded to the end."
+        ) from error
+    if {"archive_format", "models/model.json"} <= names:
+        return "exported program"
+    if "serialized_exported_program.json" in names:
+        raise InputError("was exported by a torch before 2.8. Export it again with the torch installed here.")
+    if "data.pkl" in names:
+        return "torchscript" if "constants.pkl" in names else "pickle"
+    some = ", ".join(sorted(names)[:3])
+    raise InputError(f"is a zip archive but no PyTorch model: it holds {some or 'nothing'}. Give the model file.")

@@ -1,0 +1,240 @@
+"""The bytes of a file -> the model in it, or the one that ``--arch`` names with the weights in it."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from slim_model.errors import InputError
+from slim_model.loading.architecture import build
+from slim_model.loading.file_bytes import FileBytes
+from slim_model.loading.file_form import WITH_ARTICLE, Form, form_of
+from slim_model.loading.input_spec import describe
+from slim_model.loading.pickles.machine import Damaged, Inert, TooMuch
+from slim_model.loading.pickles.saved_file import LEGACY_MAGIC, read_saved
+from slim_model.loading.pickles.settle import Refused, settle
+from slim_model.loading.safe_archive import Unsafe, vet_names, vet_program, vet_script
+from slim_model.loading.source import SourceOptions
+from slim_model.loading.user_code import import_file, make_importable
+from slim_model.loading.weights.checkpoint import Checkpoint, checkpoint
+from slim_model.ops import row_of
+
+Kind = Literal["module", "state dict", "exported program", "torchscript"]
+
+_ARCHS = "--arch torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """``model`` in eval mode; ``program`` of a .pt2. ``image_size``: what the file says that it was trained on."""
+
+    model: nn.Module
+    kind: Kind
+    program: ExportedProgram | None = None
+    notes: tuple[str, ...] = ()
+    image_size: int | None = None
+
+
+def open_model(file: FileBytes, options: SourceOptions) -> Opened:
+    """The model of a file; an InputError says what is wrong with it and what to do."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            form = form_of(file)
+            if form in ("exported program", "torchscript"):
+                return _open_archive(file, form, options)
+    except TooMuch as error:
+        raise InputError(_too_much(error)) from error
+    found = open_checkpoint(file, options)
+    if options.arch is not None and found.weights:
+        model, notes = build(options.arch, found, prefix=options.prefix, strict=options.strict)
+        return Opened(model.eval(), "state dict", None, notes, found.image_size)
+    return _held_model(found, options)
+
+
+def open_checkpoint(file: FileBytes, options: SourceOptions) -> Checkpoint:
+    """What a pickle or a safetensors file holds, at ``--key`` where that is given."""
+    form: Form = "pickle"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            form = form_of(file)
+            _check_arch(form, options)
+            if form == "safetensors":
+                from safetensors.torch import load as load_safetensors
+
+                held: Any = load_safetensors(file.content)
+            elif options.trust_pickle:
+                held = _unpickle_trusted(file.content, options.code)
+            else:
+                held = read_saved(file.content)
+            return checkpoint(held).at(options.key)
+    except InputError:
+        raise
+    except (TooMuch, RecursionError) as error:
+        raise InputError(_too_much(error)) from error
+    except Exception as error:  # damaged files fail in many ways
+        raise InputError(_damage(form, error)) from error
+
+
+def _check_arch(form: Form, options: SourceOptions) -> None:
+    if options.arch is not None and form in ("exported program", "torchscript"):
+        raise InputError(f"is {WITH_ARTICLE[form]}, which has its own architecture. Leave out --arch.")
+
+
+def _open_archive(file: FileBytes, form: Form, options: SourceOptions) -> Opened:
+    _check_arch(form, options)
+    try:
+        if form == "exported program":
+            return _open_program(file.content, trusted=options.trust_pickle)
+        return Opened(_load_script(file.content, trusted=options.trust_pickle), "torchscript")
+    except (InputError, TooMuch):
+        raise
+    except Unsafe as error:
+        raise InputError(
+            f"is refused: {error}, which an exported model does not need. "
+            "If you trust the file, say so with --trust-pickle."
+        ) from error
+    except Exception as error:
+        raise InputError(_damage(form, error)) from error
+
+
+def _open_program(content: bytes, *, trusted: bool) -> Opened:
+    program = _load_program(content, trusted=trusted)
+    try:
+        return Opened(program.module(check_guards=False), "exported program", program)
+    except Exception as error:
+        raise InputError(
+            f"is an exported program that torch {torch.__version__} cannot turn into a module: {describe(error)}. "
+            "Export it again with this torch, or give the PyTorch model."
+        ) from error
+
+
+def _load_program(content: bytes, *, trusted: bool) -> ExportedProgram:
+    # torch.export.load would log what goes wrong, and then raise something else
+    from torch.export.passes import move_to_device_pass
+    from torch.export.pt2_archive._package import load_pt2
+
+    if not trusted:
+        vet_program(content)
+    program = load_pt2(io.BytesIO(content)).exported_programs["model"]
+    program._guards_code = []  # text that module() would execute; it only checks inputs
+    for node in program.graph.nodes:
+        if _trains(node):
+            raise InputError("was exported in training mode. Call model.eval() before torch.export.export.")
+    tensors = (*program.state_dict.values(), *program.constants.values())
+    if any(isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu" for tensor in tensors):
+        program = move_to_device_pass(program, "cpu")
+    return program
+
+
+def _trains(node: torch.fx.Node) -> bool:
+    """True for a dropout or norm that behaves as in training."""
+    row = row_of(node.target) if node.op == "call_function" else None
+    return row is not None and row.training_switch is not None and row.training_switch.is_on(node)
+
+
+def _load_script(content: bytes, *, trusted: bool) -> nn.Module:
+    if not trusted:
+        vet_script(content)
+    model: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")
+    if not trusted:
+        vet_names(model)
+    return model.eval()
+
+
+def _unpickle_trusted(content: bytes, code: Path | None) -> Any:
+    """What ``torch.save`` wrote, as Python's own pickle reads it: it runs what the file says."""
+    make_importable(Path.cwd())
+    main = import_file(code) if code else None
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            return _main_class(main, name, code) if module == "__main__" else super().find_class(module, name)
+
+    as_pickle = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=pickle.load)
+    try:
+        if not content.startswith(b"PK") and LEGACY_MAGIC not in content[:64]:
+            return Unpickler(io.BytesIO(content)).load()  # of pickle.dump
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=as_pickle)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"needs a class that is not here: {describe(error)}. Start slim-model in the folder where the model's "
+            "code can be imported, or install the package it is from."
+        ) from error
+
+
+def _main_class(main: ModuleType | None, name: str, code: Path | None) -> Any:
+    if main is None:
+        raise InputError(f"holds {name} from the script that saved it. Name that script: --code path/train.py.")
+    found: Any = main
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"holds {name}, which {code} does not define. Give the script that does with --code.")
+        found = getattr(found, part)
+    return found
+
+
+def _held_model(found: Checkpoint, options: SourceOptions) -> Opened:
+    """The model that a checkpoint itself holds."""
+    models = [weights for weights in found.weights if weights.model is not None]
+    if models and options.arch is None:
+        first, *others = models
+        try:
+            model = settle(first.model) if isinstance(first.model, Inert) else first.model
+        except Refused as error:
+            raise InputError(_refusal(error)) from error
+        except RecursionError as error:
+            raise InputError(_too_much(error)) from error
+        notes = (f"the model at {first.path!r} was taken; --key {others[0].path} takes the other",) if others else ()
+        return Opened(model.eval(), "module", None, notes, found.image_size)
+    if found.unknown is not None:
+        raise InputError(_refusal(Refused(found.unknown)))
+    if not found.weights:
+        raise InputError(f"holds neither a model nor a state dict but {found.summary}. Save the model in it.")
+    first = found.weights[0]
+    name, tensor = next(iter(first.tensors.items()))
+    more = f" It holds {found.listed()}." if len(found.weights) > 1 else ""
+    raise InputError(
+        f"holds a state dict ({len(first.tensors)} tensors, the first {name} of shape {tuple(tensor.shape)}), which "
+        f"does not say how they are used.{more} Name the architecture: {_ARCHS}."
+    )
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _refusal(error: Refused) -> str:
+    if error.name.startswith("__main__."):
+        cls = error.name.removeprefix("__main__.")
+        trusted = f"--trust-pickle --code path/train.py, where train.py is the script that defines {cls}"
+        arch = f"--arch path/train.py:{cls}"
+    else:
+        trusted, arch = "--trust-pickle", "--arch path/file.py:callable"
+    return (
+        f"is refused: {error}, because loading it would run code that the file names. Give {arch} to take only the "
+        f"weights from the file, or a .pt2 from torch.export.save. If you trust the file: {trusted}."
+    )
+
+
+def _too_much(error: Exception) -> str:
+    what = "its parts are nested too deep" if isinstance(error, RecursionError) else str(error)
+    return (
+        f"is refused: {what}. No trained model looks like that; save the state_dict alone, or, if you trust the file, "
+        "say so with --trust-pickle."
+    )
+
+
+def _damage(form: Form, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    kind = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
+    return f"cannot be read as {WITH_ARTICLE[form]}: {kind}{first}. The file may be damaged: copy it again."

@@ -1,0 +1,67 @@
+"""What ``torch.save`` or ``pickle.dump`` wrote -> plain data, tensors, and `Inert` objects; nothing in it runs."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from typing import Any
+
+from slim_model.loading.limits import INFLATED_BYTES
+from slim_model.loading.pickles.data import Stored, Tensors, dtype_of, memory_of, read_stream
+from slim_model.loading.pickles.machine import Damaged, TooMuch, run
+
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""Starts, behind two bytes, every file that torch.save wrote before it wrote zip archives."""
+
+_UNREADABLE = (*(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, StopIteration),)
+
+
+def read_saved(content: bytes) -> Any:
+    """The object in a file, on the CPU. Raises `Damaged` or `TooMuch`."""
+    if content.startswith(b"PK"):
+        return _read_archive(content)
+    tensors = Tensors()
+    if LEGACY_MAGIC in content[:64]:
+        try:
+            return read_stream(content, tensors)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise Damaged(f"{type(error).__name__}: {error}") from error
+    return run(content, 0, tensors.makers, _no_storage)[0]
+
+
+def _no_storage(_pid: Any) -> Any:
+    raise TypeError("a pickle of Python has no storages")
+
+
+def _read_archive(content: bytes) -> Any:
+    """A zip archive of one pickle and a record for each storage."""
+    try:
+        with open_zip(content) as archive:
+            name = next(name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl")
+            folder = name.removesuffix("data.pkl")
+            names = set(archive.namelist())
+            swapped = f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") == b"big"
+            stored: dict[str, Stored] = {}
+
+            def storage(pid: Any) -> Stored:
+                key, dtype = str(pid[2]), dtype_of(pid[1])
+                if key not in stored:
+                    memory = memory_of(archive.read(f"{folder}data/{key}"))
+                    if swapped:
+                        memory.byteswap(dtype)
+                    stored[key] = Stored(memory, dtype)
+                return Stored(stored[key].memory, dtype)
+
+            return run(archive.read(name), 0, Tensors().makers, storage)[0]
+    except _UNREADABLE as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def open_zip(content: bytes) -> zipfile.ZipFile:
+    """The archive, unless its records are far larger than it: `TooMuch`."""
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    inflated = sum(record.file_size for record in archive.infolist())
+    if inflated > len(content) + INFLATED_BYTES:
+        raise TooMuch(f"its records are {inflated:,} bytes in an archive of {len(content):,}")
+    return archive

@@ -1,0 +1,1 @@
+"""The weights in a checkpoint, and which of them fit a model."""

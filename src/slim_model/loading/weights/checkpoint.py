@@ -1,0 +1,213 @@
+"""What a checkpoint holds: models and sets of weights, wherever in it they lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from slim_model.errors import InputError
+from slim_model.loading.pickles.data import as_tensor
+from slim_model.loading.pickles.machine import Global, Inert
+from slim_model.loading.pickles.settle import check_size, children_of, dict_in
+
+#: Where checkpoints keep the model or its state dict, best first. What is averaged comes before what it averages.
+_KEYS = (
+    *("ema", "model_ema", "ema_model", "params_ema", "state_dict_ema", "ema_state_dict", "g_ema", "teacher"),
+    *("ema_params", "averaged_model", "swa_model", "model_avg"),
+    *("model", "state_dict", "model_state_dict", "net", "network", "module", "weights", "params", "generator"),
+    *("model_state", "net_state_dict", "state", "g", "netg", "backbone", "encoder", "student"),
+)
+#: Below these lies nothing that is a model.
+_BESIDE = re.compile(r"optim|scheduler|scaler|history|momentum|rng|callbacks|loops|exp_avg", re.IGNORECASE)
+_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+}
+_LEVELS = 8  # of containers that are looked into
+_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Tensors by name, found at ``path`` (``ema.module``; "" for the whole file). ``model``: what holds them, where
+    that is a module, inert or real; without the wrapper of DataParallel."""
+
+    path: str
+    tensors: Mapping[str, Tensor]
+    model: Any = None
+    nested: bool = False  # put together of several state dicts
+
+    @property
+    def known(self) -> bool:
+        """They lie where checkpoints keep what is to be run."""
+        return not self.path or any(key in _KEYS for key in self.path.lower().split("."))
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """``weights``: best first, by where they lie. ``unknown``: an object where a model should be, of a class that was
+    not loaded. ``image_size``: what training took, where the file says so."""
+
+    weights: tuple[Weights, ...]
+    unknown: str | None
+    summary: str  # for a message
+    image_size: int | None = None
+
+    def at(self, key: str | None) -> Checkpoint:
+        """Only what lies at ``key`` or below it."""
+        if key is None:
+            return self
+        below = tuple(w for w in self.weights if w.path == key or w.path.startswith(f"{key}."))
+        if not below:
+            raise InputError(f"holds no weights at --key {key}. It holds {self.listed()}.")
+        return Checkpoint(below, self.unknown, self.summary, self.image_size)
+
+    def listed(self) -> str:
+        """``weights at 'G' (12 tensors), 'D' (8 tensors)``"""
+        shown = [
+            f"{w.path!r} ({len(w.tensors)} tensors)" if w.path else f"{len(w.tensors)} tensors at its top"
+            for w in self.weights
+        ]
+        more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        return f"weights at {', '.join(shown[:_SHOWN])}{more}" if shown else self.summary
+
+
+def checkpoint(held: Any) -> Checkpoint:
+    """What ``held``, read from a file, holds of models and weights."""
+    walk = _Walk()
+    walk.visit(held, "", _LEVELS)
+    swapped = _swapped(held)
+    order = sorted(walk.found, key=lambda w: (bool(_BESIDE.search(w.path)), w.nested, w.path in swapped, _rank(w.path)))
+    return Checkpoint(tuple(order), walk.unknown, _summary(held), _image_size(held))
+
+
+def _rank(path: str) -> tuple[int, int]:
+    """By the best of its keys; weights near the top before those deep inside."""
+    keys = path.lower().split(".") if path else []
+    return min((_KEYS.index(key) for key in keys if key in _KEYS), default=len(_KEYS)), len(keys)
+
+
+def _swapped(held: Any) -> set[str]:
+    """Where a key that says "averaged" holds the other ones: mmengine swaps them before it saves."""
+    top = _items(held) or {}
+    return {"ema_state_dict"} if "message_hub" in top or "steps" in (_items(top.get("ema_state_dict")) or {}) else set()
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self.found: list[Weights] = []
+        self.unknown: str | None = None
+        self.seen: dict[int, Any] = {}  # held, so that no identity is used twice
+
+    def visit(self, value: Any, path: str, levels: int) -> None:
+        if levels == 0 or id(value) in self.seen:
+            return
+        self.seen[id(value)] = value
+        model = _unwrapped(value)
+        if model is not None:
+            self.found.append(Weights(path, _state_of(model), model))
+            return
+        before = len(self.found)
+        items = _items(value)
+        tensors = {} if items is None else _tensors(items)
+        if tensors:
+            self.found.append(Weights(path, tensors))
+        elif items and (nested := _nested(items)):
+            self.found.append(Weights(path, nested, nested=True))
+        children = items if items is not None else dict(enumerate(_entries(value)))
+        for key, inside in children.items():
+            if isinstance(key, str | int):
+                self.visit(inside, f"{path}.{key}".lstrip("."), levels - 1)
+        if self.unknown is None and isinstance(value, Inert | Global) and len(self.found) == before:
+            is_model_here = not path or path.rpartition(".")[2].lower() in _KEYS
+            self.unknown = value.name if is_model_here and not getattr(value, "items", None) else None
+
+
+def _items(value: Any) -> Mapping[Any, Any] | None:
+    """Of a dict, or of an object that was one, or that has attributes in place of entries."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, Inert) and as_tensor(value) is None:
+        return {**value.attributes, **value.items} or None
+    return None
+
+
+def _entries(value: Any) -> list[Any]:
+    if isinstance(value, Inert):
+        return value.entries
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _tensors(items: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors that a dict itself holds, if they are weights: a single number is a loss or a count."""
+    pairs = ((key, as_tensor(value)) for key, value in items.items() if isinstance(key, str))
+    found = {key: tensor for key, tensor in pairs if tensor is not None}
+    return found if any(tensor.dim() for tensor in found.values()) else {}
+
+
+def _nested(items: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Dicts of nothing but state dicts as one: ``{"encoder": {"weight": x}} -> {"encoder.weight": x}``."""
+    found: dict[str, Tensor] = {}
+    for key, value in items.items():
+        inside = _items(value)
+        tensors = {} if inside is None or _unwrapped(value) is not None else _tensors(inside) or _nested(inside)
+        if not isinstance(key, str) or not tensors:
+            return {}
+        found |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
+    return found
+
+
+# -- modules ----------------------------------------------------------------------------------------------------------
+
+
+def _unwrapped(value: Any) -> Any:
+    """A module, real or inert, without what training wraps around it; None for anything else."""
+    if isinstance(value, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(value.module)
+    if isinstance(value, nn.Module):
+        return value
+    if not isinstance(value, Inert) or not isinstance(value.attributes.get("_modules"), dict):
+        return None
+    inside = dict_in(value, "_modules").get(_WRAPPERS.get(value.name, ""))
+    return value if inside is None or inside is value else _unwrapped(inside)
+
+
+def _state_of(model: Any) -> Mapping[str, Tensor]:
+    """Its state dict; that of an inert module is gathered from its attributes."""
+    if isinstance(model, nn.Module):
+        check_size(model, lambda m: {k: v for k, v in m._modules.items() if v is not None})
+        return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    check_size(model, children_of)
+    return dict(_inert_state(model, ""))
+
+
+def _inert_state(module: Inert, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    transient = module.attributes.get("_non_persistent_buffers_set")
+    transient = transient if isinstance(transient, set) else set()
+    for name, value in (*dict_in(module, "_parameters").items(), *dict_in(module, "_buffers").items()):
+        if isinstance(value, Tensor) and name not in transient:
+            yield f"{prefix}{name}", value
+    for name, child in children_of(module).items():
+        yield from _inert_state(child, f"{prefix}{name}.")
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _summary(held: Any) -> str:
+    if isinstance(held, Mapping):
+        return f"a dict with {', '.join(str(key) for key in list(held)[:6]) or 'nothing in it'}"
+    return f"a {held.name if isinstance(held, Inert) else type(held).__name__}"
+
+
+def _image_size(held: Any) -> int | None:
+    """Ultralytics keeps the arguments of training beside the model."""
+    arguments = _items((_items(held) or {}).get("train_args")) or {}
+    size = arguments.get("imgsz")
+    return size if isinstance(size, int) and 0 < size < 10_000 else None
