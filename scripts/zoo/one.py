@@ -17,7 +17,7 @@ from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import SlimError
 from slim_model.export.check_onnx import check_onnx
-from slim_model.export.eager_model import Deciding, on_its_own
+from slim_model.export.eager_model import EagerModel, runnable_form
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, describe
 from slim_model.graph.trace import trace
@@ -86,7 +86,7 @@ def _steps(builder: Builder, recipe: Recipe, stage: _Stages, trained: bool) -> I
         module, own = small_module(model, compiled.small)
     yield {"own_class": own}
     with stage("onnx"):
-        yield _exported(on_its_own(compiled.small, module), recipe.seed)
+        yield _exported(runnable_form(compiled.small, module), recipe.seed)
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def _proven(compiled: Compiled) -> Row:
     }
 
 
-def _exported(small: Graph | Deciding, seed: int) -> Row:
+def _exported(small: Graph | EagerModel, seed: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.onnx"
         try:

@@ -18,7 +18,7 @@ from slim_model.cutting.cut import CutFailed, cut_of
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.errors import ExportError, ProofError
 from slim_model.export.check_onnx import check_onnx
-from slim_model.export.eager_model import Deciding, difference, on_its_own
+from slim_model.export.eager_model import EagerModel, difference, runnable_form
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.decisions import Decided, Noted, Repeated, decided, given
 from slim_model.graph.trace import trace
@@ -176,7 +176,7 @@ def test_a_module_that_decides_is_written_with_its_decisions(tmp_path: Path) -> 
     compiled = compile_model(model, example(), RECIPE)
     assert compiled.dense.decisions
     module, _ = small_module(model, compiled.small)
-    source, path = on_its_own(compiled.small, module), tmp_path / "out.onnx"
+    source, path = runnable_form(compiled.small, module), tmp_path / "out.onnx"
     to_onnx(source, path, opset=None, metadata={"made_by": "test"})
     batches = [*onnx_batches(source, 0), *(tuple(example(seed)[0]) for seed in range(1, 4))]
     assert len({len(source.run(inputs)[1]) for inputs in batches}) > 1
@@ -192,7 +192,7 @@ def test_a_module_that_the_exporter_does_not_take_is_refused(
             raise RuntimeError("not like this")
 
     with pytest.raises(ExportError, match="not like this"):
-        to_onnx(on_its_own(compiled.small, Failing()), tmp_path / "out.onnx", opset=None, metadata={})
+        to_onnx(runnable_form(compiled.small, Failing()), tmp_path / "out.onnx", opset=None, metadata={})
 
 
 class Ranked(nn.Module):
@@ -207,12 +207,12 @@ class Ranked(nn.Module):
         return torch.stack([scores, 2 * scores], 1), places
 
 
-def ranked(tied: bool) -> Deciding:
+def ranked(tied: bool) -> EagerModel:
     model = Ranked(tied)
-    return Deciding(model, trace(model, (torch.ones(6),)))
+    return EagerModel(model, trace(model, (torch.ones(6),)))
 
 
-def difference_from(model: Deciding, inputs: tuple[Tensor, ...], got: list[Tensor]) -> float:
+def difference_from(model: EagerModel, inputs: tuple[Tensor, ...], got: list[Tensor]) -> float:
     return difference(model, inputs, model.run(inputs), got)
 
 
@@ -248,7 +248,7 @@ class Rounding(nn.Module):
 def test_where_rounding_decides_everything_nothing_fits() -> None:
     torch.manual_seed(0)
     x = torch.rand(100)
-    model = Deciding(Rounding(), trace(Rounding(), (x,)))
+    model = EagerModel(Rounding(), trace(Rounding(), (x,)))
     other = model.run((x * (1 + 1e-6),))
     assert difference_from(model, (x,), model.run((x,))) == 0
     assert difference_from(model, (x,), other) == float("inf")
@@ -259,7 +259,7 @@ def test_a_file_that_gives_other_rows_is_refused(tmp_path: Path) -> None:
     assert check_onnx(tmp_path / "ranked.onnx", ranked(False), [(torch.ones(6),)]) < 1e-5
     other = Ranked(False)
     other.gaps = other.gaps.flip(0) + 0.3
-    deciding = Deciding(other, trace(other, (torch.ones(6),)))
+    deciding = EagerModel(other, trace(other, (torch.ones(6),)))
     with pytest.raises(ProofError, match=r"gives other rows \(boxes\) than PyTorch"):
         check_onnx(tmp_path / "ranked.onnx", deciding, [(torch.ones(6),)])
 

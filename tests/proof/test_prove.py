@@ -16,7 +16,7 @@ from slim_model.proof.prove import Proof, prove
 from slim_model.simplifying.simplify import simplify
 
 
-class Deciding(nn.Module):
+class EagerModel(nn.Module):
     """Steps, sorts and thresholds of values that come in pairs, which only rounding could tell apart."""
 
     def __init__(self, decide) -> None:
@@ -40,7 +40,7 @@ DECISIONS = {
 def proof_of(decide, shift: float) -> Proof:
     """Nothing is removed, and the weights of the other side are off by a factor ``1 + shift``."""
     torch.manual_seed(0)
-    graph = simplify(trace(Deciding(decide).eval(), (torch.randn(4, 16),)))
+    graph = simplify(trace(EagerModel(decide).eval(), (torch.randn(4, 16),)))
     coupling = couple(graph)
     keep = coupling.keep_all()
     same, replay = shrink(coupling, keep)

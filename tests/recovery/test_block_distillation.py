@@ -26,8 +26,8 @@ from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
 from slim_model.recovery import block_distillation as blocks
 from slim_model.recovery.block_distillation import Block, _Runner, find_blocks
-from slim_model.recovery.linear_layers import find_sums
-from slim_model.recovery.streamed_run import Track
+from slim_model.recovery.linear_layers import find_linear_layers
+from slim_model.recovery.streamed_run import StreamedRun
 from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, images, trained
 
@@ -35,7 +35,9 @@ from small_nets import Residual, images, trained
 def halved(coupling: Coupling) -> tuple[Graph, list[Block]]:
     plan = plan_by_ratio(coupling, score(coupling, "l1"), ratio=0.5)
     small, _ = shrink(coupling, plan.keep)
-    return small, find_blocks(coupling.graph, small, find_sums(coupling.graph, small, left_of(coupling, plan.keep)))
+    return small, find_blocks(
+        coupling.graph, small, find_linear_layers(coupling.graph, small, left_of(coupling, plan.keep))
+    )
 
 
 @functools.cache
@@ -67,7 +69,7 @@ def test_a_block_alone_computes_what_it_does_in_the_graph(name: str) -> None:
     dense, small, found = of_net(name)
     data = open_data([NETS[name].inputs(5)], dense.inputs)
     part, _ = parted(data, dense)
-    big, little, ahead = Track(dense, part), Track(small, part), Track(small, part)
+    big, little, ahead = StreamedRun(dense, part), StreamedRun(small, part), StreamedRun(small, part)
     for block in found:
         (start,), (end,), (wanted,) = (
             [stop.values[at].clone() for stop in track.after(at)]
@@ -87,7 +89,7 @@ def test_what_is_wanted_of_the_first_layer_is_what_it_gives() -> None:
     small, found = halved(coupling)
     x = images(6)
     (start,), (wanted,) = (
-        [stop.values[at] for stop in Track(coupling.graph, parted(open_data([x], (x,)), small)[0]).after(at)]
+        [stop.values[at] for stop in StreamedRun(coupling.graph, parted(open_data([x], (x,)), small)[0]).after(at)]
         for at in (found[0].start, found[0].end.name)
     )
     torch.testing.assert_close(_Runner(small, found[0], small.tensors)(start), found[0].end.wanted(wanted))

@@ -29,11 +29,11 @@ from slim_model.proof.own_module import small_module
 from slim_model.recovery import recover as recovery
 from slim_model.recovery.batchnorm_statistics import recalibrate
 from slim_model.recovery.least_squares import refit
-from slim_model.recovery.linear_layers import find_sums
+from slim_model.recovery.linear_layers import find_linear_layers
 from slim_model.recovery.options import LEVELS
 from slim_model.recovery.recover import recover
 from slim_model.recovery.referee import Referee, Verdict
-from slim_model.recovery.streamed_run import Track
+from slim_model.recovery.streamed_run import StreamedRun
 from small_nets import HardCoded, Residual, error, images, trained
 
 
@@ -228,7 +228,7 @@ def test_a_layer_is_the_least_squares_fit_of_the_dense_output(monkeypatch: pytes
     model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)), torch.randn(500, 6)
     plain = recovered(model, "none", x, ratio=0.5)
     fit, _ = parted(open_data([x], plain.dense.inputs, samples=500), plain.dense)
-    layers = find_sums(plain.dense, plain.small, plain.kept_positions())
+    layers = find_linear_layers(plain.dense, plain.small, plain.kept_positions())
     graph, took = refit(plain.dense, plain.small, layers, fit, fit)
     assert took.keys() == {"2.weight"}
     mine = x[torch.arange(500) % 5 != 4]
@@ -255,7 +255,7 @@ def test_batches_do_not_matter(net: type[nn.Module], level: str) -> None:
 def test_where_nothing_is_remembered_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     one = recovered(trained(Residual()), "full", images(60), ratio=0.4, recalibrate=True).small.tensors
     monkeypatch.setattr("slim_model.recovery.least_squares.MEMORY", 0)
-    monkeypatch.setattr(Track.__init__, "__defaults__", (0,))
+    monkeypatch.setattr(StreamedRun.__init__, "__defaults__", (0,))
     other = recovered(trained(Residual()), "full", images(60), ratio=0.4, recalibrate=True).small.tensors
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 

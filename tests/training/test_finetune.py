@@ -22,7 +22,7 @@ from slim_model.pipeline.compile import compile_model, lesson_of
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import small_module
 from slim_model.recipe import Recipe
-from slim_model.recovery.cut_points import passages_inside
+from slim_model.recovery.cut_points import inner_cut_points
 from slim_model.reporting.report import make_report
 from slim_model.training.finetune import Epoch, Tuned, _Run, finetune
 from slim_model.training.resume import Resume
@@ -52,7 +52,7 @@ def recipe(**options: Any) -> Recipe:
     return Recipe.of(0.5, multiple_of=1, **given)
 
 
-_BESIDE = ("resume", "progress", "passages")
+_BESIDE = ("resume", "progress", "cut_points")
 
 
 def tuned(removed: Compiled, **options: Any) -> Tuned:
@@ -92,15 +92,15 @@ def test_it_learns_from_the_dense_model_alone(removed: Compiled) -> None:
 
 def test_it_learns_from_what_the_dense_model_says_inside(removed: Compiled) -> None:
     """Values behind each block come closer to the dense ones than where only the outputs are taught."""
-    passages = passages_inside(removed.dense, removed.small, removed.kept_positions())
-    names = [passage.name for passage in passages]
+    cut_points = inner_cut_points(removed.dense, removed.small, removed.kept_positions())
+    names = [cut_point.name for cut_point in cut_points]
     assert names == ["relu", "relu_2", "relu_4"]
     probe = 0.3 * images(60)
     wanted = with_values(eval_module(removed.dense), names)(probe)[1]
-    aims = [passage.wanted(x) for passage, x in zip(passages, wanted, strict=True)]
+    aims = [cut_point.wanted(x) for cut_point, x in zip(cut_points, wanted, strict=True)]
 
     def apart(weight: float) -> float:
-        found = tuned(removed, alpha=1.0, hints=weight, passages=passages, finetune=6)
+        found = tuned(removed, alpha=1.0, hints=weight, cut_points=cut_points, finetune=6)
         assert found.settings["hints"] == (names if weight else [])
         return float(hint(with_values(eval_module(found.graph), names)(probe)[1], aims))
 

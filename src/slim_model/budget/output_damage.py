@@ -21,7 +21,7 @@ from slim_model.data.batches import Data
 from slim_model.data.holdout import Parts, parted
 from slim_model.progress import Progress, silent
 from slim_model.recovery import affine
-from slim_model.recovery.linear_layers import find_sums
+from slim_model.recovery.linear_layers import find_linear_layers
 from slim_model.recovery.referee import Referee
 
 
@@ -65,6 +65,6 @@ def _error(
         small, _ = shrink(coupling, keep)
     except CutFailed:
         return 1.0
-    layers = find_sums(coupling.graph, small, left_of(coupling, keep))
+    layers = find_linear_layers(coupling.graph, small, left_of(coupling, keep))
     recovered, _ = affine.fold(coupling.graph, small, layers, fit, held, memory=memory)
     return min(referee.error(small), referee.error(recovered))

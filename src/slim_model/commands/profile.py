@@ -17,7 +17,7 @@ from slim_model.cost.measure_layers import Survey, numbers, survey
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import InputError
-from slim_model.export.eager_model import on_its_own
+from slim_model.export.eager_model import runnable_form
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph
 from slim_model.loading.load import load
@@ -80,7 +80,7 @@ def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> fl
         held: nn.Module | Path = model
         if row.artifact == "onnx":
             held = Path(folder) / "dense.onnx"
-            to_onnx(on_its_own(graph, model), held, opset=None, metadata={}, device=row.device, weights_beside=True)
+            to_onnx(runnable_form(graph, model), held, opset=None, metadata={}, device=row.device, weights_beside=True)
         with quiet():
             run = row.prepare(held, inputs, setting.threads)
             return numbers(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]

@@ -14,7 +14,7 @@ from slim_model.atomic_write import beside
 from slim_model.commands.outputs import check_places, publish
 from slim_model.errors import ExportError
 from slim_model.export.check_onnx import check_onnx
-from slim_model.export.eager_model import Deciding, on_its_own
+from slim_model.export.eager_model import EagerModel, runnable_form
 from slim_model.export.options import OutputOptions
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
@@ -67,7 +67,7 @@ def run(job: Job, progress: Progress) -> Report | None:
     draw_scans(compiled, recipe)
     with clock("compile"):
         small = small_module(subject.model, compiled.small)
-        written = on_its_own(compiled.small, small.module)
+        written = runnable_form(compiled.small, small.module)
     with beside(job.target) as temporary:  # OUT.onnx appears when nothing can fail any more
         with clock("export"):
             progress("writing and checking ONNX")
@@ -98,7 +98,7 @@ def run(job: Job, progress: Progress) -> Report | None:
 
 
 def _export(
-    job: Job, subject: Subject, compiled: Compiled, small: SmallModule, written: Graph | Deciding, place: Path
+    job: Job, subject: Subject, compiled: Compiled, small: SmallModule, written: Graph | EagerModel, place: Path
 ) -> float:
     """Write the ONNX file; returns its largest relative error against PyTorch. Where ONNX has no form for the model,
     the small PyTorch model is saved all the same if that was asked for, and the ExportError says so."""
@@ -142,7 +142,7 @@ def _measure(
         progress("exporting the dense model to compare with")
         dense = Path(folder) / "dense.onnx"
         to_onnx(
-            on_its_own(compiled.dense, subject.model),
+            runnable_form(compiled.dense, subject.model),
             dense,
             opset=job.outputs.opset,
             metadata={},

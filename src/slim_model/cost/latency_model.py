@@ -49,9 +49,9 @@ class ModelLatency:
         return replace(self, factor=factor, rest_ms=max(0.0, dense_ms - layers))
 
     def corrected(self, points: Sequence[Point], wanted_ms: float) -> ModelLatency:
-        """Right at the two of these measured plans between which ``wanted_ms`` lies, or at the last and the next above:
-        the line through both, over the sum of the layers. Where that would fall with more work, the factor alone is
-        changed, for the last. Plans that keep ending on one side bend the line towards it (Illinois algorithm)."""
+        """Refit ``ms = factor * sum of layers + rest`` through the two measured plans that bracket ``wanted_ms``
+        (regula falsi, Illinois variant: plans that keep ending on one side move the line towards it). Without a
+        bracket, or where latency would fall with more work, ``factor`` alone is rescaled to the last measurement."""
         alone = replace(self, factor=1.0, rest_ms=0.0)
         sums = [(ms, alone.ms(keep)) for ms, keep in points]
         least, here = max((p for p in sums if p[0] <= wanted_ms), default=sums[-1])

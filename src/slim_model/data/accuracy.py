@@ -20,8 +20,9 @@ Predictor = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was done to the model after channels were removed, or that they were. ``accuracy``: right after it, on
-    samples of the test part, None where none can be known; ``did``: what it changed, in the words of the report."""
+    """One step of the run after which test accuracy is read: the dense model, the removal of channels, a recovery step,
+    fine-tuning. ``accuracy`` is None where the data has no test part, labels or classes; ``did`` is what the step
+    changed, in the words of the report."""
 
     name: str
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""How training pictures are varied."""
+"""Augmentation of training pictures: random crops, flips, CutMix."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def varied(wanted: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:
-    """What is done at random, by name. ``auto``: pictures in colour are moved by up to an eighth and mirrored; anything
-    else is left as it is (a grey picture may be a letter or a digit)."""
+    """The names of the random augmentations. ``auto``: ``crop`` (by up to an eighth) and ``flip`` for pictures in
+    colour, none for anything else (a grey picture may be a letter or a digit)."""
     if callable(wanted):
         return ()
     first = example[0] if example and isinstance(example[0], Tensor) else torch.empty(0)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from slim_model.errors import ProofError
-from slim_model.export.eager_model import Deciding, difference
+from slim_model.export.eager_model import EagerModel, difference
 from slim_model.graph.graph import Graph
 from slim_model.graph.tensor_trees import tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
-def check_onnx(path: Path, graph: Graph | Deciding, batches: list[tuple[Any, ...]]) -> float:
+def check_onnx(path: Path, graph: Graph | EagerModel, batches: list[tuple[Any, ...]]) -> float:
     """onnx.checker, then onnxruntime against the graph or the deciding module; returns the largest relative error."""
     _or_refuse(lambda: onnx.checker.check_model(str(path), full_check=True), "the ONNX file is not valid")
     session = _or_refuse(lambda: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
@@ -34,11 +34,11 @@ def check_onnx(path: Path, graph: Graph | Deciding, batches: list[tuple[Any, ...
         if len(expected) != len(got):
             raise ProofError(f"the ONNX file has {len(got)} outputs, the model {len(expected)}. Nothing was written.")
         values = [torch.from_numpy(np.asarray(x)) for x in got]
-        if isinstance(graph, Deciding):
+        if isinstance(graph, EagerModel):
             worst = max(worst, difference(graph, inputs, expected, values))
         else:
             worst = max([worst, *itertools.starmap(_difference, zip(expected, values, of_sigmoids, strict=True))])
-    if worst == math.inf and isinstance(graph, Deciding):
+    if worst == math.inf and isinstance(graph, EagerModel):
         raise ProofError(
             "onnxruntime gives other rows (boxes) than PyTorch, more than rounding explains. Nothing was written."
         )

@@ -1,7 +1,8 @@
-"""A module that makes decisions from its values, in the place of its graph where it is written and run.
+"""Models with data-dependent control flow (NMS): the eager module is exported and run, not its graph.
 
-The graph of such a module follows one run and has the sizes of that run in it as numbers. TorchScript's tracer keeps
-sizes as values where a module takes care of that, as detection models do: their boxes are as many in ONNX as are found.
+The traced graph is valid for one input only: it has the sizes of the run that it follows in it as numbers.
+TorchScript's tracer keeps such sizes as values where a module takes care of that, as detection models do, so that the
+ONNX file has as many boxes as are found.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
 @dataclass(frozen=True, slots=True)
-class Deciding:
+class EagerModel:
     """``module`` computes what ``graph`` does, and decides for itself."""
 
     module: nn.Module
@@ -35,12 +36,12 @@ class Deciding:
             return tensors_among(self.module(*self.graph.arguments(copied(inputs))))
 
 
-def on_its_own(graph: Graph, module: nn.Module) -> Graph | Deciding:
+def runnable_form(graph: Graph, module: nn.Module) -> Graph | EagerModel:
     """What is written and run of a model: its graph, unless that holds for the decisions of one run only."""
-    return Deciding(module, graph) if graph.decisions else graph
+    return EagerModel(module, graph) if graph.decisions else graph
 
 
-def difference(model: Deciding, inputs: tuple[Any, ...], expected: list[Tensor], got: list[Tensor]) -> float:
+def difference(model: EagerModel, inputs: tuple[Any, ...], expected: list[Tensor], got: list[Tensor]) -> float:
     """The largest relative error of ``got`` against ``expected``, which ``model`` gives, boxes in any order.
 
     Of two boxes with nearly the same score either may come first, or suppress the other, or be the last that is kept:
@@ -58,7 +59,9 @@ _TIMES = 8
 _DISTURBANCES = (1e-6, 1e-5, 1e-4)
 
 
-def _rounding_loses(model: Deciding, inputs: tuple[Any, ...], expected: list[Tensor], lost: int, error: float) -> bool:
+def _rounding_loses(
+    model: EagerModel, inputs: tuple[Any, ...], expected: list[Tensor], lost: int, error: float
+) -> bool:
     """As many rows as ``lost``, before the others differ by far more than ``error``."""
     generator = torch.Generator().manual_seed(0)
     for size in _DISTURBANCES:
@@ -100,7 +103,7 @@ def _apart(expected: list[Tensor], got: list[Tensor]) -> tuple[int, float]:
     return int((~equal).sum()), max([*others, *nearest[equal].tolist()], default=0.0)
 
 
-def by_torchscript(model: Deciding, path: Path, opset: int | None) -> onnx_ir.Model:
+def by_torchscript(model: EagerModel, path: Path, opset: int | None) -> onnx_ir.Model:
     """The ONNX model that PyTorch's older exporter writes at ``path``."""
     inputs = model.graph.arguments(model.graph.inputs)
     try:

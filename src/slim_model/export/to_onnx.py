@@ -13,7 +13,7 @@ from torch import fx
 from torch.onnx import OnnxExporterError
 
 from slim_model.errors import ExportError, InputError, first_line
-from slim_model.export.eager_model import Deciding, by_torchscript
+from slim_model.export.eager_model import EagerModel, by_torchscript
 from slim_model.export.lower import Lowered, lowered
 from slim_model.export.onnx_rewrites import tidy
 from slim_model.export.onnx_translations import TRANSLATIONS
@@ -24,7 +24,7 @@ from slim_model.graph.modes import quiet
 
 
 def to_onnx(
-    source: Graph | Deciding,
+    source: Graph | EagerModel,
     path: Path,
     *,
     opset: int | None,
@@ -34,7 +34,7 @@ def to_onnx(
 ) -> None:
     """Write ``source`` as ONNX at ``path`` (no checks yet), as onnxruntime runs it best on ``device``.
     ``weights_beside`` takes less memory, but two files."""
-    if isinstance(source, Deciding):
+    if isinstance(source, EagerModel):
         model = by_torchscript(source, path, opset)
         model.metadata_props.update(metadata)
         onnx_ir.save(model, path)

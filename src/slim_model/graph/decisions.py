@@ -1,4 +1,4 @@
-"""What one run made of its values (over a threshold or not, in which order), and runs in which it is given.
+"""Record the results of data-dependent operators (sort, threshold, NMS) in one run, and replay them in another.
 
 A threshold, a sort, the suppression of boxes turn values into positions, and how many there are becomes a size. A graph
 that follows one run has these sizes in it as numbers, so it holds for the decisions of that run alone. With fewer

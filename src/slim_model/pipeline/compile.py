@@ -39,7 +39,7 @@ from slim_model.proof.tolerance import relative_error
 from slim_model.ranking.criteria import ranking_of
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
-from slim_model.recovery.cut_points import passages_inside
+from slim_model.recovery.cut_points import inner_cut_points
 from slim_model.recovery.recover import recover
 from slim_model.training.finetune import Lesson, check_samples, finetune
 from slim_model.training.resume import Resume
@@ -215,7 +215,7 @@ def _finetune(run: _Run, result: Compiled, number: int) -> Compiled:
         run.sources.training,
         lesson_of(recipe),
         frozen=frozen_names(run.model, result.small.folded),
-        passages=passages_inside(result.dense, result.small, result.kept_positions()) if training.hints else (),
+        cut_points=inner_cut_points(result.dense, result.small, result.kept_positions()) if training.hints else (),
         resume=run.resume and run.resume.round(number),
         progress=run.progress,
     )

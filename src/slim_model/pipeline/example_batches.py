@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slim_model.export.eager_model import Deciding
+from slim_model.export.eager_model import EagerModel
 from slim_model.graph.graph import Graph, first_of
 
 
@@ -19,10 +19,10 @@ def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple
     return [tuple(another_like(x, size, generator) for x in graph.inputs) for size in free]
 
 
-def onnx_batches(written: Graph | Deciding, seed: int) -> list[tuple[Any, ...]]:
+def onnx_batches(written: Graph | EagerModel, seed: int) -> list[tuple[Any, ...]]:
     """One example, which is what most will run, and random inputs of another batch size; several, where what is
     written makes decisions, which one input may not show to have been taken for all."""
-    if isinstance(written, Deciding):
+    if isinstance(written, EagerModel):
         others = (other_batches(written.graph, (), seed + number) for number in range(3))
         return [written.graph.inputs, *itertools.chain.from_iterable(others)]
     return [first_of(written), *other_batches(written, (2,), seed)]

@@ -1,4 +1,4 @@
-"""What is removed, written by what is left, and folded into the layers that read both.
+"""Affine recovery: removed channels are predicted from kept ones, and the prediction is folded into their readers.
 
 With ``x`` what a layer reads, of mean ``m`` and covariance ``S``, the removed inputs P are predicted from the kept K by
 ridge regression, ``x_P = A x_K + b`` with ``A = S_PK (S_KK + l I)^-1``, and ``W' = W_K + W_P A`` reads the kept alone:
@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
 from slim_model.ranking.evidence.sampling import SAMPLED, places
-from slim_model.recovery.linear_layers import Sum, as_map, find_sums
+from slim_model.recovery.linear_layers import LinearLayer, as_map, find_linear_layers
 from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
 
 RIDGES = (1e-6, 1e-4, 1e-2)
@@ -32,7 +32,7 @@ Memory = dict[tuple[Any, ...], tuple[InputMoments | None, InputMoments | None]]
 def fold(
     dense: Graph,
     small: Graph,
-    layers: list[Sum],
+    layers: list[LinearLayer],
     fit: Parts,
     held: Parts,
     *,
@@ -65,7 +65,7 @@ def _remember(dense: Graph, problems: list[Problem], fit: Parts, held: Parts, se
 def memory_of(dense: Graph, fit: Parts, held: Parts) -> Memory:
     """What any plan may ask for, gathered at once; of layers with more inputs than samples tell, when they ask."""
     seen, samples = Memory(), sum(part.samples for part in fit())
-    problems = [problem_of(dense, layer, samples) for layer in find_sums(dense, dense, {})]
+    problems = [problem_of(dense, layer, samples) for layer in find_linear_layers(dense, dense, {})]
     for some in _chunks([problem for problem in problems if problem.tied == 1]):
         _remember(dense, some, fit, held, seen)
     return seen

@@ -1,4 +1,4 @@
-"""BatchNorm's stored statistics, counted anew on what the small graph gives there.
+"""BatchNorm recalibration: running statistics are estimated anew on the small graph's activations.
 
 One BatchNorm after the other, so that each is counted behind those already changed: mean and variance over all samples
 and places, as if the data were one batch (the adaptive BatchNorm of Li et al. 2020, without its batches).
@@ -14,12 +14,12 @@ from slim_model.graph.nodes import bound
 from slim_model.ranking.evidence.seen import Seen
 from slim_model.ranking.evidence.statistics import ChannelMoments
 from slim_model.recovery.linear_layers import is_norm
-from slim_model.recovery.streamed_run import Track
+from slim_model.recovery.streamed_run import StreamedRun
 
 
 def recalibrate(small: Graph, fit: Parts) -> tuple[Graph, int]:
     """The small graph with counted statistics, and of how many BatchNorms; those that share theirs are left."""
-    track = Track(small, fit)
+    track = StreamedRun(small, fit)
     norms = [node for node in small.nodes if node.op == "call_function" and is_norm(node) and _alone(node, small)]
     for node in norms:
         seen: ChannelMoments | None = None
@@ -35,7 +35,7 @@ def recalibrate(small: Graph, fit: Parts) -> tuple[Graph, int]:
     return small.with_tensors(track.tensors), len(norms)
 
 
-def _statistics(node: fx.Node, track: Track, seen: ChannelMoments) -> dict[str, Tensor]:
+def _statistics(node: fx.Node, track: StreamedRun, seen: ChannelMoments) -> dict[str, Tensor]:
     owners, given = track.graph.owners, bound(node)
     mean, variance = (owners[given[name].name] for name in ("running_mean", "running_var"))
     held = track.tensors

@@ -1,4 +1,4 @@
-"""Block after block learns, for a moment and without labels, to give what the dense block gives.
+"""Block-wise distillation: each block takes a few hundred gradient steps towards the dense block's output, no labels.
 
 A block lies between two places where a single value passes: in a residual net from sum to sum, in a plain one a layer.
 ``full`` fits each layer alone; here some blocks in a row learn together all that they store, by Adam (Kingma, Ba 2015)
@@ -20,9 +20,9 @@ from slim_model.data.holdout import Parts
 from slim_model.errors import first_line
 from slim_model.graph.graph import Graph
 from slim_model.progress import Progress, silent
-from slim_model.recovery.cut_points import Passage, find_passages, is_batch, sizes
-from slim_model.recovery.linear_layers import Sum, own, readers
-from slim_model.recovery.streamed_run import MEMORY, Track
+from slim_model.recovery.cut_points import CutPoint, find_cut_points, is_batch, sizes
+from slim_model.recovery.linear_layers import LinearLayer, own, readers
+from slim_model.recovery.streamed_run import MEMORY, StreamedRun
 
 TOGETHER = 3
 """Blocks that learn at once."""
@@ -39,15 +39,15 @@ class Block:
     start: str
     nodes: tuple[fx.Node, ...]
     trained: tuple[str, ...]
-    end: Passage
+    end: CutPoint
 
 
 def refit(
-    dense: Graph, small: Graph, layers: list[Sum], fit: Parts, held: Parts, progress: Progress = silent
+    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, progress: Progress = silent
 ) -> tuple[Graph, dict[str, str]]:
     """The small graph with what its blocks learned, and the error at the end of each before and after."""
     blocks, took, tensors = find_blocks(dense, small, layers), dict[str, str](), dict(small.tensors)
-    tracks = [(Track(dense, part, MEMORY // 2), Track(small, part, MEMORY // 2)) for part in (fit, held)]
+    tracks = [(StreamedRun(dense, part, MEMORY // 2), StreamedRun(small, part, MEMORY // 2)) for part in (fit, held)]
     for number, block in enumerate(blocks, 1):
         run, ours, unseen = _Runner(small, block, tensors), *(_samples(block, big, little) for big, little in tracks)
         took[block.end.name], changed = _learned(
@@ -63,7 +63,7 @@ Samples = tuple[Tensor, Tensor]
 """What comes in, and what should come out."""
 
 
-def _samples(block: Block, dense: Track, small: Track) -> Samples | None:
+def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Samples | None:
     """As many samples as fit into MEMORY; None where they differ in shape."""
     taken, wanted, size = [], [], 0
     for big, little in zip(dense.after(block.end.name), small.after(block.start), strict=True):
@@ -154,12 +154,12 @@ class _Runner:
 # -- where blocks begin and end -------------------------------------------------------------------------------------
 
 
-def find_blocks(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Block]:
+def find_blocks(dense: Graph, small: Graph, layers: Sequence[LinearLayer]) -> list[Block]:
     """In the order of the graph. What lies behind the last place that compares with the dense graph is in none."""
-    passages = find_passages(dense, small, layers)
-    ends = passages[::TOGETHER]
-    if passages and ends[-1] is not passages[-1]:
-        ends.append(passages[-1])
+    cut_points = find_cut_points(dense, small, layers)
+    ends = cut_points[::TOGETHER]
+    if cut_points and ends[-1] is not cut_points[-1]:
+        ends.append(cut_points[-1])
     nodes, used = list(small.nodes), readers(small)
     at = {node: i for i, node in enumerate(nodes)}
     found = []

@@ -1,4 +1,4 @@
-"""The places of a graph behind which nothing but one value is needed, such as the sums of a residual net.
+"""Cut points: nodes whose value alone determines everything after them, such as the sum that closes a residual block.
 
 There a small graph can be held against the dense one: of each channel that stayed it is known which of the dense ones
 it is.
@@ -18,13 +18,13 @@ from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import shape_of
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.ops import row_of
-from slim_model.recovery.linear_layers import Kept, Sum, find_sums
+from slim_model.recovery.linear_layers import Kept, LinearLayer, find_linear_layers
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class CutPoint:
     """The value ``node`` of the small graph, of the same name in the dense one, whose channels lie on ``axis``;
     ``left``: the dense positions left of them."""
 
@@ -45,7 +45,7 @@ class Passage:
         return (*shape[: self.axis], len(self.left), *shape[self.axis + 1 :])
 
 
-def find_passages(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Passage]:
+def find_cut_points(dense: Graph, small: Graph, layers: Sequence[LinearLayer]) -> list[CutPoint]:
     """In the order of the graph, the input first; of the places between two layers the last one."""
     if not small.dynamic_batch:
         return []
@@ -53,13 +53,13 @@ def find_passages(dense: Graph, small: Graph, layers: Sequence[Sum]) -> list[Pas
     names = {layer.node for layer in layers}
     summed = list(itertools.accumulate(node.name in names for node in nodes))
     last = {summed[at]: nodes[at] for at in _single(small) if nodes[at].name in left}
-    return [Passage(node, *left[node.name]) for node in last.values()]
+    return [CutPoint(node, *left[node.name]) for node in last.values()]
 
 
-def passages_inside(dense: Graph, small: Graph, kept: Kept) -> list[Passage]:
+def inner_cut_points(dense: Graph, small: Graph, kept: Kept) -> list[CutPoint]:
     """Without the input, which is the same, without outputs, and without those whose channels lie on other axes too."""
     values = {node.name: node.meta["val"] for node in dense.nodes if "val" in node.meta}
-    found = find_passages(dense, resize(small), find_sums(dense, small, kept))
+    found = find_cut_points(dense, resize(small), find_linear_layers(dense, small, kept))
     return [p for p in found if _is_inside(p.node) and shape_of(p.node.meta["val"]) == p.cut(shape_of(values[p.name]))]
 
 
@@ -97,7 +97,7 @@ def _single(graph: Graph) -> Iterator[int]:
             yield i
 
 
-def _left(dense: Graph, layers: Sequence[Sum]) -> dict[str, tuple[int, Tensor]]:
+def _left(dense: Graph, layers: Sequence[LinearLayer]) -> dict[str, tuple[int, Tensor]]:
     """By the names of nodes whose channels are those of a layer: the axis they lie on, and the positions left of it."""
     by_name = {layer.node: layer for layer in layers}
     found: dict[fx.Node, tuple[int, Tensor]] = {}

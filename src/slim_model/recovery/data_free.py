@@ -1,4 +1,4 @@
-"""Removed channels written by those that are left, as far as filters and BatchNorm tell, without data.
+"""Data-free recovery: moments of channels are estimated from filters and BatchNorms, then folded as with data.
 
 What each channel hands on is taken as a rectified normal (``rectified_normal``): its variance is the squared scale of
 the BatchNorm behind its filter and its mean the shift, or without one the filter's squared norm and 0. With the
@@ -25,7 +25,7 @@ from slim_model.labels.values import Value
 from slim_model.ops import row_of
 from slim_model.ranking.evidence.moments import Covariances, Moments
 from slim_model.ranking.evidence.rectified_normal import products
-from slim_model.recovery.linear_layers import Sum, is_norm, norm_behind
+from slim_model.recovery.linear_layers import LinearLayer, is_norm, norm_behind
 from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
 
 RIDGE = 1e-3
@@ -42,7 +42,7 @@ class _Made:
     known: bool
 
 
-def merge(dense: Graph, small: Graph, layers: list[Sum]) -> tuple[Graph, dict[str, str]]:
+def merge(dense: Graph, small: Graph, layers: list[LinearLayer]) -> tuple[Graph, dict[str, str]]:
     """The small graph with what was removed folded into its readers, and for each of these what it took."""
     coupling, nodes = couple_attention(dense), {node.name: node for node in dense.nodes}
     made = [_made(coupling, nodes[layer.node], layer) for layer in layers]
@@ -64,7 +64,7 @@ def merge(dense: Graph, small: Graph, layers: list[Sum]) -> tuple[Graph, dict[st
     return small.with_tensors(tensors), took
 
 
-def _made(coupling: Coupling, node: fx.Node, layer: Sum) -> _Made:
+def _made(coupling: Coupling, node: fx.Node, layer: LinearLayer) -> _Made:
     stored = coupling.graph.tensors[layer.weight].detach()
     rows = layer.matrix(stored, layer.all_groups).flatten(0, 1).flatten(1).double().cpu()
     axis = coupling.labelled.values[node].axes[1 if layer.window else -1]

@@ -1,4 +1,4 @@
-"""Each layer fitted anew by least squares, from the input on, to what the dense model computes there.
+"""Least-squares recovery: each layer in turn is fitted to the dense layer's output on what the small model feeds it.
 
 With X what a layer of the small graph takes in on the data (all taps of all channels, and a one), fitted layers before
 it included, and Y the output of the dense layer, ``W = (X'X + l I)^-1 (X'Y + l W0)`` (He, Zhang, Sun 2017, with ridge
@@ -17,9 +17,9 @@ from torch import Tensor
 from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
 from slim_model.progress import Progress, silent
-from slim_model.recovery.linear_layers import Sum
+from slim_model.recovery.linear_layers import LinearLayer
 from slim_model.recovery.regression_rows import Rows
-from slim_model.recovery.streamed_run import MEMORY, Track
+from slim_model.recovery.streamed_run import MEMORY, StreamedRun
 
 RIDGES = (1e-5, 1e-3, 1e-1)
 """Relative to the mean of the diagonal."""
@@ -48,11 +48,11 @@ class _Products:
 
 
 def refit(
-    dense: Graph, small: Graph, layers: list[Sum], fit: Parts, held: Parts, progress: Progress = silent
+    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, progress: Progress = silent
 ) -> tuple[Graph, dict[str, str]]:
     """The small graph with fitted weights, and for each layer behind the first cut what it took."""
     nodes = {node.name: node for node in dense.nodes}
-    tracks = [(Track(dense, part, MEMORY // 2), Track(small, part, MEMORY // 2)) for part in (fit, held)]
+    tracks = [(StreamedRun(dense, part, MEMORY // 2), StreamedRun(small, part, MEMORY // 2)) for part in (fit, held)]
     samples, tensors, took = sum(part.samples for part in fit()), dict(small.tensors), dict[str, str]()
     start = next((i for i, layer in enumerate(layers) if layer.cut), len(layers))
     for number, layer in enumerate(layers[start:]):
@@ -69,7 +69,7 @@ def refit(
     return small.with_tensors(tensors), took
 
 
-def _columns(layer: Sum) -> int:
+def _columns(layer: LinearLayer) -> int:
     return len(layer.inputs) * layer.taps + (layer.constant is not None)
 
 
@@ -85,7 +85,7 @@ def _products(rows: Rows) -> _Products | None:
     return found
 
 
-def _fitted(layer: Sum, fit: Rows, held: Rows, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+def _fitted(layer: LinearLayer, fit: Rows, held: Rows, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """What the layer took, and the values that change."""
     now = _now(layer, tensors)
     known, unseen = _products(fit), _products(held)
@@ -102,7 +102,7 @@ def _fitted(layer: Sum, fit: Rows, held: Rows, tensors: dict[str, Tensor]) -> tu
     return said, {} if best == "kept" else _stored(layer, found[best], tensors)
 
 
-def _now(layer: Sum, tensors: dict[str, Tensor]) -> Tensor:
+def _now(layer: LinearLayer, tensors: dict[str, Tensor]) -> Tensor:
     """``(group, column, output)``: the weights there are, and the constant as a last row."""
     groups = len(layer.groups)
     now = layer.matrix(tensors[layer.weight].detach(), groups).flatten(2).transpose(1, 2).double()
@@ -112,7 +112,7 @@ def _now(layer: Sum, tensors: dict[str, Tensor]) -> Tensor:
     return now
 
 
-def _stored(layer: Sum, weights: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _stored(layer: LinearLayer, weights: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     changed = {}
     if layer.constant is not None:
         name, sign = layer.constant
@@ -123,7 +123,7 @@ def _stored(layer: Sum, weights: Tensor, tensors: dict[str, Tensor]) -> dict[str
     return changed
 
 
-def _behind(layer: Sum, rows: Rows, known: _Products, ridge: float, weights: Tensor, now: Tensor) -> Tensor:
+def _behind(layer: LinearLayer, rows: Rows, known: _Products, ridge: float, weights: Tensor, now: Tensor) -> Tensor:
     """Where the ReLU shuts it does not matter how far: the wanted values follow the fit there (Zhang, Zou, He, Sun
     2015), which never raises the error behind the ReLU."""
     for _ in range(_TURNS):
@@ -147,7 +147,7 @@ def _errors(rows: Rows, found: dict[str, Tensor]) -> dict[str, float]:
     return {name: error / max(whole, 1e-300) for name, error in wrong.items()}
 
 
-def _solved(layer: Sum, fit: _Products, now: Tensor, ridge: float) -> Tensor:
+def _solved(layer: LinearLayer, fit: _Products, now: Tensor, ridge: float) -> Tensor:
     """Ridge towards the weights ``now``; the constant is free."""
     diagonal = fit.xx.diagonal(dim1=1, dim2=2).clone()
     if layer.constant is not None:

@@ -1,4 +1,4 @@
-"""The layers whose weights may get other values, each seen as one product of rows and columns.
+"""The layers that recovery can give other weights, each as one matrix product (im2col for convolutions).
 
 A convolution or linear layer adds up, at each place of its output, what it takes in there: ``(rows, inputs x taps)``
 times its weights ``(outputs, inputs, taps)``; a grouped convolution does so in every group. Where a constant is to be
@@ -29,7 +29,7 @@ Kept = Mapping[tuple[str, int], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Sum:
+class LinearLayer:
     """The layer ``node`` (its name) reads ``operand`` and stores ``weight``; ``constant``: the tensor that a constant
     goes into, and the sign it has there. ``inputs`` and ``outputs``: the dense positions left in each group, and left
     of the output axis; ``groups``: those that are left, of ``all_groups``."""
@@ -110,7 +110,7 @@ def as_map(x: Tensor) -> Tensor:
     return x[:, :, None] if x.dim() == 3 else x
 
 
-def find_sums(dense: Graph, small: Graph, kept: Kept) -> list[Sum]:
+def find_linear_layers(dense: Graph, small: Graph, kept: Kept) -> list[LinearLayer]:
     """Every layer that can be given other weights, in the order of the graph."""
     used = readers(dense)
     found = []
@@ -141,7 +141,7 @@ def own(graph: Graph, node: fx.Node | None, used: Counter[Hashable]) -> str | No
 
 def _sum(
     node: fx.Node, form: LinearForm, dense: Graph, small: Graph, kept: Kept, used: Counter[Hashable]
-) -> Sum | None:
+) -> LinearLayer | None:
     weight = own(dense, form.weight, used)
     value, stored = form.operand.meta.get("val"), dense.tensors.get(weight or "")
     if weight is None or stored is None or not isinstance(value, Tensor) or form.operand.op == "get_attr":
@@ -159,7 +159,7 @@ def _sum(
         return None
     if form.bias is not None and own(dense, form.bias, used) is None:
         return None  # a constant that others read, too
-    return Sum(
+    return LinearLayer(
         node=node.name,
         operand=form.operand.name,
         weight=weight,

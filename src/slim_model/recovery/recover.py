@@ -24,7 +24,7 @@ from slim_model.recovery import affine, data_free
 from slim_model.recovery import batchnorm_statistics as norms
 from slim_model.recovery import block_distillation as blocks
 from slim_model.recovery import least_squares as full
-from slim_model.recovery.linear_layers import Kept, Sum, find_sums
+from slim_model.recovery.linear_layers import Kept, LinearLayer, find_linear_layers
 from slim_model.recovery.options import LEVELS
 from slim_model.recovery.referee import Referee
 
@@ -32,7 +32,7 @@ from slim_model.recovery.referee import Referee
 @dataclass(frozen=True, slots=True)
 class _Case:
     dense: Graph
-    layers: list[Sum]
+    layers: list[LinearLayer]
     fit: Parts
     held: Parts
     progress: Progress
@@ -92,7 +92,8 @@ def recover(
     recalibrate: bool = False,
     progress: Progress = silent,
 ) -> tuple[Graph, tuple[Step, ...]]:
-    """``kept``: the dense positions left of each stored tensor. Returns the recovered graph and what was done.
+    """Give the small graph values that compensate for what was removed. ``kept``: the dense positions left of each
+    stored tensor. Returns the recovered graph, and a Step for each change that was tried.
 
     Without data, which ``data-free`` alone can do without, nothing judges it.
     """
@@ -100,7 +101,7 @@ def recover(
     if not names:
         return small, ()
     fit, held = parted(data, dense) if data else (lambda: iter(()), lambda: iter(()))
-    case = _Case(dense, find_sums(dense, small, kept), fit, held, progress)
+    case = _Case(dense, find_linear_layers(dense, small, kept), fit, held, progress)
     referee = Referee(dense, held)
     steps, now = [], referee.judge(small)
     for name in names:

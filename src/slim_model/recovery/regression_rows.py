@@ -1,4 +1,4 @@
-"""What a layer of the small graph takes in at some places, and what it should give there."""
+"""Rows of a regression: sampled inputs of a small layer, and the outputs that it should give there."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from slim_model.graph.nodes import bound
 from slim_model.ops import kind_of
-from slim_model.recovery.linear_layers import Sum, norm_behind
-from slim_model.recovery.streamed_run import Track
+from slim_model.recovery.linear_layers import LinearLayer, norm_behind
+from slim_model.recovery.streamed_run import StreamedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Rows:
     """Of one layer, from all parts. ``wanted`` is what the dense layer gives, and what the other side of the sum that
     it enters has lost, as far as that is known when the layer is fitted."""
 
-    def __init__(self, node: fx.Node, layer: Sum, dense: Track, small: Track, places: int) -> None:
+    def __init__(self, node: fx.Node, layer: LinearLayer, dense: StreamedRun, small: StreamedRun, places: int) -> None:
         self.node, self.layer, self.dense, self.small, self.places = node, layer, dense, small, places
         self.sink = sink_of(node)
         self.slope, self.shift = _line(self.sink.norm, small, len(layer.outputs))
@@ -94,8 +94,8 @@ class Rows:
         return wanted, wanted * slope + shift + other if sink.rectified else None
 
     def wanted_of(self, row: Row, given: Tensor) -> Tensor:
-        """What is as good as ``wanted`` behind the ReLU when ``given`` is there now: where the ReLU shuts, anything
-        below."""
+        """Targets relaxed by the ReLU: where the target is not positive, any prediction that is not positive is right
+        (Zhang et al. 2015). ``given`` is the prediction now."""
         assert row.rises is not None
         groups = len(self.layer.groups)
         slope, scale = (x.to(given).view(groups, 1, -1) for x in (self.slope, self.scale))
@@ -111,7 +111,7 @@ class Rows:
         return float((row.rises.relu() - (row.rises + (given - row.wanted) * slope).relu()).double().square().sum())
 
 
-def _line(norm: fx.Node | None, small: Track, outputs: int) -> tuple[Tensor, Tensor]:
+def _line(norm: fx.Node | None, small: StreamedRun, outputs: int) -> tuple[Tensor, Tensor]:
     """Slope and shift of a BatchNorm, the mean aside."""
     if norm is None:
         return torch.ones(outputs), torch.zeros(outputs)

@@ -1,4 +1,4 @@
-"""One layer that lost inputs, what is known of them, and the values that make up for the loss."""
+"""Ridge regression of a layer's removed inputs on its kept ones, from their moments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slim_model.graph.graph import Graph
 from slim_model.ranking.evidence.moments import Covariances, Moments
-from slim_model.recovery.linear_layers import Sum
+from slim_model.recovery.linear_layers import LinearLayer
 
 LARGEST = 4096
 """Inputs of a layer beyond which those that were one channel before they were flattened share their coefficients."""
@@ -49,7 +49,7 @@ class Problem:
     """One layer: its dense weights ``(group, output left, input, tap)``, which inputs are kept, and how many features
     each input stands for (``tied``)."""
 
-    layer: Sum
+    layer: LinearLayer
     weights: Tensor
     kept: Tensor
     tied: int
@@ -60,7 +60,7 @@ class Problem:
         return self.layer.node, self.tied, tuple(self.layer.groups.tolist())
 
 
-def problem_of(dense: Graph, layer: Sum, samples: int) -> Problem:
+def problem_of(dense: Graph, layer: LinearLayer, samples: int) -> Problem:
     weights = layer.matrix(dense.tensors[layer.weight].detach(), layer.all_groups).double().cpu()
     chosen = torch.zeros(layer.all_groups * weights.shape[1], dtype=torch.bool)
     chosen[layer.outputs] = True

@@ -1,4 +1,4 @@
-"""A graph run on every part of the data, layer by layer, without starting over where memory allows."""
+"""Run a graph layer by layer over all batches, keeping the live values of each batch where memory allows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stop:
         return sum(storage.nbytes() for storage in held.values())
 
 
-class Track:
+class StreamedRun:
     """Moves forward only; ``replace`` gives tensors other values for the layers that are still to come."""
 
     def __init__(self, graph: Graph, parts: Parts, memory: int = MEMORY) -> None:

@@ -1,4 +1,4 @@
-"""The small graph and data -> the same graph with trained values.
+"""Fine-tuning: the small graph is trained with the dense model as teacher.
 
 Structure stays as it was proven. The dense model is the teacher (``loss.distillation``). The epoch that does best on
 samples kept apart from the training data is taken, the values before training among them. A run that was stopped goes
@@ -25,8 +25,8 @@ from slim_model.errors import InputError, first_line
 from slim_model.graph.graph import Graph
 from slim_model.graph.tensor_trees import batch_of, copied, not_finite, tensors_among
 from slim_model.progress import Progress, silent
-from slim_model.recovery.cut_points import Passage
-from slim_model.training.optimizers import kind_for, optimizer_for
+from slim_model.recovery.cut_points import CutPoint
+from slim_model.training.optimizers import optimizer_for, optimizer_kind
 from slim_model.training.options import TrainingOptions
 from slim_model.training.resume import Resume, digest
 from slim_model.training.training_graph import eval_module, seeded, trained, training_module, with_values
@@ -104,15 +104,15 @@ def finetune(
     lesson: Lesson,
     *,
     frozen: set[str] | None = None,
-    passages: Sequence[Passage] = (),
+    cut_points: Sequence[CutPoint] = (),
     resume: Resume | None = None,
     progress: Progress = silent,
 ) -> Tuned:
-    """Train ``small`` on what ``teacher`` and the labels say, and on the teacher's values at ``passages`` where
+    """Train ``small`` on what ``teacher`` and the labels say, and on the teacher's values at ``cut_points`` where
     ``hints`` have a weight. Returns the graph with the values of the best epoch on the samples kept apart."""
     options = lesson.options
     check_samples(options, samples)
-    run = _Run(small, teacher, samples, lesson, frozen or set(), passages if options.hints else ())
+    run = _Run(small, teacher, samples, lesson, frozen or set(), cut_points if options.hints else ())
     epochs = [run.examined(None, 0.0)]
     best, chosen = run.values(), 0
     if resume and (held := distributed.from_first(lambda: resume.load(run.identity()))):
@@ -149,22 +149,22 @@ class _Run:
     """One training: the module, its optimizer and what they learn from."""
 
     def __init__(self, small: Graph, teacher: Graph, samples: Samples, lesson: Lesson, frozen: set[str],
-                 passages: Sequence[Passage]) -> None:  # fmt: skip
-        self.passages = passages
+                 cut_points: Sequence[CutPoint]) -> None:  # fmt: skip
+        self.cut_points = cut_points
         options = lesson.options
-        if options.hints and not passages:
+        if options.hints and not cut_points:
             raise InputError("hints: nowhere does a single value pass that the dense model has too. Leave out --hints.")
         self.small, self.lesson, self.options, self.start = small, lesson, options, digest(small)
         self.train, self.validation = samples.divided(lesson.seed)
         self.augment = augmentation(options.augment, small.inputs)
         self.device = distributed.device(lesson.device)
-        names = [passage.name for passage in passages]
+        names = [cut_point.name for cut_point in cut_points]
         self.net = with_values(
             training_module(small, frozen=frozen, dropout=options.dropout, device=self.device), names
         )
         self.joint = _joint(self.net, lesson.loss is not None)
         self.alpha = _teacher_share(options, samples)
-        asked = self.alpha > 0 or bool(passages)
+        asked = self.alpha > 0 or bool(cut_points)
         self.teacher = with_values(eval_module(teacher, device=self.device), names) if asked else None
         self.varied = varied(options.augment, small.inputs)
         self.bf16 = self._in_bf16(options.precision)
@@ -174,7 +174,7 @@ class _Run:
         self.steps = len(self.train) // self.step
         if self.steps == 0:
             raise InputError(f"{samples.name} has {len(self.train)} samples to train on; one step takes {self.step}.")
-        self.kind = kind_for(small, options.optimizer)
+        self.kind = optimizer_kind(small, options.optimizer)
         self.optimizer, self.schedule, self.rate = optimizer_for(
             self.kind, self.net, options.lr, self.steps * options.finetune
         )
@@ -188,7 +188,7 @@ class _Run:
             "processes": distributed.size(),
             "alpha": self.alpha,
             "dropout": self.options.dropout,
-            "hints": [passage.name for passage in self.passages],
+            "hints": [cut_point.name for cut_point in self.cut_points],
             "precision": "bf16" if self.bf16 else "fp32",
             "trained_on": len(self.train),
             "validated_on": len(self.validation),
@@ -229,8 +229,8 @@ class _Run:
                 outputs, values = self.joint(*inputs)
         with torch.enable_grad():
             loss = self._loss(outputs, taught, batch)
-            if self.passages:
-                whole = [passage.wanted(x) for passage, x in zip(self.passages, wanted, strict=True)]
+            if self.cut_points:
+                whole = [cut_point.wanted(x) for cut_point, x in zip(self.cut_points, wanted, strict=True)]
                 loss = loss + self.options.hints * hint(*([x[: batch.samples] for x in xs] for xs in (values, whole)))
         if not_finite(loss):
             raise InputError(
@@ -248,7 +248,7 @@ class _Run:
         return tuple(map(self._placed, (cut_mixed(first) if "cutmix" in self.varied else first, *others)))
 
     def _asked(self, inputs: tuple[Any, ...]) -> tuple[list[Tensor] | None, Sequence[Tensor]]:
-        """What the teacher says, and its values at the passages. Where pictures are mirrored at random, it is asked
+        """What the teacher says, and its values at the cut_points. Where pictures are mirrored at random, it is asked
         about both sides of each: the mean is right more often (ResNet-56 on CIFAR-10: 94.2 % for 93.4)."""
         if self.teacher is None:
             return None, ()

@@ -1,4 +1,4 @@
-"""What moves weights in fine-tuning, and how its rate goes.
+"""Optimizers of fine-tuning, and the schedule of their learning rate.
 
 The rate rises over the first twentieth of the steps and falls along a cosine (Loshchilov, Hutter 2017).
 """
@@ -18,7 +18,7 @@ _RATES = {"sgd": 0.01, "adamw": 1e-3}
 _WARM_UP = 0.05
 
 
-def kind_for(graph: Graph, asked: str) -> str:
+def optimizer_kind(graph: Graph, asked: str) -> str:
     """``auto``: ``sgd`` where there is BatchNorm."""
     if asked != "auto":
         return asked

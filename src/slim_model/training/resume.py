@@ -1,4 +1,4 @@
-"""What a stopped training needs to go on, in a file beside its result."""
+"""Checkpoints of fine-tuning, in a file beside the result, so that a stopped run goes on."""
 
 from __future__ import annotations
 

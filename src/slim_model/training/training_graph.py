@@ -1,4 +1,4 @@
-"""The traced graph as a module that can be trained, and the trained values back in the graph.
+"""A traced graph (eval form) as a module in training form, and its trained values back in the graph.
 
 A trace holds the eval form of each operator. Its row says what it is in training: the same operator with its
 ``training_switch`` on. What the eval form does not show at all (stochastic depth, dropout inside attention) stays away.

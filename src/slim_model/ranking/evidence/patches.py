@@ -1,4 +1,4 @@
-"""What a layer sums, at some positions of its output, channel by channel.
+"""What each input channel contributes to a layer's output, at sampled positions (im2col).
 
 Convolutions and linear layers give their inputs and weights; so do recurrent layers, of the sum that enters their
 gates. Any other reader is run on one channel at a time: it is
