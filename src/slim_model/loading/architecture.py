@@ -221,7 +221,7 @@ def _load(arch: str, model: nn.Module, choice: Choice, found: Checkpoint, strict
         raise InputError(
             f"the weights do not fit --arch {arch!r}. Of {len(own)} names, {'; '.join(differing)}.{where} Give the "
             "architecture and the arguments the file was trained with, such as torchvision:resnet18(num_classes=10)."
-            + ("" if misshapen or len(missing) == len(own) else _NOT_STRICT)
+            + ("" if misshapen or not own.keys() & state.keys() else _NOT_STRICT)
         )
     return tuple(f"{what}: {meaning}" for what, meaning in differing.items())
 

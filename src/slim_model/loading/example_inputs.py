@@ -50,17 +50,18 @@ def make_inputs(model: nn.Module, specs: Iterable[tuple[Shape, torch.dtype]], se
     return tuple(_random(shape, dtype, vocabulary, generator) for shape, dtype in specs)
 
 
-def guess_inputs(model: nn.Module, seed: int = 0) -> tuple[torch.Tensor, ...]:
+def guess_inputs(model: nn.Module, seed: int = 0, *, sides: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
     """One example input, with a batch of 1, of the only size or the usual size that ``model`` takes.
 
     Sizes that suit the first layer are tried with a batch of 2. Where just one works it is right. Where
     several work and give outputs of the same shape (pooling makes them equal), 224 is taken for an image
     model that shrinks the image 16 times or more, else 32 (28 with one channel). Where the size of the output
     depends on that of the input only the user knows it: an InputError says what was tried and what to type.
+    ``sides``: of pictures, those that the file says it was trained on.
     """
     tried: list[str] = []
-    failure = "it has no layer that tells"
-    for candidate in _candidates(model):
+    failure = ""
+    for candidate in _candidates(model, sides):
         trials: list[_Trial] = []
         for shape in candidate.shapes:
             if len(trials) == 2 or (trials and candidate.interchangeable and shape[-1] > _CHEAP):
@@ -69,12 +70,13 @@ def guess_inputs(model: nn.Module, seed: int = 0) -> tuple[torch.Tensor, ...]:
             outcome = _try(model, shape, candidate.dtype, seed)
             if isinstance(outcome, _Trial):
                 trials.append(outcome)
-            else:
+            elif not failure:  # the first try is the likeliest, and what it failed of the most telling
                 failure = f"{tried[-1]} failed with {outcome}"
         if trials:
             shape = _choose(model, candidate, trials, seed)
             return make_inputs(model, [((1, *shape), candidate.dtype)], seed)
     listed = f" (tried {', '.join(tried[:6])}{', ...' if len(tried) > 6 else ''})" if tried else ""
+    failure = failure or "it has no layer that tells"
     raise InputError(f"cannot tell the shape of the model's input{listed}: {failure}. {_EXAMPLE}")
 
 
@@ -120,8 +122,8 @@ def _wants_integers(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
     return looks_up and all(x.is_floating_point() for x in inputs)
 
 
-def _candidates(model: nn.Module) -> Iterator[_Candidate]:
-    """What suits the first layer of each known kind, in the model's order."""
+def _candidates(model: nn.Module, sides: tuple[int, ...]) -> Iterator[_Candidate]:
+    """What suits the first layer of each known kind, in the model's order; of pictures first those of ``sides``."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     sequential = any(_kind(module) in _SEQUENTIAL for module in model.modules())
     seen: set[str] = set()
@@ -136,6 +138,8 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             sequence = _Candidate(module, ((16, features), (32, features)), dtype)
             yield from (sequence, flat) if sequential else (flat, sequence)
         elif shapes := _shapes(model, module, kind):
+            if kind == "Conv2d" and sides:
+                yield _Candidate(module, tuple((shapes[0][0], side, side) for side in sides), dtype)
             yield _Candidate(module, shapes, torch.int64 if kind.startswith("Embedding") else dtype)
 
 

@@ -52,7 +52,7 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
         inputs, notes = _ready(opened, specs or [parse_input(spec) for spec in found or ()], seed)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    guessed = () if specs or opened.program is not None else (_tried(inputs),)
+    guessed = () if specs or opened.program is not None else (_tried(inputs, opened),)
     return Subject(
         *(opened.model, inputs, source, file.sha256, opened.kind, opened.program),
         (*opened.notes, *guessed, *notes),
@@ -120,11 +120,13 @@ def _examples(opened: Opened, specs: Specs, seed: int) -> tuple[torch.Tensor, ..
         return make_inputs(opened.model, specs, seed)
     if opened.program is not None:
         return _carried(opened.program)
-    return guess_inputs(opened.model, seed)
+    return guess_inputs(opened.model, seed, sides=opened.image_sides)
 
 
-def _tried(inputs: tuple[torch.Tensor, ...]) -> str:
+def _tried(inputs: tuple[torch.Tensor, ...], opened: Opened) -> str:
     shape = spec_of(inputs[0].shape, inputs[0].dtype)
+    if inputs[0].dim() > 1 and inputs[0].shape[-1] in opened.image_sides:
+        return f"no --input was given; {shape} was taken: the file says that it was trained on that size"
     return f"no --input was given; {shape} was tried and works"
 
 

@@ -35,13 +35,13 @@ _ARCHS = "--arch torchvision:resnet50, timm:NAME, path/file.py:callable or packa
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """``model`` in eval mode; ``program`` of a .pt2. ``image_size``: what the file says that it was trained on."""
+    """``model`` in eval mode; ``program`` of a .pt2. ``image_sides``: what the file says that it was trained on."""
 
     model: nn.Module
     kind: Kind
     program: ExportedProgram | None = None
     notes: tuple[str, ...] = ()
-    image_size: int | None = None
+    image_sides: tuple[int, ...] = ()
 
 
 def open_model(file: FileBytes, options: SourceOptions) -> Opened:
@@ -57,7 +57,7 @@ def open_model(file: FileBytes, options: SourceOptions) -> Opened:
     found = open_checkpoint(file, options)
     if options.arch is not None and found.weights:
         model, notes = build(options.arch, found, prefix=options.prefix, strict=options.strict)
-        return Opened(model.eval(), "state dict", None, notes, found.image_size)
+        return Opened(model.eval(), "state dict", None, notes, found.image_sides)
     return _held_model(found, options)
 
 
@@ -196,7 +196,7 @@ def _held_model(found: Checkpoint, options: SourceOptions) -> Opened:
         except RecursionError as error:
             raise InputError(_too_much(error)) from error
         notes = (f"the model at {first.path!r} was taken; --key {others[0].path} takes the other",) if others else ()
-        return Opened(model.eval(), "module", None, notes, found.image_size)
+        return Opened(model.eval(), "module", None, notes, found.image_sides)
     if found.unknown is not None:
         raise InputError(_refusal(Refused(found.unknown)))
     if not found.weights:

@@ -14,15 +14,15 @@ from slim_model.loading.pickles.data import as_tensor
 from slim_model.loading.pickles.machine import Global, Inert
 from slim_model.loading.pickles.settle import check_size, children_of, dict_in
 
-#: Where checkpoints keep the model or its state dict, best first. What is averaged comes before what it averages.
+#: A key that says that averages over the steps of training lie there (EMA, SWA, a mean teacher): projects run these.
+_AVERAGED = re.compile(r"(^|_)ema($|_)|averag|(^|_)swa($|_)|teacher|(^|_)avg($|_)", re.IGNORECASE)
+#: Where else checkpoints keep the model or its state dict, best first.
 _KEYS = (
-    *("ema", "model_ema", "ema_model", "params_ema", "state_dict_ema", "ema_state_dict", "g_ema", "teacher"),
-    *("ema_params", "averaged_model", "swa_model", "model_avg"),
     *("model", "state_dict", "model_state_dict", "net", "network", "module", "weights", "params", "generator"),
     *("model_state", "net_state_dict", "state", "g", "netg", "backbone", "encoder", "student"),
 )
 #: Below these lies nothing that is a model.
-_BESIDE = re.compile(r"optim|scheduler|scaler|history|momentum|rng|callbacks|loops|exp_avg", re.IGNORECASE)
+_BESIDE = re.compile(r"optim|scheduler|scaler|history|momentum|rng|callbacks|loops|exp_avg|extra_state", re.IGNORECASE)
 _WRAPPERS = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
@@ -46,33 +46,35 @@ class Weights:
     @property
     def known(self) -> bool:
         """They lie where checkpoints keep what is to be run."""
-        return not self.path or any(key in _KEYS for key in self.path.lower().split("."))
+        return not self.path or any(_is_known(key) for key in self.path.split("."))
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """``weights``: best first, by where they lie. ``unknown``: an object where a model should be, of a class that was
-    not loaded. ``image_size``: what training took, where the file says so."""
+    not loaded. ``image_sides``: sizes of pictures in training, where the file says them."""
 
     weights: tuple[Weights, ...]
     unknown: str | None
     summary: str  # for a message
-    image_size: int | None = None
+    image_sides: tuple[int, ...] = ()
 
     def at(self, key: str | None) -> Checkpoint:
         """Only what lies at ``key`` or below it."""
         if key is None:
             return self
-        below = tuple(w for w in self.weights if w.path == key or w.path.startswith(f"{key}."))
+        below = tuple(w for w in self.weights if w.path == key and not w.nested)
+        below = below or tuple(w for w in self.weights if f"{w.path}.".startswith(f"{key}."))
         if not below:
             raise InputError(f"holds no weights at --key {key}. It holds {self.listed()}.")
-        return Checkpoint(below, self.unknown, self.summary, self.image_size)
+        return Checkpoint(below, self.unknown, self.summary, self.image_sides)
 
     def listed(self) -> str:
         """``weights at 'G' (12 tensors), 'D' (8 tensors)``"""
         shown = [
             f"{w.path!r} ({len(w.tensors)} tensors)" if w.path else f"{len(w.tensors)} tensors at its top"
             for w in self.weights
+            if not w.nested or len(self.weights) == 1
         ]
         more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         return f"weights at {', '.join(shown[:_SHOWN])}{more}" if shown else self.summary
@@ -84,13 +86,18 @@ def checkpoint(held: Any) -> Checkpoint:
     walk.visit(held, "", _LEVELS)
     swapped = _swapped(held)
     order = sorted(walk.found, key=lambda w: (bool(_BESIDE.search(w.path)), w.nested, w.path in swapped, _rank(w.path)))
-    return Checkpoint(tuple(order), walk.unknown, _summary(held), _image_size(held))
+    return Checkpoint(tuple(order), walk.unknown, _summary(held), _image_sides(held))
 
 
 def _rank(path: str) -> tuple[int, int]:
     """By the best of its keys; weights near the top before those deep inside."""
-    keys = path.lower().split(".") if path else []
-    return min((_KEYS.index(key) for key in keys if key in _KEYS), default=len(_KEYS)), len(keys)
+    keys = path.split(".") if path else []
+    ranks = [-1 if _AVERAGED.search(key) else _KEYS.index(key.lower()) for key in keys if _is_known(key)]
+    return min(ranks, default=len(_KEYS)), len(keys)
+
+
+def _is_known(key: str) -> bool:
+    return key.lower() in _KEYS or bool(_AVERAGED.search(key))
 
 
 def _swapped(held: Any) -> set[str]:
@@ -118,6 +125,8 @@ class _Walk:
         tensors = {} if items is None else _tensors(items)
         if tensors:
             self.found.append(Weights(path, tensors))
+            if averages := _without_dots(tensors):
+                self.found.append(Weights(f"{path}.model_ema".lstrip("."), averages))
         elif items and (nested := _nested(items)):
             self.found.append(Weights(path, nested, nested=True))
         children = items if items is not None else dict(enumerate(_entries(value)))
@@ -125,7 +134,7 @@ class _Walk:
             if isinstance(key, str | int):
                 self.visit(inside, f"{path}.{key}".lstrip("."), levels - 1)
         if self.unknown is None and isinstance(value, Inert | Global) and len(self.found) == before:
-            is_model_here = not path or path.rpartition(".")[2].lower() in _KEYS
+            is_model_here = not path or _is_known(path.rpartition(".")[2])
             self.unknown = value.name if is_model_here and not getattr(value, "items", None) else None
 
 
@@ -161,6 +170,18 @@ def _nested(items: Mapping[Any, Any]) -> dict[str, Tensor]:
             return {}
         found |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
     return found
+
+
+def _without_dots(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Latent diffusion keeps averages among the weights, under names without dots: for ``model.a.weight``,
+    ``model_ema.aweight``. The same weights with these in place of those; nothing where there are none."""
+    averages = {
+        name: tensors[short]
+        for name in tensors
+        if (short := "model_ema." + name.removeprefix("model.").replace(".", "")) in tensors and name != short
+    }
+    rest = {name: x for name, x in tensors.items() if not name.startswith("model_ema.")}
+    return rest | averages if averages else {}
 
 
 # -- modules ----------------------------------------------------------------------------------------------------------
@@ -206,8 +227,8 @@ def _summary(held: Any) -> str:
     return f"a {held.name if isinstance(held, Inert) else type(held).__name__}"
 
 
-def _image_size(held: Any) -> int | None:
+def _image_sides(held: Any) -> tuple[int, ...]:
     """Ultralytics keeps the arguments of training beside the model."""
     arguments = _items((_items(held) or {}).get("train_args")) or {}
     size = arguments.get("imgsz")
-    return size if isinstance(size, int) and 0 < size < 10_000 else None
+    return (size,) if isinstance(size, int) and 0 < size < 10_000 else ()
