@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -44,7 +47,24 @@ def test_the_error_is_on_the_screen() -> None:
     console = Console(record=True, width=120)
     show(report, console)
     did = report.steps[-1]["did"]
-    assert f"error {did['error_before']:.3g} -> {did['error_after']:.3g}, same class" in console.export_text()
+    assert f"error {did['error_before']:.3g} -> {did['error_after']:.3g}, class" in console.export_text()
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_no_number_is_cut_on_a_narrow_screen(columns: int) -> None:
+    """Not by the table; a place in the source may be."""
+    x = images(80)
+    data = (x, torch.arange(80) % 5)
+    report = slim(trained(Residual()), x[:2], ratio=0.3, data=data, recover="full", multiple_of=1).report
+    sample = {"median_ms": 1234.56, "p10_ms": 1111.11, "p90_ms": 2222.22, "batch": 1, "threads": 16}
+    row = {"runtime": "onnxruntime-cuda", "dense": sample, "slim": sample}
+    row |= {"speedup": 10.25, "speedup_low": 10.11, "speedup_high": 10.39}
+    wide = dataclasses.replace(report, latency=[row])
+    console = Console(record=True, width=columns)
+    show(wide, console, layers=0)
+    text = console.export_text()
+    assert "…" not in text
+    assert all(number in text for number in ("1234.56 ms", "1111.11-2222.22", "10.25x", "10.11-10.39"))
 
 
 def step(error: float, **did: object) -> Step:
