@@ -172,5 +172,8 @@ def test_every_result_and_benchmark_has_a_row() -> None:
     assert not [name for name in scripts if f"[{name}]({name})" not in text]
 
 
-def test_documents_are_there() -> None:
-    assert len(DOCUMENTS) >= 2
+def test_the_readme_leads_to_every_page() -> None:
+    text = (PROJECT / "README.md").read_text()
+    pages = [path.relative_to(PROJECT) for path in DOCUMENTS if path.name != "README.md"]
+    assert pages
+    assert not [page for page in pages if f"({page})" not in text]
