@@ -21,7 +21,7 @@ from torch import fx
 
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.coupling.layer_names import layer_name, roles_of
-from slim_model.coupling.pin_reasons import ASKED, MEETS_FIXED
+from slim_model.coupling.pin_reasons import Reason, reasons_with_labels
 from slim_model.coupling.remedies import remedy
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
@@ -78,8 +78,7 @@ class Hold:
 
     @property
     def short(self) -> str:
-        place = self.where.partition(" in ")[0]
-        return " at ".join(filter(None, (self.op, place))) or self.why
+        return Reason(self.op, self.where, self.why).short
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,27 +241,31 @@ def _attends(node: fx.Node, reach: int = 8) -> bool:
 
 # -- what holds the others ------------------------------------------------------------------------------------------
 
-Key = tuple[str, str, str, str]
-
 
 def _holds(coupling: Coupling, made: list[tuple[str, fx.Node, np.ndarray]]) -> tuple[Hold, ...]:
+    """Every reason that fixes some layer's outputs, those that fix most first, the model's outputs last."""
     part = _parts(coupling.labelled, len(coupling.component))
     outputs = np.unique(part[np.concatenate([labels for _, _, labels in made])]) if made else np.zeros(0, int)
-    touched: dict[Key, np.ndarray] = {}
-    for key, labels in _reasons(coupling):
-        touched.setdefault(key, np.zeros(part.max() + 1, bool))[part[labels]] = True
-    touched = {key: here for key, here in touched.items() if here[outputs].any()}
+    # Without pins channels are parts; a reason fixes every part that it touches.
+    touched: dict[Reason, np.ndarray] = {}
+    for reason, labels in reasons_with_labels(coupling.labelled, coupling.protected):
+        touched.setdefault(reason, np.zeros(part.max() + 1, bool))[part[labels]] = True
+    touched = {reason: here for reason, here in touched.items() if here[outputs].any()}
+    # What several reasons touch is not freed by taking one of them away.
     several = np.sum(list(touched.values()), axis=0) > 1
     holds = []
-    for key, here in touched.items():
-        name, op, where, why = key
-        others = [other for other, there in touched.items() if other != key and (here & there)[outputs].any()]
+    for reason, here in touched.items():
+        others = [other for other, there in touched.items() if other != reason and (here & there)[outputs].any()]
         holds.append(
             Hold(
-                *(op, where, why, remedy(why), name == "output"),
-                _counted(made, here[part]),
-                _counted(made, (here & ~several)[part]),
-                tuple(dict.fromkeys(_short(*other) for other in others)),
+                op="" if reason.is_output else reason.op,
+                where="" if reason.is_output else reason.where,
+                why=reason.why,
+                remedy=remedy(reason.why),
+                is_output=reason.is_output,
+                holds=_counted(made, here[part]),
+                frees=_counted(made, (here & ~several)[part]),
+                beside=tuple(dict.fromkeys("being an output" if other.is_output else other.short for other in others)),
             )
         )
     return tuple(sorted(holds, key=lambda hold: (hold.is_output, -sum(hold.holds.values()))))
@@ -276,33 +279,6 @@ def _parts(labelled: Labelled, size: int) -> np.ndarray:
     matrix = coo_matrix((np.ones(int(free.sum()), np.int8), (rows[free], columns[free])), shape=(size, size))
     part: np.ndarray = connected_components(matrix, directed=False)[1]
     return part
-
-
-def _reasons(coupling: Coupling) -> Iterator[tuple[Key, np.ndarray]]:
-    """((kind of node, op, line, why), labels it fixes); a line that is not known counts by its node."""
-    if len(coupling.protected):
-        yield ("", "", "", ASKED), coupling.protected
-    for pin in coupling.labelled.pins:
-        labels = pin.labels.numpy()
-        yield _key(pin.node, pin.why), labels[labels != FIXED]
-    for a, b, node in coupling.labelled.ties:
-        left, right = a.numpy(), b.numpy()
-        fixed = (left == FIXED) != (right == FIXED)
-        if fixed.any():
-            yield _key(node, MEETS_FIXED), np.maximum(left, right)[fixed]
-
-
-def _key(node: fx.Node, why: str) -> Key:
-    where = source_line(node)
-    if node.op == "output":
-        return "output", "", "", why
-    return "" if where else node.name, str(node.target), where, why
-
-
-def _short(name: str, op: str, where: str, why: str) -> str:
-    if name == "output":
-        return "being an output"
-    return Hold(op, where, why, "", False, {}, {}, ()).short
 
 
 def _counted(made: list[tuple[str, fx.Node, np.ndarray]], here: np.ndarray) -> dict[str, int]:
