@@ -7,6 +7,8 @@ it: ``saved_file`` reads pickles, ``safe_archive`` looks through archives, ``arc
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import math
 from dataclasses import dataclass
@@ -59,6 +61,10 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
     )
 
 
+_LIBRARIES = ("torchvision", "timm")
+"""Whose classes pickles may hold (``pickles.settle``)."""
+
+
 def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int) -> list[str] | None:
     """Read the file and run its model in a process that may hang or fill the memory; the inputs that were found for
     it, as typed after ``--input``, or None where they are known or the model is of ``--arch``, the user's own code."""
@@ -70,6 +76,10 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
         inputs, _ = _ready(opened, specs, seed)
         return None if specs or opened.program is not None else [spec_of(x.shape, x.dtype) for x in inputs]
 
+    for library in _LIBRARIES:  # once, for the copy of this process and for what follows: it takes seconds
+        if library.encode() in file.content:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(library)
     typed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
     found: list[str] | None = rehearse(work, file_bytes=len(file.content), typed_bytes=typed)
     return found
