@@ -155,20 +155,24 @@ class Meter:
         nodes = list(self._coupling.graph.nodes)
         last = _last_uses(nodes)
         shapes: list[tuple[int, ...]] = []
-        sizes: list[int] = []
-        rows: list[int] = []
-        columns: list[int] = []
+        element_bytes: list[int] = []
+        operators: list[int] = []  # with ``values``: the pairs (i, j) of ``alive``
+        values: list[int] = []
         for i, node in enumerate(nodes):
+            # Inputs are the caller's, stored tensors are counted apart, a view takes no memory, a constant is folded.
             if node.op != "call_function" or _is_view(node) or self._coupling.labelled.constants.of(node) is not None:
                 continue
             for value in tensors_in([self._coupling.labelled.values[node]]):
-                rows += range(i, last[node] + 1)
-                columns += [len(shapes)] * (last[node] + 1 - i)
+                # From the operator that makes it to the last one that reads it, or a view of it.
+                lifetime = range(i, last[node] + 1)
+                operators += lifetime
+                values += [len(shapes)] * len(lifetime)
                 shapes.append(self._template(value).sizes)
-                sizes.append(_element_size(node))
-        ones = np.ones(len(rows), np.int8)
-        alive = csr_matrix((ones, (rows, columns)), shape=(len(nodes), len(shapes)))
-        return _Tensors(shapes), np.array(sizes, np.int64), alive
+                element_bytes.append(_element_size(node))
+        # Sparse: most values live for a few operators. A product with the sizes gives the memory at each operator.
+        ones = np.ones(len(operators), np.int8)
+        alive = csr_matrix((ones, (operators, values)), shape=(len(nodes), len(shapes)))
+        return _Tensors(shapes), np.array(element_bytes, np.int64), alive
 
     def _template(self, argument: Any) -> Any:
         if isinstance(argument, Value):

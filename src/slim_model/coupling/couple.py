@@ -94,24 +94,29 @@ def _protected(labelled: Labelled, patterns: tuple[str, ...], roles: dict[tuple[
 
 
 def _groups(labelled: Labelled, component: np.ndarray, roles: dict[tuple[str, int], str]) -> tuple[Group, ...]:
-    members: dict[Maker, list[int]] = {}
-    for channel, maker in _made_by(labelled, component).items():
+    """Channels by the layer that makes them first, in the order in which layers run."""
+    # A channel is ranked beside those that the same layer makes: only their scores can be compared.
+    channels_of: dict[Maker, list[int]] = {}
+    for channel, maker in _makers(labelled, component).items():
         if channel != FIXED:
-            members.setdefault(maker, []).append(channel)
-    index = group_index(list(members.values()), int(component.max()) + 1)
-    slices: list[list[Slice]] = [[] for _ in members]
+            channels_of.setdefault(maker, []).append(channel)
+    index = group_index(list(channels_of.values()), int(component.max()) + 1)
+
+    # Every axis of a stored tensor is looked at once: it may hold channels of several groups (a concatenation).
+    slices: list[list[Slice]] = [[] for _ in channels_of]
     for birth in labelled.births:
-        if birth.owner.startswith("@"):
+        if birth.owner.startswith("@"):  # padding and the like: there is no tensor to slice
             continue
-        here = component[birth.start : birth.start + birth.size]
+        channels = component[birth.start : birth.start + birth.size]
         role = roles.get((birth.owner, birth.axis), "holds")
-        for group in np.unique(index.group[here]).tolist():
-            if group >= 0:
-                held = np.where(index.group[here] == group, index.number[here], -1)
-                slices[group].append(Slice(birth.owner, birth.axis, held, role))
+        for group in np.unique(index.group[channels]).tolist():
+            if group >= 0:  # -1: fixed, or made by no layer
+                numbers = np.where(index.group[channels] == group, index.number[channels], -1)
+                slices[group].append(Slice(birth.owner, birth.axis, numbers, role))
+
     return tuple(
-        Group(layer_name(labelled, node), np.array(channels), tuple(parts), source_line(node))
-        for ((node, _), channels), parts in zip(members.items(), slices, strict=True)
+        Group(layer_name(labelled, node), np.array(channels), tuple(slices[number]), source_line(node))
+        for number, ((node, _), channels) in enumerate(channels_of.items())
     )
 
 
@@ -119,17 +124,18 @@ Maker = tuple[fx.Node, tuple[int, ...]]
 """A layer, and the pieces of its output in which a channel sits."""
 
 
-def _made_by(labelled: Labelled, component: np.ndarray) -> dict[int, Maker]:
-    made: dict[int, Maker] = {}
+def _makers(labelled: Labelled, component: np.ndarray) -> dict[int, Maker]:
+    """Of each channel: the layer that makes it first. Another piece of the same output is another maker."""
+    makers: dict[int, Maker] = {}
     piece = _pieces(labelled)
     for axis, node in labelled.made:
         labels = axis.numpy()
-        places: dict[int, list[int]] = {}
+        pieces_of: dict[int, list[int]] = {}
         for channel, number in np.unique(np.stack([component[labels], piece[labels]]), axis=1).T.tolist():
-            places.setdefault(channel, []).append(number)
-        for channel, numbers in places.items():
-            made.setdefault(channel, (node, tuple(numbers)))
-    return made
+            pieces_of.setdefault(channel, []).append(number)
+        for channel, numbers in pieces_of.items():
+            makers.setdefault(channel, (node, tuple(numbers)))
+    return makers
 
 
 def _pieces(labelled: Labelled) -> np.ndarray:

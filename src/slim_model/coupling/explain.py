@@ -186,23 +186,27 @@ def _ties(coupling: Coupling, index: np.ndarray) -> list[list[str]]:
     starts = np.array([birth.start for birth in labelled.births])
     roles = roles_of(labelled)
     makes = np.array([roles.get((b.owner, b.axis)) == "makes" for b in labelled.births] or [False])
-    found: list[Counter[str]] = [Counter() for _ in coupling.groups]
+    reasons: list[Counter[str]] = [Counter() for _ in coupling.groups]
     for left, right, node in labelled.ties:
+        # What is fixed is explained by what holds it; a label tied to itself says nothing.
         a, b = left.numpy(), right.numpy()
-        tied = (a != b) & (a != FIXED) & (b != FIXED) & (component[a] != FIXED)
-        a, b = a[tied], b[tied]
+        free = (a != b) & (a != FIXED) & (b != FIXED) & (component[a] != FIXED)
+        a, b = a[free], b[free]
         if not len(a):
             continue
-        born_a, born_b = (np.searchsorted(starts, x, side="right") - 1 for x in (a, b))
+        # A user thinks of layers: only axes that a layer makes are named, not the norms and biases that follow them.
+        birth_a, birth_b = (np.searchsorted(starts, x, side="right") - 1 for x in (a, b))
         group = index[component[a]]
-        between = (born_a != born_b) & makes[born_a] & makes[born_b]
+        # Two axes: the operator joined two layers (an addition).
+        between = (birth_a != birth_b) & makes[birth_a] & makes[birth_b]
         for g in np.unique(group[between & (group >= 0)]).tolist():
-            found[g][f"tied by {_named(node)}"] += 1
-        inside = (born_a == born_b) & makes[born_a] & (group >= 0)
-        for g, birth in {*zip(group[inside].tolist(), born_a[inside].tolist(), strict=True)}:
+            reasons[g][f"tied by {_named(node)}"] += 1
+        # One axis: the operator joined positions of one layer (heads, gates, whole groups).
+        inside = (birth_a == birth_b) & makes[birth_a] & (group >= 0)
+        for g, birth in {*zip(group[inside].tolist(), birth_a[inside].tolist(), strict=True)}:
             labels = np.arange(starts[birth], starts[birth] + labelled.births[birth].size)
-            found[g][_blocks(component[labels], coupling.groups[g], node)] += 1
-    return [[text + (f" ({n} times)" if n > 1 else "") for text, n in counter.items()] for counter in found]
+            reasons[g][_blocks(component[labels], coupling.groups[g], node)] += 1
+    return [[text + (f" ({n} times)" if n > 1 else "") for text, n in counter.items()] for counter in reasons]
 
 
 def _named(node: fx.Node) -> str:

@@ -175,22 +175,26 @@ class Walk:
         one that keeps most channels apart, of those that ``apart`` allows. Labels that vary along none are a channel
         read by its number: it is pinned, and nothing is left.
         """
-        keep = self.choose(lambda: self._axis_to_keep(labels))
-        if keep is None:
+        # In a replay other axes may vary, once channels are gone: the small graph follows the dense one's choice.
+        channel_axis = self.choose(lambda: self._channel_axis(labels))
+        if channel_axis is None:
             self.pin(labels.reshape(-1)[:1], "a single position of its axis is read by number")
             return []
-        rows = without_constant_axes(labels.movedim(keep, 0), keep=1).reshape(labels.shape[keep], -1)
+        # Row i: all labels at position i of that axis. Axes along which nothing varies (the batch) would repeat them.
+        rows = without_constant_axes(labels.movedim(channel_axis, 0), keep=1).reshape(labels.shape[channel_axis], -1)
+        # Whoever reads position i reads all of them, so they stay or go as one.
         if rows.shape[1] > 1:
             self.tie(rows[:, :1], rows[:, 1:])
-        return [(keep, rows[:, 0].contiguous())]
+        return [(channel_axis, rows[:, 0].contiguous())]
 
-    def _axis_to_keep(self, labels: Tensor) -> int | None:
+    def _channel_axis(self, labels: Tensor) -> int | None:
+        """Of the axes along which labels vary, the one with most labels, the last of those that have as many."""
         varying = varying_axes(labels) if labels.numel() else []
-        chosen = [a for a in varying if a in self._apart.get(self.node.name, varying)] or varying
-        if len(chosen) <= 1:
-            return chosen[0] if chosen else None
-        kinds = {a: len(torch.unique(labels.movedim(a, 0).flatten(1)[:, 0])) for a in chosen}
-        return max(chosen, key=lambda a: (kinds[a], a))
+        allowed = [a for a in varying if a in self._apart.get(self.node.name, varying)] or varying
+        if len(allowed) <= 1:
+            return allowed[0] if allowed else None
+        labels_along = {a: len(torch.unique(labels.movedim(a, 0).flatten(1)[:, 0])) for a in allowed}
+        return max(allowed, key=lambda a: (labels_along[a], a))
 
     def blocks(self, axes: Sequence[Axis], count: int) -> bool:
         """Each of these axes falls into ``count`` equal blocks that belong together (grouped convolution, norm).

@@ -87,32 +87,32 @@ class _Run(NamedTuple):
 
 def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, wide: bool = False) -> _Run:
     """Run both graphs node by node. Raises CutFailed at the first layer that differs."""
-    masked, other = Masked(dense, cut, wide=wide), Decided(small.module, small.decisions, wide=wide)
-    masked.env, other.env = dense.bind(inputs), small.bind(inputs)
+    masked, small_run = Masked(dense, cut, wide=wide), Decided(small.module, small.decisions, wide=wide)
+    masked.env, small_run.env = dense.bind(inputs), small.bind(inputs)
     last_use = _last_uses(dense, small)
     layers = 0.0
     with torch.no_grad():
-        for node, copied in zip(dense.nodes, small.nodes, strict=True):
+        for node, small_node in zip(dense.nodes, small.nodes, strict=True):
             if node.op == "output":
-                outputs = [x for n in copied.all_input_nodes if isinstance(x := other.env[n], Tensor)]
+                outputs = [x for n in small_node.all_input_nodes if isinstance(x := small_run.env[n], Tensor)]
                 first = [x[:1] if x.dim() and dense.dynamic_batch else x for x in outputs]
-                return _Run(_output_error(node, copied, masked, other), layers, first)
+                return _Run(_output_error(node, small_node, masked, small_run), layers, first)
             if node.op == "placeholder" or kind_of(node) == "assertion":
                 continue  # it computes nothing, and does not hold in float64
             try:
                 masked.env[node] = masked.run_node(node)
-                other.env[copied] = other.run_node(copied)
+                small_run.env[small_node] = small_run.run_node(small_node)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise CutFailed(node.name, first_line(error)) from error
-            _decide_once(node, copied, masked, other)
-            layers = max(layers, _layer_error(node, copied, masked, other))
-            for dead, dead_copy in last_use.get(node, ()):
+            _decide_once(node, small_node, masked, small_run)
+            layers = max(layers, _layer_error(node, small_node, masked, small_run))
+            for dead, small_dead in last_use.get(node, ()):
                 masked.env.pop(dead, None)
-                other.env.pop(dead_copy, None)
+                small_run.env.pop(small_dead, None)
     raise AssertionError("a graph ends with its output")
 
 
-def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> None:
+def _decide_once(node: fx.Node, small_node: fx.Node, masked: Masked, small_run: fx.Interpreter) -> None:
     """A sort, a threshold, the largest value: rounding alone may turn them. Where the values that they look at agree
     on both sides, both go on with one decision; where these differ, it is left to differ and is found behind.
 
@@ -120,81 +120,87 @@ def _decide_once(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Inter
     show a difference. That they agree says that the small model would decide as the masked one does.
     """
     if node.name in masked.decisions:
-        if not _read_the_same(node, copied, masked, other):
+        if not _read_the_same(node, small_node, masked, small_run):
             raise CutFailed(node.name, f"the values that it decides on differ ({source_line(node)})")
         return
-    taken, own = pytree.tree_leaves(masked.env[node]), pytree.tree_leaves(other.env[copied])
-    tensors = [x for x in taken if isinstance(x, Tensor)]
+    # Only what comes out as indices, flags or steps jumps by rounding; other values are compared as they are.
+    decided, decided_small = pytree.tree_leaves(masked.env[node]), pytree.tree_leaves(small_run.env[small_node])
+    tensors = [x for x in decided if isinstance(x, Tensor)]
     row = row_of(node.target)
     jumps = row is not None and row.curve == "steps"  # as a comparison does, though no flag comes out
     decides = jumps or any(not x.is_floating_point() for x in tensors)
-    if not decides or not tensors or any(not isinstance(x, Tensor) for x in taken):
+    if not decides or not tensors or any(not isinstance(x, Tensor) for x in decided):
         return
+    # Seen on the kept channels, most decisions are the same: then nothing is to be done.
     values = tensors_in([masked.cut.values[node]])
-    taken = [masked.cut.gathered(x, v) for x, v in zip(taken, values, strict=True)]
-    if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(taken, own, strict=True)):
+    decided = [masked.cut.gathered(x, v) for x, v in zip(decided, values, strict=True)]
+    if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(decided, decided_small, strict=True)):
         return
-    if _read_the_same(node, copied, masked, other):
-        other.env[copied] = taken[0] if isinstance(masked.env[node], Tensor) else type(masked.env[node])(taken)
+    # They differ although what they look at agrees: it was rounding, and the small side takes the masked side's.
+    if _read_the_same(node, small_node, masked, small_run):
+        whole = isinstance(masked.env[node], Tensor)
+        small_run.env[small_node] = decided[0] if whole else type(masked.env[node])(decided)
 
 
-def _read_the_same(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> bool:
-    for read, other_read in _read(node, copied):
-        value, a, b = masked.cut.values[read], masked.env[read], other.env[other_read]
+def _read_the_same(node: fx.Node, small_node: fx.Node, masked: Masked, small_run: fx.Interpreter) -> bool:
+    for read, other_read in _read(node, small_node):
+        value, a, b = masked.cut.values[read], masked.env[read], small_run.env[other_read]
         compared = isinstance(a, Tensor) and isinstance(value, Value)
         if compared and not relative_error(masked.cut.gathered(a, value), b) <= TOLERANCE:
             return False
     return True
 
 
-def _layer_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
+def _layer_error(node: fx.Node, small_node: fx.Node, masked: Masked, small_run: fx.Interpreter) -> float:
     row, value = row_of(node.target), masked.cut.values[node]
     if row is None or row.masks == "nothing" or not isinstance(value, Value):
         return 0.0
-    _check_statistic(node, copied, masked, other, row.masks)
+    _check_statistic(node, small_node, masked, small_run, row.masks)
     expected = masked.cut.gathered(masked.env[node], value)
-    error = relative_error(expected, other.env[copied])
-    if error > TOLERANCE and _cancelled(expected, other.env[copied], copied, other):
-        other.env[copied] = expected  # both go on with one, or a norm behind would blow up what they differ by
+    error = relative_error(expected, small_run.env[small_node])
+    if error > TOLERANCE and _cancelled(expected, small_run.env[small_node], small_node, small_run):
+        small_run.env[small_node] = expected  # both go on with one, or a norm behind would blow up what they differ by
         return 0.0
     if not error <= TOLERANCE:
         raise CutFailed(node.name, f"its values differ by {error:.1e} ({source_line(node)})")
     return error
 
 
-def _cancelled(expected: Tensor, got: Tensor, copied: fx.Node, other: fx.Interpreter) -> bool:
+def _cancelled(expected: Tensor, got: Tensor, small_node: fx.Node, small_run: fx.Interpreter) -> bool:
     """In float64 both are rounding alone: all that they differ by is no more than that of what they are summed from."""
     if got.dtype is not torch.float64 or expected.shape != got.shape or not got.isfinite().all():
         return False
-    read = [x for n in copied.all_input_nodes if isinstance(x := other.env[n], Tensor) and x.is_floating_point()]
+    read = [
+        x for n in small_node.all_input_nodes if isinstance(x := small_run.env[n], Tensor) and x.is_floating_point()
+    ]
     return largest_size(expected - got) <= _ROUNDING * max(map(largest_size, read), default=0.0)
 
 
 _ROUNDING = 1e-13  # of float64, over sums of some hundred values
 
 
-def _check_statistic(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter, masks: str) -> None:
+def _check_statistic(node: fx.Node, small_node: fx.Node, masked: Masked, small_run: fx.Interpreter, masks: str) -> None:
     """The spread of a single channel is no number, on both sides alike: the model would be proven, and useless. Where
     no channel is gone, the dense model gives none either."""
-    reads = [(masked.env[big], other.env[little]) for big, little in _read(node, copied)]
+    reads = [(masked.env[big], small_run.env[little]) for big, little in _read(node, small_node)]
     gone = any(isinstance(a, Tensor) and a.shape != b.shape for a, b in reads)
-    if masks == "kept" and gone and not _finite(other.env[copied]) and all(_finite(b) for _, b in reads):
+    if masks == "kept" and gone and not _finite(small_run.env[small_node]) and all(_finite(b) for _, b in reads):
         raise CutFailed(node.name, "over the channels that are left it is no number")
 
 
-def _read(node: fx.Node, copied: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    return zip(node.all_input_nodes, copied.all_input_nodes, strict=True)
+def _read(node: fx.Node, small_node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    return zip(node.all_input_nodes, small_node.all_input_nodes, strict=True)
 
 
 def _finite(value: Any) -> bool:
     return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
-def _output_error(node: fx.Node, copied: fx.Node, masked: Masked, other: fx.Interpreter) -> float:
+def _output_error(node: fx.Node, small_node: fx.Node, masked: Masked, small_run: fx.Interpreter) -> float:
     worst = 0.0
-    for expected, got in _read(node, copied):
+    for expected, got in _read(node, small_node):
         if isinstance(masked.env[expected], Tensor):
-            error = relative_error(masked.env[expected], other.env[got])
+            error = relative_error(masked.env[expected], small_run.env[got])
             if not error <= TOLERANCE:
                 raise CutFailed(expected.name, f"an output differs by {error:.1e}")
             worst = max(worst, error)
@@ -205,8 +211,8 @@ def _last_uses(dense: Graph, small: Graph) -> dict[fx.Node, list[tuple[fx.Node, 
     """node -> values (dense and small) that nobody reads after it."""
     reader = {read: node for node in dense.nodes for read in node.all_input_nodes}
     found: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
-    for node, copied in zip(dense.nodes, small.nodes, strict=True):
-        found.setdefault(reader.get(node, node), []).append((node, copied))
+    for node, small_node in zip(dense.nodes, small.nodes, strict=True):
+        found.setdefault(reader.get(node, node), []).append((node, small_node))
     return found
 
 
