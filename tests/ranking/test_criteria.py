@@ -627,7 +627,7 @@ def test_slim_takes_names_rows_and_callables() -> None:
     by_name.report.as_json()
     own = slim(model, x[:2], criterion=lambda s: s.makes[0].abs().sum(1), multiple_of=1)
     assert np.array_equal(own.plan.keep, slim(model, x[:2], criterion="l1", multiple_of=1).plan.keep)
-    needy = Ranking(lambda s: s.over_places(lambda v: v.statistics["zeros"].off.double()), "data", ("zeros",))
+    needy = Ranking(lambda s: s.over_read_sites(lambda v: v.statistics["zeros"].off.double()), "data", ("zeros",))
     assert slim(model, x[:2], criterion=needy, data=x, multiple_of=1).plan.widths == ((6, 3), (4, 2))
 
 

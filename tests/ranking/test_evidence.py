@@ -25,8 +25,8 @@ from slim_model.progress import counted
 from slim_model.ranking.evidence import patches, statistics
 from slim_model.ranking.evidence.gather import Evidence, gather
 from slim_model.ranking.evidence.histogram import CELLS, Histogram
-from slim_model.ranking.evidence.read_sites import Layout, by_sample, find_places
-from slim_model.ranking.evidence.sampling import places
+from slim_model.ranking.evidence.read_sites import Layout, by_sample, find_read_sites
+from slim_model.ranking.evidence.sampling import sample_positions
 from slim_model.ranking.evidence.seen import Seen
 from slim_model.ranking.evidence.statistics import STATISTICS, ChannelMoments, Classes, Covariance, Zeros, together
 from slim_model.simplifying.simplify import simplify
@@ -52,7 +52,7 @@ def seen(values: Tensor, labels: Tensor | None = None, first: int = 0) -> Seen:
 @pytest.mark.parametrize("name", [n for n in SOME if n in NETS])
 def test_every_channel_is_read_somewhere(name: str) -> None:
     coupling = coupling_of(name)
-    found = find_places(coupling)
+    found = find_read_sites(coupling)
     for number, group in enumerate(coupling.groups):
         channels = {int(c) for place in found if place.group == number for c in place.channel}
         assert channels == set(range(group.width)), group.name
@@ -71,7 +71,7 @@ def test_samples_are_told_apart_wherever_they_lie(name: str) -> None:
 
 def _values(coupling: Coupling, inputs: tuple[Any, ...]) -> list[Tensor]:
     found = []
-    for place in find_places(coupling):
+    for place in find_read_sites(coupling):
         values: dict[Any, Any] = {}
 
         class Keep(torch.fx.Interpreter):
@@ -103,10 +103,10 @@ def test_every_statistic_can_be_had(name: str) -> None:
 def test_a_depthwise_layer_and_a_norm_hand_on() -> None:
     """The channel is observed where it is summed: behind the depthwise convolution, behind the norm."""
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 2, 1))
-    (place,) = find_places(coupled(model, torch.randn(2, 3, 6, 6)))
+    (place,) = find_read_sites(coupled(model, torch.randn(2, 3, 6, 6)))
     assert [str(n) for n in (place.seen.node, *place.readers)] == ["relu", "conv2d_2"]
     model = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2))
-    (place,) = find_places(coupled(model, torch.randn(2, 3)))
+    (place,) = find_read_sites(coupled(model, torch.randn(2, 3)))
     assert str(place.seen.node) == "layer_norm"
 
 
@@ -121,14 +121,14 @@ def test_a_layer_in_a_residual_branch_reads_the_stream_it_adds_to() -> None:
             return self.head(x + self.branch(x))
 
     model = Residual()
-    found = find_places(coupled(model, torch.randn(2, 3)))
+    found = find_read_sites(coupled(model, torch.randn(2, 3)))
     assert [str(p.readers[0]) for p in found] == ["linear_1", "linear_2"]
     assert torch.equal(found[0].weights[0], model.branch.weight.detach().T)
 
 
 def test_a_flattened_map_is_seen_as_a_map() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 9, 2))
-    (place,) = find_places(coupled(model, torch.randn(2, 1, 8, 8)))
+    (place,) = find_read_sites(coupled(model, torch.randn(2, 1, 8, 8)))
     assert place.read.index.shape == (4, 9)
     assert place.seen.index.shape == (4, 1)
     assert str(place.seen.node) == "max_pool2d"
@@ -144,7 +144,7 @@ def test_batches_in_the_middle_are_found() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.b(F.relu(self.a(x.transpose(0, 1)))).mean(0)
 
-    (place,) = find_places(coupled(Second(), torch.randn(2, 7, 3)))
+    (place,) = find_read_sites(coupled(Second(), torch.randn(2, 7, 3)))
     assert place.seen.layout == Layout(1)
 
 
@@ -158,7 +158,7 @@ def test_samples_that_mix_are_refused() -> None:
             return self.b(F.relu(self.a(x - x.mean(0))))
 
     with pytest.raises(InputError, match=r"samples of a batch mix before test_evidence.py"):
-        find_places(coupled(Mixing(), torch.randn(2, 3)))
+        find_read_sites(coupled(Mixing(), torch.randn(2, 3)))
 
 
 def test_channels_that_no_data_reaches_are_named() -> None:
@@ -363,12 +363,12 @@ def test_covariance_merges_to_that_of_all() -> None:
 
 
 def test_positions_are_drawn_by_the_number_of_the_sample() -> None:
-    whole = places(0, 10, 1000, wanted=7)
-    assert torch.equal(whole[4:7], places(4, 3, 1000, wanted=7))
+    whole = sample_positions(0, 10, 1000, wanted=7)
+    assert torch.equal(whole[4:7], sample_positions(4, 3, 1000, wanted=7))
     assert whole.min() >= 0
     assert whole.max() < 1000
-    assert len(torch.unique(places(0, 100, 1000, wanted=50))) > 950
-    assert torch.equal(places(5, 2, 3, wanted=7), torch.arange(3).expand(2, 3))
+    assert len(torch.unique(sample_positions(0, 100, 1000, wanted=50))) > 950
+    assert torch.equal(sample_positions(5, 2, 3, wanted=7), torch.arange(3).expand(2, 3))
 
 
 # -- what readers sum -----------------------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ def test_two_readers_of_one_tensor_are_one_place() -> None:
             return self.b(h), self.c(h)
 
     coupling = coupled(Fork(), torch.randn(2, 3))
-    (place,) = find_places(coupling)
+    (place,) = find_read_sites(coupling)
     assert [w.shape for w in place.weights] == [(5, 2), (5, 4)]
     found = gather(coupling, open_data([torch.randn(20, 3)], coupling.graph.inputs), ("correlations",)).groups[0]
     assert [r.shape for r in found.views[0].statistics["correlations"].absolute()] == [(5, 1, 2), (5, 1, 4)]

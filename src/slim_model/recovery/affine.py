@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
-from slim_model.ranking.evidence.sampling import SAMPLED, places
+from slim_model.ranking.evidence.sampling import SAMPLED, sample_positions
 from slim_model.recovery.linear_layers import LinearLayer, as_map, find_linear_layers
 from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
 
@@ -115,7 +115,7 @@ class _Watch(fx.Interpreter):
                 rows.unflatten(1, (-1, problem.tied)).transpose(1, 2).flatten(0, 1)[None], rows, len(rows)
             )
         flat = as_map(x).flatten(2)
-        at = places(self.first, len(flat), flat.shape[2], wanted=SAMPLED).to(x.device)
+        at = sample_positions(self.first, len(flat), flat.shape[2], wanted=SAMPLED).to(x.device)
         taken = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1)).unflatten(1, (layer.all_groups, -1))
         return InputMoments.of(taken.permute(1, 0, 3, 2).flatten(1, 2)[layer.groups], x, len(x))
 

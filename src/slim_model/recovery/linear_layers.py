@@ -22,7 +22,7 @@ from slim_model.graph.nodes import bound
 from slim_model.graph.stored_tensors import storage_key
 from slim_model.ops import kind_of, linear_form_of
 from slim_model.ops.linear_form import LinearForm, Window
-from slim_model.ranking.evidence.sampling import places
+from slim_model.ranking.evidence.sampling import sample_positions
 
 Kept = Mapping[tuple[str, int], np.ndarray]
 """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
@@ -79,7 +79,7 @@ class LinearLayer:
         if self.window is None:
             return y.reshape(1, -1, y.shape[-1])
         flat = as_map(y).flatten(2)
-        at = places(first, len(flat), flat.shape[2], wanted=wanted).to(y.device)
+        at = sample_positions(first, len(flat), flat.shape[2], wanted=wanted).to(y.device)
         taken = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1))
         return taken.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
@@ -99,7 +99,7 @@ class LinearLayer:
         height, width = padded.shape[2:]
         across = (width - dw * (kw - 1) - 1) // sw + 1
         total = ((height - dh * (kh - 1) - 1) // sh + 1) * across
-        at = places(first, len(padded), total, wanted=wanted).to(padded.device)
+        at = sample_positions(first, len(padded), total, wanted=wanted).to(padded.device)
         corner = at // across * sh * width + at % across * sw
         taps = torch.arange(kh)[:, None] * dh * width + torch.arange(kw) * dw
         return corner[..., None] + taps.flatten().to(padded.device)

@@ -1,6 +1,6 @@
 """Criteria that watch what a channel holds where it is read.
 
-A channel that is read at several places (a residual stream, a concatenation) has one number at each; ``combine`` is
+A channel that has several read sites (a residual stream, a concatenation) has one number at each; ``combine`` is
 their mean, max, min or sum. Papers differ, or do not say.
 """
 
@@ -23,7 +23,7 @@ def mean_activation(slices: Slices, *, combine: str = "mean") -> Tensor:
     Molchanov, Tyree, Karras, Aila, Kautz, Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR
     2017, section 2.2: ``s_c = |E[x_c]|`` over samples and positions. ``x = [[1, 3], [0, 1]]`` scores ``[2, 0.5]``.
     """
-    return slices.over_places(lambda view: view.statistics["moments"].mean.abs(), combine)
+    return slices.over_read_sites(lambda view: view.statistics["moments"].mean.abs(), combine)
 
 
 def variance(slices: Slices, *, weighted: bool = False, combine: str = "mean") -> Tensor:
@@ -36,7 +36,7 @@ def variance(slices: Slices, *, weighted: bool = False, combine: str = "mean") -
     def score(view: View) -> Tensor:
         return view.statistics["moments"].variance * (pull(view) if weighted else 1)
 
-    return slices.over_places(score, combine)
+    return slices.over_read_sites(score, combine)
 
 
 def power(slices: Slices, *, combine: str = "mean") -> Tensor:
@@ -51,7 +51,7 @@ def power(slices: Slices, *, combine: str = "mean") -> Tensor:
         moments = view.statistics["moments"]
         return (moments.variance + moments.mean.square()) * pull(view)
 
-    return slices.over_places(score, combine)
+    return slices.over_read_sites(score, combine)
 
 
 def apoz(slices: Slices, *, combine: str = "mean") -> Tensor:
@@ -71,7 +71,7 @@ def apoz(slices: Slices, *, combine: str = "mean") -> Tensor:
     def score(view: View) -> Tensor:
         return 1 - view.statistics["zeros"].off / view.statistics["zeros"].total
 
-    return slices.over_places(score, combine)
+    return slices.over_read_sites(score, combine)
 
 
 def entropy(slices: Slices, *, range: str = "layer", combine: str = "mean") -> Tensor:
@@ -89,14 +89,14 @@ def entropy(slices: Slices, *, range: str = "layer", combine: str = "mean") -> T
         shares = view.statistics["histogram"].shares(shared_range=range == "layer")
         return torch.special.entr(shares).sum(1)
 
-    return slices.over_places(score, combine)
+    return slices.over_read_sites(score, combine)
 
 
 def hrank(slices: Slices, *, combine: str = "mean") -> Tensor:
     """Mean rank of a channel's maps.
 
     Lin, Ji, Wang, Zhang, Zhang, Tian, Shao, HRank, CVPR 2020, equation 5: ``s_c = sum_i rank(x_c(i)) / N``. Maps of 1
-    by 1 say nothing: such places are left out, and a group read nowhere else is refused. ``I`` of size 2 and a map of
+    by 1 say nothing: such sites are left out, and a group read nowhere else is refused. ``I`` of size 2 and a map of
     equal values score ``[2, 1]``.
     """
     views = slices.evidence.views
@@ -110,7 +110,7 @@ def hrank(slices: Slices, *, combine: str = "mean") -> Tensor:
         ranks = view.statistics["ranks"]
         return ranks.total / ranks.count if ranks.full > 1 else torch.full((len(ranks.total),), torch.nan)
 
-    return slices.over_places(score, combine)
+    return slices.over_read_sites(score, combine)
 
 
 def lda(slices: Slices, *, form: str = "ratio", combine: str = "mean") -> Tensor:
@@ -123,7 +123,7 @@ def lda(slices: Slices, *, form: str = "ratio", combine: str = "mean") -> Tensor
     """
     if form not in ("ratio", "icc1"):
         raise InputError(f"lda:form={form} is unknown; it is ratio or icc1.")
-    return slices.over_places(lambda view: _icc(view.statistics["classes"].counted(), form), combine)
+    return slices.over_read_sites(lambda view: _icc(view.statistics["classes"].counted(), form), combine)
 
 
 def _icc(classes: Classes, form: str) -> Tensor:
@@ -163,7 +163,7 @@ def correlation(slices: Slices, *, taps: str = "mean", combine: str = "mean") ->
         rows = [(r.mean(1) if taps == "mean" else r.amax(1)).sum(1) for r in readers]
         return torch.stack(rows).sum(0)
 
-    return slices.over_places(score, combine)
+    return slices.over_read_sites(score, combine)
 
 
 def pull(view: View) -> Tensor:

@@ -88,7 +88,7 @@ def _of_view(view: View, width: int, ridge: float) -> _Layer:
 
 
 class _Layer:
-    """One place: the inverse covariance of its channels and the products of the weights that read them."""
+    """One read site: the inverse covariance of its channels and the products of the weights that read them."""
 
     def __init__(
         self, covariance: Tensor, gram: Tensor, channel: Tensor, width: int, ridge: float, changes: Tensor

@@ -55,8 +55,8 @@ class Slices:
     evidence: GroupEvidence = field(default_factory=GroupEvidence)
     losses: Losses | None = None
 
-    def over_places(self, score: Callable[[View], Tensor], combine: str = "mean") -> Tensor:
-        """``score`` of the channels at each place where they are read, as one number each; 0 where none reads them.
+    def over_read_sites(self, score: Callable[[View], Tensor], combine: str = "mean") -> Tensor:
+        """``score`` of the channels at each read site, as one number each; 0 where none reads them.
 
         ``[[1, 3], [5, absent]]`` gives ``[3, 3]`` by mean, ``[5, 3]`` by max.
         """

@@ -18,7 +18,7 @@ from slim_model.data.loss import Loss, total_loss
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
 from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
-from slim_model.ranking.evidence.read_sites import Place, Spot, by_sample, has_writes
+from slim_model.ranking.evidence.read_sites import Positions, ReadSite, by_sample, has_writes
 
 PROBES = 16
 """Directions along which curvature is taken; where there are no more gates than these, it is exact."""
@@ -85,23 +85,23 @@ def probes_of(coupling: Coupling, seed: int) -> Tensor:
     return signs / math.sqrt(PROBES)
 
 
-def gate_gradients(coupling: Coupling, places: list[Place], batch: Batch, loss: Loss | None) -> dict[int, Gates]:
+def gate_gradients(coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None) -> dict[int, Gates]:
     """For each group, from one backward pass over one batch."""
-    if batch.samples > 1 and any(p.read.layout.axis is None for p in places):  # a value that all samples share
-        return _merged([gate_gradients(coupling, places, one, loss) for one in _alone(batch, coupling)])
-    run = _Graded(coupling, places)
+    if batch.samples > 1 and any(p.read.layout.axis is None for p in sites):  # a value that all samples share
+        return _merged([gate_gradients(coupling, sites, one, loss) for one in _alone(batch, coupling)])
+    run = _Graded(coupling, sites)
     with torch.enable_grad():
         total = _loss_of(run, coupling, batch, loss)
         taps = [tap for tap, _ in run.taps.values()]
         slopes = _gradient(total, taps)
     gradients = {
-        g: torch.zeros(batch.samples, coupling.groups[g].width, dtype=torch.float64) for g in {p.group for p in places}
+        g: torch.zeros(batch.samples, coupling.groups[g].width, dtype=torch.float64) for g in {p.group for p in sites}
     }
     rows = batch_of(batch.inputs)
     for ((operand, _), (_, value)), slope in zip(run.taps.items(), slopes, strict=True):
-        for place in run.reading[operand] if slope is not None else ():
-            t = by_sample(slope * value, place.read, rows).flatten(2).sum(2, dtype=torch.float64)
-            gradients[place.group].index_add_(1, place.channel, t[: batch.samples].cpu())
+        for site in run.reading[operand] if slope is not None else ():
+            t = by_sample(slope * value, site.read, rows).flatten(2).sum(2, dtype=torch.float64)
+            gradients[site.group].index_add_(1, site.channel, t[: batch.samples].cpu())
     return {g: Gates(batch.samples, t.sum(0), t.abs().sum(0), t.square().sum(0)) for g, t in gradients.items()}
 
 
@@ -159,16 +159,16 @@ def _bound(coupling: Coupling, batch: Batch) -> dict[fx.Node, Any]:
 class _Graded(Decided):
     """A run in which each reader takes its operand through a tap of its own, where the gradient is asked for."""
 
-    def __init__(self, coupling: Coupling, places: list[Place]) -> None:
+    def __init__(self, coupling: Coupling, sites: list[ReadSite]) -> None:
         super().__init__(coupling.graph.module, coupling.graph.decisions, garbage_collect_values=True)
         self.copies = has_writes(coupling)
         self.operands: dict[fx.Node, set[fx.Node]] = defaultdict(set)
-        self.reading: dict[fx.Node, list[Place]] = defaultdict(list)
+        self.reading: dict[fx.Node, list[ReadSite]] = defaultdict(list)
         self.taps: dict[tuple[fx.Node, fx.Node], tuple[Tensor, Tensor]] = {}
-        for place in places:
-            self.reading[place.read.node].append(place)
-            for reader in place.readers:
-                self.operands[reader].add(place.read.node)
+        for site in sites:
+            self.reading[site.read.node].append(site)
+            for reader in site.readers:
+                self.operands[reader].add(site.read.node)
 
     def run_node(self, n: fx.Node) -> Any:
         operands = self.operands.get(n, ())
@@ -189,31 +189,31 @@ class _Graded(Decided):
 class _Gated(_Graded):
     """A run in which each reader takes its operand times the gates of its channels."""
 
-    def __init__(self, coupling: Coupling, places: list[Place], gates: Tensor, starts: list[int]) -> None:
-        super().__init__(coupling, places)
+    def __init__(self, coupling: Coupling, sites: list[ReadSite], gates: Tensor, starts: list[int]) -> None:
+        super().__init__(coupling, sites)
         self.gates, self.starts = gates, starts
 
     def tapped(self, reader: fx.Node, operand: fx.Node, x: Tensor) -> Tensor:
-        for place in self.reading[operand]:
-            if reader in place.readers:
-                x = x * self._factors(place.read, self.starts[place.group] + place.channel, x)
+        for site in self.reading[operand]:
+            if reader in site.readers:
+                x = x * self._factors(site.read, self.starts[site.group] + site.channel, x)
         return x
 
-    def _factors(self, spot: Spot, which: Tensor, x: Tensor) -> Tensor:
-        own = self.gates[which][:, None].expand(spot.index.shape).flatten().to(x)
-        line = x.new_ones(x.shape[spot.axis]).index_put((spot.index.flatten().to(x.device),), own)
-        return line.view([-1 if a == spot.axis else 1 for a in range(x.dim())])
+    def _factors(self, positions: Positions, which: Tensor, x: Tensor) -> Tensor:
+        own = self.gates[which][:, None].expand(positions.index.shape).flatten().to(x)
+        line = x.new_ones(x.shape[positions.axis]).index_put((positions.index.flatten().to(x.device),), own)
+        return line.view([-1 if a == positions.axis else 1 for a in range(x.dim())])
 
 
 def gate_curvature(
-    coupling: Coupling, places: list[Place], batch: Batch, loss: Loss | None, probes: Tensor
+    coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None, probes: Tensor
 ) -> dict[int, Curvature]:
     """Products of the Hessian with each probe, over one batch."""
     widths = [group.width for group in coupling.groups]
     starts = [sum(widths[:i]) for i in range(len(widths))]
     gates = torch.ones(sum(widths), dtype=torch.float64, requires_grad=True)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-        total = _loss_of(_Gated(coupling, places, gates, starts), coupling, batch, loss)
+        total = _loss_of(_Gated(coupling, sites, gates, starts), coupling, batch, loss)
         (slope,) = _gradient(total, [gates], create_graph=True)
         products = [torch.autograd.grad(slope @ probe, gates, retain_graph=True)[0] for probe in probes]
     rows = torch.stack(products)

@@ -2,7 +2,7 @@
 
 Tensors are observed where the layers that read a channel take it in, after activation, pooling and flattening
 (``read_sites``). Gradients are those of gates: imagine each channel multiplied by a gate that stands at 1, in all
-places where it is read; with ``x`` read and ``g`` the gradient of a sample's loss there, the gate's is ``t = sum g x``.
+read sites; with ``x`` read and ``g`` the gradient of a sample's loss there, the gate's is ``t = sum g x``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
 from slim_model.progress import Count, uncounted
 from slim_model.ranking.evidence.gate_gradients import Curvature, Gates, gate_curvature, gate_gradients, probes_of
 from slim_model.ranking.evidence.patches import patch
-from slim_model.ranking.evidence.read_sites import Place, by_sample, find_places
+from slim_model.ranking.evidence.read_sites import ReadSite, by_sample, find_read_sites
 from slim_model.ranking.evidence.seen import Seen
 from slim_model.ranking.evidence.statistics import STATISTICS
 
@@ -37,7 +37,7 @@ _LABELLED = ("classes",)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A group's channels at one place: ``channel (k,)`` by number, ``weights (k, rest)`` of each layer there that
+    """A group's channels at one site: ``channel (k,)`` by number, ``weights (k, rest)`` of each layer there that
     reads them by weights, ``statistics`` by name, their rows in the order of ``channel``."""
 
     where: str
@@ -48,7 +48,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class GroupEvidence:
-    """All that is known of one group from data; its channels may be read at several places, or at none."""
+    """All that is known of one group from data; its channels may have several read sites, or none."""
 
     views: tuple[View, ...] = ()
     gates: Gates | None = None
@@ -114,14 +114,14 @@ class _Observer:
         self.coupling, self.loss = coupling, loss
         self.names = tuple(name for name in statistics if name not in GRADIENTS)
         self.gates, self.curvature = (name in statistics for name in GRADIENTS)
-        self.places = find_places(coupling)
+        self.sites = find_read_sites(coupling)
         self.probes = probes_of(coupling, seed) if self.curvature else torch.empty(0)
         if self.names:
             self._refuse_without_data()
 
     def _refuse_without_data(self) -> None:
-        reached = {p.group for p in self.places if p.read.layout.axis is not None}
-        alone = {p.group for p in self.places} - reached
+        reached = {p.group for p in self.sites if p.read.layout.axis is not None}
+        alone = {p.group for p in self.sites} - reached
         if alone:
             name = self.coupling.groups[min(alone)].name
             raise InputError(
@@ -131,19 +131,19 @@ class _Observer:
 
     def look(self, batch: Batch, first: int) -> Evidence:
         batch = padded(batch, self.coupling.graph)
-        views: list[dict[str, Any]] = [{} for _ in self.places]
+        views: list[dict[str, Any]] = [{} for _ in self.sites]
         if self.names:
             self._watch(batch, first, views)
         gates: dict[int, Gates] = {}
         curvature: dict[int, Curvature] = {}
         if self.gates:
-            gates = gate_gradients(self.coupling, self.places, batch, self.loss)
+            gates = gate_gradients(self.coupling, self.sites, batch, self.loss)
         if self.curvature:
-            curvature = gate_curvature(self.coupling, self.places, batch, self.loss, self.probes)
+            curvature = gate_curvature(self.coupling, self.sites, batch, self.loss, self.probes)
         by_group: dict[int, list[View]] = defaultdict(list)
-        for place, statistics in zip(self.places, views, strict=True):
-            where = source_line(place.readers[0])
-            by_group[place.group].append(View(where, place.channel, place.weights, statistics))
+        for site, statistics in zip(self.sites, views, strict=True):
+            where = source_line(site.readers[0])
+            by_group[site.group].append(View(where, site.channel, site.weights, statistics))
         groups = (
             GroupEvidence(tuple(by_group[g]), gates.get(g), curvature.get(g)) for g in range(len(self.coupling.groups))
         )
@@ -169,7 +169,7 @@ class _Observer:
 
 
 class _Watch(Decided):
-    """One run of the graph on one batch; ``views`` fills with the statistics of each place."""
+    """One run of the graph on one batch; ``views`` fills with the statistics of each site."""
 
     def __init__(self, observer: _Observer, batch: Batch, first: int, views: list[dict[str, Any]]) -> None:
         graph = observer.coupling.graph
@@ -179,36 +179,36 @@ class _Watch(Decided):
         self.held: dict[fx.Node, Any] = {}
         self.due: dict[fx.Node, list[int]] = defaultdict(list)
         self.wanted: set[fx.Node] = set()
-        for number, place in enumerate(observer.places):
-            self.due[place.readers[0]].append(number)
-            self.wanted |= {s.node for s in (place.seen, place.before) if s is not None and s is not place.read}
+        for number, site in enumerate(observer.sites):
+            self.due[site.readers[0]].append(number)
+            self.wanted |= {s.node for s in (site.seen, site.before) if s is not None and s is not site.read}
 
     def run_node(self, n: fx.Node) -> Any:
         for number in self.due.get(n, ()):
-            self._observe(number, self.observer.places[number])
+            self._observe(number, self.observer.sites[number])
         result = super().run_node(n)
         if n in self.wanted:  # the same memory as what is read, or the value ahead of its activation
             self.held[n] = result
         return result
 
-    def _observe(self, number: int, place: Place) -> None:
-        whole = self._values(place.seen)
+    def _observe(self, number: int, site: ReadSite) -> None:
+        whole = self._values(site.seen)
         grid = (whole.shape[-2], whole.shape[-1]) if whole.dim() >= 5 else (1, whole[0, 0].numel())
-        before = self._values(place.before).flatten(2) if place.before else None
+        before = self._values(site.before).flatten(2) if site.before else None
         labels = None if self.batch.labels is None else self.batch.labels[: self.batch.samples]
         values = whole.flatten(2)
-        seen = Seen(values, grid, before, labels, self.first, lambda: self._patches(place))
+        seen = Seen(values, grid, before, labels, self.first, lambda: self._patches(site))
         for name in self.observer.names:
             self.views[number][name] = STATISTICS[name].of(seen)
 
-    def _values(self, spot: Any) -> Tensor:
-        tensor = self.held[spot.node] if spot.node in self.held else self.env[spot.node]
-        found = by_sample(tensor.detach(), spot, self.rows)
+    def _values(self, positions: Any) -> Tensor:
+        tensor = self.held[positions.node] if positions.node in self.held else self.env[positions.node]
+        found = by_sample(tensor.detach(), positions, self.rows)
         return found.expand(self.rows, *found.shape[1:])[: self.batch.samples]
 
-    def _patches(self, place: Place) -> Any:
-        readers = [n for n in place.readers if all(m in self.env for m in n.all_input_nodes)]
-        return tuple(patch(n, place.read, self.env, first=self.first, samples=self.rows) for n in readers)
+    def _patches(self, site: ReadSite) -> Any:
+        readers = [n for n in site.readers if all(m in self.env for m in n.all_input_nodes)]
+        return tuple(patch(n, site.read, self.env, first=self.first, samples=self.rows) for n in readers)
 
 
 def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:

@@ -18,36 +18,36 @@ from slim_model.graph.graph import source_line
 from slim_model.graph.nodes import bound
 from slim_model.ops import kind_of, linear_form_of, recurrent
 from slim_model.ops.linear_form import Window
-from slim_model.ranking.evidence.read_sites import Spot
-from slim_model.ranking.evidence.sampling import SUMMED, places
+from slim_model.ranking.evidence.read_sites import Positions
+from slim_model.ranking.evidence.sampling import SUMMED, sample_positions
 from slim_model.ranking.evidence.seen import Patch
 
 
-def patch(node: fx.Node, spot: Spot, env: dict[fx.Node, Any], *, first: int, samples: int) -> Patch:
-    """Inputs, weights and outputs of the reader ``node`` for the channels at ``spot``; outputs are without bias."""
-    sides = _sides(node, spot, env, first, samples)
+def patch(node: fx.Node, positions: Positions, env: dict[fx.Node, Any], *, first: int, samples: int) -> Patch:
+    """Inputs, weights and outputs of the reader ``node`` for these channels; outputs are without bias."""
+    sides = _sides(node, positions, env, first, samples)
     if sides is None:
-        return _one_by_one(node, spot, env, first, samples)
+        return _one_by_one(node, positions, env, first, samples)
     inputs, weights = sides
     outputs = torch.einsum("sct,oct->so", inputs, weights)
-    index = spot.index.to(inputs.device)
+    index = positions.index.to(inputs.device)
     return Patch(_chosen(inputs, index), _chosen(weights, index), outputs)
 
 
 def _sides(
-    node: fx.Node, spot: Spot, env: dict[fx.Node, Any], first: int, samples: int
+    node: fx.Node, positions: Positions, env: dict[fx.Node, Any], first: int, samples: int
 ) -> tuple[Tensor, Tensor] | None:
-    """``(row, input, tap)`` and ``(output, input, tap)`` of a layer that reads all of the spot's tensor."""
-    form, axis = linear_form_of(node), spot.layout.axis
-    if form is not None and form.operand is spot.node and form.weight is not spot.node:
+    """``(row, input, tap)`` and ``(output, input, tap)`` of a layer that reads all of that tensor."""
+    form, axis = linear_form_of(node), positions.layout.axis
+    if form is not None and form.operand is positions.node and form.weight is not positions.node:
         x, weight = env[form.operand].detach(), env[form.weight].detach()
         if form.window is None:
             return _of_linear(x, weight.T if form.turned else weight, first, samples) if axis == 0 else None
         if len(form.window.kernel) < 3 and x.dim() == weight.dim():
             return _of_convolution(x, weight, form.window.on_maps(), form.groups, first)
-    elif kind_of(node) == "recurrent" and axis is not None and bound(node).get("input") is spot.node:
+    elif kind_of(node) == "recurrent" and axis is not None and bound(node).get("input") is positions.node:
         weight = recurrent.input_weight(**fx.map_arg(bound(node), env.__getitem__))
-        return _of_linear(env[spot.node].detach().movedim(axis, 0), weight, first, samples)
+        return _of_linear(env[positions.node].detach().movedim(axis, 0), weight, first, samples)
     return None
 
 
@@ -61,7 +61,7 @@ def _of_convolution(x: Tensor, weight: Tensor, window: Window, groups: int, firs
         x = x[:, :, None]
     padded = F.pad(x, window.sides)
     columns = F.unfold(padded, window.kernel, window.dilation, 0, window.stride).unflatten(1, (x.shape[1], -1))
-    at = places(first, len(x), columns.shape[-1], wanted=SUMMED).to(x.device)
+    at = sample_positions(first, len(x), columns.shape[-1], wanted=SUMMED).to(x.device)
     inputs = columns.gather(3, at[:, None, None].expand(-1, *columns.shape[1:3], -1))
     return inputs.movedim(3, 1).flatten(0, 1), _ungrouped(weight.flatten(2), groups)
 
@@ -77,16 +77,16 @@ def _ungrouped(weight: Tensor, groups: int) -> Tensor:
 
 def _of_linear(x: Tensor, weight: Tensor, first: int, samples: int) -> tuple[Tensor, Tensor]:
     rows = x.reshape(samples, -1, x.shape[-1])
-    at = places(first, samples, rows.shape[1], wanted=SUMMED).to(x.device)
+    at = sample_positions(first, samples, rows.shape[1], wanted=SUMMED).to(x.device)
     inputs = rows.gather(1, at[..., None].expand(-1, -1, rows.shape[2]))
     return inputs.flatten(0, 1)[..., None], weight[..., None]
 
 
-def _one_by_one(node: fx.Node, spot: Spot, env: dict[fx.Node, Any], first: int, samples: int) -> Patch:
-    whole = env[spot.node].detach()
+def _one_by_one(node: fx.Node, positions: Positions, env: dict[fx.Node, Any], first: int, samples: int) -> Patch:
+    whole = env[positions.node].detach()
 
     def run(operand: Tensor) -> Tensor:
-        arguments = fx.map_arg((node.args, node.kwargs), lambda n: operand if n is spot.node else env[n])
+        arguments = fx.map_arg((node.args, node.kwargs), lambda n: operand if n is positions.node else env[n])
         result = node.target(*arguments[0], **arguments[1]).detach()  # type: ignore[operator]
         if result.numel() % samples:
             raise InputError(
@@ -96,10 +96,10 @@ def _one_by_one(node: fx.Node, spot: Spot, env: dict[fx.Node, Any], first: int, 
         return result.reshape(samples, -1)
 
     nothing = run(torch.zeros_like(whole))
-    at = places(first, samples, nothing.shape[1], wanted=SUMMED).to(whole.device)
+    at = sample_positions(first, samples, nothing.shape[1], wanted=SUMMED).to(whole.device)
     added = []
-    for positions in spot.index.to(whole.device):
-        alone = torch.zeros_like(whole).index_copy_(spot.axis, positions, whole.index_select(spot.axis, positions))
+    for one in positions.index.to(whole.device):
+        alone = torch.zeros_like(whole).index_copy_(positions.axis, one, whole.index_select(positions.axis, one))
         added.append((run(alone) - nothing).gather(1, at).flatten())
     inputs = torch.stack(added, 1)[..., None]
     outputs = (run(whole) - nothing).gather(1, at).flatten()[:, None]

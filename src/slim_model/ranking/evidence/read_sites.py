@@ -39,7 +39,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class Positions:
     """Where channels sit in the value of ``node``: along ``axis``, each at the m positions of ``index (k, m)``."""
 
     node: fx.Node
@@ -49,7 +49,7 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ReadSite:
     """Channels of one group, ``channel (k,)`` by number, where the layers ``readers`` sum over them.
 
     ``read``: the operand itself. ``seen``: what is observed, the operand or the tensor that it is a flattened view
@@ -59,40 +59,53 @@ class Place:
 
     group: int
     channel: Tensor
-    read: Spot
-    seen: Spot
-    before: Spot | None
+    read: Positions
+    seen: Positions
+    before: Positions | None
     readers: tuple[fx.Node, ...]
     weights: tuple[Tensor, ...]
 
 
-def find_places(coupling: Coupling) -> list[Place]:
-    """Every place where a channel that may go is read, in the order of the graph."""
-    readers: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
+def find_read_sites(coupling: Coupling) -> list[ReadSite]:
+    """The read sites of all channels that may go, in the order of the graph."""
+    # Layers that sum over the same axis of the same value see the same: one site for all of them.
     reached = _from_inputs(coupling)
+    readers: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
     for node in coupling.graph.nodes:
-        for operand, axis in _ends(coupling, node, reached):
+        for operand, axis in _summed_operands(coupling, node, reached):
             readers[operand, axis].append(node)
+
+    # An axis may hold channels of several groups (a concatenation): each has a site of its own.
     index = coupling.index()
-    found = [
-        (group, channel, spot, nodes)
+    candidates = [
+        (group, channel, positions, nodes)
         for (operand, axis), nodes in readers.items()
-        for group, channel, spot in _spots(coupling, operand, axis, index)
+        for group, channel, positions in _positions_by_group(coupling, operand, axis, index)
     ]
-    fed = {group for group, _, spot, _ in found if spot.node in reached}
-    found = [f for f in found if f[2].node in reached or f[0] not in fed]  # no weights of weights beside data
-    runs = _two_runs(coupling, {n for _, _, spot, _ in found for n in _upstream(coupling, spot.node)})
-    places = []
-    for group, channel, spot, nodes in found:
-        weights = [_weights(coupling, node, spot.node, group, channel, index) for node in nodes]
-        seen = _unflattened(coupling, group, channel, spot, index, runs[0])
-        before = _before(coupling, group, channel, spot, index)
-        read, seen = (_laid_out(coupling, s, runs, s.node in reached) for s in (spot, seen))
-        if before is not None:
-            before = _laid_out(coupling, before, runs, before.node in reached)
-        held = tuple(w for w in weights if w is not None)
-        places.append(Place(group, channel, read, seen, before, tuple(nodes), held))
-    return places
+
+    # Weights computed from weights are no evidence where data reaches the group elsewhere.
+    fed = {group for group, _, positions, _ in candidates if positions.node in reached}
+    candidates = [c for c in candidates if c[2].node in reached or c[0] not in fed]
+
+    # Two runs on other samples show along which axis samples lie, and what a value was before it was flattened.
+    runs = _two_runs(coupling, {n for _, _, positions, _ in candidates for n in _upstream(coupling, positions.node)})
+    sites = []
+    for group, channel, positions, nodes in candidates:
+        weights = [_weights(coupling, node, positions.node, group, channel, index) for node in nodes]
+        seen = _unflattened(coupling, group, channel, positions, index, runs[0])
+        before = _before(coupling, group, channel, positions, index)
+        sites.append(
+            ReadSite(
+                group=group,
+                channel=channel,
+                read=_laid_out(coupling, positions, runs, positions.node in reached),
+                seen=_laid_out(coupling, seen, runs, seen.node in reached),
+                before=before and _laid_out(coupling, before, runs, before.node in reached),
+                readers=tuple(nodes),
+                weights=tuple(w for w in weights if w is not None),
+            )
+        )
+    return sites
 
 
 def _from_inputs(coupling: Coupling) -> set[fx.Node]:
@@ -105,7 +118,7 @@ def _from_inputs(coupling: Coupling) -> set[fx.Node]:
     return reached
 
 
-def _ends(coupling: Coupling, node: fx.Node, reached: set[fx.Node]) -> Iterator[tuple[fx.Node, int]]:
+def _summed_operands(coupling: Coupling, node: fx.Node, reached: set[fx.Node]) -> Iterator[tuple[fx.Node, int]]:
     """(operand, axis) where ``node`` sums over channels that do not come out of it again."""
     row = row_of(node.target) if node.op == "call_function" else None
     if row is None or row.masks == "nothing":
@@ -135,8 +148,10 @@ def _twice(coupling: Coupling, value: Value, channels: np.ndarray) -> bool:
     return sum(a is not None and bool(np.isin(coupling.component[a.numpy()], channels).any()) for a in value.axes) > 1
 
 
-def _spots(coupling: Coupling, node: fx.Node, axis: int, index: GroupIndex) -> Iterator[tuple[int, Tensor, Spot]]:
-    """(group, channels, spot) for each group along an axis, and for each number of positions a channel takes."""
+def _positions_by_group(
+    coupling: Coupling, node: fx.Node, axis: int, index: GroupIndex
+) -> Iterator[tuple[int, Tensor, Positions]]:
+    """(group, channels, positions) for each group along an axis, and for each number of positions a channel takes."""
     component = coupling.component[coupling.labelled.values[node].axes[axis].numpy()]
     for group in np.unique(index.group[component]).tolist():
         if group < 0:
@@ -147,18 +162,18 @@ def _spots(coupling: Coupling, node: fx.Node, axis: int, index: GroupIndex) -> I
         for many in np.unique(counts).tolist():
             chosen = counts == many
             at = positions[starts[chosen][:, None] + np.arange(many)]
-            yield group, torch.from_numpy(names[chosen].astype(np.int64)), Spot(node, axis, torch.from_numpy(at))
+            yield group, torch.from_numpy(names[chosen].astype(np.int64)), Positions(node, axis, torch.from_numpy(at))
 
 
-def _spot_of(
+def _positions_of(
     coupling: Coupling, node: fx.Node, group: int, channel: Tensor, index: GroupIndex, *, near: int = 0
-) -> Spot | None:
+) -> Positions | None:
     """Where just these channels sit in the value of ``node``; on axis ``near`` rather than another."""
     value = coupling.labelled.values[node]
     axes = [a for a, x in enumerate(value.axes) if x is not None] if isinstance(value, Value) else []
     axes.sort(key=lambda axis: axis != near)
-    found = (hit for axis in axes for hit in _spots(coupling, node, axis, index))
-    return next((spot for g, c, spot in found if g == group and torch.equal(c, channel)), None)
+    found = (hit for axis in axes for hit in _positions_by_group(coupling, node, axis, index))
+    return next((positions for g, c, positions in found if g == group and torch.equal(c, channel)), None)
 
 
 def _weights(
@@ -169,10 +184,11 @@ def _weights(
         weight = coupling.labelled.constants.of(other)
         if other is operand or weight is None or weight.dim() < 2:
             continue
-        spot = _spot_of(coupling, other, group, channel, index, near=1)  # layers read along axis 1 of their weight
-        if spot is not None:
-            rows = weight.detach().movedim(spot.axis, 0)
-            return rows[spot.index.to(rows.device)].flatten(1).cpu()
+        # Layers read along axis 1 of their weight.
+        positions = _positions_of(coupling, other, group, channel, index, near=1)
+        if positions is not None:
+            rows = weight.detach().movedim(positions.axis, 0)
+            return rows[positions.index.to(rows.device)].flatten(1).cpu()
     return None
 
 
@@ -188,31 +204,33 @@ def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
         yield node
 
 
-def _before(coupling: Coupling, group: int, channel: Tensor, spot: Spot, index: GroupIndex) -> Spot | None:
+def _before(
+    coupling: Coupling, group: int, channel: Tensor, positions: Positions, index: GroupIndex
+) -> Positions | None:
     """Where these channels enter a smooth activation on their way here."""
-    way = list(_upstream(coupling, spot.node))
+    way = list(_upstream(coupling, positions.node))
     for node, source in itertools.pairwise(way):
         row = row_of(node.target)
         if row is not None and row.curve in ("leaky", "saturating"):  # no exact zeros: off is at most 0 ahead of it
-            return _spot_of(coupling, source, group, channel, index)
+            return _positions_of(coupling, source, group, channel, index)
     return None
 
 
 def _unflattened(
-    coupling: Coupling, group: int, channel: Tensor, spot: Spot, index: GroupIndex, run: dict[fx.Node, Any]
-) -> Spot:
+    coupling: Coupling, group: int, channel: Tensor, positions: Positions, index: GroupIndex, run: dict[fx.Node, Any]
+) -> Positions:
     """Where a flattened tensor is a view of one with a channel axis of its own, that one: it has maps."""
-    if spot.index.shape[1] == 1:
-        return spot
-    flat = run[spot.node]
-    for node in _upstream(coupling, spot.node):
+    if positions.index.shape[1] == 1:
+        return positions
+    flat = run[positions.node]
+    for node in _upstream(coupling, positions.node):
         whole = run.get(node)
         if not isinstance(whole, Tensor) or whole.numel() != flat.numel() or whole.data_ptr() != flat.data_ptr():
             break
-        found = _spot_of(coupling, node, group, channel, index)
+        found = _positions_of(coupling, node, group, channel, index)
         if found is not None and found.index.shape[1] == 1:
             return found
-    return spot
+    return positions
 
 
 # -- how samples lie in a tensor ------------------------------------------------------------------------------------
@@ -243,19 +261,19 @@ def _two_runs(coupling: Coupling, wanted: set[fx.Node]) -> list[dict[fx.Node, An
     return runs
 
 
-def _laid_out(coupling: Coupling, spot: Spot, runs: list[dict[fx.Node, Any]], varies: bool) -> Spot:
-    """The same spot, with the axis along which samples lie."""
+def _laid_out(coupling: Coupling, positions: Positions, runs: list[dict[fx.Node, Any]], varies: bool) -> Positions:
+    """The same positions, with the axis along which samples lie."""
     if not varies:
-        return dataclasses.replace(spot, layout=Layout(None))
+        return dataclasses.replace(positions, layout=Layout(None))
     batch = batch_of(coupling.graph.inputs)
-    one, two = runs[0][spot.node], runs[1][spot.node]
-    layout = _layout((one == two) | (one.isnan() & two.isnan()), batch, spot.axis)
+    one, two = runs[0][positions.node], runs[1][positions.node]
+    layout = _layout((one == two) | (one.isnan() & two.isnan()), batch, positions.axis)
     if layout.axis is None:
         raise InputError(
-            f"samples of a batch mix before {source_line(spot.node)}, so data cannot rank channels there. "
+            f"samples of a batch mix before {source_line(positions.node)}, so data cannot rank channels there. "
             "Use a criterion of weights."
         )
-    return dataclasses.replace(spot, layout=layout)
+    return dataclasses.replace(positions, layout=layout)
 
 
 def _last_changed(x: Any) -> Any:
@@ -285,21 +303,21 @@ def _layout(same: Tensor, batch: int, channel_axis: int) -> Layout:
     return Layout(None)
 
 
-def by_sample(tensor: Tensor, spot: Spot, samples: int) -> Tensor:
-    """``(sample, channel, m, *rest)`` of the tensor at ``spot``; samples has one entry if it has no sample axis."""
-    layout = spot.layout
+def by_sample(tensor: Tensor, positions: Positions, samples: int) -> Tensor:
+    """``(sample, channel, m, *rest)`` of the tensor there; samples has one entry if it has no sample axis."""
+    layout = positions.layout
     if layout.axis is None:
-        tensor = tensor.movedim(spot.axis, 0).unsqueeze(0)
+        tensor = tensor.movedim(positions.axis, 0).unsqueeze(0)
     else:
-        tensor = tensor.movedim((layout.axis, spot.axis), (0, 1))
+        tensor = tensor.movedim((layout.axis, positions.axis), (0, 1))
         if layout.outer * layout.inner > 1:
             tensor = tensor.reshape(layout.outer, samples, layout.inner, *tensor.shape[1:])
             tensor = tensor.permute(1, 3, 0, 2, *range(4, tensor.dim()))
-    channels, many = spot.index.shape
-    start = int(spot.index[0, 0])
-    if many == 1 and torch.equal(spot.index[:, 0], torch.arange(start, start + channels)):
+    channels, many = positions.index.shape
+    start = int(positions.index[0, 0])
+    if many == 1 and torch.equal(positions.index[:, 0], torch.arange(start, start + channels)):
         return tensor.narrow(1, start, channels).unsqueeze(2)  # no copy
-    chosen = tensor.index_select(1, spot.index.flatten().to(tensor.device))
+    chosen = tensor.index_select(1, positions.index.flatten().to(tensor.device))
     return chosen.unflatten(1, (channels, many))
 
 

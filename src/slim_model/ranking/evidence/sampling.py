@@ -11,7 +11,7 @@ SUMMED = 10
 """Positions of a layer's output that enter contributions and correlations, as many as in ThiNet."""
 
 
-def places(first: int, samples: int, total: int, *, wanted: int = SAMPLED) -> Tensor:
+def sample_positions(first: int, samples: int, total: int, *, wanted: int = SAMPLED) -> Tensor:
     """``(samples, wanted)`` positions below ``total``: all of them in order, or drawn by the number of the sample."""
     if total <= wanted:
         return torch.arange(total).expand(samples, -1)

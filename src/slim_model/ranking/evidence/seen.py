@@ -23,7 +23,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One batch at one place. ``values``: ``(sample, channel, position)``; ``grid``: height and width of a map;
+    """One batch at one read site. ``values``: ``(sample, channel, position)``; ``grid``: height and width of a map;
     ``before``: the same ahead of a smooth activation; ``first``: the running number of the first sample."""
 
     values: Tensor

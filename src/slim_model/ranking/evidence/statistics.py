@@ -1,4 +1,4 @@
-"""What one pass over the data can say of the channels at one place.
+"""What one pass over the data can say of the channels at one read site.
 
 Each is a frozen value with ``of(seen)``, what one batch says, and ``merge(other)``, what two batches say together.
 The result does not depend on how samples fall into batches, and its size not on how many there are. Sums are float64,
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slim_model.ranking.evidence.histogram import Histogram
 from slim_model.ranking.evidence.moments import Covariances, Moments, Variances
-from slim_model.ranking.evidence.sampling import places
+from slim_model.ranking.evidence.sampling import sample_positions
 from slim_model.ranking.evidence.seen import WAITING, Patch, Seen
 
 
@@ -137,7 +137,7 @@ class Covariance(Covariances):
 
     @classmethod
     def of(cls, seen: Seen) -> Covariance:
-        at = places(seen.first, seen.values.shape[0], seen.values.shape[2]).to(seen.values.device)
+        at = sample_positions(seen.first, seen.values.shape[0], seen.values.shape[2]).to(seen.values.device)
         chosen = seen.values.gather(2, at[:, None].expand(-1, seen.values.shape[1], -1))
         rows = chosen.transpose(1, 2).flatten(0, 1).double()
         mean = rows.mean(0)
