@@ -232,7 +232,7 @@ def test_layers_are_timed_together_only_as_far_as_they_fit(tmp_path: Path, monke
     alive: list[int] = []
     monkeypatch.setattr(survey, "BYTES", 3 * survey.stored_bytes(conv(1, 64, 64)))
     monkeypatch.setattr(survey, "interleave", lambda *runs, **_: (alive.append(len(runs)), [[1.0]] * len(runs))[1])
-    survey._measure([conv(1, 64, 64 - n) for n in range(7)], FakeRuntime().job(tmp_path))
+    survey._measure([conv(1, 64, 64 - n) for n in range(7)], FakeRuntime().job(tmp_path), {}, lambda stage: None)
     assert alive == [3, 3, 1]
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any, cast
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from slim_model import distributed
 from slim_model.cli import bench, explain, profile, slim
+from slim_model.cli.streams import lost_output, make_forgiving
 from slim_model.errors import SlimError, first_line
 
 
@@ -33,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_NO_MEMORY = "can't allocate memory"  # as PyTorch says it
 _OTHERS = """Other commands: explain IN says which channels go together, and what the others wait for;
 bench A.onnx B.onnx times files; profile IN measures layers."""
 app.command("slim", epilog=_OTHERS)(slim.command)
@@ -44,9 +46,11 @@ app.command("explain")(explain.command)
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command and turns every exception into one message and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
-    for stream in (sys.stdout, sys.stderr):
-        cast(Any, stream).reconfigure(errors="replace")  # a terminal without '…' is no reason to fail
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    make_forgiving()
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if why := lost_output():
+        Console(stderr=True, soft_wrap=True).print(Text(f"note: what was printed could not be written: {why}"))
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -65,7 +69,11 @@ def _said(command: Any, arguments: list[str], errors: Console) -> int:
         if distributed.may_speak():
             errors.print(Text("error: ", style="bold red") + Text(str(error)))
         return error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+    except typer.Abort as abort:
+        if isinstance(abort.__cause__, EOFError):  # typer takes the end of a file for the user's wish
+            return _unexpected(abort.__cause__, errors)
+        return _interrupted(errors)
+    except KeyboardInterrupt:
         return _interrupted(errors)
     except typer.Exit as stop:
         return stop.exit_code
@@ -88,7 +96,17 @@ def _unexpected(error: Exception, errors: Console) -> int:
         return 2
     if os.environ.get("SLIM_MODEL_DEBUG"):
         traceback.print_exc()
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written, too many open files
+        where = f": {error.filename}" if error.filename else ""
+        errors.print(Text("error: ", style="bold red") + Text(f"the system says: {error.strerror or error}{where}"))
+        errors.print(Text("OUT.onnx is as it was, or whole and checked. If nothing is wrong there, please report it with the "
+                          "output of the same command after 'export SLIM_MODEL_DEBUG=1'."))  # fmt: skip
+        return 2
+    if isinstance(error, MemoryError) or _NO_MEMORY in str(error):
+        errors.print(Text("error: ", style="bold red") + Text("there is not enough memory for this model here. "
+                          "Give smaller inputs, or --batch 1 where there is --data."))  # fmt: skip
+        return 2
     errors.print(Text("error: ", style="bold red") + Text(f"slim-model failed: {first_line(error, named=True)}"))
-    errors.print(Text("This is a fault of slim-model, and OUT.onnx is as it was. Please report it with the output of "
-                      "the same command after 'export SLIM_MODEL_DEBUG=1'."))  # fmt: skip
+    errors.print(Text("This is a fault of slim-model. OUT.onnx is as it was, or whole and checked. Please report it with "
+                      "the output of the same command after 'export SLIM_MODEL_DEBUG=1'."))  # fmt: skip
     return 1

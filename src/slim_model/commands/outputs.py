@@ -39,6 +39,14 @@ def check_places(source: Path, places: Iterable[Path]) -> None:
             raise InputError(f"cannot write {place}: {reason(error)}. Give another place.") from error
 
 
+def ensure_temporary_folder(other: Path) -> None:
+    """Where the system has no folder for temporary files that can be written, ``other`` is taken for them."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(other)
+
+
 def _followed(source: Path) -> Path | None:
     """The file that ``source`` names; None where links lead in a circle, which reading it will say."""
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.cost.latency_model import model_latency
-from slim_model.cost.latency_store import setting_of, table_path
+from slim_model.cost.latency_store import check_cache, setting_of
 from slim_model.cost.latency_table import LatencyTable, Setting
 from slim_model.cost.layer_models import Placed, layers_of
 from slim_model.cost.measure_layers import Survey, numbers, survey
@@ -49,7 +49,7 @@ def learn(job: ProfileJob, progress: Progress) -> Learned:
     if job.dtype not in DTYPES:
         raise InputError(f"--dtype {job.dtype}: it is one of {', '.join(DTYPES)}.")
     setting = setting_of(row, threads=job.threads, dtype=job.dtype, batch=job.batch)
-    path = table_path(setting, job.cache)
+    path = check_cache(setting, job.cache)
     if job.source is None:
         return Learned(survey((), Survey(row, setting, job.cache), progress), path, (), (), None)
     progress(f"reading {job.source.path.name}")

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slim_model.atomic_write import reason
 from slim_model.cost.latency_table import LatencyTable, Setting, make_table
+from slim_model.errors import InputError
 from slim_model.measuring.machine import cpu_flags, environment, vector_width_channels
 from slim_model.measuring.runtimes import RUNTIMES, Runtime, version_of
 from slim_model.ops import Layer
 
+_PLACE = Path("slim-model") / "latency"
 _MEASURED_AS = 2
 """Goes up with any change to how layers are timed: figures of two ways do not belong in one table."""
 
@@ -33,51 +36,92 @@ def setting_of(row: Runtime, *, threads: int = 1, dtype: str = "float32", batch:
     return Setting(machine, row.name, version_of(*row.packages) or "", threads, dtype, batch)
 
 
-def cache_folder() -> Path:
-    """Where tables lie unless the user says otherwise: in the folder for caches of this system."""
+def cache_folder() -> Path | None:
+    """Where tables lie unless the user says otherwise: in the folder for caches of this system. None where the user
+    has no home, as in a container with a bare user number."""
     if named := os.environ.get("XDG_CACHE_HOME"):
-        root = Path(named)
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    elif platform.system() == "Windows":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        root = Path.home() / ".cache"
-    return root / "slim-model" / "latency"
+        return Path(named) / _PLACE
+    if platform.system() == "Windows" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / _PLACE
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    folders = {"Darwin": "Library/Caches", "Windows": "AppData/Local"}
+    return home / folders.get(platform.system(), ".cache") / _PLACE
 
 
-def table_path(setting: Setting, cache: Path | None = None) -> Path:
+def table_path(setting: Setting, cache: Path | None = None) -> Path | None:
+    """The file of a table in ``cache``, or in the folder for caches; None where there is none."""
+    folder = cache or cache_folder()
     told = json.dumps(asdict(setting) | {"measured_as": _MEASURED_AS}, sort_keys=True)
     digest = hashlib.sha256(told.encode()).hexdigest()[:16]
-    return (cache or cache_folder()) / f"{setting.runtime}-{digest}.jsonl"
+    return None if folder is None else folder / f"{setting.runtime}-{digest}.jsonl"
+
+
+def check_cache(setting: Setting, cache: Path | None) -> Path:
+    """The file of a table, where it can be read and written; else InputError. Only who wants the table itself asks."""
+    path = table_path(setting, cache)
+    if path is None:
+        raise InputError("there is no home folder to keep the table in. Say where: --cache DIR.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+"):
+            pass
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot keep the table in {path}: {reason(error)}. Give another folder: --cache DIR."
+        ) from error
+    return path
+
+
+def read_points(setting: Setting, cache: Path | None = None) -> dict[Layer, float]:
+    """ms of the layers that were measured so far. The table is there to save time: what cannot be read is measured
+    again, be it a line that was cut off, one that makes no sense, or the whole file."""
+    path = table_path(setting, cache)
+    try:
+        text = "" if path is None else path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return {}
+    return dict(point for line in text.splitlines() if (point := _point(line)) is not None)
 
 
 def read_table(setting: Setting, cache: Path | None = None) -> LatencyTable:
     """What was measured so far; nothing yet where there is no file."""
-    return make_table(setting, dict(_read(table_path(setting, cache))))
+    return make_table(setting, read_points(setting, cache))
 
 
-def _read(path: Path) -> Iterable[tuple[Layer, float]]:
-    """The last line may be cut off, where the process was killed."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if "kind" in row:
-            shape = tuple(tuple(part) for part in row["fixed"])
-            yield Layer(row["kind"], row["count"], shape, tuple(row["widths"])), row["ms"]
+def _point(line: str) -> tuple[Layer, float] | None:
+    """A layer and its ms, of a line that has both in the types that they should have."""
+    try:
+        row = json.loads(line)
+        layer = Layer(row["kind"], row["count"], tuple(map(tuple, row["fixed"])), tuple(row["widths"]))
+        numbers = (layer.count, *layer.widths, *(n for part in layer.fixed for n in part))
+        told = isinstance(layer.kind, str) and all(type(n) in (int, bool) for n in numbers)
+        ms = float(row["ms"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return (layer, ms) if told and 0 <= ms < math.inf else None
 
 
-def append(setting: Setting, rows: Sequence[tuple[Layer, dict[str, Any]]], cache: Path | None = None) -> None:
-    """Add measured layers; a line that was cut off is ended first."""
+def append(setting: Setting, rows: Sequence[tuple[Layer, dict[str, Any]]], cache: Path | None = None) -> str | None:
+    """Add measured layers; a line that was cut off is ended first. Returns why they could not be kept, if so."""
     path = table_path(setting, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = path.read_bytes() if path.exists() else b""
-    with path.open("a") as file:
-        file.write(json.dumps({"setting": asdict(setting)}) + "\n" if not held else "" if held[-1:] == b"\n" else "\n")
-        for layer, numbers in rows:
-            file.write(json.dumps(asdict(layer) | numbers) + "\n")
+    if path is None:
+        return "there is no home folder"
+    lines = [json.dumps(asdict(layer) | numbers) for layer, numbers in rows]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            size = file.tell()
+            file.seek(max(0, size - 1))
+            start = json.dumps({"setting": asdict(setting)}) if not size else "" if file.read() != b"\n" else None
+            file.write("".join(f"{line}\n" for line in ([start] if start is not None else []) + lines).encode())
+    except OSError as error:
+        return reason(error)
+    return None
 
 
 def width_step(asked: int | str, device: str) -> int:

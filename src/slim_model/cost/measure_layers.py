@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from slim_model.cost.latency_store import append, read_table
-from slim_model.cost.latency_table import NOTHING, PROBES, LatencyTable, Setting, probed
+from slim_model.cost.latency_store import append, read_points
+from slim_model.cost.latency_table import NOTHING, PROBES, LatencyTable, Setting, make_table, probed
 from slim_model.cost.layer_models import Placed, as_module, example, stored_bytes, write_onnx
 from slim_model.measuring.runtimes import Run, Runtime
 from slim_model.measuring.timing import Clock, interleave, quiet
@@ -45,29 +45,31 @@ def survey(placed: Sequence[Placed], job: Survey, progress: Progress = silent) -
     kind (of all kinds, where no layers are given), then each layer over its ladder of widths."""
     kinds = {p.layer.kind for p in placed} if placed else set(PROBES)
     probes = [probed(probe, axis) for kind in PROBES if kind in kinds for axis, probe in PROBES[kind].items()]
+    points = read_points(job.setting, job.cache)
     with quiet():
         for number, layers in enumerate(([NOTHING], *probes)):
             progress(f"learning the width step: {number} of {len(probes)}")
-            _measure(layers, job)
-        table = read_table(job.setting, job.cache)
+            _measure(layers, job, points, progress)
+        table = make_table(job.setting, points)
         grids = {tuple(table.grid(p)): p for p in placed}
         for number, (grid, where) in enumerate(grids.items(), 1):
             widths = "x".join(map(str, where.layer.widths))
             progress(f"timing layers: {number} of {len(grids)} ({where.layer.kind} {widths}, {len(grid)} widths)")
-            _measure(grid, job)
-    return read_table(job.setting, job.cache)
+            _measure(grid, job, points, progress)
+    return make_table(job.setting, points)
 
 
-def _measure(layers: Sequence[Layer], job: Survey) -> None:
-    """Those of the layers that are not in the table yet."""
-    held = read_table(job.setting, job.cache).points
-    for some in _parts([layer for layer in layers if layer not in held]):
+def _measure(layers: Sequence[Layer], job: Survey, points: dict[Layer, float], progress: Progress) -> None:
+    """Add to ``points``, and to the table on disk where there can be one, the layers that are not there yet."""
+    for some in _parts([layer for layer in layers if layer not in points]):
         with tempfile.TemporaryDirectory() as folder:
             ready = [_prepare(layer, Path(folder) / f"{n}.onnx", job) for n, layer in enumerate(some)]
             samples = _samples([run for run, _ in ready], job.clock)
-        call = held.get(NOTHING, 0.0)
+        call = points.get(NOTHING, 0.0)
         rows = [(layer, numbers(ms, n, call)) for layer, ms, (_, n) in zip(some, samples, ready, strict=True)]
-        append(job.setting, rows, job.cache)
+        points |= {layer: row["ms"] for layer, row in rows}
+        if why := append(job.setting, rows, job.cache):
+            progress(f"these times are not kept for later runs: {why}")
 
 
 def _samples(runs: Sequence[Run], clock: Clock) -> list[list[float]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ class Resume:
         return self if number == 1 else Resume(self.place.with_name(f"{self.place.name}-{number}"))
 
     def save(self, identity: dict[str, Any], held: dict[str, Any]) -> None:
+        """Keep ``held`` for a later run, where there is room for it: training goes on without."""
         archive = io.BytesIO()
         torch.save({"identity": identity, "held": held}, archive)
-        with beside(self.place) as temporary:
+        with contextlib.suppress(OSError, InputError), beside(self.place) as temporary:
             temporary.write_bytes(archive.getbuffer())
 
     def load(self, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -37,8 +38,8 @@ class Resume:
             return None
         try:
             found = torch.load(self.place, weights_only=True)
-            theirs, held = found["identity"], found["held"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            theirs, held = found["identity"], dict(found["held"])
+        except Exception as error:  # damaged files fail in many ways
             raise InputError(
                 f"{self.place} is not a checkpoint of fine-tuning. Remove it, or write elsewhere."
             ) from error
@@ -47,11 +48,12 @@ class Resume:
                 f"{self.place} was left by another run: {_difference(theirs, identity)}. Give the same command to go "
                 "on with that one, or remove the file to begin anew."
             )
-        return dict(held)
+        return held
 
     def remove(self, rounds: int) -> None:
         for number in range(1, rounds + 1):
-            self.round(number).place.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.round(number).place.unlink(missing_ok=True)
 
 
 def digest(graph: Graph) -> str:
