@@ -36,7 +36,7 @@ from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.output_damage import damage
 from slim_model.budget.plan import Plan
 from slim_model.budget.ratio import plan_by_ratio
-from slim_model.cost.counted import Meter, cost
+from slim_model.cost.counted import CostModel, cost
 from slim_model.cost.prices import price_of
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
@@ -179,7 +179,7 @@ def _planned(name: str, cut: float, level: str) -> Chosen:
     if cut < 1:
         plan = plan_by_ratio(coupling, scores, ratio=cut)
     else:
-        meter = Meter(coupling)
+        meter = CostModel(coupling)
         of, limit = functools.partial(_macs, meter), cost(coupling).macs / cut
         plan = plan_under_limit(
             coupling, scores, price_of("macs"), of, limit, allocation=allocation_of("greedy:normalise=none,floor=0.05")
@@ -212,7 +212,7 @@ def _said(text: str) -> None:
     print("   ", text, flush=True)
 
 
-def _macs(meter: Meter, keep: np.ndarray) -> float:
+def _macs(meter: CostModel, keep: np.ndarray) -> float:
     return meter(keep).macs
 
 

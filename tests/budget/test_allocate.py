@@ -20,7 +20,7 @@ from slim_model.budget.knapsack import pack
 from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.methods import Curve
 from slim_model.budget.plan import Plan, rungs_of
-from slim_model.cost.counted import Meter
+from slim_model.cost.counted import CostModel
 from slim_model.cost.prices import PRICES, read_target
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
@@ -59,7 +59,7 @@ def scores_of(coupling: Coupling, seed: int = 0) -> list[Tensor]:
 def counted(coupling: Coupling, name: str) -> Callable[[np.ndarray | None], float]:
     price = PRICES[name]
     assert price.of is not None
-    return functools.partial(price.of, Meter(coupling))
+    return functools.partial(price.of, CostModel(coupling))
 
 
 def met(

@@ -10,7 +10,7 @@ from slim_model import Recipe
 from slim_model.budget.allocations import allocation_of
 from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.output_damage import damage
-from slim_model.cost.counted import Meter
+from slim_model.cost.counted import CostModel
 from slim_model.cost.prices import price_of
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
@@ -37,7 +37,7 @@ def test_a_layer_that_outputs_hardly_feel_is_cut_first() -> None:
     assert torch.allclose(scores[0], scores[1], rtol=1e-6)
     loud, quiet = damage(coupling, scores, data)
     assert float(quiet.sum()) < 1e-2 * float(loud.sum())
-    meter = Meter(coupling)
+    meter = CostModel(coupling)
     plan = plan_under_limit(
         coupling,
         [loud, quiet],

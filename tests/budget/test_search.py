@@ -19,7 +19,7 @@ from slim_model.budget.goal import Goal, Met, Task
 from slim_model.budget.search import plan_for, plan_within_limit
 from slim_model.budget.sensitivity import scan
 from slim_model.commands.slim import Job, run
-from slim_model.cost.counted import Meter
+from slim_model.cost.counted import CostModel
 from slim_model.cost.latency_table import Setting, make_table
 from slim_model.cost.layer_models import layers_of
 from slim_model.cost.prices import PRICES
@@ -100,7 +100,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, wide: Coupling) -> Machine:
     """The table says 1 ms for a million multiply-adds; how the machine differs is set by the test."""
-    made, meter = Machine(1.0), Meter(wide)
+    made, meter = Machine(1.0), CostModel(wide)
     setting = Setting("none", "fake", "1", 1, "float32", 1)
 
     def survey(placed: object, job: object, progress: object) -> object:
@@ -123,7 +123,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, wide: Coupling) -> Machine:
         def ms(self, coupling: Coupling, plan: object) -> float:
             return made.whole(meter(plan.keep).macs)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(latency_search, "survey", survey)
+    monkeypatch.setattr(latency_search, "measure_layers", survey)
     monkeypatch.setattr(latency_search, "_Whole", Whole)
     return made
 
@@ -144,7 +144,7 @@ def test_latency_is_met_though_the_table_is_wrong(
     wide: Coupling, machine: Machine, slower: float, share: float, allocate: str
 ) -> None:
     machine.slower = slower
-    dense = machine.whole(Meter(wide)().macs)
+    dense = machine.whole(CostModel(wide)().macs)
     met = aimed(wide, Goal(0.5, PRICES["latency"], share * dense), allocate)
     assert 0.95 * met.limit <= met.reached <= met.limit
     assert met.trials[-1][1] == pytest.approx(met.reached, abs=1e-3)
@@ -173,7 +173,7 @@ def test_noise_does_not_end_above_the_limit(wide: Coupling, machine: Machine) ->
 @pytest.mark.parametrize("share", [0.7, 0.6, 0.5])
 def test_latency_that_is_no_line_is_met(wide: Coupling, machine: Machine, share: float) -> None:
     """Narrow layers take far longer than their work: a line from the dense model never gets there."""
-    machine.whole = lambda macs: 1.0 + 3 * (macs / Meter(wide)().macs) ** 0.25  # type: ignore[method-assign]
+    machine.whole = lambda macs: 1.0 + 3 * (macs / CostModel(wide)().macs) ** 0.25  # type: ignore[method-assign]
     met = aimed(wide, Goal(0.5, PRICES["latency"], share * 4.0 + 0.3))
     assert 0.95 * met.limit <= met.reached <= met.limit
 
@@ -287,7 +287,7 @@ def test_the_scan_decides_and_is_drawn(wide: Coupling, data: Data, tmp_path: Pat
         choice = plan_for(task_of(wide, score(wide, "l1"), goal, data))
         plan, met = choice.plan, choice.met
         assert met is not None
-        assert 0.98 * met.limit <= Meter(wide)(plan.keep).macs <= met.limit
+        assert 0.98 * met.limit <= CostModel(wide)(plan.keep).macs <= met.limit
         assert choice.scan is not None
         plot(choice.scan, place.with_suffix(".svg"))
         assert place.with_suffix(".svg").read_text().startswith("<?xml")

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from micronets import NETS
 from micronets.compiled import coupling_of
-from slim_model.cost.counted import ENERGY, Meter, cost
+from slim_model.cost.counted import ENERGY, CostModel, cost
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.resize import resize
@@ -64,7 +64,7 @@ def chain() -> tuple[Coupling, np.ndarray]:
 def test_energy_by_hand() -> None:
     """Arithmetic and registers for each MAC; weights, inputs and outputs go to and from memory once."""
     coupling, keep = chain()
-    layers = list(Meter(coupling).energy_by_layer(keep).values())
+    layers = list(CostModel(coupling).energy_by_layer(keep).values())
     each = ENERGY["mac"] + ENERGY["register"]
     fetch = ENERGY["memory"]
     assert layers == [
@@ -72,20 +72,20 @@ def test_energy_by_hand() -> None:
         each * 3 * 2 * 64 + fetch * (3 * 2 + 2 * 64 + 3 * 64),
         each * 2 * 3 + fetch * (2 * 3 + 3 + 2),
     ]
-    assert Meter(coupling).energy(keep) == sum(layers)
+    assert CostModel(coupling).energy(keep) == sum(layers)
 
 
 def test_memory_by_hand() -> None:
     """All weights, and at most two activations: what the second convolution reads and what it makes."""
     coupling, keep = chain()
     weights = 4 * (2 * 3 * 9 + 3 * 2 + 2 * 3)
-    assert Meter(coupling).memory(keep) == weights + 4 * 64 * (2 + 3)
+    assert CostModel(coupling).memory(keep) == weights + 4 * 64 * (2 + 3)
 
 
 def test_channels_are_those_of_groups() -> None:
     coupling, keep = chain()
-    assert Meter(coupling).channels() == 12
-    assert Meter(coupling).channels(keep) == 5
+    assert CostModel(coupling).channels() == 12
+    assert CostModel(coupling).channels(keep) == 5
 
 
 def test_views_hold_no_memory_and_keep_theirs_alive() -> None:
@@ -97,7 +97,7 @@ def test_views_hold_no_memory_and_keep_theirs_alive() -> None:
             return v.sum((1, 2)) + z.sum(1)
 
     graph = trace(Views(), (torch.zeros(2, 4),))
-    assert Meter(couple(graph)).memory() == 4 * (4 + 4 + 1)
+    assert CostModel(couple(graph)).memory() == 4 * (4 + 4 + 1)
 
 
 def test_macs_are_for_one_example_whatever_the_batch() -> None:
@@ -108,6 +108,6 @@ def test_macs_are_for_one_example_whatever_the_batch() -> None:
 
 def test_layers_are_nodes_of_the_graph() -> None:
     coupling, keep = chain()
-    nodes = list(Meter(coupling).by_layer(keep))
+    nodes = list(CostModel(coupling).by_layer(keep))
     assert all(isinstance(node, fx.Node) for node in nodes)
     assert len(nodes) == 3

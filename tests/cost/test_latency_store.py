@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from slim_model.cost import latency_store
-from slim_model.cost.latency_store import append, check_cache, measured_step, read_points, setting_of, table_path
+from slim_model.cost.latency_store import append_points, check_cache, measured_step, read_points, setting_of, table_path
 from slim_model.cost.latency_table import NOTHING, Setting
 from slim_model.errors import InputError
 from slim_model.measuring.runtimes import RUNTIMES
-from slim_model.ops import Layer
+from slim_model.ops import LayerShape
 
 SETTING = Setting("a machine", "onnxruntime", "1", 1, "float32", 1)
-LINEAR = Layer("linear", 1, (), (8, 8))
+LINEAR = LayerShape("linear", 1, (), (8, 8))
 
 
 def _line(**changes: object) -> str:
@@ -58,7 +58,7 @@ def test_a_broken_table_is_as_none(tmp_path: Path, name: str) -> None:
     assert path is not None
     BROKEN[name](path)
     assert read_points(SETTING, tmp_path) == {}
-    said = append(SETTING, [(NOTHING, {"ms": 0.1})], tmp_path)
+    said = append_points(SETTING, [(NOTHING, {"ms": 0.1})], tmp_path)
     if not path.is_file():
         assert said, "it is told why the times are not kept"
         return
@@ -69,7 +69,7 @@ def test_good_lines_beside_broken_ones_are_read(tmp_path: Path) -> None:
     path = table_path(SETTING, tmp_path)
     assert path is not None
     path.write_bytes(b"\xff\xff\n" + _line().encode() + b"\n{cut")
-    append(SETTING, [(NOTHING, {"ms": 0.1})], tmp_path)
+    append_points(SETTING, [(NOTHING, {"ms": 0.1})], tmp_path)
     assert read_points(SETTING, tmp_path) == {LINEAR: 1.5, NOTHING: 0.1}
 
 
@@ -77,7 +77,7 @@ def test_a_cache_that_is_a_file(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.write_text("")
     assert read_points(SETTING, cache) == {}
-    assert append(SETTING, [(NOTHING, {"ms": 0.1})], cache) in ("Not a directory", "File exists")
+    assert append_points(SETTING, [(NOTHING, {"ms": 0.1})], cache) in ("Not a directory", "File exists")
     with pytest.raises(InputError, match=r"cannot keep the table in .* Give another folder: --cache DIR"):
         check_cache(SETTING, cache)
 
@@ -92,7 +92,7 @@ def test_a_cache_that_may_not_be_read_or_written(tmp_path: Path, monkeypatch: py
     for name in ("open", "read_bytes", "mkdir"):
         monkeypatch.setattr(Path, name, refuse)
     assert read_points(SETTING, tmp_path) == {}
-    assert append(SETTING, [(NOTHING, {"ms": 0.1})], tmp_path) == "Permission denied"
+    assert append_points(SETTING, [(NOTHING, {"ms": 0.1})], tmp_path) == "Permission denied"
     with pytest.raises(InputError, match="Permission denied"):
         check_cache(SETTING, tmp_path)
 
@@ -108,7 +108,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table_path(SETTING) is None
     assert read_points(SETTING) == {}
     assert measured_step("cpu") is None
-    assert append(SETTING, [(NOTHING, {"ms": 0.1})]) == "there is no home folder"
+    assert append_points(SETTING, [(NOTHING, {"ms": 0.1})]) == "there is no home folder"
     with pytest.raises(InputError, match=r"no home folder .* --cache DIR"):
         check_cache(SETTING, None)
 

@@ -21,7 +21,7 @@ from slim_model.cost import latency_table as profile
 from slim_model.cost import measure_layers as survey
 from slim_model.cost.latency_model import ModelLatency, model_latency
 from slim_model.cost.latency_store import (
-    append,
+    append_points,
     cache_folder,
     measured_step,
     read_table,
@@ -29,16 +29,24 @@ from slim_model.cost.latency_store import (
     table_path,
     width_step,
 )
-from slim_model.cost.latency_table import PROBED, PROBES, LatencyTable, Setting, ladder, learned_step, make_table
+from slim_model.cost.latency_table import (
+    PROBED,
+    PROBES,
+    LatencyTable,
+    Setting,
+    learned_step,
+    make_table,
+    widths_to_measure,
+)
 from slim_model.cost.layer_models import Placed, layers_of
-from slim_model.cost.measure_layers import Survey
+from slim_model.cost.measure_layers import MeasuringJob
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import InputError
 from slim_model.graph.trace import trace
 from slim_model.measuring.runtimes import RUNTIMES, Runtime
 from slim_model.measuring.timing import interleave
-from slim_model.ops import Layer
+from slim_model.ops import LayerShape
 from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, images, trained
 
@@ -47,7 +55,7 @@ MS = 1_000_000
 CALL_MS = 1.0
 
 
-def staircase_ms(layer: Layer, step: int = 8) -> float:
+def staircase_ms(layer: LayerShape, step: int = 8) -> float:
     """A call, and a microsecond for each product of the widths, each rounded up to the step."""
     if layer.kind == "nothing":
         return CALL_MS
@@ -57,8 +65,8 @@ def staircase_ms(layer: Layer, step: int = 8) -> float:
 class FakeRuntime:
     """Takes what ``cost`` says on a clock of its own; ``log`` holds the layers that ran."""
 
-    def __init__(self, cost: Callable[[Layer], float] = staircase_ms) -> None:
-        self.cost, self.now, self.log = cost, 0, list[Layer]()
+    def __init__(self, cost: Callable[[LayerShape], float] = staircase_ms) -> None:
+        self.cost, self.now, self.log = cost, 0, list[LayerShape]()
         self.row = Runtime("fake", "cpu", "module", lambda: None, self.prepare, ())
 
     def prepare(self, layer: Any, inputs: Any, threads: int) -> Callable[[], None]:
@@ -68,15 +76,15 @@ class FakeRuntime:
 
         return run
 
-    def job(self, cache: Path, setting: Setting = SETTING) -> Survey:
-        return Survey(self.row, setting, cache, lambda: self.now)
+    def job(self, cache: Path, setting: Setting = SETTING) -> MeasuringJob:
+        return MeasuringJob(self.row, setting, cache, lambda: self.now)
 
 
 @pytest.fixture(autouse=True)
 def _layers_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake runtime is handed the layer itself."""
-    monkeypatch.setattr(survey, "as_module", lambda layer, dtype: layer)
-    monkeypatch.setattr(survey, "example", lambda layer, dtype: [])
+    monkeypatch.setattr(survey, "module_of_layer", lambda layer, dtype: layer)
+    monkeypatch.setattr(survey, "example_inputs", lambda layer, dtype: [])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +130,7 @@ def test_noise_hides_no_step() -> None:
 def test_penalties_by_what_divides_the_width() -> None:
     probe = PROBES["depthwise"][0]
     cost = {w: math.ceil(w / 16) * (1.0 if w % 4 == 0 else 3.0) for w in PROBED}
-    table = make_table(SETTING, {layer: cost[layer.widths[0]] for layer in profile.probed(probe, 0)})
+    table = make_table(SETTING, {layer: cost[layer.widths[0]] for layer in profile.probe_layers(probe, 0)})
     assert table.steps == {("depthwise", 0): 16}
     assert table.penalties["depthwise", 0] == {1: 3.0, 2: 3.0, 4: 1.0, 8: 1.0}
     assert (table.width_step("depthwise"), table.width_step("conv"), table.width_step()) == (16, 1, 16)
@@ -136,7 +144,7 @@ def test_the_step_of_most_kinds_is_that_of_the_machine() -> None:
 
 
 def test_a_step_needs_all_its_probes() -> None:
-    some = profile.probed(PROBES["depthwise"][0], 0)[1:]
+    some = profile.probe_layers(PROBES["depthwise"][0], 0)[1:]
     assert make_table(SETTING, dict.fromkeys(some, 1.0)).steps == {}
 
 
@@ -144,14 +152,14 @@ def test_a_step_needs_all_its_probes() -> None:
 
 
 def test_rungs_are_multiples_of_the_step_and_the_width_itself() -> None:
-    assert ladder(100, 16, (0.25, 0.5, 1)) == (32, 48, 96, 100)
-    assert ladder(10, 16, (0.25, 0.5, 1)) == (10,)
-    assert ladder(8, 1, (0.25, 0.5, 1)) == (2, 4, 8)
+    assert widths_to_measure(100, 16, (0.25, 0.5, 1)) == (32, 48, 96, 100)
+    assert widths_to_measure(10, 16, (0.25, 0.5, 1)) == (10,)
+    assert widths_to_measure(8, 1, (0.25, 0.5, 1)) == (2, 4, 8)
 
 
-def conv(*widths: int) -> Layer:
+def conv(*widths: int) -> LayerShape:
     shape = ((9, 9), (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (0,))
-    return Layer("conv", 1, shape, widths)
+    return LayerShape("conv", 1, shape, widths)
 
 
 def linear_table(**options: Any) -> tuple[LatencyTable, Placed]:
@@ -178,11 +186,11 @@ def test_widths_are_rounded_up_to_the_step_and_pay_their_penalty() -> None:
 
 
 def test_the_cost_of_a_call_is_taken_off_and_copies_share_what_is_left() -> None:
-    found = survey.numbers([9.0, 9.0, 10.0, 10.0, 14.0], copies=4, call_ms=1.0)
+    found = survey.ms_of([9.0, 9.0, 10.0, 10.0, 14.0], copies=4, call_ms=1.0)
     assert found["ms"] == 2.0, "the lower quartile is 9 ms: (9 - 1) / 4"
     assert found["copies"] == 4
     assert found["run"] == {"median_ms": 10.0, "p10_ms": 9.0, "p90_ms": pytest.approx(12.4), "rounds": 5}
-    assert survey.numbers([1.0], call_ms=3.0)["ms"] == 0.02, "noise makes no layer free"
+    assert survey.ms_of([1.0], call_ms=3.0)["ms"] == 0.02, "noise makes no layer free"
 
 
 def test_rounds_go_on_until_samples_agree() -> None:
@@ -199,7 +207,7 @@ def test_rounds_go_on_until_samples_agree() -> None:
 
 def test_a_survey_of_no_model_learns_the_steps(tmp_path: Path) -> None:
     runtime = FakeRuntime(lambda layer: staircase_ms(layer, 32))
-    table = survey.survey((), runtime.job(tmp_path))
+    table = survey.measure_layers((), runtime.job(tmp_path))
     assert set(table.steps.values()) == {32}
     assert set(table.steps) == {(kind, axis) for kind, axes in PROBES.items() for axis in axes}
 
@@ -207,20 +215,20 @@ def test_a_survey_of_no_model_learns_the_steps(tmp_path: Path) -> None:
 def test_a_survey_of_a_model_finds_the_formula(tmp_path: Path, residual: Coupling) -> None:
     runtime = FakeRuntime()
     placed = layers_of(residual)
-    table = survey.survey(placed, runtime.job(tmp_path))
+    table = survey.measure_layers(placed, runtime.job(tmp_path))
     assert all(table.covers(p) for p in placed)
     assert {kind for kind, _ in table.steps} == {"conv", "pointwise", "linear"}, "only the kinds of this model"
     assert set(table.steps.values()) == {8}
     for p in placed:
         widths = [max(1, w // 2) if free else w for w, free in zip(p.layer.widths, p.free, strict=True)]
-        small = Layer(p.layer.kind, p.layer.count, p.layer.fixed, tuple(widths))
+        small = LayerShape(p.layer.kind, p.layer.count, p.layer.fixed, tuple(widths))
         assert table.latency_ms(p, widths) == pytest.approx(staircase_ms(small) - CALL_MS, rel=1e-3), small
 
 
 def test_widths_run_in_turns(tmp_path: Path) -> None:
     runtime = FakeRuntime()
-    survey.survey((), runtime.job(tmp_path))
-    probes = profile.probed(PROBES["depthwise"][0], 0)
+    survey.measure_layers((), runtime.job(tmp_path))
+    probes = profile.probe_layers(PROBES["depthwise"][0], 0)
     ran = [layer for layer in runtime.log if layer in probes]
     warm = ran.index(probes[-1]) + 6  # six runs warm each width up
     rounds = [layer for n, layer in enumerate(ran[warm:]) if ran[warm:][n - 1] != layer or n == 0]
@@ -238,19 +246,19 @@ def test_layers_are_timed_together_only_as_far_as_they_fit(tmp_path: Path, monke
 
 def test_a_survey_goes_on_where_it_was_stopped(tmp_path: Path, residual: Coupling) -> None:
     placed = layers_of(residual)
-    whole = survey.survey(placed, FakeRuntime().job(tmp_path / "whole"))
+    whole = survey.measure_layers(placed, FakeRuntime().job(tmp_path / "whole"))
     path = table_path(SETTING, tmp_path / "stopped")
     stopped = FakeRuntime(lambda layer: staircase_ms(layer) if layer.kind != "linear" else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        survey.survey(placed, stopped.job(tmp_path / "stopped"))
+        survey.measure_layers(placed, stopped.job(tmp_path / "stopped"))
     path.write_text(path.read_text()[:-25])  # killed while writing a line
     before = read_table(SETTING, tmp_path / "stopped").points
     assert 0 < len(before) < len(whole.points)
     again = FakeRuntime()
-    assert survey.survey(placed, again.job(tmp_path / "stopped")).points == whole.points
+    assert survey.measure_layers(placed, again.job(tmp_path / "stopped")).points == whole.points
     assert not set(again.log) & set(before), "what was measured is not measured again"
     silent = FakeRuntime()
-    survey.survey(placed, silent.job(tmp_path / "stopped"))
+    survey.measure_layers(placed, silent.job(tmp_path / "stopped"))
     assert silent.log == []
 
 
@@ -258,7 +266,7 @@ def test_a_survey_goes_on_where_it_was_stopped(tmp_path: Path, residual: Couplin
 
 
 def test_another_setting_is_another_table(tmp_path: Path) -> None:
-    append(SETTING, [(conv(1, 8, 8), {"ms": 1.5})], tmp_path)
+    append_points(SETTING, [(conv(1, 8, 8), {"ms": 1.5})], tmp_path)
     assert read_table(SETTING, tmp_path).points == {conv(1, 8, 8): 1.5}
     for other in (("b", "fake", "1", 1), ("a machine", "x", "1", 1), ("a machine", "fake", "2", 1)):
         assert read_table(Setting(*other, "float32", 1), tmp_path).points == {}
@@ -267,7 +275,7 @@ def test_another_setting_is_another_table(tmp_path: Path) -> None:
 
 
 def test_what_was_timed_in_another_way_is_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    append(SETTING, [(conv(1, 8, 8), {"ms": 1.5})], tmp_path)
+    append_points(SETTING, [(conv(1, 8, 8), {"ms": 1.5})], tmp_path)
     monkeypatch.setattr("slim_model.cost.latency_store._MEASURED_AS", 0)
     assert read_table(SETTING, tmp_path).points == {}
 
@@ -293,7 +301,7 @@ def test_auto_takes_the_step_that_was_measured(monkeypatch: pytest.MonkeyPatch) 
     assert width_step("auto", "cpu") == 4
     row = RUNTIMES["onnxruntime"]
     runtime = FakeRuntime(lambda layer: staircase_ms(layer, 32))
-    survey.survey((), runtime.job(cache_folder(), setting_of(row)))
+    survey.measure_layers((), runtime.job(cache_folder(), setting_of(row)))
     assert measured_step("cpu") == 32
     assert width_step("auto", "cpu") == 32
     assert width_step(6, "cpu") == 6
@@ -305,7 +313,7 @@ def test_auto_takes_the_step_that_was_measured(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def latency(tmp_path: Path, residual: Coupling) -> ModelLatency:
-    return model_latency(survey.survey(layers_of(residual), FakeRuntime().job(tmp_path)), residual)
+    return model_latency(survey.measure_layers(layers_of(residual), FakeRuntime().job(tmp_path)), residual)
 
 
 def test_a_model_takes_the_sum_of_its_layers(latency: ModelLatency, residual: Coupling) -> None:
@@ -351,7 +359,7 @@ def test_measurements_on_both_sides_of_the_limit_count(latency: ModelLatency, re
 
 def test_layers_without_a_table_cost_what_their_macs_do_elsewhere(tmp_path: Path, residual: Coupling) -> None:
     placed = layers_of(residual)
-    table = survey.survey(placed[:-1], FakeRuntime().job(tmp_path))
+    table = survey.measure_layers(placed[:-1], FakeRuntime().job(tmp_path))
     latency = model_latency(table, residual)
     assert len(latency.placed) == len(placed) - 1
     parts = latency.layers_ms(all_of(residual))
@@ -377,7 +385,7 @@ def test_a_batch_is_measured_at_its_size() -> None:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
     """The formula as a runtime that can be named; a whole model takes 5 ms."""
-    runtime = FakeRuntime(lambda it: staircase_ms(it) if isinstance(it, Layer) else 5.0)
+    runtime = FakeRuntime(lambda it: staircase_ms(it) if isinstance(it, LayerShape) else 5.0)
     monkeypatch.setitem(RUNTIMES, "fake", runtime.row)
     on_its_clock = functools.partial(interleave, clock=lambda: runtime.now)
     for timed in (survey, learn):
@@ -402,7 +410,7 @@ def test_the_command_shows_layers_steps_and_the_whole(
     assert "whole model: 5.00 ms measured" in text
     fake.log.clear()
     assert cli.run(["profile", str(tmp_path / "net.pt"), *options]) == 0
-    assert not any(isinstance(it, Layer) for it in fake.log), "a second run finds everything in the table"
+    assert not any(isinstance(it, LayerShape) for it in fake.log), "a second run finds everything in the table"
 
 
 def test_the_command_without_a_model_learns_steps(

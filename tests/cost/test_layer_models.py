@@ -14,15 +14,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from micronets import NETS
 from micronets.compiled import BATCH, coupling_of
-from slim_model.cost.counted import Meter
-from slim_model.cost.layer_models import KINDS, as_module, at_widths, example, layers_of, stored_bytes, write_onnx
+from slim_model.cost.counted import CostModel
+from slim_model.cost.layer_models import (
+    KINDS,
+    example_inputs,
+    layers_at_widths,
+    layers_of,
+    module_of_layer,
+    stored_bytes,
+    write_onnx,
+)
 from slim_model.graph.nodes import shape_of
-from slim_model.ops import Layer
+from slim_model.ops import LayerShape
 
 
-def ran(layer: Layer) -> Tensor:
+def ran(layer: LayerShape) -> Tensor:
     with torch.no_grad():
-        found: Tensor = as_module(layer, torch.float32)(*example(layer, torch.float32))
+        found: Tensor = module_of_layer(layer, torch.float32)(*example_inputs(layer, torch.float32))
     return found
 
 
@@ -30,7 +38,7 @@ def ran(layer: Layer) -> Tensor:
 def test_a_layer_alone_does_the_work_of_its_operator(name: str) -> None:
     """As many outputs as the node has, and as many multiply-adds as its own row counts."""
     coupling = coupling_of(name)
-    macs = Meter(coupling).by_layer()
+    macs = CostModel(coupling).by_layer()
     for placed in layers_of(coupling, batch=BATCH):
         with FlopCounterMode(display=False) as counter:
             out = ran(placed.layer)
@@ -46,8 +54,8 @@ def test_a_small_layer_alone_does_the_work_of_the_small_operator(name: str) -> N
     keep = coupling.keep_all()
     for group in coupling.groups:
         keep[group.channels[1::2]] = False
-    meter = Meter(coupling)
-    macs, small = meter.by_layer(keep), at_widths(meter, keep, batch=BATCH)
+    meter = CostModel(coupling)
+    macs, small = meter.by_layer(keep), layers_at_widths(meter, keep, batch=BATCH)
     for placed in layers_of(coupling, batch=BATCH):
         layer = small[placed.node]
         assert len(layer.widths) == len(placed.layer.widths)
@@ -60,20 +68,20 @@ def test_a_small_layer_alone_does_the_work_of_the_small_operator(name: str) -> N
 
 
 LAYERS = {
-    "conv": Layer("conv", 2, ((9, 8), (3, 2), (2, 1), (1, 1), (1, 1), (1, 2), (0, 0), (0,)), (1, 3, 5)),
-    "transposed conv": Layer("conv", 2, ((5,), (3,), (2,), (1,), (1,), (1,), (1,), (1,)), (1, 3, 4)),
-    "pointwise": Layer("pointwise", 1, ((4, 4), (1, 1), (1, 1), (0, 0), (0, 0), (1, 1), (0, 0), (0,)), (1, 3, 5)),
-    "depthwise": Layer("depthwise", 1, ((6, 6), (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (0,)), (4, 1, 2)),
-    "grouped": Layer("grouped", 1, ((6, 6), (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (0,)), (2, 3, 4)),
-    "linear": Layer("linear", 7, (), (6, 5)),
-    "matmul": Layer("matmul", 2, (), (3, 4, 5, 6)),
-    "attention": Layer("attention", 2, ((4,), (5,)), (3, 8, 6)),
-    "silu": Layer("silu", 2, (), (12,)),
-    "gelu": Layer("gelu", 2, (), (12,)),
-    "hardswish": Layer("hardswish", 2, (), (12,)),
-    "mul": Layer("mul", 2, (), (12,)),
-    "layer_norm": Layer("layer_norm", 6, (), (8,)),
-    "nothing": Layer("nothing", 1, (), ()),
+    "conv": LayerShape("conv", 2, ((9, 8), (3, 2), (2, 1), (1, 1), (1, 1), (1, 2), (0, 0), (0,)), (1, 3, 5)),
+    "transposed conv": LayerShape("conv", 2, ((5,), (3,), (2,), (1,), (1,), (1,), (1,), (1,)), (1, 3, 4)),
+    "pointwise": LayerShape("pointwise", 1, ((4, 4), (1, 1), (1, 1), (0, 0), (0, 0), (1, 1), (0, 0), (0,)), (1, 3, 5)),
+    "depthwise": LayerShape("depthwise", 1, ((6, 6), (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (0,)), (4, 1, 2)),
+    "grouped": LayerShape("grouped", 1, ((6, 6), (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (0,)), (2, 3, 4)),
+    "linear": LayerShape("linear", 7, (), (6, 5)),
+    "matmul": LayerShape("matmul", 2, (), (3, 4, 5, 6)),
+    "attention": LayerShape("attention", 2, ((4,), (5,)), (3, 8, 6)),
+    "silu": LayerShape("silu", 2, (), (12,)),
+    "gelu": LayerShape("gelu", 2, (), (12,)),
+    "hardswish": LayerShape("hardswish", 2, (), (12,)),
+    "mul": LayerShape("mul", 2, (), (12,)),
+    "layer_norm": LayerShape("layer_norm", 6, (), (8,)),
+    "nothing": LayerShape("nothing", 1, (), ()),
 }
 
 
@@ -86,11 +94,11 @@ def test_onnx_and_module_compute_the_same(name: str, tmp_path: Path) -> None:
     """All copies in the file are summed; each has weights of its own."""
     layer, path = LAYERS[name], tmp_path / "layer.onnx"
     copies = write_onnx(layer, path, torch.float32)
-    inputs = example(layer, torch.float32)
+    inputs = example_inputs(layer, torch.float32)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {f"i{n}": x.numpy() for n, x in enumerate(inputs)})
     stored = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in onnx.load(path).graph.initializer}
-    module, expected = as_module(layer, torch.float32), torch.zeros(())
+    module, expected = module_of_layer(layer, torch.float32), torch.zeros(())
     count = len(list(module.parameters()))
     for copy in range(copies):
         module.weights = nn.ParameterList(stored[f"w{i}_{copy}"] for i in range(count))
@@ -112,4 +120,4 @@ def test_half_precision(tmp_path: Path) -> None:
     write_onnx(LAYERS["linear"], tmp_path / "half.onnx", torch.float16)
     (value, *_) = onnx.load(tmp_path / "half.onnx").graph.input
     assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-    assert example(LAYERS["linear"], torch.float16)[0].dtype is torch.float16
+    assert example_inputs(LAYERS["linear"], torch.float16)[0].dtype is torch.float16

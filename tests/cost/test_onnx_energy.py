@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from slim_model.cost.counted import Meter
-from slim_model.cost.onnx_energy import estimated_energy
+from slim_model.cost.counted import CostModel
+from slim_model.cost.onnx_energy import estimate_energy
 from slim_model.coupling.couple import couple
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
@@ -33,8 +33,8 @@ def test_a_file_takes_what_its_graph_does(name: str, tmp_path: Path) -> None:
     graph = simplify(trace(trained(net), (torch.randn(shape),)))
     to_onnx(graph, tmp_path / "out.onnx", opset=None, metadata={})
     one = (1, *shape[1:])
-    assert estimated_energy(tmp_path / "out.onnx", [one]) == pytest.approx(Meter(couple(graph)).energy())
-    assert estimated_energy(tmp_path / "out.onnx", [(4, *shape[1:])]) > Meter(couple(graph)).energy()  # type: ignore[operator]
+    assert estimate_energy(tmp_path / "out.onnx", [one]) == pytest.approx(CostModel(couple(graph)).energy())
+    assert estimate_energy(tmp_path / "out.onnx", [(4, *shape[1:])]) > CostModel(couple(graph)).energy()  # type: ignore[operator]
 
 
 def test_sizes_that_follow_from_values_are_not_guessed(tmp_path: Path) -> None:
@@ -49,4 +49,4 @@ def test_sizes_that_follow_from_values_are_not_guessed(tmp_path: Path) -> None:
     program = torch.onnx.export(Chosen(), (torch.randn(6, 4),), dynamo=True, verbose=False)
     assert program is not None
     program.save(tmp_path / "chosen.onnx")
-    assert estimated_energy(tmp_path / "chosen.onnx", [(6, 4)]) is None
+    assert estimate_energy(tmp_path / "chosen.onnx", [(6, 4)]) is None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slim_model.coupling.couple import components, couple
+from slim_model.coupling.couple import couple, find_components
 from slim_model.coupling.coupling import Coupling, Group, Pinned
 from slim_model.errors import InputError
 from slim_model.graph.trace import trace
@@ -196,7 +196,7 @@ def test_what_is_tied_is_one_component_and_what_is_tied_to_0_is_fixed() -> None:
     """1 = 3 = 4, 2 = 0, and 5 is fixed besides."""
     ties = [(np.array(a), np.array(b)) for a, b in (([1, 2], [3, 0]), ([4], [3]))]
     walk: Any = SimpleNamespace(labels=7, ties=[(torch.from_numpy(a), torch.from_numpy(b), None) for a, b in ties])
-    component = components(walk, [np.array([5])])
+    component = find_components(walk, [np.array([5])])
     assert component[[0, 2, 5]].tolist() == [0, 0, 0]
     assert len({*component[[1, 3, 4]].tolist()}) == 1
     assert len({0, component[1], component[6]}) == 3
@@ -204,7 +204,7 @@ def test_what_is_tied_is_one_component_and_what_is_tied_to_0_is_fixed() -> None:
 
 def test_nothing_tied_is_a_component_for_each() -> None:
     walk: Any = SimpleNamespace(labels=3, ties=[])
-    assert sorted(components(walk, []).tolist()) == [0, 1, 2]
+    assert sorted(find_components(walk, []).tolist()) == [0, 1, 2]
 
 
 def two_layers() -> Coupling:

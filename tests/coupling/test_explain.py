@@ -24,11 +24,11 @@ import small_nets
 from micronets import NETS
 from micronets.compiled import coupling_of
 from slim_model import cli
-from slim_model.coupling.couple import components, couple
+from slim_model.coupling.couple import couple, find_components
 from slim_model.coupling.coupling import Coupling
 from slim_model.coupling.explain import Explanation, Hold, explain
 from slim_model.coupling.pin_reasons import ASKED, MEETS_FIXED
-from slim_model.coupling.remedies import REMEDIES, remedy
+from slim_model.coupling.remedies import REMEDIES, remedy_for
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
 from slim_model.graph.trace import trace
@@ -96,7 +96,7 @@ def test_every_reason_has_a_remedy() -> None:
 
 
 def test_a_reason_with_details_has_the_remedy_of_its_kind() -> None:
-    assert remedy("removing channels here could not be shown to be exact (its values differ)").startswith("Please")
+    assert remedy_for("removing channels here could not be shown to be exact (its values differ)").startswith("Please")
 
 
 # -- laws over every micro-net --------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def freed_without(coupling: Coupling, hold: Hold) -> int:
     if hold.why == MEETS_FIXED:
         ties = [Tie(a[m], b[m], n) for a, b, n in ties for m in [(a != 0) == (b != 0) if _is(hold, n) else a >= 0]]
     without = dataclasses.replace(labelled, pins=pins, ties=ties)
-    component = components(without, [pin.labels.numpy() for pin in pins])
+    component = find_components(without, [pin.labels.numpy() for pin in pins])
     made = np.unique(np.concatenate([axis.numpy() for axis, _ in labelled.made]))
     return int(((coupling.component[made] == 0) & (component[made] != 0)).sum())
 

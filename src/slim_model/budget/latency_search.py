@@ -15,7 +15,7 @@ from slim_model.budget.plan import Plan, least_of, plan_of
 from slim_model.cost.latency_model import ModelLatency, Point, model_latency
 from slim_model.cost.latency_store import setting_of
 from slim_model.cost.layer_models import layers_of
-from slim_model.cost.measure_layers import Survey, survey
+from slim_model.cost.measure_layers import MeasuringJob, measure_layers
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.errors import BudgetError
@@ -83,7 +83,7 @@ def runtime_on(device: str) -> Runtime:
 def time_layers(coupling: Coupling, row: Runtime, threads: int, progress: Progress) -> ModelLatency:
     """What the table says of the model, once it holds all of its layers."""
     setting = setting_of(row, threads=threads)
-    return model_latency(survey(layers_of(coupling), Survey(row, setting), progress), coupling)
+    return model_latency(measure_layers(layers_of(coupling), MeasuringJob(row, setting), progress), coupling)
 
 
 def _searched(

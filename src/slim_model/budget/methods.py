@@ -14,7 +14,7 @@ import numpy as np
 
 from slim_model.budget.knapsack import pack
 from slim_model.budget.plan import FLOOR, keep_best, lowest
-from slim_model.cost.counted import Meter
+from slim_model.cost.counted import CostModel
 from slim_model.coupling.coupling import Coupling, Group
 
 Counts = list[int]
@@ -214,7 +214,7 @@ def _below(problem: Problem, group: int, count: int, least: float) -> int | None
 def energy(problem: Problem, *, guard: float = 0.5) -> Counts:
     """The groups whose layers draw most first, each until it has lost the share ``guard`` of its worth, as long as the
     limit is not met; where that is too little, the least guard that is not (after Yang, Chen, Sze, CVPR 2017)."""
-    meter = Meter(problem.coupling)
+    meter = CostModel(problem.coupling)
 
     def drawn(group: int) -> float:
         counts = problem.full

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slim_model.budget.goal import Goal
 from slim_model.budget.plan import FLOOR, Plan, best_first, check_any, keep_best, lowest, plan_of, refilled, rungs_of
-from slim_model.coupling.attention_heads import left
+from slim_model.coupling.attention_heads import share_left
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import BudgetError
 from slim_model.graph.graph import Graph
@@ -49,7 +49,7 @@ def ratios_of(goal: Goal, coupling: Coupling, dense: Graph, heads: Sequence[bool
     if coupling.graph is dense and goal.rounds == 1:
         return [goal.ratio] * len(coupling.groups)
     kept = (1 - goal.ratio) ** (goal.round / goal.rounds)
-    shares = [left(group, coupling.graph, dense) for group in coupling.groups]
+    shares = [share_left(group, coupling.graph, dense) for group in coupling.groups]
     if goal.allocation.kind == "global" and goal.rounds > 1:  # what one group lost more than its share, others keep
         widths = [group.width for group in coupling.groups]
         whole = sum(width / share for width, share in zip(widths, shares, strict=True))

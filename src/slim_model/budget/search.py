@@ -17,7 +17,7 @@ from slim_model.budget.output_damage import damage
 from slim_model.budget.plan import Plan
 from slim_model.budget.ratio import plan_by_ratio, ratios_of
 from slim_model.budget.sensitivity import Scan, scan
-from slim_model.cost.counted import Meter
+from slim_model.cost.counted import CostModel
 
 
 def plan_for(task: Task) -> Choice:
@@ -70,7 +70,7 @@ def plan_within_limit(task: Task, curves: Sequence[Curve] = ()) -> tuple[Plan, M
     if goal.price.of is None:
         assert layers is not None
         return plan_within_latency(task, search, layers)
-    price_of = partial(goal.price.of, Meter(coupling))
+    price_of = partial(goal.price.of, CostModel(coupling))
     if goal.price.file:
         return plan_within_file_size(task, search, price_of)
     dense = price_of(None)

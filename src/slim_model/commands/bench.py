@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slim_model.commands.outputs import check_places, publish
-from slim_model.cost.onnx_energy import estimated_energy
+from slim_model.cost.onnx_energy import estimate_energy
 from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe as describe_error
 from slim_model.loading.model_file import Artifact, artifact, describe
@@ -128,7 +128,7 @@ def _estimated(file: Artifact, measured: Energy, shapes: Any) -> float | None:
     """Where no meter told it, and the file is one that can be counted."""
     if measured.joules is not None or file.kind != "onnx":
         return None
-    return estimated_energy(file.path, [shape for shape, _ in shapes])
+    return estimate_energy(file.path, [shape for shape, _ in shapes])
 
 
 def _timed(file: Artifact, comparison: Comparison, first: Artifact) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from slim_model.cost.latency_model import model_latency
 from slim_model.cost.latency_store import check_cache, setting_of
 from slim_model.cost.latency_table import LatencyTable, Setting
 from slim_model.cost.layer_models import Placed, layers_of
-from slim_model.cost.measure_layers import Survey, numbers, survey
+from slim_model.cost.measure_layers import MeasuringJob, measure_layers, ms_of
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import InputError
@@ -51,7 +51,7 @@ def learn(job: ProfileJob, progress: Progress) -> Learned:
     setting = setting_of(row, threads=job.threads, dtype=job.dtype, batch=job.batch)
     path = check_cache(setting, job.cache)
     if job.source is None:
-        return Learned(survey((), Survey(row, setting, job.cache), progress), path, (), (), None)
+        return Learned(measure_layers((), MeasuringJob(row, setting, job.cache), progress), path, (), (), None)
     progress(f"reading {job.source.path.name}")
     subject = load(job.source.path, job.source.options)
     progress("tracing the model")
@@ -60,7 +60,7 @@ def learn(job: ProfileJob, progress: Progress) -> Learned:
     placed = layers_of(coupling, batch=job.batch)
     if not placed:
         raise InputError(f"{job.source.path}: it has no layer that can be timed alone.")
-    table = survey(placed, Survey(row, setting, job.cache), progress)
+    table = measure_layers(placed, MeasuringJob(row, setting, job.cache), progress)
     progress("timing the whole model")
     whole = _whole(row, setting, subject.model, graph), _predicted(table, coupling)
     return Learned(table, path, tuple(placed), tuple(_name(graph, p) for p in placed), whole)
@@ -83,7 +83,7 @@ def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> fl
             to_onnx(runnable_form(graph, model), held, opset=None, metadata={}, device=row.device, weights_beside=True)
         with quiet():
             run = row.prepare(held, inputs, setting.threads)
-            return numbers(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]
+            return ms_of(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]
 
 
 def _batched(x: Tensor, batch: int) -> Tensor:

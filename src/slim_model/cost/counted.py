@@ -50,11 +50,11 @@ class Operands(NamedTuple):
 
 
 def cost(coupling: Coupling, keep: np.ndarray | None = None) -> Cost:
-    """``Meter`` for one question; who asks often keeps the Meter."""
-    return Meter(coupling)(keep)
+    """``CostModel`` for one question; who asks often keeps the model."""
+    return CostModel(coupling)(keep)
 
 
-class Meter:
+class CostModel:
     """``meter(keep)`` is the cost of a plan; ``keep``: bool by component number, None for all channels."""
 
     def __init__(self, coupling: Coupling) -> None:
@@ -136,7 +136,7 @@ class Meter:
                 arguments = {name: self._template(x) for name, x in labelled.arguments(node).items()}
                 yield node, row, self._template(outputs[0]), arguments
 
-    def _all_stored(self) -> tuple[_Tensors, np.ndarray, np.ndarray]:
+    def _all_stored(self) -> tuple[_Shapes, np.ndarray, np.ndarray]:
         graph, shapes, sizes, trained = self._coupling.graph, [], [], []
         for owner, tensor in graph.tensors.items():
             if owner in self._coupling.labelled.shared:
@@ -148,9 +148,9 @@ class Meter:
             shapes.append(tuple(shape))
             sizes.append(tensor.element_size())
             trained.append(owner in graph.parameter_names)
-        return _Tensors(shapes), np.array(sizes, np.int64), np.array(trained, bool)
+        return _Shapes(shapes), np.array(sizes, np.int64), np.array(trained, bool)
 
-    def _all_made(self) -> tuple[_Tensors, np.ndarray, csr_matrix]:
+    def _all_made(self) -> tuple[_Shapes, np.ndarray, csr_matrix]:
         """What operators put into memory; ``alive[i, j]``: value j is needed when operator i has run."""
         nodes = list(self._coupling.graph.nodes)
         last = _last_uses(nodes)
@@ -172,7 +172,7 @@ class Meter:
         # Sparse: most values live for a few operators. A product with the sizes gives the memory at each operator.
         ones = np.ones(len(operators), np.int8)
         alive = csr_matrix((ones, (operators, values)), shape=(len(nodes), len(shapes)))
-        return _Tensors(shapes), np.array(element_bytes, np.int64), alive
+        return _Shapes(shapes), np.array(element_bytes, np.int64), alive
 
     def _template(self, argument: Any) -> Any:
         if isinstance(argument, Value):
@@ -197,7 +197,7 @@ class _Shape:
     sizes: tuple[int, ...]
 
 
-class _Tensors:
+class _Shapes:
     """How many values some tensors hold, for given sizes of the axes."""
 
     def __init__(self, shapes: Iterable[tuple[int, ...]]) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import fx
 
-from slim_model.cost.counted import Meter
+from slim_model.cost.counted import CostModel
 from slim_model.cost.latency_table import LatencyTable
-from slim_model.cost.layer_models import Placed, at_widths, layers_of
+from slim_model.cost.layer_models import Placed, layers_at_widths, layers_of
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import InputError
 
@@ -22,7 +22,7 @@ class ModelLatency:
     them, which depends on their widths far less than they do."""
 
     table: LatencyTable
-    meter: Meter
+    meter: CostModel
     placed: tuple[Placed, ...]
     ms_per_mac: float
     """Of the layers in the table, on average: what layers that are not in it are taken to cost."""
@@ -35,7 +35,7 @@ class ModelLatency:
     def layers_ms(self, keep: np.ndarray | None) -> dict[fx.Node, float]:
         """Each layer's part of ``ms``."""
         batch = self.table.setting.batch
-        now = at_widths(self.meter, keep, batch=batch)
+        now = layers_at_widths(self.meter, keep, batch=batch)
         found = {node: macs * batch * self.ms_per_mac for node, macs in self.meter.by_layer(keep).items()}
         for placed in self.placed:
             layer = now[placed.node]
@@ -79,7 +79,7 @@ def model_latency(table: LatencyTable, coupling: Coupling) -> ModelLatency:
     placed = tuple(p for p in layers_of(coupling, batch=batch) if table.covers(p))
     if not placed:
         raise InputError("no layer of this model was measured here yet. Run slim-model profile IN first.")
-    meter = Meter(coupling)
+    meter = CostModel(coupling)
     macs = meter.by_layer()
     spent = sum(table.latency_ms(p, p.layer.widths) for p in placed if p.node in macs)
     return ModelLatency(table, meter, placed, spent / max(1, batch * sum(macs.get(p.node, 0) for p in placed)))

@@ -19,7 +19,7 @@ from slim_model.cost.latency_table import LatencyTable, Setting, make_table
 from slim_model.errors import InputError
 from slim_model.measuring.machine import cpu_flags, environment, vector_width_channels
 from slim_model.measuring.runtimes import RUNTIMES, Runtime, version_of
-from slim_model.ops import Layer
+from slim_model.ops import LayerShape
 
 _PLACE = Path("slim-model") / "latency"
 _MEASURED_AS = 2
@@ -77,7 +77,7 @@ def check_cache(setting: Setting, cache: Path | None) -> Path:
     return path
 
 
-def read_points(setting: Setting, cache: Path | None = None) -> dict[Layer, float]:
+def read_points(setting: Setting, cache: Path | None = None) -> dict[LayerShape, float]:
     """ms of the layers that were measured so far. The table is there to save time: what cannot be read is measured
     again, be it a line that was cut off, one that makes no sense, or the whole file."""
     path = table_path(setting, cache)
@@ -93,11 +93,11 @@ def read_table(setting: Setting, cache: Path | None = None) -> LatencyTable:
     return make_table(setting, read_points(setting, cache))
 
 
-def _point(line: str) -> tuple[Layer, float] | None:
+def _point(line: str) -> tuple[LayerShape, float] | None:
     """A layer and its ms, of a line that has both in the types that they should have."""
     try:
         row = json.loads(line)
-        layer = Layer(row["kind"], row["count"], tuple(map(tuple, row["fixed"])), tuple(row["widths"]))
+        layer = LayerShape(row["kind"], row["count"], tuple(map(tuple, row["fixed"])), tuple(row["widths"]))
         numbers = (layer.count, *layer.widths, *(n for part in layer.fixed for n in part))
         told = isinstance(layer.kind, str) and all(type(n) in (int, bool) for n in numbers)
         ms = float(row["ms"])
@@ -106,7 +106,9 @@ def _point(line: str) -> tuple[Layer, float] | None:
     return (layer, ms) if told and 0 <= ms < math.inf else None
 
 
-def append(setting: Setting, rows: Sequence[tuple[Layer, dict[str, Any]]], cache: Path | None = None) -> str | None:
+def append_points(
+    setting: Setting, rows: Sequence[tuple[LayerShape, dict[str, Any]]], cache: Path | None = None
+) -> str | None:
     """Add measured layers; a line that was cut off is ended first. Returns why they could not be kept, if so."""
     path = table_path(setting, cache)
     if path is None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from slim_model.cost.layer_models import Placed
-from slim_model.ops import Layer
+from slim_model.ops import LayerShape
 
 RUNGS = {0: (1.0,), 1: tuple(n / 8 for n in range(1, 9)), 2: (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1), 3: (1 / 4, 1 / 2, 1)}
 """Parts of the dense width that are measured, by the number of widths that vary at once."""
@@ -22,14 +22,17 @@ PROBED = tuple(64 + n for n in (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
 """Widths that tell the steps apart: one octave with all remainders that matter."""
 FLAT = 0.25
 """A step is one if rounding up to it costs no more than this part of what so many more channels cost on average."""
-NOTHING = Layer("nothing", 1, (), ())
+NOTHING = LayerShape("nothing", 1, (), ())
 _SQUARE = ((28, 28), (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (0,))
 _POINT = ((28, 28), (1, 1), (1, 1), (0, 0), (0, 0), (1, 1), (0, 0), (0,))
-PROBES: dict[str, dict[int, Layer]] = {
-    "conv": {1: Layer("conv", 1, _SQUARE, (1, 64, 64)), 2: Layer("conv", 1, _SQUARE, (1, 64, 64))},
-    "pointwise": {1: Layer("pointwise", 1, _POINT, (1, 128, 128)), 2: Layer("pointwise", 1, _POINT, (1, 128, 128))},
-    "depthwise": {0: Layer("depthwise", 1, _SQUARE, (64, 1, 1))},
-    "linear": {0: Layer("linear", 196, (), (256, 256)), 1: Layer("linear", 196, (), (256, 256))},
+PROBES: dict[str, dict[int, LayerShape]] = {
+    "conv": {1: LayerShape("conv", 1, _SQUARE, (1, 64, 64)), 2: LayerShape("conv", 1, _SQUARE, (1, 64, 64))},
+    "pointwise": {
+        1: LayerShape("pointwise", 1, _POINT, (1, 128, 128)),
+        2: LayerShape("pointwise", 1, _POINT, (1, 128, 128)),
+    },
+    "depthwise": {0: LayerShape("depthwise", 1, _SQUARE, (64, 1, 1))},
+    "linear": {0: LayerShape("linear", 196, (), (256, 256)), 1: LayerShape("linear", 196, (), (256, 256))},
 }
 """By kind and the width that is varied: the layer on which its step is learned."""
 
@@ -52,7 +55,7 @@ class LatencyTable:
     the same and a power of two below the step: how much dearer a width is that it, and no more, divides."""
 
     setting: Setting
-    points: Mapping[Layer, float]
+    points: Mapping[LayerShape, float]
     steps: Mapping[tuple[str, int], int]
     penalties: Mapping[tuple[str, int], Mapping[int, float]]
 
@@ -69,11 +72,11 @@ class LatencyTable:
         parts = RUNGS[min(sum(placed.free), 3)]
         kind, widths = placed.layer.kind, placed.layer.widths
         return [
-            ladder(width, self.steps.get((kind, i), 1), parts) if free else (width,)
+            widths_to_measure(width, self.steps.get((kind, i), 1), parts) if free else (width,)
             for i, (width, free) in enumerate(zip(widths, placed.free, strict=True))
         ]
 
-    def grid(self, placed: Placed) -> list[Layer]:
+    def grid(self, placed: Placed) -> list[LayerShape]:
         """What must be measured to know the layer at all widths."""
         return [replace(placed.layer, widths=widths) for widths in itertools.product(*self.rungs(placed))]
 
@@ -100,7 +103,7 @@ class LatencyTable:
         return self.penalties.get((kind, axis), {}).get(width & -width, 1.0)
 
 
-def ladder(width: int, step: int, parts: Sequence[float]) -> tuple[int, ...]:
+def widths_to_measure(width: int, step: int, parts: Sequence[float]) -> tuple[int, ...]:
     """Multiples of ``step`` near these parts of ``width``, and it itself: ``(100, 16, (.25, .5)) -> 32, 48, 100``."""
     return tuple(sorted({min(width, max(step, round(width * part / step) * step)) for part in parts} | {width}))
 
@@ -118,19 +121,19 @@ def _between(rungs: Sequence[int], width: int) -> tuple[tuple[int, float], ...]:
 # -- the width step -------------------------------------------------------------------------------------------------
 
 
-def make_table(setting: Setting, points: Mapping[Layer, float]) -> LatencyTable:
+def make_table(setting: Setting, points: Mapping[LayerShape, float]) -> LatencyTable:
     """Steps and penalties follow from the points."""
     steps, penalties = {}, {}
     for kind, axes in PROBES.items():
         for axis, probe in axes.items():
-            taken = {layer.widths[axis]: points[layer] for layer in probed(probe, axis) if layer in points}
+            taken = {layer.widths[axis]: points[layer] for layer in probe_layers(probe, axis) if layer in points}
             if len(taken) == len(PROBED):
                 steps[kind, axis] = learned_step(taken)
                 penalties[kind, axis] = _penalties(taken, steps[kind, axis])
     return LatencyTable(setting, points, steps, penalties)
 
 
-def probed(probe: Layer, axis: int) -> list[Layer]:
+def probe_layers(probe: LayerShape, axis: int) -> list[LayerShape]:
     return [replace(probe, widths=(*probe.widths[:axis], width, *probe.widths[axis + 1 :])) for width in PROBED]
 
 

@@ -17,24 +17,24 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
-from slim_model.cost.counted import Meter
+from slim_model.cost.counted import CostModel
 from slim_model.coupling.coupling import Coupling
-from slim_model.ops import Layer
+from slim_model.ops import LayerShape
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LayerKind:
     """``inputs`` and ``weights``: shapes by layer; ``nodes``: ONNX from inputs i0, i1 and weights w0, w1 to "out";
     ``module`` computes the same in PyTorch, from the inputs and its own weights. ``copies`` of the layer, which read
     the same input and are summed, make up the ONNX model: what a runtime spends on entering and leaving a memory
     layout of its own is then shared, as among the layers of a whole model."""
 
-    inputs: Callable[[Layer], list[Shape]]
-    weights: Callable[[Layer], list[Shape]]
-    nodes: Callable[[Layer], list[onnx.NodeProto]]
-    module: Callable[[Layer], Callable[..., Tensor]]
+    inputs: Callable[[LayerShape], list[Shape]]
+    weights: Callable[[LayerShape], list[Shape]]
+    nodes: Callable[[LayerShape], list[onnx.NodeProto]]
+    module: Callable[[LayerShape], Callable[..., Tensor]]
     copies: int = 1
 
 
@@ -43,7 +43,7 @@ class Placed:
     """A layer of a model: its node, and which of its widths pruning can change."""
 
     node: fx.Node
-    layer: Layer
+    layer: LayerShape
     free: tuple[bool, ...]
 
 
@@ -56,11 +56,11 @@ def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
     A width is free if it differs once only one channel of each group is kept. Left out are layers of which more than
     widths then differs: a convolution that runs along channels.
     """
-    meter, keep = Meter(coupling), coupling.keep_all()
-    dense = at_widths(meter, None, batch=batch)
+    meter, keep = CostModel(coupling), coupling.keep_all()
+    dense = layers_at_widths(meter, None, batch=batch)
     for group in coupling.groups:
         keep[group.channels[1:]] = False
-    least = at_widths(meter, keep, batch=batch)
+    least = layers_at_widths(meter, keep, batch=batch)
     return [
         Placed(node, layer, tuple(a != b for a, b in zip(layer.widths, least[node].widths, strict=True)))
         for node, layer in dense.items()
@@ -68,7 +68,7 @@ def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
     ]
 
 
-def at_widths(meter: Meter, keep: np.ndarray | None, *, batch: int = 1) -> dict[fx.Node, Layer]:
+def layers_at_widths(meter: CostModel, keep: np.ndarray | None, *, batch: int = 1) -> dict[fx.Node, LayerShape]:
     """Each layer with the channels ``keep``, for ``batch`` examples."""
     found = {}
     for node, row, out, arguments in meter.layers(keep):
@@ -83,12 +83,12 @@ def at_widths(meter: Meter, keep: np.ndarray | None, *, batch: int = 1) -> dict[
 # -- as models of their own -----------------------------------------------------------------------------------------
 
 
-def example(layer: Layer, dtype: torch.dtype) -> list[Tensor]:
+def example_inputs(layer: LayerShape, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).to(dtype) for shape in KINDS[layer.kind].inputs(layer)]
 
 
-def write_onnx(layer: Layer, path: Path, dtype: torch.dtype) -> int:
+def write_onnx(layer: LayerShape, path: Path, dtype: torch.dtype) -> int:
     """The layer as an ONNX file with random weights; returns how many copies of it are in the file."""
     kind, number = KINDS[layer.kind], {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}[dtype]
     random = np.random.default_rng(0)
@@ -115,12 +115,12 @@ def _copied(nodes: list[onnx.NodeProto], copy: int) -> list[onnx.NodeProto]:
     return nodes
 
 
-def as_module(layer: Layer, dtype: torch.dtype) -> nn.Module:
+def module_of_layer(layer: LayerShape, dtype: torch.dtype) -> nn.Module:
     return _Alone(layer, dtype).eval()
 
 
 class _Alone(nn.Module):
-    def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: LayerShape, dtype: torch.dtype) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         shapes = KINDS[layer.kind].weights(layer)
@@ -133,7 +133,7 @@ class _Alone(nn.Module):
         return self.compute(*inputs, *self.weights)
 
 
-def stored_bytes(layer: Layer) -> int:
+def stored_bytes(layer: LayerShape) -> int:
     """Of the weights and inputs as float32, with all copies."""
     kind = KINDS[layer.kind]
     weights = kind.copies * sum(map(math.prod, kind.weights(layer)))
@@ -148,19 +148,19 @@ def _random(random: np.random.Generator, shape: Shape, number: int) -> np.ndarra
 # -- kinds ----------------------------------------------------------------------------------------------------------
 
 
-def _conv_inputs(layer: Layer) -> list[Shape]:
+def _conv_inputs(layer: LayerShape) -> list[Shape]:
     groups, inputs, _ = layer.widths
     return [(layer.count, groups * inputs, *layer.fixed[0])]
 
 
-def _conv_weights(layer: Layer) -> list[Shape]:
+def _conv_weights(layer: LayerShape) -> list[Shape]:
     groups, inputs, outputs = layer.widths
     kernel, transposed = layer.fixed[1], layer.fixed[-1] == (1,)
     weight = (groups * inputs, outputs) if transposed else (groups * outputs, inputs)
     return [(*weight, *kernel), (groups * outputs,)]
 
 
-def _conv_nodes(layer: Layer) -> list[onnx.NodeProto]:
+def _conv_nodes(layer: LayerShape) -> list[onnx.NodeProto]:
     _, kernel, stride, before, after, dilation, output_padding, (transposed,) = layer.fixed
     options: dict[str, Any] = {
         "kernel_shape": kernel,
@@ -174,7 +174,7 @@ def _conv_nodes(layer: Layer) -> list[onnx.NodeProto]:
     return [helper.make_node("ConvTranspose" if transposed else "Conv", ["i0", "w0", "w1"], ["out"], **options)]
 
 
-def _conv_module(layer: Layer) -> Callable[..., Tensor]:
+def _conv_module(layer: LayerShape) -> Callable[..., Tensor]:
     """Padding that differs on the two sides is applied as the larger one: PyTorch knows only one number an axis."""
     _, _, stride, before, after, dilation, output_padding, (transposed,) = layer.fixed
     padding, groups = [max(pair) for pair in zip(before, after, strict=True)], layer.widths[0]
@@ -184,16 +184,16 @@ def _conv_module(layer: Layer) -> Callable[..., Tensor]:
     )
 
 
-def _linear_nodes(layer: Layer) -> list[onnx.NodeProto]:
+def _linear_nodes(layer: LayerShape) -> list[onnx.NodeProto]:
     return [helper.make_node("Gemm", ["i0", "w0", "w1"], ["out"], transB=1)]
 
 
-def _matmul_inputs(layer: Layer) -> list[Shape]:
+def _matmul_inputs(layer: LayerShape) -> list[Shape]:
     matrices, rows, inner, columns = layer.widths
     return [(layer.count, matrices, rows, inner), (layer.count, matrices, inner, columns)]
 
 
-def _attention_inputs(layer: Layer) -> list[Shape]:
+def _attention_inputs(layer: LayerShape) -> list[Shape]:
     heads, key, value = layer.widths
     (asking,), (answering,) = layer.fixed
     return [
@@ -203,7 +203,7 @@ def _attention_inputs(layer: Layer) -> list[Shape]:
     ]
 
 
-def _attention_nodes(layer: Layer) -> list[onnx.NodeProto]:
+def _attention_nodes(layer: LayerShape) -> list[onnx.NodeProto]:
     return [
         helper.make_node("Transpose", ["i1"], ["keys"], perm=[0, 1, 3, 2]),
         helper.make_node("MatMul", ["i0", "keys"], ["scores"]),
@@ -212,14 +212,14 @@ def _attention_nodes(layer: Layer) -> list[onnx.NodeProto]:
     ]
 
 
-def _nothing(layer: Layer) -> list[Shape]:
+def _nothing(layer: LayerShape) -> list[Shape]:
     return []
 
 
-def _numbers(nodes: list[str], module: Callable[..., Tensor], *, inputs: int = 1) -> Kind:
+def _numbers(nodes: list[str], module: Callable[..., Tensor], *, inputs: int = 1) -> LayerKind:
     """``nodes``: an ONNX operator, what it reads and what it gives."""
     words = [node.split() for node in nodes]
-    return Kind(
+    return LayerKind(
         lambda layer: [(layer.count, *layer.widths)] * inputs,
         _nothing,
         lambda layer: [helper.make_node(name, read, [given]) for name, *read, given in words],
@@ -227,26 +227,26 @@ def _numbers(nodes: list[str], module: Callable[..., Tensor], *, inputs: int = 1
     )
 
 
-_CONV = Kind(_conv_inputs, _conv_weights, _conv_nodes, _conv_module, copies=4)
+_CONV = LayerKind(_conv_inputs, _conv_weights, _conv_nodes, _conv_module, copies=4)
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, LayerKind] = {
     "conv": _CONV,
     "pointwise": _CONV,
     "depthwise": _CONV,
     "grouped": _CONV,
-    "linear": Kind(
+    "linear": LayerKind(
         lambda layer: [(layer.count, layer.widths[0])],
         lambda layer: [(layer.widths[1], layer.widths[0]), (layer.widths[1],)],
         _linear_nodes,
         lambda layer: nn.functional.linear,
     ),
-    "matmul": Kind(
+    "matmul": LayerKind(
         _matmul_inputs,
         _nothing,
         lambda layer: [helper.make_node("MatMul", ["i0", "i1"], ["out"])],
         lambda layer: torch.matmul,
     ),
-    "attention": Kind(
+    "attention": LayerKind(
         _attention_inputs,
         _nothing,
         _attention_nodes,
@@ -256,13 +256,13 @@ KINDS: dict[str, Kind] = {
     "gelu": _numbers(["Gelu i0 out"], nn.functional.gelu),
     "hardswish": _numbers(["HardSwish i0 out"], nn.functional.hardswish),
     "mul": _numbers(["Mul i0 i1 out"], torch.mul, inputs=2),
-    "layer_norm": Kind(
+    "layer_norm": LayerKind(
         lambda layer: [(layer.count, *layer.widths)],
         lambda layer: [layer.widths, layer.widths],
         lambda layer: [helper.make_node("LayerNormalization", ["i0", "w0", "w1"], ["out"])],
         lambda layer: lambda x, w, b: nn.functional.layer_norm(x, layer.widths, w, b),
     ),
-    "nothing": Kind(
+    "nothing": LayerKind(
         lambda layer: [(1,)],
         _nothing,
         lambda layer: [helper.make_node("Identity", ["i0"], ["out"])],

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from slim_model.cost.latency_store import append, read_points
-from slim_model.cost.latency_table import NOTHING, PROBES, LatencyTable, Setting, make_table, probed
-from slim_model.cost.layer_models import Placed, as_module, example, stored_bytes, write_onnx
+from slim_model.cost.latency_store import append_points, read_points
+from slim_model.cost.latency_table import NOTHING, PROBES, LatencyTable, Setting, make_table, probe_layers
+from slim_model.cost.layer_models import Placed, example_inputs, module_of_layer, stored_bytes, write_onnx
 from slim_model.measuring.runtimes import Run, Runtime
 from slim_model.measuring.timing import Clock, interleave, quiet
-from slim_model.ops import Layer
+from slim_model.ops import LayerShape
 from slim_model.progress import Progress, silent
 
 ROUNDS, MOST = 15, 60
-TOGETHER = 16
+LAYERS_AT_ONCE = 16
 """Widths of a layer that are timed in turns, at most; ``BYTES`` bounds what they hold together."""
 BYTES = 512_000_000
 SETTLE_NS = 2_000_000
@@ -31,7 +31,7 @@ SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class MeasuringJob:
     """Where results go and how they are measured."""
 
     row: Runtime
@@ -40,11 +40,11 @@ class Survey:
     clock: Clock = time.perf_counter_ns
 
 
-def survey(placed: Sequence[Placed], job: Survey, progress: Progress = silent) -> LatencyTable:
+def measure_layers(placed: Sequence[Placed], job: MeasuringJob, progress: Progress = silent) -> LatencyTable:
     """Measure what the table of the setting does not hold yet: first the probes that tell the width step of each
     kind (of all kinds, where no layers are given), then each layer over its ladder of widths."""
     kinds = {p.layer.kind for p in placed} if placed else set(PROBES)
-    probes = [probed(probe, axis) for kind in PROBES if kind in kinds for axis, probe in PROBES[kind].items()]
+    probes = [probe_layers(probe, axis) for kind in PROBES if kind in kinds for axis, probe in PROBES[kind].items()]
     points = read_points(job.setting, job.cache)
     with quiet():
         for number, layers in enumerate(([NOTHING], *probes)):
@@ -59,16 +59,18 @@ def survey(placed: Sequence[Placed], job: Survey, progress: Progress = silent) -
     return make_table(job.setting, points)
 
 
-def _measure(layers: Sequence[Layer], job: Survey, points: dict[Layer, float], progress: Progress) -> None:
+def _measure(
+    layers: Sequence[LayerShape], job: MeasuringJob, points: dict[LayerShape, float], progress: Progress
+) -> None:
     """Add to ``points``, and to the table on disk where there can be one, the layers that are not there yet."""
     for some in _parts([layer for layer in layers if layer not in points]):
         with tempfile.TemporaryDirectory() as folder:
             ready = [_prepare(layer, Path(folder) / f"{n}.onnx", job) for n, layer in enumerate(some)]
             samples = _samples([run for run, _ in ready], job.clock)
         call = points.get(NOTHING, 0.0)
-        rows = [(layer, numbers(ms, n, call)) for layer, ms, (_, n) in zip(some, samples, ready, strict=True)]
+        rows = [(layer, ms_of(ms, n, call)) for layer, ms, (_, n) in zip(some, samples, ready, strict=True)]
         points |= {layer: row["ms"] for layer, row in rows}
-        if why := append(job.setting, rows, job.cache):
+        if why := append_points(job.setting, rows, job.cache):
             progress(f"these times are not kept for later runs: {why}")
 
 
@@ -84,11 +86,11 @@ def _samples(runs: Sequence[Run], clock: Clock) -> list[list[float]]:
     return samples
 
 
-def _parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+def _parts(layers: Sequence[LayerShape]) -> Iterator[list[LayerShape]]:
     """Few enough to lie in memory together."""
-    part: list[Layer] = []
+    part: list[LayerShape] = []
     for layer in layers:
-        if part and (len(part) == TOGETHER or sum(map(stored_bytes, (*part, layer))) > BYTES):
+        if part and (len(part) == LAYERS_AT_ONCE or sum(map(stored_bytes, (*part, layer))) > BYTES):
             yield part
             part = []
         part.append(layer)
@@ -96,17 +98,17 @@ def _parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
         yield part
 
 
-def _prepare(layer: Layer, path: Path, job: Survey) -> tuple[Run, int]:
+def _prepare(layer: LayerShape, path: Path, job: MeasuringJob) -> tuple[Run, int]:
     """What to time, and how many times the layer is in it."""
     dtype: torch.dtype = getattr(torch, job.setting.dtype)
-    inputs = example(layer, dtype)
+    inputs = example_inputs(layer, dtype)
     if job.row.artifact == "module":
-        return job.row.prepare(as_module(layer, dtype), inputs, job.setting.threads), 1
+        return job.row.prepare(module_of_layer(layer, dtype), inputs, job.setting.threads), 1
     copies = write_onnx(layer, path, dtype)
     return job.row.prepare(path, inputs, job.setting.threads), copies
 
 
-def numbers(samples_ms: Sequence[float], copies: int = 1, call_ms: float = 0.0) -> dict[str, Any]:
+def ms_of(samples_ms: Sequence[float], copies: int = 1, call_ms: float = 0.0) -> dict[str, Any]:
     """``ms`` is the lower quartile, without the call and for one copy: what else the machine does only ever adds to
     these short samples, and where it does much it moves the median, but not the order of widths."""
     p10, quartile, median, p90 = (round(float(value), 6) for value in np.percentile(samples_ms, [10, 25, 50, 90]))

@@ -34,7 +34,7 @@ MACS: dict[str, Callable[[Shape, Shape, Shape], int]] = {
 """From the shapes of the second operand, the first, and the output."""
 
 
-def estimated_energy(path: Path, shapes: Sequence[Shape]) -> float | None:
+def estimate_energy(path: Path, shapes: Sequence[Shape]) -> float | None:
     """In MACs, for inputs of these shapes: of convolutions, linear layers and products of matrices, each value fetched
     once from memory. None where the file's sizes do not follow from those of its inputs."""
     model = onnx.load(path, load_external_data=False)

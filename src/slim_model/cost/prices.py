@@ -12,9 +12,9 @@ from slim_model.errors import InputError
 if TYPE_CHECKING:  # for types alone: the table is read without PyTorch
     import numpy as np
 
-    from slim_model.cost.counted import Meter
+    from slim_model.cost.counted import CostModel
 
-Counted = Callable[["Meter", "np.ndarray | None"], float]
+Counted = Callable[["CostModel", "np.ndarray | None"], float]
 
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "": 1.0}

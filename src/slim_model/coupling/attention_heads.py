@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from torch import Tensor, fx
 
-from slim_model.coupling.couple import components, couple
+from slim_model.coupling.couple import couple, find_components
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound
@@ -49,7 +49,7 @@ def find_heads(graph: Graph) -> Heads:
         return Heads()
     probe = _Probe(graph)
     labelled = label(probe, flow_of)
-    component = components(labelled, [])
+    component = find_components(labelled, [])
     counted = _counted(labelled, component)
     found = Heads()
     for name, axes in probe.parts.items():
@@ -77,7 +77,7 @@ def couple_attention(
     return couple(graph, keep=keep, pinned_nodes=pinned_nodes, apart=apart)
 
 
-def left(group: Group, now: Graph, dense: Graph) -> float:
+def share_left(group: Group, now: Graph, dense: Graph) -> float:
     """The share of a group's channels that is left in ``now``: 0.5 where every second head has gone."""
     made = [part for part in group.slices if part.role == "makes"] or group.slices
     sizes = [[graph.tensors[part.parameter].shape[part.axis] for part in made] for graph in (now, dense)]

@@ -11,9 +11,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
-from slim_model.coupling.coupling import Coupling, Group, Slice, group_index
+from slim_model.coupling.coupling import Coupling, Group, Slice, index_groups
 from slim_model.coupling.layer_names import layer_name, roles_of
-from slim_model.coupling.pin_reasons import pinned_layers
+from slim_model.coupling.pin_reasons import find_pinned_layers
 from slim_model.errors import InputError
 from slim_model.graph.graph import Graph, source_line
 from slim_model.labels.label import label
@@ -40,24 +40,24 @@ def couple(
     then the walk is made again with the same places of every group going, and is taken if it frees more.
     """
     labelled = label(Walk(graph, pinned_nodes=pinned_nodes, apart=apart), flow_of)
-    roles, protected, component = _joined(labelled, keep)
+    roles, protected, component = _join(labelled, keep)
     if stuck := {node.name for labels, node in labelled.whole_blocks if not component[labels.numpy()].any()}:
         other = label(Walk(graph, pinned_nodes=pinned_nodes, apart=apart, in_blocks=stuck), flow_of)
-        joined = _joined(other, keep)
+        joined = _join(other, keep)
         if _channels_left(other, joined[2]) > _channels_left(labelled, component):
             labelled, (roles, protected, component) = other, joined
     groups = _groups(labelled, component, roles)
     unknown = tuple((str(n.target), source_line(n)) for n in labelled.unknown)
     return Coupling(
-        graph, labelled, component, groups, pinned_layers(labelled, component, protected), unknown, protected
+        graph, labelled, component, groups, find_pinned_layers(labelled, component, protected), unknown, protected
     )
 
 
-def _joined(labelled: Labelled, keep: tuple[str, ...]) -> tuple[dict[tuple[str, int], str], np.ndarray, np.ndarray]:
+def _join(labelled: Labelled, keep: tuple[str, ...]) -> tuple[dict[tuple[str, int], str], np.ndarray, np.ndarray]:
     """Roles of parameters, labels that the user keeps, and the component of each label."""
     roles = roles_of(labelled)
-    protected = _protected(labelled, keep, roles)
-    return roles, protected, components(labelled, [pin.labels.numpy() for pin in labelled.pins] + [protected])
+    protected = _find_protected(labelled, keep, roles)
+    return roles, protected, find_components(labelled, [pin.labels.numpy() for pin in labelled.pins] + [protected])
 
 
 def _channels_left(labelled: Labelled, component: np.ndarray) -> int:
@@ -65,7 +65,7 @@ def _channels_left(labelled: Labelled, component: np.ndarray) -> int:
     return sum(int(np.count_nonzero(component[axis.numpy()])) for axis, _ in labelled.made)
 
 
-def components(labelled: Labelled, fixed: list[np.ndarray]) -> np.ndarray:
+def find_components(labelled: Labelled, fixed: list[np.ndarray]) -> np.ndarray:
     """By label: the number of the component its ties put it in. That of ``FIXED``, which all ``fixed`` join, is 0."""
     size = labelled.labels
     left = [a.numpy() for a, _, _ in labelled.ties] + [np.zeros(0, np.int32)]
@@ -78,7 +78,7 @@ def components(labelled: Labelled, fixed: list[np.ndarray]) -> np.ndarray:
     return np.where(component == zero, 0, np.where(component == 0, zero, component)).astype(np.int32)
 
 
-def _protected(labelled: Labelled, patterns: tuple[str, ...], roles: dict[tuple[str, int], str]) -> np.ndarray:
+def _find_protected(labelled: Labelled, patterns: tuple[str, ...], roles: dict[tuple[str, int], str]) -> np.ndarray:
     """Labels of the channels that layers or parameters matching ``patterns`` make (or hold)."""
     chosen = [np.zeros(0, np.int32)]
     stored = [birth for birth in labelled.births if not birth.owner.startswith("@")]
@@ -100,7 +100,7 @@ def _groups(labelled: Labelled, component: np.ndarray, roles: dict[tuple[str, in
     for channel, maker in _makers(labelled, component).items():
         if channel != FIXED:
             channels_of.setdefault(maker, []).append(channel)
-    index = group_index(list(channels_of.values()), int(component.max()) + 1)
+    index = index_groups(list(channels_of.values()), int(component.max()) + 1)
 
     # Every axis of a stored tensor is looked at once: it may hold channels of several groups (a concatenation).
     slices: list[list[Slice]] = [[] for _ in channels_of]

@@ -67,7 +67,7 @@ class GroupIndex:
     number: np.ndarray
 
 
-def group_index(members: Sequence[Sequence[int] | np.ndarray], components: int) -> GroupIndex:
+def index_groups(members: Sequence[Sequence[int] | np.ndarray], components: int) -> GroupIndex:
     """``members[i]``: the components in group i, in their order."""
     index = GroupIndex(np.full(components, -1), np.full(components, -1))
     for i, channels in enumerate(members):
@@ -98,7 +98,7 @@ class Coupling:
 
     def index(self) -> GroupIndex:
         """Where each component stands in ``groups``."""
-        return group_index([group.channels for group in self.groups], self.components)
+        return index_groups([group.channels for group in self.groups], self.components)
 
     @property
     def free(self) -> int:

@@ -21,8 +21,8 @@ from torch import fx
 
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.coupling.layer_names import layer_name, roles_of
-from slim_model.coupling.pin_reasons import Reason, reasons_with_labels
-from slim_model.coupling.remedies import remedy
+from slim_model.coupling.pin_reasons import Reason, list_reasons
+from slim_model.coupling.remedies import remedy_for
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
 from slim_model.labels.labelled import Labelled
@@ -47,7 +47,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class ExplainedGroup:
     """One group: ``channels`` that may go, each at ``positions_per_channel`` places of the widest layer that makes
     it; ``because``: what ties these places and layers, in words."""
 
@@ -82,7 +82,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class ExplainedLayer:
     """``parts``: (group, output channels); group -1 cannot go. Layers are in the order they run."""
 
     name: str
@@ -92,8 +92,8 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    layers: tuple[Layer, ...]
-    groups: tuple[Together, ...]
+    layers: tuple[ExplainedLayer, ...]
+    groups: tuple[ExplainedGroup, ...]
     holds: tuple[Hold, ...]
     unknown_ops: tuple[tuple[str, str], ...]
 
@@ -147,11 +147,11 @@ def explain(coupling: Coupling) -> Explanation:
     made = list(_made(coupling))
     index = coupling.index().group
     because = _ties(coupling, index)
-    groups = tuple(_together(group, because[i]) for i, group in enumerate(coupling.groups))
+    groups = tuple(_explain_group(group, because[i]) for i, group in enumerate(coupling.groups))
     layers = []
     for name, node, labels in made:
         found = Counter(index[coupling.component[labels]].tolist())
-        layers.append(Layer(name, source_line(node), tuple(sorted(found.items()))))
+        layers.append(ExplainedLayer(name, source_line(node), tuple(sorted(found.items()))))
     return Explanation(tuple(layers), groups, _holds(coupling, made), coupling.unknown)
 
 
@@ -167,9 +167,9 @@ def _made(coupling: Coupling) -> Iterator[tuple[str, fx.Node, np.ndarray]]:
             yield layer_name(coupling.labelled, node), node, labels
 
 
-def _together(group: Group, because: Iterable[str]) -> Together:
+def _explain_group(group: Group, because: Iterable[str]) -> ExplainedGroup:
     members = [Member(s.parameter, s.axis, s.role, int((s.channel >= 0).sum())) for s in group.slices]
-    return Together(group.name, group.where, group.width, group.span, tuple(because), tuple(members))
+    return ExplainedGroup(group.name, group.where, group.width, group.span, tuple(because), tuple(members))
 
 
 # -- why they go together -------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def _holds(coupling: Coupling, made: list[tuple[str, fx.Node, np.ndarray]]) -> t
     outputs = np.unique(part[np.concatenate([labels for _, _, labels in made])]) if made else np.zeros(0, int)
     # Without pins channels are parts; a reason fixes every part that it touches.
     touched: dict[Reason, np.ndarray] = {}
-    for reason, labels in reasons_with_labels(coupling.labelled, coupling.protected):
+    for reason, labels in list_reasons(coupling.labelled, coupling.protected):
         touched.setdefault(reason, np.zeros(part.max() + 1, bool))[part[labels]] = True
     touched = {reason: here for reason, here in touched.items() if here[outputs].any()}
     # What several reasons touch is not freed by taking one of them away.
@@ -265,7 +265,7 @@ def _holds(coupling: Coupling, made: list[tuple[str, fx.Node, np.ndarray]]) -> t
                 op="" if reason.is_output else reason.op,
                 where="" if reason.is_output else reason.where,
                 why=reason.why,
-                remedy=remedy(reason.why),
+                remedy=remedy_for(reason.why),
                 is_output=reason.is_output,
                 holds=_counted(made, here[part]),
                 frees=_counted(made, (here & ~several)[part]),

@@ -39,7 +39,7 @@ class Reason:
         return " at ".join(filter(None, (self.op, line))) or self.why
 
 
-def reasons_with_labels(labelled: Labelled, protected: np.ndarray) -> Iterator[tuple[Reason, np.ndarray]]:
+def list_reasons(labelled: Labelled, protected: np.ndarray) -> Iterator[tuple[Reason, np.ndarray]]:
     """Each reason with labels that it fixes itself; those that are tied to them are fixed with them. A reason may come
     several times."""
     if len(protected):
@@ -59,7 +59,7 @@ def _reason(node: fx.Node, why: str) -> Reason:
     return Reason(str(node.target), where, why, node.op == "output", "" if where else node.name)
 
 
-def pinned_layers(labelled: Labelled, component: np.ndarray, protected: np.ndarray) -> tuple[Pinned, ...]:
+def find_pinned_layers(labelled: Labelled, component: np.ndarray, protected: np.ndarray) -> tuple[Pinned, ...]:
     """For each layer: how many of its channels are fixed for each reason. A channel counts for its nearest one."""
     reasons = _nearest(labelled, component, protected)
     counts: Counter[tuple[str, str, str, str, bool]] = Counter()
@@ -80,7 +80,7 @@ def _nearest(labelled: Labelled, component: np.ndarray, protected: np.ndarray) -
     """label -> reason: breadth first along the ties from the labels that reasons fix themselves. Of several that are
     equally near, what the user asked for and the model's outputs are named first, and ties to fixed positions last."""
     nearest: dict[int, Reason] = {}
-    found = reasons_with_labels(labelled, protected)
+    found = list_reasons(labelled, protected)
     for reason, labels in sorted(found, key=lambda pair: pair[0].why != ASKED and not pair[0].is_output):
         for label in labels.tolist():
             nearest.setdefault(label, reason)

@@ -72,6 +72,6 @@ REMEDIES: dict[str, str] = {
 }
 
 
-def remedy(why: str) -> str:
+def remedy_for(why: str) -> str:
     """What to do about a reason; those that go into detail (in brackets) share one."""
     return REMEDIES[why.partition(" (")[0] if why not in REMEDIES else why]

@@ -22,7 +22,7 @@ from slim_model.graph.decisions import Decision
 from slim_model.graph.graph import Graph, copy_graph
 from slim_model.graph.nodes import bound
 from slim_model.labels.values import Replay, tensors_in
-from slim_model.ops import Cut, Part, row_of
+from slim_model.ops import Cut, Fraction, row_of
 
 
 def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
@@ -81,8 +81,8 @@ def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.N
 
 
 def _number(node: fx.Node, given: Any, copies: dict[fx.Node, fx.Node]) -> Any:
-    """A ``Part`` of a product is the product with a smaller factor; anything else is what it is."""
-    if not isinstance(given, Part):
+    """A ``Fraction`` of a product is the product with a smaller factor; anything else is what it is."""
+    if not isinstance(given, Fraction):
         return given
     number, factors = given.number, [n for n in given.number.args if isinstance(n, int)]
     if number.target is not operator.mul or len(factors) != 1 or factors[0] * given.left % given.whole:

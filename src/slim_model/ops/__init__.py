@@ -12,12 +12,12 @@ import torch
 from torch import fx
 
 from slim_model.ops import along, contract, create, movement, norm, pointwise, recurrent
-from slim_model.ops.cut import Cut, Part
-from slim_model.ops.layer import Layer
+from slim_model.ops.cut import Cut, Fraction
+from slim_model.ops.layer import LayerShape
 from slim_model.ops.linear_form import LinearForm
 from slim_model.ops.row import Kind, Op
 
-__all__ = ["OPS", "Cut", "Layer", "Op", "Part", "flow_of", "kind_of", "linear_form_of", "row_of"]
+__all__ = ["OPS", "Cut", "Fraction", "LayerShape", "Op", "flow_of", "kind_of", "linear_form_of", "row_of"]
 
 OPS: dict[Any, Op] = {
     **movement.ROWS,

@@ -12,7 +12,7 @@ from slim_model.graph.nodes import bound
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
 from slim_model.ops import layer, linear_form
-from slim_model.ops.cut import Cut, Part
+from slim_model.ops.cut import Cut, Fraction
 from slim_model.ops.linear_form import each
 from slim_model.ops.row import Op
 
@@ -111,7 +111,7 @@ def regroup(cut: Cut, node: fx.Node) -> dict[str, Any]:
     source: Value = cut.values[arguments["input"]]
     at = len(source.shape) - len(cut.values[arguments["weight"]].shape) + 1
     left, whole = cut.count(source.axes[at], source.shape[at]), source.shape[at]
-    return {"groups": Part(groups, left, whole) if isinstance(groups, fx.Node) else groups * left // whole}
+    return {"groups": Fraction(groups, left, whole) if isinstance(groups, fx.Node) else groups * left // whole}
 
 
 # -- matrix products ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from slim_model.labels.values import Axis, Value
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Fraction:
     """``number * left // whole``, of a number that is known only when the graph runs."""
 
     number: fx.Node

@@ -15,7 +15,7 @@ from slim_model.ops.linear_form import each, window_of
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerShape:
     """``count``: how many examples, rows or matrices it is applied to; it grows with the batch. ``fixed`` are
     numbers whose meaning the kind knows, as are ``widths``:
 
@@ -48,7 +48,7 @@ def conv(
     output_padding: Any = 0,
     transposed: bool = False,
     **_: Any,
-) -> Layer:
+) -> LayerShape:
     kernel = weight.shape[2:]
     at = len(input.shape) - len(kernel) - 1
     channels, made = input.shape[at], out.shape[at]
@@ -67,54 +67,54 @@ def conv(
         kind = "depthwise" if block[0] == 1 else "grouped"
     else:
         kind = "pointwise" if math.prod(kernel) == 1 else "conv"
-    return Layer(kind, math.prod(input.shape[:at]), fixed, (groups, *block))
+    return LayerShape(kind, math.prod(input.shape[:at]), fixed, (groups, *block))
 
 
-def conv_transpose(out: Value, **arguments: Any) -> Layer:
+def conv_transpose(out: Value, **arguments: Any) -> LayerShape:
     return conv(out, **arguments | {"transposed": True})
 
 
-def any_conv(out: Value, **arguments: Any) -> Layer:
+def any_conv(out: Value, **arguments: Any) -> LayerShape:
     return conv(out, **arguments)
 
 
-def linear(out: Value, input: Value, weight: Value, **_: Any) -> Layer:
-    return Layer("linear", math.prod(input.shape[:-1]), (), (weight.shape[-1], math.prod(weight.shape[:-1])))
+def linear(out: Value, input: Value, weight: Value, **_: Any) -> LayerShape:
+    return LayerShape("linear", math.prod(input.shape[:-1]), (), (weight.shape[-1], math.prod(weight.shape[:-1])))
 
 
-def matmul(out: Value, self: Value, **others: Any) -> Layer:
+def matmul(out: Value, self: Value, **others: Any) -> LayerShape:
     """With a right side of two axes it is a linear layer, else many small products."""
     right = next(v for v in others.values() if isinstance(v, Value))
     inner, columns = self.shape[-1], right.shape[-1] if len(right.shape) > 1 else 1
     if len(right.shape) <= 2:
-        return Layer("linear", math.prod(self.shape[:-1]), (), (inner, columns))
+        return LayerShape("linear", math.prod(self.shape[:-1]), (), (inner, columns))
     *batch, rows = out.shape[:-1] if len(self.shape) > 1 else (*out.shape[:-1], 1)
-    return Layer("matmul", batch[0], (), (math.prod(batch[1:]), rows, inner, columns))
+    return LayerShape("matmul", batch[0], (), (math.prod(batch[1:]), rows, inner, columns))
 
 
-def addmm(out: Value, self: Value, **factors: Any) -> Layer:
+def addmm(out: Value, self: Value, **factors: Any) -> LayerShape:
     """self + a @ b."""
     left, right = (v for v in factors.values() if isinstance(v, Value))
     return matmul(out, left, other=right)
 
 
-def attention(out: Value, query: Value, key: Value, **_: Any) -> Layer:
+def attention(out: Value, query: Value, key: Value, **_: Any) -> LayerShape:
     """``(..., heads, tokens, width)``"""
     *batch, heads = query.shape[:-2] or (1,)
     fixed = ((query.shape[-2],), (key.shape[-2],))
-    return Layer("attention", math.prod(batch), fixed, (heads, query.shape[-1], out.shape[-1]))
+    return LayerShape("attention", math.prod(batch), fixed, (heads, query.shape[-1], out.shape[-1]))
 
 
-def numbers(kind: str) -> Callable[..., Layer]:
+def elementwise(kind: str) -> Callable[..., LayerShape]:
     """Of an operator that treats each number alone: how many an example has is one width."""
 
-    def layer(out: Value, **_: Any) -> Layer:
+    def layer(out: Value, **_: Any) -> LayerShape:
         count = out.shape[0] if len(out.shape) > 1 else 1
-        return Layer(kind, count, (), (math.prod(out.shape) // max(count, 1),))
+        return LayerShape(kind, count, (), (math.prod(out.shape) // max(count, 1),))
 
     return layer
 
 
-def layer_norm(out: Value, normalized_shape: Any, **_: Any) -> Layer:
+def layer_norm(out: Value, normalized_shape: Any, **_: Any) -> LayerShape:
     rank = len(out.shape) - len(normalized_shape)
-    return Layer("layer_norm", math.prod(out.shape[:rank]), (), (math.prod(out.shape[rank:]),))
+    return LayerShape("layer_norm", math.prod(out.shape[:rank]), (), (math.prod(out.shape[rank:]),))

@@ -125,7 +125,7 @@ def _alone(**columns: Any) -> Op:
 
 
 def _like_relu(curve: Curve, layer_kind: str = "", **columns: Any) -> Op:
-    return _alone(curve=curve, layer=layer.numbers(layer_kind) if layer_kind else None, **columns)
+    return _alone(curve=curve, layer=layer.elementwise(layer_kind) if layer_kind else None, **columns)
 
 
 POINTWISE = _alone()
@@ -166,7 +166,7 @@ ROWS: dict[Any, Op] = {
     # arithmetic
     aten.add: _alone(kind="addition"),
     **dict.fromkeys((aten.sub, aten.rsub), _alone(kind="subtraction")),
-    aten.mul: _alone(layer=layer.numbers("mul"), kind="arithmetic"),
+    aten.mul: _alone(layer=layer.elementwise("mul"), kind="arithmetic"),
     **dict.fromkeys((aten.div, aten.true_divide), _alone(kind="division")),
     **dict.fromkeys((aten.rsqrt, aten.reciprocal), _alone(kind="inverse")),
     aten.pow: _alone(kind="power"),

@@ -10,7 +10,7 @@ from torch import fx
 
 from slim_model.labels.values import Flow
 from slim_model.ops.cut import Cut
-from slim_model.ops.layer import Layer
+from slim_model.ops.layer import LayerShape
 from slim_model.ops.linear_form import LinearForm
 from slim_model.ops.training_switch import TrainingSwitch
 
@@ -73,7 +73,7 @@ class Op:
     macs: Callable[..., int] | None = None
     rewrite: Callable[[Cut, fx.Node], dict[str, Any]] | None = None
     masks: Literal["nothing", "inputs", "kept"] = "nothing"
-    layer: Callable[..., Layer] | None = None
+    layer: Callable[..., LayerShape] | None = None
     over: Callable[..., tuple[list[int], int]] | None = None
     kind: Kind | None = None
     effect: Effect | None = None

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from html import escape
 
-from slim_model.coupling.explain import Explanation, Hold, Layer, Together
+from slim_model.coupling.explain import ExplainedGroup, ExplainedLayer, Explanation, Hold
 
 _SHOWN = 6  # names in a line of text
 
@@ -31,7 +31,7 @@ def text(explanation: Explanation) -> str:
     return "\n".join(lines)
 
 
-def _group(group: Together) -> Iterator[str]:
+def _group(group: ExplainedGroup) -> Iterator[str]:
     times = f" x {group.positions_per_channel} places" if group.positions_per_channel > 1 else ""
     alone = ": one channel, which stays" if group.channels == 1 else ""
     yield f"{group.name}: {_plural(group.channels, 'channel')}{times}{alone}" + _at(group.where)
@@ -102,7 +102,7 @@ def dot(explanation: Explanation) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def _width(layer: Layer) -> str:
+def _width(layer: ExplainedLayer) -> str:
     held = sum(n for group, n in layer.parts if group < 0)
     total = sum(n for _, n in layer.parts)
     return f"{total:,}" + (f" ({held:,} kept)" if 0 < held < total else " kept" if held else "")
@@ -120,7 +120,7 @@ def _arcs(explanation: Explanation) -> Iterator[tuple[tuple[int, int], int]]:
             yield pair, group
 
 
-def _tip(group: Together) -> str:
+def _tip(group: ExplainedGroup) -> str:
     return f"{_plural(group.channels, 'channel')} of {group.name}" + "".join(f"\n{line}" for line in group.because)
 
 
@@ -130,7 +130,7 @@ def _shared(explanation: Explanation) -> list[int]:
     return [group for group, layers in counted.items() if group >= 0 and layers > 1]
 
 
-def _fill(layer: Layer, shared: list[int]) -> str:
+def _fill(layer: ExplainedLayer, shared: list[int]) -> str:
     group = max(layer.parts, key=lambda part: part[1])[0]
     return "lightgrey" if group < 0 else _colour(group, shared)
 
@@ -189,7 +189,9 @@ def _arc(explanation: Explanation, pair: tuple[int, int], group: int, base: int,
     )
 
 
-def _bar(explanation: Explanation, i: int, layer: Layer, base: int, widest: int, shared: list[int]) -> Iterator[str]:
+def _bar(
+    explanation: Explanation, i: int, layer: ExplainedLayer, base: int, widest: int, shared: list[int]
+) -> Iterator[str]:
     total = sum(n for _, n in layer.parts)
     length, top = max(3.0, _BARS * math.sqrt(total / widest)), float(base)
     for group, n in layer.parts:
@@ -209,7 +211,7 @@ def _bar(explanation: Explanation, i: int, layer: Layer, base: int, widest: int,
     )
 
 
-def _why(explanation: Explanation, layer: Layer) -> str:
+def _why(explanation: Explanation, layer: ExplainedLayer) -> str:
     return "\n".join(f"kept: {hold.why} ({hold.short})" for hold in explanation.holds if layer.name in hold.holds)
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from slim_model.cost.latency_table import LatencyTable
 from slim_model.cost.layer_models import Placed
-from slim_model.ops import Layer
+from slim_model.ops import LayerShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def _layers(learned: Learned) -> Table:
     table.add_column("kind")
     for name in ("widths", *(f"{part:.0%}" for part in _PARTS)):
         table.add_column(name, justify="right", no_wrap=True)
-    alike: dict[tuple[Layer, tuple[bool, ...]], list[str]] = {}
+    alike: dict[tuple[LayerShape, tuple[bool, ...]], list[str]] = {}
     for placed, name in zip(learned.placed, learned.names, strict=True):
         alike.setdefault((placed.layer, placed.free), []).append(name)
     for placed in learned.placed:

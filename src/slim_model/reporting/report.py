@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from slim_model.coupling.attention_heads import left
+from slim_model.coupling.attention_heads import share_left
 from slim_model.coupling.coupling import Group
 from slim_model.measuring.machine import environment
 from slim_model.measuring.timing import Comparison
@@ -103,7 +103,7 @@ def _counted(compiled: Compiled) -> dict[str, float]:
     """Free channels of layers' outputs before and after; heads that share a channel count each."""
     now, dense = compiled.coupling.graph, compiled.dense
     rows = list(zip(compiled.coupling.groups, compiled.plan.widths, strict=True))
-    before = round(sum(width * group.span / left(group, now, dense) for group, (width, _) in rows))
+    before = round(sum(width * group.span / share_left(group, now, dense) for group, (width, _) in rows))
     after = sum(width * group.span for group, (_, width) in rows)
     return {"dense": before, "slim": after, "removed_share": round(1 - after / before, 4)}
 
@@ -153,7 +153,7 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
         result.append({
             "name": group.name,
             "where": group.where,
-            "before": round(width / left(group, one.dense, compiled.passes[first].dense)),
+            "before": round(width / share_left(group, one.dense, compiled.passes[first].dense)),
             "after": after,
             "positions_per_channel": group.span,
             "kept": _numbers(group, kept, earlier, first),
