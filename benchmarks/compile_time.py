@@ -41,7 +41,7 @@ from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.example_batches import onnx_batches
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
 
@@ -96,7 +96,7 @@ def ours(model: nn.Module, inputs: Tensor, target: Path) -> dict[str, Any]:
     recipe = Recipe.of(ratio=RATIO)
     compiled = compile_model(model, (inputs,), recipe, progress=laps)
     laps("making the small module")
-    small_module(model, compiled.small)
+    make_small_module(model, compiled.small)
     laps("writing ONNX")
     to_onnx(compiled.small, target, opset=None, metadata={})
     laps("checking ONNX")

@@ -40,7 +40,7 @@ from slim_model.cost.counted import CostModel, cost
 from slim_model.cost.prices import price_of
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
-from slim_model.cutting.cut import cut_of, left_of
+from slim_model.cutting.cut import cut_of, positions_left
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.data.accuracy import Exam
 from slim_model.data.batches import Data
@@ -48,7 +48,7 @@ from slim_model.data.datasets import Divided
 from slim_model.data.open_data import open_data
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.trace import trace
 from slim_model.measuring.timing import compare
 from slim_model.pipeline.compile import compile_model
@@ -109,7 +109,7 @@ def row_of(name: str, cut: float, level: str) -> dict[str, Any]:
     given = None if level == "data-free" else data(case.samples)
     coupling, keep = chosen.coupling, chosen.plan.keep
     result, steps = recover(
-        *(graph, chosen.small, left_of(coupling, keep), given, "none" if level == PEER_LEVEL else level),
+        *(graph, chosen.small, positions_left(coupling, keep), given, "none" if level == PEER_LEVEL else level),
         Exam(None),
         said=_said,
     )
@@ -120,7 +120,7 @@ def row_of(name: str, cut: float, level: str) -> dict[str, Any]:
         to_onnx(result, path, opset=None, metadata={})
         error = check_onnx(path, result, other_batches(graph, (2,), 0))
         right, whole = (evaluate.accuracy(evaluate.onnx_predictor(file), test) for file in (path, dense))
-        latency = compare("onnxruntime", dense, path, first_of(graph), threads=1, budget_s=5)
+        latency = compare("onnxruntime", dense, path, first_sample(graph), threads=1, budget_s=5)
     print(f"{name} {cut:g} {level}: {100 * right:.2f} %, {took:.0f} s, {latency.speedup:.2f} times as fast", flush=True)
     return {
         "net": name, "cut": cut, "level": level, "accuracy": round(right, 4), "dense_accuracy": round(whole, 4),

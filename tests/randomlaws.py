@@ -32,7 +32,7 @@ from slim_model.labels.values import tensors_in
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 
 TOLERANCE = 1e-4
@@ -146,7 +146,7 @@ def shapes_follow_the_plan(case: Case, model: nn.Module, found: Compiled) -> boo
             continue
         if tuple(tensor.shape) != tuple(n - k for n, k in zip(dense, lost, strict=True)):
             raise Wrong(f"{name} has shape {tuple(tensor.shape)}: dense {tuple(dense)}, removed {lost}")
-    module, own = small_module(model, found.small)
+    module, own = make_small_module(model, found.small)
     count = sum(p.numel() for p in module.parameters())
     if own and count != found.slim_cost.params:
         raise Wrong(f"the small module has {count} parameters, the plan says {found.slim_cost.params}")
@@ -176,7 +176,7 @@ def the_small_net_is_the_dense_one_without_dead_channels(case: Case, model: nn.M
     There is a reference unless a statistic over channels is no module, or channels that are not 0 are summed.
     """
     inputs = case.net.example(OTHER if found.dense.dynamic_batch else found.proof.batches[0])
-    small, _ = small_module(model, found.small)
+    small, _ = make_small_module(model, found.small)
     runs: dict[str, Callable[[bool], list[Tensor]]] = {
         "small graph": lambda wide: _graph_outputs(found, inputs, wide),
         "small module": lambda wide: outputs_of(_wide(small) if wide else small, _widened(inputs) if wide else inputs),

@@ -19,12 +19,12 @@ from slim_model.errors import SlimError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import EagerModel, runnable_form
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.graph import Graph, describe
+from slim_model.graph.graph import Graph, describe_inputs
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
 
@@ -71,7 +71,7 @@ def _steps(builder: Builder, recipe: Recipe, stage: _Stages, trained: bool) -> I
         model, inputs = builder()
         if not trained:
             enliven(model)
-    yield {"params": sum(p.numel() for p in model.parameters()), "inputs": describe(inputs)}
+    yield {"params": sum(p.numel() for p in model.parameters()), "inputs": describe_inputs(inputs)}
     with stage("trace"):
         graph = simplify(trace(model, inputs))
     yield {"traced": "one run" if graph.program is None else "export", "dynamic_batch": graph.dynamic_batch}
@@ -83,7 +83,7 @@ def _steps(builder: Builder, recipe: Recipe, stage: _Stages, trained: bool) -> I
         compiled = compile_model(model, example, recipe, program=graph.program)
     yield _proven(compiled)
     with stage("module"):
-        module, own = small_module(model, compiled.small)
+        module, own = make_small_module(model, compiled.small)
     yield {"own_class": own}
     with stage("onnx"):
         yield _exported(runnable_form(compiled.small, module), recipe.seed)

@@ -11,7 +11,7 @@ from slim_model.budget.plan import Plan
 from slim_model.errors import InputError
 from slim_model.measuring.machine import check_device
 from slim_model.pipeline.compile import compile_model
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.reporting.acceptance import check_gates
 from slim_model.reporting.report import Report, make_report
@@ -39,7 +39,7 @@ def slim(model: nn.Module, example_inputs: Tensor | Sequence[Any], **options: An
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     compiled = compile_model(model, inputs, recipe)
     draw_scans(compiled, recipe)
-    small = small_module(model, compiled.small)
+    small = make_small_module(model, compiled.small)
     report = make_report(compiled, recipe, module_is_own=small.own)
     check_gates(report, recipe.gates)
     return Slimmed(small.module, compiled.plan, report)

@@ -17,7 +17,7 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.data.open_data import open_data
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
-from slim_model.ranking.evidence.rectified_normal import products
+from slim_model.ranking.evidence.rectified_normal import expected_products
 from slim_model.ranking.score import score
 from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, error, images, trained
@@ -84,7 +84,7 @@ def test_expected_products_are_those_of_many_normal_inputs(rectified: bool) -> N
     filters, shift = torch.randn(5, 3, generator=generator), torch.randn(5, generator=generator)
     sums = torch.randn(400_000, 3, generator=generator, dtype=torch.float64) @ filters.double().T + shift
     found = sums.clamp(min=0) if rectified else sums
-    mean, product = products(filters, shift, rectified=rectified)
+    mean, product = expected_products(filters, shift, rectified=rectified)
     assert torch.allclose(mean, found.mean(0), atol=0.02)
     assert torch.allclose(product, found.T @ found / len(found), atol=0.05)
 

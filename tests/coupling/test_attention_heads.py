@@ -20,7 +20,7 @@ from slim_model.graph.as_module import graph_module
 from slim_model.labels.values import Replay
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.proof.structure import check_structure
 from slim_model.recipe import Recipe
 from slim_model.reporting.report import make_report
@@ -73,7 +73,7 @@ def test_a_head_is_one_channel(name: str) -> None:
 def test_slim_without_heads_equals_masked(name: str, ratio: float, seed: int) -> None:
     result = removed(name, "heads", ratio, seed)
     assert result.proof.masked_max_rel_error <= 1e-4
-    module, _ = small_module(model_of(name), result.small)
+    module, _ = make_small_module(model_of(name), result.small)
     if name in _ZEROED:
         oracle = masked_module(model_of(name), NETS[name], result)
         inputs = NETS[name].inputs(BATCH)
@@ -94,7 +94,7 @@ def test_slim_without_heads_and_widths_equals_masked(name: str, ratio: float, se
         assert_same(outputs_of(half, inputs), first.small.run(inputs), "heads")
         whole = masked_module(graph_module(first.small), NETS[name], result)
         assert_same(
-            outputs_of(whole, inputs), outputs_of(small_module(model_of(name), result.small)[0], inputs), "widths"
+            outputs_of(whole, inputs), outputs_of(make_small_module(model_of(name), result.small)[0], inputs), "widths"
         )
 
 
@@ -174,7 +174,7 @@ def test_a_model_without_attention_says_so(attention: Any) -> None:
 @pytest.mark.parametrize("name", ["attention_by_hand", "attention_with_normed_keys", "multihead_attention"])
 def test_a_saved_plan_is_restored(tmp_path: Path, name: str, attention: Any) -> None:
     result = removed(name, attention)
-    small = small_module(model_of(name), result.small)
+    small = make_small_module(model_of(name), result.small)
     recipe = Recipe.of(0.5, "random", multiple_of=1, attention=attention)
     save(result.small, small, tmp_path / "s.safetensors", result.removal(recipe))
     inputs = NETS[name].inputs(BATCH)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting import shrink_graph
-from slim_model.cutting.cut import CutFailed, left_of
+from slim_model.cutting.cut import CutFailed, positions_left
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
@@ -124,7 +124,7 @@ def test_the_labels_of_what_is_left_go_with_it() -> None:
 
 def test_what_is_left_of_each_axis_is_listed_where_something_went() -> None:
     coupling = coupling_of(Net(), 2, 3)
-    left = left_of(coupling, keeping(coupling, 1, 4))
+    left = positions_left(coupling, keeping(coupling, 1, 4))
     assert {key: positions.tolist() for key, positions in left.items()} == {
         ("a.weight", 0): [1, 4],
         ("a.bias", 0): [1, 4],

@@ -24,7 +24,7 @@ from slim_model.export.torch_files import save
 from slim_model.graph.stored_tensors import shared_names
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
-from slim_model.proof.own_module import SmallModule, small_module
+from slim_model.proof.own_module import SmallModule, make_small_module
 from slim_model.recipe import Recipe
 from small_nets import HardCoded, Residual, error, images, trained
 
@@ -38,7 +38,7 @@ def compiled(form: str) -> tuple[Compiled, SmallModule]:
     model = trained(NETS[form](), seed=3)
     recipe = RECIPE if form == "module" else Recipe.of(ratio=0.5, multiple_of=1)
     result = compile_model(model, (images(),), recipe)
-    return result, small_module(model, result.small)
+    return result, make_small_module(model, result.small)
 
 
 def write(form: str, path: Path) -> Path:
@@ -137,7 +137,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
 
     model, recipe = trained(Tied()), Recipe.of(ratio=0.5, multiple_of=1)
     result = compile_model(model, (images(),), recipe)
-    small = small_module(model, result.small)
+    small = make_small_module(model, result.small)
     path = tmp_path / "small.safetensors"
     save(result.small, small, path, result.removal(recipe))
     names = safetensors.torch.load_file(path)
@@ -179,7 +179,7 @@ def test_whatever_is_tied_restores_to_what_was_saved(
 ) -> None:
     model, recipe = trained(TwoTied(tie, hard)), Recipe.of(ratio=0.5, multiple_of=1, keep=keep)
     result = compile_model(model, (images(),), recipe)
-    small = small_module(model, result.small)
+    small = make_small_module(model, result.small)
     assert small.own != hard
     path = tmp_path / "small.safetensors"
     save(result.small, small, path, result.removal(recipe))

@@ -20,12 +20,12 @@ from slim_model.errors import ExportError, ProofError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import EagerModel, difference, runnable_form
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.decisions import Decided, Noted, Repeated, decided, given
+from slim_model.graph.decisions import Decided, DecisionRecorder, DecisionReplayer, decision_of, replay_decision
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.proof.prove import prove
 from slim_model.recipe import Recipe
 
@@ -91,7 +91,7 @@ def test_by_itself_the_small_graph_would_decide_otherwise(compiled: Compiled) ->
 
 
 def test_the_module_decides_for_itself(model: nn.Module, compiled: Compiled) -> None:
-    module, own = small_module(model, compiled.small)
+    module, own = make_small_module(model, compiled.small)
     assert own
     assert isinstance(module, Detector)
     assert module.stem.out_channels == 6
@@ -175,7 +175,7 @@ def test_a_module_that_decides_is_written_with_its_decisions(tmp_path: Path) -> 
     model = randomised(Thresholded())
     compiled = compile_model(model, example(), RECIPE)
     assert compiled.dense.decisions
-    module, _ = small_module(model, compiled.small)
+    module, _ = make_small_module(model, compiled.small)
     source, path = runnable_form(compiled.small, module), tmp_path / "out.onnx"
     to_onnx(source, path, opset=None, metadata={"made_by": "test"})
     batches = [*onnx_batches(source, 0), *(tuple(example(seed)[0]) for seed in range(1, 4))]
@@ -286,11 +286,11 @@ def test_outputs_of_another_shape_do_not_fit() -> None:
 )
 def test_values_are_those_at_the_places_given(func: Any, arguments: tuple[Any, ...], dim: int) -> None:
     x, y = normal(4, 6), -normal(4, 6)
-    decision = decided(func, (x,), func(x, *arguments))
+    decision = decision_of(func, (x,), func(x, *arguments))
     assert decision is not None
-    same = given(func, (x, *arguments), {}, func(x, *arguments), decision)
+    same = replay_decision(func, (x, *arguments), {}, func(x, *arguments), decision)
     assert all(map(torch.equal, same, func(x, *arguments)))
-    values, places = given(func, (y, *arguments), {}, func(y, *arguments), decision)
+    values, places = replay_decision(func, (y, *arguments), {}, func(y, *arguments), decision)
     assert not torch.equal(places, func(y, *arguments)[1])
     kept = places if places.dim() == 2 else places.unsqueeze(dim)
     assert torch.equal(values.flatten(), y.gather(dim, kept).flatten())
@@ -298,20 +298,20 @@ def test_values_are_those_at_the_places_given(func: Any, arguments: tuple[Any, .
 
 def test_what_follows_from_whole_numbers_is_no_decision() -> None:
     flags = torch.tensor([True, False])
-    assert decided(aten.nonzero.default, (flags,), torch.nonzero(flags)) is None
-    assert decided(aten.relu.default, (normal(2),), normal(2)) is None
-    assert decided(aten.gt.Scalar, (normal(2), 0), flags) is not None
+    assert decision_of(aten.nonzero.default, (flags,), torch.nonzero(flags)) is None
+    assert decision_of(aten.relu.default, (normal(2),), normal(2)) is None
+    assert decision_of(aten.gt.Scalar, (normal(2), 0), flags) is not None
 
 
 def test_flags_of_other_channels_stay() -> None:
-    with Noted() as noted:
+    with DecisionRecorder() as noted:
         torch.gt(normal(4), 0)
-    with Repeated(noted):
+    with DecisionReplayer(noted):
         assert (torch.ones(2) > 0).tolist() == [True, True]
 
 
 def test_another_decision_is_refused() -> None:
-    with Noted() as noted:
+    with DecisionRecorder() as noted:
         normal(4).argmax()
-    with pytest.raises(LookupError, match="argmin"), Repeated(noted):
+    with pytest.raises(LookupError, match="argmin"), DecisionReplayer(noted):
         normal(4).argmin()

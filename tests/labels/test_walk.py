@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slim_model.graph.trace import trace
 from slim_model.labels.label import label
 from slim_model.labels.labelled import Labelled
-from slim_model.labels.values import Birth, Replay, Value, fixed
+from slim_model.labels.values import Birth, Replay, Value, fixed_value
 from slim_model.labels.walk import Walk
 from slim_model.ops import flow_of
 
@@ -151,7 +151,7 @@ def test_values_meet_from_the_back_and_an_axis_of_one_asks_for_nothing(walk: Wal
 
 
 def test_a_value_that_meets_a_fixed_one_is_pinned(walk: Walk) -> None:
-    walk.meet([Value((2,), (labels(1, 2),)), fixed((5, 2))], "it meets a fixed value")
+    walk.meet([Value((2,), (labels(1, 2),)), fixed_value((5, 2))], "it meets a fixed value")
     assert pins_of(walk) == [([1, 2], "it meets a fixed value")]
 
 

@@ -24,7 +24,7 @@ from slim_model.coupling.coupling import Coupling, Group
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.errors import BudgetError
 from slim_model.labels.values import tensors_in
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 
 RUNS = [(0.25, 0), (0.5, 1), (0.7, 0)]
 """(ratio, seed): few, half and most channels go, and which ones is drawn. scripts/fuzz draws more."""
@@ -69,7 +69,7 @@ def test_slim_equals_masked(name: str, ratio: float, seed: int) -> None:
     assert result.proof.ties > 0
     others = result.dense.dynamic_batch and not result.coupling.batch_holds_channels
     assert set(result.proof.batches) == ({2, 1} if others else {2})
-    module, _ = small_module(model_of(name), result.small)
+    module, _ = make_small_module(model_of(name), result.small)
     assert count(module) < count(model_of(name))
     assert all(torch.equal(v, before[k]) for k, v in model_of(name).state_dict().items())
     if NETS[name].zeroed:

@@ -19,7 +19,7 @@ import slim_model
 import small_nets
 from slim_model import InputError, Recipe, Slices, slim
 from slim_model.pipeline.compile import compile_model
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from small_nets import SHAPE, HardCoded, Residual, error, images, trained
 
 
@@ -56,7 +56,7 @@ def test_the_module_computes_what_was_proven(net: type[nn.Module], ratio: float,
     model = trained(net(), seed)
     result = compile_model(model, (images(),), Recipe.of(ratio, "random", multiple_of=1, seed=seed))
     assert result.proof.masked_max_rel_error <= 1e-4
-    module, _ = small_module(model, result.small)
+    module, _ = make_small_module(model, result.small)
     for batch in (1, 5):
         assert error(result.small.run((images(batch),))[0], module(images(batch))) <= 1e-5
     before, after = (sum(column) for column in zip(*result.plan.widths, strict=True))

@@ -22,10 +22,10 @@ from slim_model.data.open_data import open_data
 from slim_model.graph.trace import trace
 from slim_model.ranking.criteria import Ranking, ranking_of
 from slim_model.ranking.criteria.slices import slices_of
-from slim_model.ranking.evidence.gate_gradients import Gates
+from slim_model.ranking.evidence.gate_gradients import GateGradients
 from slim_model.ranking.evidence.gather import GroupEvidence, View, gather
 from slim_model.ranking.evidence.statistics import ChannelMoments
-from slim_model.ranking.score import score, without_ties
+from slim_model.ranking.score import break_ties, score
 from slim_model.simplifying.simplify import simplify
 
 SAMPLES = 23
@@ -402,11 +402,11 @@ def test_equal_scores_fall_to_reading_weights_then_to_the_first() -> None:
     coupling = coupled(net())
     slices = slices_of(coupling, coupling.groups[0], 0)
     norms = slices.reads[0].square().sum(1)
-    order = without_ties(torch.zeros(6, dtype=torch.float64), slices)
+    order = break_ties(torch.zeros(6, dtype=torch.float64), slices)
     assert order.argsort().tolist() == norms.argsort().tolist()
     alike = Slices(3, (), (), (), torch.Generator())
-    assert without_ties(torch.ones(3, dtype=torch.float64), alike).argsort().tolist() == [2, 1, 0]
-    kept = without_ties(torch.tensor([1.0, 0.0, 1.0]).double(), alike)
+    assert break_ties(torch.ones(3, dtype=torch.float64), alike).argsort().tolist() == [2, 1, 0]
+    kept = break_ties(torch.tensor([1.0, 0.0, 1.0]).double(), alike)
     assert kept.argsort().tolist() == [1, 2, 0]
     assert kept[2] == 1
 
@@ -507,7 +507,7 @@ def test_a_class_of_one_sample_counts_between_classes_only() -> None:
 
 def test_fisher_counts_every_sample_not_the_last() -> None:
     """Torch-Pruning's Hessian accumulates 1, 4, 9 to 9."""
-    parts = [Gates(1, t, t.abs(), t.square()) for t in (torch.tensor([t]).double() for t in (1.0, 2.0, 3.0))]
+    parts = [GateGradients(1, t, t.abs(), t.square()) for t in (torch.tensor([t]).double() for t in (1.0, 2.0, 3.0))]
     gates = functools.reduce(lambda a, b: a.merge(b), parts)
     slices = Slices(1, (), (), (), torch.Generator(), evidence=GroupEvidence(gates=gates))
     assert CRITERIA["fisher"](slices).item() == (1 + 4 + 9) / 6
@@ -517,7 +517,7 @@ def test_fisher_counts_every_sample_not_the_last() -> None:
 def test_taylor_does_not_cancel_over_samples() -> None:
     """Distiller sums signed gradients; at a minimum they vanish."""
     t = torch.tensor([[1.0], [-1.0]]).double()
-    gates = Gates(2, t.sum(0), t.abs().sum(0), t.square().sum(0))
+    gates = GateGradients(2, t.sum(0), t.abs().sum(0), t.square().sum(0))
     slices = Slices(1, (), (), (), torch.Generator(), evidence=GroupEvidence(gates=gates))
     assert CRITERIA["taylor"](slices).item() == 1
 

@@ -28,7 +28,14 @@ from slim_model.ranking.evidence.histogram import CELLS, Histogram
 from slim_model.ranking.evidence.read_sites import Layout, by_sample, find_read_sites
 from slim_model.ranking.evidence.sampling import sample_positions
 from slim_model.ranking.evidence.seen import Seen
-from slim_model.ranking.evidence.statistics import STATISTICS, ChannelMoments, Classes, Covariance, Zeros, together
+from slim_model.ranking.evidence.statistics import (
+    STATISTICS,
+    ChannelMoments,
+    Classes,
+    Covariance,
+    Zeros,
+    merge_statistics,
+)
 from slim_model.simplifying.simplify import simplify
 
 SOME = [
@@ -326,7 +333,7 @@ def test_histograms_are_exact_however_they_grow(
     ).double()
     values[-1, 0] = 1e9  # an outlier at the end
     monkeypatch.setattr(statistics, "WAITING", waiting)
-    found = together([Histogram.of(seen(part)) for part in values.split(sizes)]).counted()
+    found = merge_statistics([Histogram.of(seen(part)) for part in values.split(sizes)]).counted()
     for c in range(6):
         v = values[:, c, 0].numpy()
         width = 2.0 ** next(
@@ -344,20 +351,20 @@ def test_moments_hold_at_a_large_mean_in_any_order() -> None:
     values = torch.randn(60, 2, 5, generator=torch.Generator().manual_seed(0)).double() + 1e8
     exact = values.numpy().var((0, 2))
     for sizes in ([60], [1, 59], [20, 1, 39]):
-        found = together([ChannelMoments.of(seen(part)) for part in values.split(sizes)])
+        found = merge_statistics([ChannelMoments.of(seen(part)) for part in values.split(sizes)])
         assert found.variance.numpy() == pytest.approx(exact, rel=1e-6)
         assert found.count == 300
 
 
 def test_the_share_of_zeros_is_not_a_mean_of_batches() -> None:
     values = torch.tensor([0.0, 0, 0, 1]).view(4, 1, 1)
-    found = together([Zeros.of(seen(part)) for part in values.split([3, 1])])
+    found = merge_statistics([Zeros.of(seen(part)) for part in values.split([3, 1])])
     assert (int(found.off), found.total) == (3, 4)
 
 
 def test_covariance_merges_to_that_of_all() -> None:
     values = torch.randn(30, 4, 6, generator=torch.Generator().manual_seed(0)).double() + 100
-    found = together([Covariance.of(seen(part)) for part in values.split([3, 10, 17])])
+    found = merge_statistics([Covariance.of(seen(part)) for part in values.split([3, 10, 17])])
     rows = values.transpose(1, 2).flatten(0, 1).numpy()
     assert (found.scatter / (found.count - 1)).numpy() == pytest.approx(np.cov(rows.T), rel=1e-9)
 
@@ -471,7 +478,7 @@ def test_classes_are_the_same_however_long_samples_wait(waiting: int, monkeypatc
     labels[0] = 9  # a class of one sample, in the first batch only
     sizes = [3, 20, 1, 16]
     parts = zip(values.split(sizes), labels.split(sizes), strict=True)
-    found = together([Classes.of(seen(x, y)) for x, y in parts]).counted()
+    found = merge_statistics([Classes.of(seen(x, y)) for x, y in parts]).counted()
     fire = values.amax(2)
     assert found.ids.tolist() == [0, 1, 2, 3, 9]
     for k, mean, m2 in zip(found.ids, found.fired.mean, found.fired.m2, strict=True):

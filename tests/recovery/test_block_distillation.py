@@ -14,7 +14,7 @@ from micronets.compiled import coupling_of
 from slim_model.budget.ratio import plan_by_ratio
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
-from slim_model.cutting.cut import left_of
+from slim_model.cutting.cut import positions_left
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.data.holdout import parted
 from slim_model.data.open_data import open_data
@@ -36,7 +36,7 @@ def halved(coupling: Coupling) -> tuple[Graph, list[Block]]:
     plan = plan_by_ratio(coupling, score(coupling, "l1"), ratio=0.5)
     small, _ = shrink(coupling, plan.keep)
     return small, find_blocks(
-        coupling.graph, small, find_linear_layers(coupling.graph, small, left_of(coupling, plan.keep))
+        coupling.graph, small, find_linear_layers(coupling.graph, small, positions_left(coupling, plan.keep))
     )
 
 

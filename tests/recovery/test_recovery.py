@@ -25,7 +25,7 @@ from slim_model.graph.trace import trace
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recovery import recover as recovery
 from slim_model.recovery.batchnorm_statistics import recalibrate
 from slim_model.recovery.least_squares import refit
@@ -165,7 +165,7 @@ def test_a_channel_that_repeats_others_is_not_missed(reader: str, level: str) ->
     (left,) = recovered(model, "none", x, ratio=ratio, keep=keep).small.run((x,))
     assert error(expected, left) > 0.02
     assert error(expected, result.small.run((x,))[0]) < 1e-4
-    module, own = small_module(model, result.small)
+    module, own = make_small_module(model, result.small)
     assert own
     assert error(expected, module(x)) < 1e-4
 

@@ -17,7 +17,7 @@ import slim_model
 from slim_model.measuring.timing import Comparison, Latency
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.reporting.report import SCHEMA, Report, make_report
 from slim_model.reporting.terminal import show
@@ -102,7 +102,7 @@ def test_parameters_and_multiply_adds_are_counted_by_hand() -> None:
     assert (report.slim["params"], report.slim["macs"]) == count(8, 12)
     assert report.dense["params"] == sum(p.numel() for p in Residual().parameters())
     model, result = compiled()
-    module, _ = small_module(model, result.small)
+    module, _ = make_small_module(model, result.small)
     assert report.slim["params"] == sum(p.numel() for p in module.parameters())
 
 
@@ -118,7 +118,7 @@ def test_the_slices_say_how_to_cut_the_dense_model() -> None:
             kept.setdefault((part["parameter"], part["axis"]), set()).update(part["kept"])
     for (name, axis), positions in kept.items():
         state[name] = state[name].index_select(axis, torch.tensor(sorted(positions)))
-    module, own = small_module(model, result.small)
+    module, own = make_small_module(model, result.small)
     assert own
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 

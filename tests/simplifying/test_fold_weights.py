@@ -20,7 +20,7 @@ from slim_model.export.torch_files import restore, save
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.reporting.report import make_report
 from slim_model.simplifying.simplify import simplify
@@ -146,7 +146,7 @@ def test_the_small_module_has_plain_layers(name: str) -> None:
 def test_it_is_saved_and_comes_back(name: str, ending: str, tmp_path: Path) -> None:
     model, recipe = built(WRAPS[name]), Recipe.of(ratio=0.5, multiple_of=1)
     compiled = compile_model(model, (x(),), recipe)
-    small = small_module(model, compiled.small)
+    small = make_small_module(model, compiled.small)
     assert small.own
     path = tmp_path / f"small{ending}"
     save(compiled.small, small, path, compiled.removal(recipe))
@@ -332,7 +332,7 @@ def test_two_rounds_and_recovery_work_on_folded_weights() -> None:
     model = built(WRAPS["spectral_norm"])
     recipe = Recipe.of(ratio=0.5, multiple_of=1, iterations=2, data=[torch.randn(16, 8)], recover="affine")
     compiled = compile_model(model, (x(),), recipe)
-    module, own = small_module(model, compiled.small)
+    module, own = make_small_module(model, compiled.small)
     assert own
     assert type(module[2]) is nn.Linear
     assert "parameters alone" in " ".join(make_report(compiled, recipe, module_is_own=own).warnings)

@@ -20,7 +20,7 @@ from slim_model.data.training_samples import open_samples
 from slim_model.export.torch_files import save
 from slim_model.pipeline.compile import compile_model, lesson_of
 from slim_model.pipeline.compiled import Compiled
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.recovery.cut_points import inner_cut_points
 from slim_model.reporting.report import make_report
@@ -491,7 +491,7 @@ def test_rounds_of_training(tmp_path: Path) -> None:
     assert same(again.small.tensors, compiled.small.tensors)
     resume.remove(rounds=2)
     assert not list(tmp_path.iterdir())
-    module, own = small_module(model, compiled.small)
+    module, own = make_small_module(model, compiled.small)
     save(compiled, module, own, tmp_path / "small.safetensors", made)
     restored = restore(trained(Residual()), tmp_path / "small.safetensors")
     with torch.no_grad():

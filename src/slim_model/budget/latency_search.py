@@ -20,10 +20,10 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.errors import BudgetError
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.tensor_trees import tensors_among
 from slim_model.measuring.runtimes import Runtime, usable
-from slim_model.measuring.timing import interleave, quiet
+from slim_model.measuring.timing import interleave, without_gc
 from slim_model.progress import Progress
 
 _INSIDE = 0.98
@@ -120,7 +120,7 @@ class _Whole:
 
     def __enter__(self) -> _Whole:
         self.folder = tempfile.TemporaryDirectory()
-        self.inputs = tensors_among(first_of(self.graph))
+        self.inputs = tensors_among(first_sample(self.graph))
         self.progress("timing the dense model")
         self.dense = self._written(self.graph, "dense")
         self.dense_ms = self._medians(self.dense)[0]
@@ -140,6 +140,6 @@ class _Whole:
         return path
 
     def _medians(self, *paths: Path) -> list[float]:
-        with quiet(), torch.no_grad():
+        with without_gc(), torch.no_grad():
             runs = [self.row.prepare(path, self.inputs, self.threads) for path in paths]
             return [float(np.median(ms)) for ms in interleave(*runs, rounds=_ROUNDS, budget_s=_SECONDS)]

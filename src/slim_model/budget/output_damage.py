@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slim_model.coupling.coupling import Coupling
-from slim_model.cutting.cut import CutFailed, left_of
+from slim_model.cutting.cut import CutFailed, positions_left
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.data.batches import Data
 from slim_model.data.holdout import Parts, parted
@@ -65,6 +65,6 @@ def _error(
         small, _ = shrink(coupling, keep)
     except CutFailed:
         return 1.0
-    layers = find_linear_layers(coupling.graph, small, left_of(coupling, keep))
+    layers = find_linear_layers(coupling.graph, small, positions_left(coupling, keep))
     recovered, _ = affine.fold(coupling.graph, small, layers, fit, held, memory=memory)
     return min(referee.error(small), referee.error(recovered))

@@ -20,7 +20,7 @@ from slim_model.measuring.energy_meter import Energy, energy
 from slim_model.measuring.machine import commit, environment
 from slim_model.measuring.peak_memory import memory
 from slim_model.measuring.runtimes import RUNTIMES, Runtime, known, version_of
-from slim_model.measuring.timing import Comparison, measure, quiet
+from slim_model.measuring.timing import Comparison, measure, without_gc
 from slim_model.progress import Progress
 from slim_model.reporting.bench_table import Bench
 from slim_model.version import __version__
@@ -110,7 +110,7 @@ def _cell(
     compared = measure(row, [f.held for f in rivals], inputs, threads=threads, rounds=job.rounds, budget_s=job.seconds)
     rows = []
     for file, comparison in zip(rivals, compared, strict=True):
-        with quiet():
+        with without_gc():
             joules = energy(row.device, functools.partial(row.prepare, file.held, inputs, threads))
         rows.append(
             _timed(file, comparison, rivals[0])

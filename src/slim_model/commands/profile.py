@@ -23,7 +23,7 @@ from slim_model.graph.graph import Graph
 from slim_model.loading.load import load
 from slim_model.loading.source import Source
 from slim_model.measuring.runtimes import Runtime, usable
-from slim_model.measuring.timing import interleave, quiet
+from slim_model.measuring.timing import interleave, without_gc
 from slim_model.progress import Progress
 from slim_model.proof.capture import capture
 from slim_model.reporting.latency_table import Learned
@@ -81,7 +81,7 @@ def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> fl
         if row.artifact == "onnx":
             held = Path(folder) / "dense.onnx"
             to_onnx(runnable_form(graph, model), held, opset=None, metadata={}, device=row.device, weights_beside=True)
-        with quiet():
+        with without_gc():
             run = row.prepare(held, inputs, setting.threads)
             return ms_of(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]
 

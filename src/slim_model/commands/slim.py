@@ -18,7 +18,7 @@ from slim_model.export.eager_model import EagerModel, runnable_form
 from slim_model.export.options import OutputOptions
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
-from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.graph import Graph, first_sample
 from slim_model.loading.load import Subject, load
 from slim_model.loading.source import Source
 from slim_model.measuring.machine import check_device
@@ -27,7 +27,7 @@ from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.progress import Progress
-from slim_model.proof.own_module import SmallModule, small_module
+from slim_model.proof.own_module import SmallModule, make_small_module
 from slim_model.recipe import Recipe
 from slim_model.reporting.acceptance import check_gates
 from slim_model.reporting.report import Report, make_report
@@ -67,7 +67,7 @@ def run(job: Job, progress: Progress) -> Report | None:
         return None
     draw_scans(compiled, recipe)
     with clock("compile"):
-        small = small_module(subject.model, compiled.small)
+        small = make_small_module(subject.model, compiled.small)
         written = runnable_form(compiled.small, small.module)
     with beside(job.target) as temporary:  # OUT.onnx appears when nothing can fail any more
         with clock("export"):
@@ -137,7 +137,7 @@ def _measure(
     job: Job, subject: Subject, compiled: Compiled, small: SmallModule, written: Path, progress: Progress
 ) -> tuple[list[Comparison], int]:
     """Dense against slim, in turns, in onnxruntime and in PyTorch; also the bytes of the dense ONNX file."""
-    inputs, measuring = first_of(compiled.dense), job.recipe.measuring
+    inputs, measuring = first_sample(compiled.dense), job.recipe.measuring
     suffix = "" if measuring.device == "cpu" else "-cuda"
     with tempfile.TemporaryDirectory() as folder:
         progress("exporting the dense model to compare with")

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.nodes import bound
 from slim_model.graph.tensor_trees import batch_of
-from slim_model.labels.values import Value, fixed, tensors_in
+from slim_model.labels.values import Value, fixed_value, tensors_in
 from slim_model.ops import Op, row_of
 
 ENERGY = {"mac": 1.0, "register": 4.0, "memory": 200.0}
@@ -214,7 +214,7 @@ class _Shapes:
 
 def _filled(template: Any, sizes: list[int]) -> Any:
     if isinstance(template, _Shape):
-        return fixed(tuple(n if n >= 0 else sizes[-1 - n] for n in template.sizes))
+        return fixed_value(tuple(n if n >= 0 else sizes[-1 - n] for n in template.sizes))
     if isinstance(template, list):
         return [_filled(x, sizes) for x in template]
     return template

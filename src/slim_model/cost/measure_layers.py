@@ -16,7 +16,7 @@ from slim_model.cost.latency_store import append_points, read_points
 from slim_model.cost.latency_table import NOTHING, PROBES, LatencyTable, Setting, make_table, probe_layers
 from slim_model.cost.layer_models import Placed, example_inputs, module_of_layer, stored_bytes, write_onnx
 from slim_model.measuring.runtimes import Run, Runtime
-from slim_model.measuring.timing import Clock, interleave, quiet
+from slim_model.measuring.timing import Clock, interleave, without_gc
 from slim_model.ops import LayerShape
 from slim_model.progress import Progress, silent
 
@@ -46,7 +46,7 @@ def measure_layers(placed: Sequence[Placed], job: MeasuringJob, progress: Progre
     kinds = {p.layer.kind for p in placed} if placed else set(PROBES)
     probes = [probe_layers(probe, axis) for kind in PROBES if kind in kinds for axis, probe in PROBES[kind].items()]
     points = read_points(job.setting, job.cache)
-    with quiet():
+    with without_gc():
         for number, layers in enumerate(([NOTHING], *probes)):
             progress(f"learning the width step: {number} of {len(probes)}")
             _measure(layers, job, points, progress)

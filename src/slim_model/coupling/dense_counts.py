@@ -27,7 +27,7 @@ from slim_model.graph.nodes import bound, insert_call
 from slim_model.labels.values import FIXED, Value
 from slim_model.ops import kind_of, row_of
 from slim_model.ops.along import FLOORED, dims_of
-from slim_model.simplifying.constants import placeholder
+from slim_model.simplifying.constants import add_placeholder
 
 aten = torch.ops.aten
 _EXTREMES = ("maximum", "minimum")
@@ -232,7 +232,7 @@ class _Writer:
             while name in self.graph.tensors:
                 name += "_"
             self.stored[name] = torch.zeros([value.shape[axis], *[1] * (value.dim() - 1 - axis)], dtype=value.dtype)
-            zeros.append(placeholder(self.graph, name, self.stored[name], x))
+            zeros.append(add_placeholder(self.graph, name, self.stored[name], x))
             here = self._call(aten.sum.default, self._call(aten.add.Tensor, zeros[-1], 1))
             left = here if left is None else self._call(aten.mul.Tensor, left, here)
         return zeros, self._call(aten.rsub.Scalar, left, self._count(x, channels))

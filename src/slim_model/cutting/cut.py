@@ -22,7 +22,7 @@ def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
     return Cut(coupling.graph, coupling.labelled.values, coupling.labelled.choices, keep[coupling.component])
 
 
-def left_of(coupling: Coupling, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+def positions_left(coupling: Coupling, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
     """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
     kept, found = keep[coupling.component], {}
     for birth in coupling.labelled.births:

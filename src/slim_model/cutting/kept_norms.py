@@ -25,7 +25,7 @@ class KeptNorm:
     where: str
 
 
-def kept_norms(coupling: Coupling, keep: np.ndarray) -> tuple[KeptNorm, ...]:
+def find_kept_norms(coupling: Coupling, keep: np.ndarray) -> tuple[KeptNorm, ...]:
     """What takes statistics over the channels that are left, in the order of the graph. All other statistics count the
     channels of the dense model. ``keep``: bool by channel, as ``Plan.keep``."""
     cut = cut_of(coupling, keep)

@@ -43,7 +43,7 @@ def make_plain(model: nn.Module, folded: Iterable[Folded], tensors: dict[str, Te
             _replace(model, weight.layer, weight.shape, value)
 
 
-def own_classes(model: nn.Module) -> None:
+def give_own_classes(model: nn.Module) -> None:
     """Give each parametrized module of ``model`` a class of its own: PyTorch's copies share it, and removing a
     parametrization of one of them takes the property from the other."""
     for module in model.modules():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slim_model.cutting.plain_layers import make_plain, own_classes
+from slim_model.cutting.plain_layers import give_own_classes, make_plain
 from slim_model.graph.graph import Folded
 from slim_model.graph.stored_tensors import storage_key
 
@@ -42,7 +42,7 @@ def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable
             if isinstance(held, Tensor) and not held.is_leaf:
                 memo.setdefault(id(held), held.detach().clone())
     result = copy.deepcopy(model, memo)
-    own_classes(result)
+    give_own_classes(result)
     make_plain(result, folded, tensors)
     for module in result.modules():
         _update_attributes(module)

@@ -20,7 +20,7 @@ from slim_model.export.onnx_translations import TRANSLATIONS
 from slim_model.export.to_program import to_program
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph
-from slim_model.graph.modes import quiet
+from slim_model.graph.modes import silence_torch
 
 
 def to_onnx(
@@ -42,7 +42,7 @@ def to_onnx(
     graph = source
     if graph.decisions:
         raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
-    with quiet(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
+    with silence_torch(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
         tidy(result.model, device)
     written = result.model.opset_imports.get("", opset)

@@ -25,7 +25,7 @@ from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import InputError, first_line
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Folded, Graph, PlainLayer
-from slim_model.graph.modes import quiet
+from slim_model.graph.modes import silence_torch
 from slim_model.graph.options import TracingOptions
 from slim_model.graph.stored_tensors import shared_names, storage_key
 from slim_model.proof.capture import capture
@@ -83,7 +83,7 @@ def _save_program(small: Graph, path: Path) -> None:
     """Export once more, so that the archive holds nothing of the dense model."""
     free = {0: torch.export.Dim.AUTO} if small.dynamic_batch else None
     shapes = tuple(free if isinstance(x, Tensor) and x.dim() else None for x in small.inputs)
-    with quiet(), torch.no_grad():
+    with silence_torch(), torch.no_grad():
         program = torch.export.export(graph_module(small), small.inputs, dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("from_node", None)  # holds addresses in memory

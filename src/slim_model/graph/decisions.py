@@ -27,7 +27,7 @@ Decision = tuple[Any, ...]
 """By output of an operator: what was decided; None for an output that decides nothing."""
 
 
-def decided(func: Any, arguments: Any, result: Any) -> Decision | None:
+def decision_of(func: Any, arguments: Any, result: Any) -> Decision | None:
     """What ``func`` made of floating-point values; None where it made nothing but other such values."""
     if not isinstance(func, torch._ops.OpOverload) or not any(map(_is_float, pytree.tree_leaves(arguments))):
         return None
@@ -38,7 +38,7 @@ def decided(func: Any, arguments: Any, result: Any) -> Decision | None:
     return found if any(x is not None for x in found) else None
 
 
-def given(func: Any, args: Any, kwargs: Any, result: Any, decision: Decision) -> Any:
+def replay_decision(func: Any, args: Any, kwargs: Any, result: Any, decision: Decision) -> Any:
     """``result`` as it is where this was decided; flags of other channels than there were stay as they are."""
     leaves, spec = pytree.tree_flatten(result)
     if torch.Tag.pointwise in func.tags and leaves[0].shape != decision[0].shape:
@@ -79,7 +79,7 @@ class Decided(fx.Interpreter):
             return super().run_node(n)
         if len(decision) == 1:
             return _copied(decision[0])
-        return given(n.target, *self.fetch_args_kwargs_from_env(n), super().run_node(n), decision)
+        return replay_decision(n.target, *self.fetch_args_kwargs_from_env(n), super().run_node(n), decision)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if self.wide:
@@ -98,7 +98,7 @@ def decisions_of(module: fx.GraphModule, bound: dict[fx.Node, Any]) -> dict[str,
     class Noting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if decision := decided(n.target, self.fetch_args_kwargs_from_env(n), result):
+            if decision := decision_of(n.target, self.fetch_args_kwargs_from_env(n), result):
                 found[n.name] = tuple(map(_copied, decision))
             return result
 
@@ -110,7 +110,7 @@ def decisions_of(module: fx.GraphModule, bound: dict[fx.Node, Any]) -> dict[str,
 # -- a module, which is Python and not a graph ----------------------------------------------------------------------
 
 
-class Noted(TorchDispatchMode):
+class DecisionRecorder(TorchDispatchMode):
     """Notes what is decided, in turn."""
 
     def __init__(self) -> None:
@@ -119,26 +119,26 @@ class Noted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if decision := decided(func, (args, kwargs), result):
+        if decision := decision_of(func, (args, kwargs), result):
             self.found.append((func, tuple(map(_copied, decision))))
         return result
 
 
-class Repeated(TorchDispatchMode):
+class DecisionReplayer(TorchDispatchMode):
     """Gives what another run of the same code decided.
 
     Raises LookupError where this run decides something that the other did not.
     """
 
-    def __init__(self, noted: Noted) -> None:
+    def __init__(self, noted: DecisionRecorder) -> None:
         super().__init__()
         self.left = iter(noted.found)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if decided(func, (args, kwargs), result) is None:
+        if decision_of(func, (args, kwargs), result) is None:
             return result
         other, decision = next(self.left, (None, ()))
         if other is not func:
             raise LookupError(f"{func} was not decided in the other run")
-        return given(func, args, kwargs or {}, result, decision)
+        return replay_decision(func, args, kwargs or {}, result, decision)

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from slim_model.errors import first_line
-from slim_model.graph.graph import Graph, describe, source_line
+from slim_model.graph.graph import Graph, describe_inputs, source_line
 from slim_model.graph.tensor_trees import batch_of
 
 ASKED = "you asked for it (--static-batch)"
@@ -31,7 +31,7 @@ _PACKAGES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.d
 
 def fixed_batch_note(inputs: tuple[Any, ...], why: str) -> str:
     """The note of a report: what is fixed, and why."""
-    return f"the batch size is fixed at the example's ({describe(inputs)}): {why}"
+    return f"the batch size is fixed at the example's ({describe_inputs(inputs)}): {why}"
 
 
 def exported_so(inputs: tuple[Any, ...]) -> str:

@@ -102,14 +102,14 @@ class Graph:
         return tensors_among(result)
 
 
-def first_of(graph: Graph) -> tuple[Any, ...]:
+def first_sample(graph: Graph) -> tuple[Any, ...]:
     """The example input as a batch of one, where the batch is free."""
     if not graph.dynamic_batch:
         return graph.inputs
     return tuple(x[:1] if isinstance(x, Tensor) and x.dim() else x for x in graph.inputs)
 
 
-def describe(inputs: tuple[Any, ...]) -> str:
+def describe_inputs(inputs: tuple[Any, ...]) -> str:
     """``'2x3x224x224:float32'``: inputs as the user would type them."""
     return ", ".join(
         f"{'x'.join(map(str, x.shape)) or 'scalar'}:{str(x.dtype).removeprefix('torch.')}"

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_torch() -> Iterator[None]:
     """PyTorch's own warnings and log lines about tracing and exporting are not the user's concern."""
     names = ("torch.onnx", "torch.export", "torch._subclasses", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
@@ -31,7 +31,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, without gradients; its training flags are put back."""
     training = [module for module in model.modules() if module.training and not isinstance(model, fx.GraphModule)]
     for module in training:

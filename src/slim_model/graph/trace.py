@@ -31,8 +31,8 @@ from slim_model.graph.fixed_batch import (
     why_fixed,
     why_not_exported,
 )
-from slim_model.graph.graph import Graph, copy_graph, describe
-from slim_model.graph.modes import evaluating, quiet
+from slim_model.graph.graph import Graph, copy_graph, describe_inputs
+from slim_model.graph.modes import eval_mode, silence_torch
 from slim_model.graph.tensor_trees import tensors_among
 
 _READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
@@ -49,7 +49,7 @@ def trace(
 
     A batch of one is doubled first: export specialises sizes 0 and 1. The model's training flags are put back.
     """
-    with evaluating(model), quiet():
+    with eval_mode(model), silence_torch():
         if program is not None:
             return _from_program(program, inputs, why=exported_so(inputs))
         if isinstance(model, torch.jit.ScriptModule):
@@ -65,9 +65,9 @@ def trace(
             return _follow(model, inputs, refused)
         except Exception as error:
             raise InputError(
-                f"the model could not be traced with inputs {describe(inputs)}: {first_line(error, named=True)}. "
-                "Check --input; if the shapes are right, export the model yourself with torch.export "
-                "and give the .pt2."
+                f"the model could not be traced with inputs {describe_inputs(inputs)}: "
+                f"{first_line(error, named=True)}. "
+                "Check --input; if the shapes are right, export the model yourself with torch.export and give the .pt2."
             ) from error
 
 

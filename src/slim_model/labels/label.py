@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from slim_model.errors import first_line
 from slim_model.graph.nodes import shape_of
 from slim_model.labels.labelled import Labelled
-from slim_model.labels.values import Flow, Value, fixed, leaves_in, tensors_in
+from slim_model.labels.values import Flow, Value, fixed_value, leaves_in, tensors_in
 from slim_model.labels.walk import Walk
 
 FlowOf = Callable[[fx.Node], Flow | None]
@@ -70,7 +70,7 @@ def _placeholder(walk: Walk, node: fx.Node) -> Any:
     owner = walk.graph.owners.get(node.name)
     if owner is None:
         value = node.meta.get("val")
-        return fixed(shape_of(value)) if isinstance(value, Tensor) else value
+        return fixed_value(shape_of(value)) if isinstance(value, Tensor) else value
     return walk.stored(owner, walk.graph.tensors[owner])
 
 
@@ -86,7 +86,7 @@ def _without_tensors(walk: Walk, flow_of: FlowOf, node: fx.Node, arguments: dict
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         flow = flow_of(node)
-        return flow(walk, **arguments) if flow else fixed(shape_of(value))
+        return flow(walk, **arguments) if flow else fixed_value(shape_of(value))
     if not isinstance(node.target, torch._ops.OpOverload) and callable(node.target):
         return node.target(*fx.map_arg(node.args, walk.values.__getitem__))
     return None

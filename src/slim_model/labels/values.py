@@ -56,7 +56,7 @@ class Replay:
 Flow = Callable[..., Any]
 
 
-def fixed(shape: tuple[int, ...]) -> Value:
+def fixed_value(shape: tuple[int, ...]) -> Value:
     return Value(shape, (None,) * len(shape))
 
 

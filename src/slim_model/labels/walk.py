@@ -15,7 +15,7 @@ from slim_model.graph.stored_tensors import storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
 from slim_model.labels.constants import Constants
 from slim_model.labels.labelled import Labelled, Made, Tie
-from slim_model.labels.values import Axis, Birth, Pin, Replay, Value, fixed
+from slim_model.labels.values import Axis, Birth, Pin, Replay, Value, fixed_value
 
 
 class Walk:
@@ -254,8 +254,8 @@ class Walk:
     def fixed_outputs(self) -> Any:
         value = self.node.meta.get("val")
         if isinstance(value, list | tuple):
-            return [fixed(shape_of(v)) if isinstance(v, Tensor) else v for v in value]
-        return fixed(shape_of(value)) if isinstance(value, Tensor) else value
+            return [fixed_value(shape_of(v)) if isinstance(v, Tensor) else v for v in value]
+        return fixed_value(shape_of(value)) if isinstance(value, Tensor) else value
 
     def constant(self, node: fx.Node) -> Tensor | None:
         """The real value of ``node`` where it follows from stored tensors alone, else None."""

@@ -94,7 +94,7 @@ def measure(
     if threads < 1 or rounds < 1:
         raise InputError(f"cannot measure with threads={threads} and rounds={rounds}: both start at 1.")
     row = usable(runtime)
-    with quiet():
+    with without_gc():
         runs = [row.prepare(artifact, inputs, threads) for artifact in artifacts]
         samples = interleave(*runs, rounds=rounds, budget_s=budget_s, clock=clock)
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
@@ -169,7 +169,7 @@ def _sample_ms(run: Run, repeats: int, settle_ns: int, clock: Clock) -> float:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """No garbage collection between two readings of the clock; afterwards PyTorch's thread count as found."""
     threads, collecting = torch.get_num_threads(), gc.isenabled()
     if collecting:

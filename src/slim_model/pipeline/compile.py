@@ -28,7 +28,7 @@ from slim_model.data.accuracy import Exam
 from slim_model.data.label_check import label_fault
 from slim_model.data.open_sources import Sources, open_sources
 from slim_model.errors import BudgetError, InputError, ProofError
-from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.graph import Graph, first_sample
 from slim_model.pipeline.compiled import Compiled, Removed
 from slim_model.pipeline.example_batches import another_like, other_batches
 from slim_model.pipeline.passes import Pass, passes_of
@@ -251,6 +251,6 @@ def _outputs_vary(result: Compiled, seed: int) -> bool:
     if vary is not None:
         return vary
     generator = torch.Generator().manual_seed(seed + 1)
-    example = first_of(result.small)
+    example = first_sample(result.small)
     first, second = (result.small.run(x) for x in (example, tuple(another_like(x, None, generator) for x in example)))
     return any(not relative_error(a, b) < 1e-6 for a, b in zip(first, second, strict=True))

@@ -12,8 +12,8 @@ from slim_model.budget.plan import Plan
 from slim_model.budget.sensitivity import Scan
 from slim_model.cost.counted import Cost
 from slim_model.coupling.coupling import Coupling
-from slim_model.cutting.cut import left_of
-from slim_model.cutting.kept_norms import KeptNorm, kept_norms
+from slim_model.cutting.cut import positions_left
+from slim_model.cutting.kept_norms import KeptNorm, find_kept_norms
 from slim_model.data.accuracy import Step
 from slim_model.export.torch_files import Removal, removed_slices
 from slim_model.graph.graph import Graph
@@ -45,7 +45,7 @@ class Removed:
 
     def kept_positions(self) -> dict[tuple[str, int], np.ndarray]:
         """(tensor, axis) -> the positions that the pass left; axes that keep all are not listed."""
-        return left_of(self.coupling, self.plan.keep)
+        return positions_left(self.coupling, self.plan.keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +119,6 @@ class Compiled:
 
     def kept_norms(self) -> tuple[KeptNorm, ...]:
         """Norms that take their statistics over the channels that are left, of all passes."""
-        return tuple(dict.fromkeys(norm for one in self.passes for norm in kept_norms(one.coupling, one.plan.keep)))
+        return tuple(
+            dict.fromkeys(norm for one in self.passes for norm in find_kept_norms(one.coupling, one.plan.keep))
+        )

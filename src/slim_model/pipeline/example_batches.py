@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slim_model.export.eager_model import EagerModel
-from slim_model.graph.graph import Graph, first_of
+from slim_model.graph.graph import Graph, first_sample
 
 
 def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple[Any, ...]]:
@@ -25,7 +25,7 @@ def onnx_batches(written: Graph | EagerModel, seed: int) -> list[tuple[Any, ...]
     if isinstance(written, EagerModel):
         others = (other_batches(written.graph, (), seed + number) for number in range(3))
         return [written.graph.inputs, *itertools.chain.from_iterable(others)]
-    return [first_of(written), *other_batches(written, (2,), seed)]
+    return [first_sample(written), *other_batches(written, (2,), seed)]
 
 
 def another_like(x: Any, batch: int | None, generator: torch.Generator) -> Any:

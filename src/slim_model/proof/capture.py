@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from slim_model.coupling.dense_counts import keep_dense_counts
 from slim_model.graph.graph import Graph
-from slim_model.graph.modes import evaluating
+from slim_model.graph.modes import eval_mode
 from slim_model.graph.options import TracingOptions
 from slim_model.graph.trace import trace
 from slim_model.proof.check_trace import check_trace
@@ -31,6 +31,6 @@ def capture(
     know of the trace. Raises InputError where the model cannot be traced, ProofError where the graph differs.
     """
     graph = keep_dense_counts(simplify(trace(model, inputs, static_batch=options.static_batch, program=program)))
-    with evaluating(model):
+    with eval_mode(model):
         doubts = check_trace(model, graph, inputs)
     return replace(graph, warnings=(*graph.warnings, *doubts))

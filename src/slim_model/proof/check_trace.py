@@ -12,14 +12,14 @@ from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError, ProofError
 from slim_model.graph.decisions import Decided, Decision
-from slim_model.graph.graph import Graph, first_of, source_line
+from slim_model.graph.graph import Graph, first_sample, source_line
 from slim_model.graph.tensor_trees import copied, tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
 def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tuple[str, ...]:
     """The traced graph against the model itself, on the example input; returns what the user should be warned of."""
-    single = first_of(graph)
+    single = first_sample(graph)
     if graph.dynamic_batch and _trace_error(model, graph, inputs, single) <= TOLERANCE:
         return ()
     error = _trace_error(model, graph, inputs, graph.inputs)

@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import ProofError
 from slim_model.graph.as_module import graph_module
-from slim_model.graph.decisions import Noted, Repeated
-from slim_model.graph.graph import Graph, first_of
-from slim_model.graph.modes import evaluating
+from slim_model.graph.decisions import DecisionRecorder, DecisionReplayer
+from slim_model.graph.graph import Graph, first_sample
+from slim_model.graph.modes import eval_mode
 from slim_model.graph.tensor_trees import copied, tensors_among
 from slim_model.ops import row_of
 from slim_model.proof.tolerance import TOLERANCE, relative_error
@@ -37,7 +37,7 @@ class SmallModule(NamedTuple):
     own: bool
 
 
-def small_module(model: nn.Module, small: Graph) -> SmallModule:
+def make_small_module(model: nn.Module, small: Graph) -> SmallModule:
     """The user's ``model`` made small, where it computes what the graph ``small`` does; else that graph as a module.
 
     Raises ProofError where the model decides from its values and its own class does not compute what was proven.
@@ -54,9 +54,10 @@ def _deciding(model: nn.Module, module: nn.Module | None, small: Graph) -> nn.Mo
     """``module``, where it computes what ``small`` does with the decisions that ``model`` takes on the example given to
     it, and also runs when it decides for itself. With the graph there is nothing to hand out in its place: it has the
     sizes in it that follow from these decisions."""
-    with evaluating(model), _unfused(model), Noted() as noted:
+    with eval_mode(model), _unfused(model), DecisionRecorder() as noted:
         _called(model, small, small.inputs)
-    if module is None or not _agrees(module, small, small.inputs, Repeated(noted)) or not _runs(model, module, small):
+    replay = DecisionReplayer(noted)
+    if module is None or not _agrees(module, small, small.inputs, replay) or not _runs(model, module, small):
         raise ProofError(
             "the model makes decisions from its values, and its own class with smaller layers does not compute what "
             "was proven. Nothing was written. --keep GLOB leaves layers out."
@@ -67,7 +68,7 @@ def _deciding(model: nn.Module, module: nn.Module | None, small: Graph) -> nn.Mo
 def _runs(model: nn.Module, module: nn.Module, small: Graph) -> bool:
     """Whether ``module`` gives an output such as that of ``model``, and finite where that is."""
     try:
-        with evaluating(model):
+        with eval_mode(model):
             theirs, mine = (_called(m, small, small.inputs) for m in (model, module))
     except Exception:  # the user's forward may fail in any way on other decisions
         return False
@@ -92,7 +93,7 @@ def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
 def _computes(module: nn.Module, small: Graph) -> bool:
     """Whether ``module`` does what ``small`` does on a batch of one: there no ``view(-1, ...)`` can take from the batch
     what is missing of its channels. A model may treat a batch of one in a way of its own: then on two larger ones."""
-    return _agrees(module, small, first_of(small)) or (
+    return _agrees(module, small, first_sample(small)) or (
         small.dynamic_batch and all(_agrees(module, small, x) for x in (small.inputs, _with_one_more(small)))
     )
 
@@ -103,10 +104,10 @@ def _agrees(
     """Both give the same outputs, and the layers on the way the same values."""
     plain = small.with_tensors({name: tensor.detach() for name, tensor in small.tensors.items()})
     with _unfused(module), torch.no_grad():
-        with _Record() as theirs:
+        with _LayerRecorder() as theirs:
             expected = plain.run(inputs)
         try:
-            with _Record() as mine, steered or nullcontext():
+            with _LayerRecorder() as mine, steered or nullcontext():
                 outputs = tensors_among(_called(module, small, inputs))
         except Exception:  # the user's forward may fail in any way on other sizes
             return False
@@ -138,13 +139,13 @@ def _with_one_more(small: Graph) -> tuple[Any, ...]:
     return tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in small.inputs)
 
 
-class _Layer(NamedTuple):
+class _LayerOutput(NamedTuple):
     target: Any
     shape: tuple[int, ...]
     values: Tensor
 
 
-def _in_order(mine: Iterator[_Layer], expected: list[_Layer]) -> bool:
+def _in_order(mine: Iterator[_LayerOutput], expected: list[_LayerOutput]) -> bool:
     """The module may compute more: numbers that are stored in the graph."""
     return all(
         any(m.target is e.target and m.shape == e.shape and _close(e.values, m.values) for m in mine) for e in expected
@@ -155,12 +156,12 @@ def _close(expected: Tensor, other: Tensor) -> bool:
     return relative_error(expected, other) <= TOLERANCE
 
 
-class _Record(TorchDispatchMode):
+class _LayerRecorder(TorchDispatchMode):
     """Keeps some values of whatever a layer gives."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[_Layer] = []
+        self.found: list[_LayerOutput] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -168,5 +169,5 @@ class _Record(TorchDispatchMode):
         if row.macs or row.masks != "nothing" if row else "attention" in func.__name__:
             first = pytree.tree_leaves(result)[0]
             step = max(1, first.numel() // _SAMPLED)
-            self.found.append(_Layer(func, tuple(first.shape), first.detach().reshape(-1)[::step].clone()))
+            self.found.append(_LayerOutput(func, tuple(first.shape), first.detach().reshape(-1)[::step].clone()))
         return result

@@ -27,7 +27,7 @@ from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Replay, Value, tensors_in
 from slim_model.ops import Cut, kind_of, row_of
 from slim_model.proof.structure import check_structure
-from slim_model.proof.tolerance import TOLERANCE, largest_size, relative_error
+from slim_model.proof.tolerance import TOLERANCE, largest_abs, relative_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _differ(one: list[Tensor], two: list[Tensor]) -> bool:
     return any(not relative_error(a, b) < 1e-6 for a, b in zip(one, two, strict=True))
 
 
-class _Run(NamedTuple):
+class _LockstepErrors(NamedTuple):
     """The largest error of the outputs and of the layers, and the small graph's outputs (of the first sample, where the
     batch is free)."""
 
@@ -85,7 +85,7 @@ class _Run(NamedTuple):
     first: list[Tensor]
 
 
-def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, wide: bool = False) -> _Run:
+def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, wide: bool = False) -> _LockstepErrors:
     """Run both graphs node by node. Raises CutFailed at the first layer that differs."""
     masked, small_run = Masked(dense, cut, wide=wide), Decided(small.module, small.decisions, wide=wide)
     masked.env, small_run.env = dense.bind(inputs), small.bind(inputs)
@@ -96,7 +96,7 @@ def _lockstep(dense: Graph, small: Graph, cut: Cut, inputs: tuple[Any, ...], *, 
             if node.op == "output":
                 outputs = [x for n in small_node.all_input_nodes if isinstance(x := small_run.env[n], Tensor)]
                 first = [x[:1] if x.dim() and dense.dynamic_batch else x for x in outputs]
-                return _Run(_output_error(node, small_node, masked, small_run), layers, first)
+                return _LockstepErrors(_output_error(node, small_node, masked, small_run), layers, first)
             if node.op == "placeholder" or kind_of(node) == "assertion":
                 continue  # it computes nothing, and does not hold in float64
             try:
@@ -173,7 +173,7 @@ def _cancelled(expected: Tensor, got: Tensor, small_node: fx.Node, small_run: fx
     read = [
         x for n in small_node.all_input_nodes if isinstance(x := small_run.env[n], Tensor) and x.is_floating_point()
     ]
-    return largest_size(expected - got) <= _ROUNDING * max(map(largest_size, read), default=0.0)
+    return largest_abs(expected - got) <= _ROUNDING * max(map(largest_abs, read), default=0.0)
 
 
 _ROUNDING = 1e-13  # of float64, over sums of some hundred values

@@ -19,18 +19,18 @@ def relative_error(reference: Tensor, other: Tensor) -> float:
     if not reference.is_floating_point():
         return float((reference != other).any())
     a, b = (x.float() if x.itemsize < 4 else x for x in (reference, other))
-    scale = largest_size(a)
+    scale = largest_abs(a)
     if not math.isfinite(scale):
         finite = a.isfinite()
         same = torch.equal(finite, b.isfinite()) and torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
         return relative_error(a[finite], b[finite]) if same else math.inf
-    error = largest_size(a - b)
+    error = largest_abs(a - b)
     if math.isnan(error):
         return math.inf
     return error / scale if scale > 0 else error
 
 
-def largest_size(x: Tensor) -> float:
+def largest_abs(x: Tensor) -> float:
     """max |x|, NaN where one is; without a copy of x, which for images is most of the time."""
     low, high = x.aminmax()
     return float(torch.maximum(-low, high))

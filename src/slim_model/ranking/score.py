@@ -46,13 +46,13 @@ def score(
             )
         if not torch.isfinite(result).all():
             raise InputError(f"the criterion gave NaN or infinity for '{group.name}'. Check the model's weights.")
-        scores.append(without_ties(result.detach().double().cpu(), slices))
+        scores.append(break_ties(result.detach().double().cpu(), slices))
         if ranking.tries:
             count(number + 1, len(coupling.groups))
     return scores
 
 
-def without_ties(scores: Tensor, slices: Slices) -> Tensor:
+def break_ties(scores: Tensor, slices: Slices) -> Tensor:
     """The same scores, equal ones moved apart by the smallest steps: by reading weights, then the first up."""
     values = scores.numpy()
     _, number, many = np.unique(values, return_inverse=True, return_counts=True)

@@ -24,7 +24,7 @@ from slim_model.graph.nodes import bound, shape_of
 from slim_model.labels.values import Value
 from slim_model.ops import row_of
 from slim_model.ranking.evidence.moments import Covariances, Moments
-from slim_model.ranking.evidence.rectified_normal import products
+from slim_model.ranking.evidence.rectified_normal import expected_products
 from slim_model.recovery.linear_layers import LinearLayer, is_norm, norm_behind
 from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
 
@@ -135,7 +135,7 @@ def _moments(problem: Problem, operand: fx.Node, channels: _Made, rectified: boo
     """As if one row had been seen."""
     layer = problem.layer
     groups = len(layer.groups)
-    mean, product = products(channels.vector, channels.mean, rectified=rectified)
+    mean, product = expected_products(channels.vector, channels.mean, rectified=rectified)
     width = len(mean) // groups
     blocks = torch.stack([product[i * width :, i * width :][:width, :width] for i in range(groups)])
     mean = mean.view(groups, width)

@@ -91,7 +91,7 @@ def _alone(node: fx.Node) -> fx.Node | None:
     return after if alike else None
 
 
-def placeholder(graph: Graph, name: str, tensor: Tensor, like: fx.Node) -> fx.Node:
+def add_placeholder(graph: Graph, name: str, tensor: Tensor, like: fx.Node) -> fx.Node:
     """A new stored tensor behind those that are there, in the fake mode of ``like``."""
     nodes = graph.module.graph
     stored = [n for n in nodes.nodes if n.op == "placeholder" and n.name in graph.owners]

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from slim_model.graph.graph import Folded, Graph, PlainLayer, module_path, source_line
 from slim_model.graph.stored_tensors import storage_key
 from slim_model.ops import kind_of, row_of
-from slim_model.simplifying.constants import cone_of, following, placeholder, values_of
+from slim_model.simplifying.constants import add_placeholder, cone_of, following, values_of
 from slim_model.simplifying.plain_layer import plain_layer
 
 _PARAMETRIZED = re.compile(r"((?:.+\.)?)parametrizations\.(\w+)\..+")
@@ -55,7 +55,7 @@ def fold_weights(graph: Graph) -> Graph:
         formula = formulas[node]
         if (formula, name) not in made:  # a weight that is computed at each of its uses is one weight
             value = computed.setdefault(formula, values[node].detach().clone())
-            made[formula, name] = placeholder(graph, f"folded_{len(found)}", value, node)
+            made[formula, name] = add_placeholder(graph, f"folded_{len(found)}", value, node)
             folded = Folded(name, tuple(sources[node]), tuple(value.shape), source_line(node), layers[node])
             found.append((made[formula, name], folded, value))
         node.replace_all_uses_with(made[formula, name])

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from slim_model.graph.nodes import bound, insert_call, shape_of
 from slim_model.graph.varying_axes import varying_axes
 from slim_model.ops import kind_of
-from slim_model.simplifying.moves import is_written, links, size_of, through
+from slim_model.simplifying.moves import is_written, move_labels, only_moves, size_of
 
 aten = torch.ops.aten
 _LONGEST = 8
@@ -27,7 +27,7 @@ _LARGEST = 2**25  # elements that are moved to check a chain; a larger one stays
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class _Split:
     """A value falls into ``count`` equal pieces along ``dim``; ``users[i]`` are the nodes that are piece i. ``drops``:
     a piece has no axis ``dim``."""
 
@@ -41,7 +41,7 @@ class _Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _PieceMove:
     """``target(piece, *rest, **named)`` does to one piece what ``node`` did to all."""
 
     node: fx.Node
@@ -56,29 +56,29 @@ class _Step:
 
 def unfuse(nodes: fx.Graph) -> None:
     """Edit ``nodes``: cut fused projections before they are viewed."""
-    fused = [(chain, cut) for node in nodes.nodes if links(node) for chain, cut in _chains(node)]
+    fused = [(chain, cut) for node in nodes.nodes if only_moves(node) for chain, cut in _chains(node)]
     for chain, cut in fused:
         _split(nodes, chain, cut)
 
 
-def _chains(start: fx.Node) -> Iterator[tuple[list[fx.Node], _Cut]]:
+def _chains(start: fx.Node) -> Iterator[tuple[list[fx.Node], _Split]]:
     """Links from ``start``, where they begin, to a value that is cut up and not used otherwise."""
     source: Any = start.args[0]
     if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
         return
-    if links(source) and len(source.users) == 1:
+    if only_moves(source) and len(source.users) == 1:
         return
     chain = [start]
     while (cut := _cut(chain[-1])) is None:
         users = list(chain[-1].users)
-        if len(chain) == _LONGEST or len(users) != 1 or not links(users[0]) or users[0].args[0] is not chain[-1]:
+        if len(chain) == _LONGEST or len(users) != 1 or not only_moves(users[0]) or users[0].args[0] is not chain[-1]:
             return
         chain.append(users[0])
     if math.prod(shape_of(source.meta["val"])) <= _LARGEST and not is_written(source):
         yield chain, cut
 
 
-def _cut(end: fx.Node) -> _Cut | None:
+def _cut(end: fx.Node) -> _Split | None:
     """How the users of ``end`` cut it up, where every part of it is used and nothing else is."""
     users = list(end.users)
     shape = shape_of(end.meta["val"])
@@ -91,20 +91,20 @@ def _cut(end: fx.Node) -> _Cut | None:
     if len(parts) < 2 or len({shape_of(part) for part in parts}) > 1:
         return None
     found = [[user for user in users[0].users if user.args[1] == i] for i in range(len(parts))]
-    return _Cut(bound(users[0])["dim"] % len(shape), len(parts), found, "unbind" in kinds)
+    return _Split(bound(users[0])["dim"] % len(shape), len(parts), found, "unbind" in kinds)
 
 
-def _cut_by_number(users: list[fx.Node], shape: tuple[int, ...]) -> _Cut | None:
+def _cut_by_number(users: list[fx.Node], shape: tuple[int, ...]) -> _Split | None:
     given = [bound(user) for user in users]
     dim, *others = {arguments["dim"] % len(shape) for arguments in given}
     if others or not all(isinstance(arguments["index"], int) for arguments in given):
         return None
     numbers = [arguments["index"] % shape[dim] for arguments in given]
     found = [[user for user, n in zip(users, numbers, strict=True) if n == i] for i in range(shape[dim])]
-    return _Cut(dim, shape[dim], found, True) if shape[dim] > 1 and all(found) else None
+    return _Split(dim, shape[dim], found, True) if shape[dim] > 1 and all(found) else None
 
 
-def _split(nodes: fx.Graph, chain: list[fx.Node], cut: _Cut) -> None:
+def _split(nodes: fx.Graph, chain: list[fx.Node], cut: _Split) -> None:
     """Cut an axis of the source of ``chain`` where that gives the same pieces; else leave all as it is."""
     source: Any = chain[0].args[0]
     for axis, size in enumerate(source.meta["val"].shape):
@@ -115,7 +115,7 @@ def _split(nodes: fx.Graph, chain: list[fx.Node], cut: _Cut) -> None:
                 return
 
 
-def _steps(chain: list[fx.Node], cut: _Cut, axis: int) -> list[_Step]:
+def _steps(chain: list[fx.Node], cut: _Split, axis: int) -> list[_PieceMove]:
     """The chain behind one of ``cut.count`` blocks of ``axis``; none where the blocks are not what is cut, or where
     they are as long as the axis that is cut, so that the cut says it all."""
     source: Any = chain[0].args[0]
@@ -124,7 +124,7 @@ def _steps(chain: list[fx.Node], cut: _Cut, axis: int) -> list[_Step]:
     blocks = numbers.view([-1 if a == axis else 1 for a in range(len(shape))]).expand(shape)
     steps = []
     for node in chain:
-        blocks = through([node], blocks)
+        blocks = move_labels([node], blocks)
         where = varying_axes(blocks)
         step = _narrowed(node, where[0], cut.count) if len(where) == 1 else None
         if step is None:
@@ -133,11 +133,11 @@ def _steps(chain: list[fx.Node], cut: _Cut, axis: int) -> list[_Step]:
     return steps if where == [cut.dim] and blocks.shape[cut.dim] < shape[axis] else []
 
 
-def _narrowed(node: fx.Node, axis: int, count: int) -> _Step | None:
+def _narrowed(node: fx.Node, axis: int, count: int) -> _PieceMove | None:
     """``node`` where ``axis`` of its result has one of ``count`` blocks."""
     kind = kind_of(node)
     if kind not in ("view", "unflatten"):
-        return _Step(node, node.target, node.args[1:], dict(node.kwargs))
+        return _PieceMove(node, node.target, node.args[1:], dict(node.kwargs))
     *before, given = node.args[1:]
     sizes: list[Any] = list(given)  # type: ignore[arg-type]
     place = axis - (before[0] % len(shape_of(node.args[0].meta["val"])) if before else 0)  # type: ignore
@@ -145,15 +145,15 @@ def _narrowed(node: fx.Node, axis: int, count: int) -> _Step | None:
         if not isinstance(sizes[place], int) or sizes[place] % count:
             return None
         sizes[place] //= count
-    return _Step(node, aten.reshape.default if kind == "view" else node.target, (*before, sizes), {})
+    return _PieceMove(node, aten.reshape.default if kind == "view" else node.target, (*before, sizes), {})
 
 
-def _same(chain: list[fx.Node], cut: _Cut, axis: int, steps: list[_Step]) -> bool:
+def _same(chain: list[fx.Node], cut: _Split, axis: int, steps: list[_PieceMove]) -> bool:
     """Every position is moved both ways, and must end at the same place."""
     source: Any = chain[0].args[0]
     shape = shape_of(source.meta["val"])
     positions = torch.arange(math.prod(shape), dtype=torch.int32).view(shape)
-    for expected, piece in zip(cut.of(through(chain, positions)), positions.chunk(cut.count, axis), strict=True):
+    for expected, piece in zip(cut.of(move_labels(chain, positions)), positions.chunk(cut.count, axis), strict=True):
         for step in steps:
             piece = step.on(piece)
         if not torch.equal(expected, piece.select(cut.dim, 0) if cut.drops else piece):
@@ -161,7 +161,7 @@ def _same(chain: list[fx.Node], cut: _Cut, axis: int, steps: list[_Step]) -> boo
     return True
 
 
-def _rewrite(nodes: fx.Graph, cut: _Cut, axis: int, steps: list[_Step]) -> None:
+def _rewrite(nodes: fx.Graph, cut: _Split, axis: int, steps: list[_PieceMove]) -> None:
     source: Any = steps[0].node.args[0]
     size = source.meta["val"].shape[axis] // cut.count
     last = steps[-1].node

@@ -13,7 +13,7 @@ from slim_model.ops import kind_of, row_of
 aten = torch.ops.aten
 
 
-def links(node: fx.Node) -> bool:
+def only_moves(node: fx.Node) -> bool:
     """Whether ``node`` moves all values of its one operand, and does nothing else."""
     row, target = row_of(node.target), node.target
     if row is None or not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
@@ -21,7 +21,7 @@ def links(node: fx.Node) -> bool:
     return row.effect == "rearranges" or row.kind == "copy"
 
 
-def through(chain: list[fx.Node], labels: Tensor) -> Tensor:
+def move_labels(chain: list[fx.Node], labels: Tensor) -> Tensor:
     """Execute the links of ``chain`` on ``labels``."""
     for node in chain:
         rest: Any = fx.map_arg(node.args[1:], size_of)

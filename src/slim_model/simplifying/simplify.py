@@ -30,10 +30,10 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound, shape_of
-from slim_model.simplifying.constants import following, placeholder, values_of
+from slim_model.simplifying.constants import add_placeholder, following, values_of
 from slim_model.simplifying.fold_weights import fold_weights
 from slim_model.simplifying.fused_projections import unfuse
-from slim_model.simplifying.moves import is_written, links, through
+from slim_model.simplifying.moves import is_written, move_labels, only_moves
 
 aten = torch.ops.aten
 _LONGEST = 6
@@ -63,7 +63,7 @@ def _fold_constants(graph: Graph) -> Graph:
     tensors: dict[str, Tensor] = {}
     for node, value in known.items():
         if node.op == "call_function" and _worth_storing(value) and any(user not in known for user in node.users):
-            constant = placeholder(graph, f"computed_{len(tensors)}", value, node)
+            constant = add_placeholder(graph, f"computed_{len(tensors)}", value, node)
             node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in known)
             tensors[constant.name] = value
     return _with(graph, tensors, [node for node in known if node.op == "call_function"])
@@ -109,12 +109,12 @@ def _look_up_shuffles(graph: Graph) -> Graph:
     found = []
     done: set[fx.Node] = set()
     for node in nodes.nodes:
-        if node not in done and links(node) and (hit := _permutation(node)):
+        if node not in done and only_moves(node) and (hit := _permutation(node)):
             done.update(hit[0])
             found.append(hit)
     tensors: dict[str, Tensor] = {}
     for number, (chain, axis, order) in enumerate(found):
-        constant = placeholder(graph, f"channel_order_{number}", order, chain[-1])
+        constant = add_placeholder(graph, f"channel_order_{number}", order, chain[-1])
         with nodes.inserting_after(chain[-1]):
             look_up = nodes.call_function(aten.index_select.default, (chain[0].args[0], axis, constant))
         look_up.meta = dict(chain[-1].meta)
@@ -136,7 +136,7 @@ def _permutation(start: fx.Node) -> tuple[list[fx.Node], int, Tensor] | None:
         if whole and shape_of(end.meta["val"]) == shape and (order := _order(chain, shape)):
             return chain, *order
         users = list(end.users)
-        if len(users) != 1 or not links(users[0]) or users[0].args[0] is not end:
+        if len(users) != 1 or not only_moves(users[0]) or users[0].args[0] is not end:
             return None
         chain.append(users[0])
     return None
@@ -146,7 +146,7 @@ def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] |
     found = None
     for axis, size in enumerate(shape):
         line = torch.arange(size, dtype=torch.int32).view([-1 if a == axis else 1 for a in range(len(shape))])
-        moved = through(chain, line.expand(shape))
+        moved = move_labels(chain, line.expand(shape))
         row = moved
         for other in range(len(shape) - 1, -1, -1):
             row = row if other == axis else row.select(other, 0)

@@ -34,7 +34,7 @@ def variance(slices: Slices, *, weighted: bool = False, combine: str = "mean") -
     """
 
     def score(view: View) -> Tensor:
-        return view.statistics["moments"].variance * (pull(view) if weighted else 1)
+        return view.statistics["moments"].variance * (reading_weight_norms(view) if weighted else 1)
 
     return slices.over_read_sites(score, combine)
 
@@ -49,7 +49,7 @@ def power(slices: Slices, *, combine: str = "mean") -> Tensor:
 
     def score(view: View) -> Tensor:
         moments = view.statistics["moments"]
-        return (moments.variance + moments.mean.square()) * pull(view)
+        return (moments.variance + moments.mean.square()) * reading_weight_norms(view)
 
     return slices.over_read_sites(score, combine)
 
@@ -166,7 +166,7 @@ def correlation(slices: Slices, *, taps: str = "mean", combine: str = "mean") ->
     return slices.over_read_sites(score, combine)
 
 
-def pull(view: View) -> Tensor:
+def reading_weight_norms(view: View) -> Tensor:
     """``(k,)`` squared norms of the weights that read each channel; 1 where no weights do."""
     norms = [w.double().square().sum(1) for w in view.weights]
     return torch.stack(norms).sum(0) if norms else torch.ones(len(view.channel), dtype=torch.float64)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slim_model.ranking.criteria.slices import Slices
 from slim_model.ranking.evidence.gather import View
-from slim_model.ranking.evidence.rectified_normal import products
+from slim_model.ranking.evidence.rectified_normal import expected_products
 
 
 def thinet(slices: Slices, *, centre: bool = False) -> Tensor:
@@ -54,13 +54,13 @@ def kernel(slices: Slices, *, ridge: float = 1e-3) -> Tensor:
     (see ``rectified_normal``). Goes with ``--recover data-free``. Of two equal filters one costs nothing.
     """
     filters = [rows.double() for rows in slices.folded()] or [torch.zeros(slices.width, 1)]
-    _, product = products(torch.cat(filters, 1), torch.zeros(slices.width))
+    _, product = expected_products(torch.cat(filters, 1), torch.zeros(slices.width))
     gram = sum((w.double() @ w.double().T for w in slices.reads), torch.zeros_like(product))
     everything = torch.arange(slices.width)
-    return _greedy([_Layer(product, gram, everything, slices.width, ridge, product.diagonal() > 0)], slices.width)
+    return _greedy([_SiteInputs(product, gram, everything, slices.width, ridge, product.diagonal() > 0)], slices.width)
 
 
-def _greedy(parts: list[_Layer], width: int) -> Tensor:
+def _greedy(parts: list[_SiteInputs], width: int) -> Tensor:
     left = torch.ones(width, dtype=torch.bool)
     order, errors, error = [], [], 0.0
     for _ in range(width):
@@ -75,7 +75,7 @@ def _greedy(parts: list[_Layer], width: int) -> Tensor:
     return _in_order(order, errors)
 
 
-def _of_view(view: View, width: int, ridge: float) -> _Layer:
+def _of_view(view: View, width: int, ridge: float) -> _SiteInputs:
     held = view.statistics["covariance"]
     covariance = (held.scatter / held.count).cpu()
     gram = torch.zeros_like(covariance)
@@ -84,10 +84,10 @@ def _of_view(view: View, width: int, ridge: float) -> _Layer:
     if not view.weights:
         gram = torch.eye(len(covariance), dtype=torch.float64)
     changes = covariance.diagonal() > 1e-24 * held.mean.square().cpu()  # else dead, or a constant
-    return _Layer(covariance, gram, view.channel, width, ridge, changes)
+    return _SiteInputs(covariance, gram, view.channel, width, ridge, changes)
 
 
-class _Layer:
+class _SiteInputs:
     """One read site: the inverse covariance of its channels and the products of the weights that read them."""
 
     def __init__(

@@ -20,7 +20,7 @@ from slim_model.ranking.evidence.gather import GroupEvidence, View
 from slim_model.simplifying.constants import as_used
 
 
-class Rows(Sequence[Tensor]):
+class LazyTensors(Sequence[Tensor]):
     """Tensors that are cut out when they are first looked at: most criteria look at few."""
 
     def __init__(self, parts: list[Callable[[], Tensor]]) -> None:
@@ -86,9 +86,9 @@ def slices_of(
             rows[part.role].append(functools.partial(_row, coupling, part, group.width))
     return Slices(
         group.width,
-        Rows(rows["makes"]),
-        Rows(rows["reads"]),
-        Rows(rows["holds"]),
+        LazyTensors(rows["makes"]),
+        LazyTensors(rows["reads"]),
+        LazyTensors(rows["holds"]),
         torch.Generator().manual_seed(seed),
         group.name,
         lambda: _folded(coupling, group),

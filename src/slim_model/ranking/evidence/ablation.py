@@ -56,13 +56,13 @@ def _of_batch(coupling: Coupling, group: Group, batch: Batch, loss: Loss | None,
         for row in removed:
             kept = coupling.keep_all()
             kept[group.channels[row.numpy()]] = False
-            trial = _Trial(coupling, kept, touched)
+            trial = _Ablation(coupling, kept, touched)
             trial.env = {n: x.clone() if copies and isinstance(x, Tensor) else x for n, x in live.items()}
             results.append(_finished(trial, nodes[start:], batch, loss))
     return torch.stack(results)
 
 
-class _Trial(Masked):
+class _Ablation(Masked):
     """The masked model, which looks at nothing but the nodes that channels of one group touch."""
 
     def __init__(self, coupling: Coupling, kept: np.ndarray, touched: set[fx.Node]) -> None:

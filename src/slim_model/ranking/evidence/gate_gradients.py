@@ -25,7 +25,7 @@ PROBES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Gates:
+class GateGradients:
     """Over ``count`` samples, per channel: sums of ``t``, ``|t|`` and ``t^2``, where t is the gate's gradient."""
 
     count: int
@@ -33,9 +33,9 @@ class Gates:
     absolute: Tensor
     squared: Tensor
 
-    def merge(self, other: Gates) -> Gates:
+    def merge(self, other: GateGradients) -> GateGradients:
         sums = (a + b for a, b in zip(self._sums, other._sums, strict=True))
-        return Gates(self.count + other.count, *sums)
+        return GateGradients(self.count + other.count, *sums)
 
     @property
     def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ class Gates:
 
 
 @dataclass(frozen=True, slots=True)
-class Curvature:
+class GateCurvature:
     """Second derivatives of the summed loss along all gates of the model: ``probes (p, gate)`` and their products
     with the Hessian, of which ``channels`` are this group's. Diagonals are ``sum_p probe * product``."""
 
@@ -52,8 +52,8 @@ class Curvature:
     probes: Tensor
     products: Tensor
 
-    def merge(self, other: Curvature) -> Curvature:
-        return Curvature(self.count + other.count, self.channels, self.probes, self.products + other.products)
+    def merge(self, other: GateCurvature) -> GateCurvature:
+        return GateCurvature(self.count + other.count, self.channels, self.probes, self.products + other.products)
 
     def diagonal(self) -> Tensor:
         """Of the Hessian of the mean loss. Hutchinson 1989: ``E[v * Hv]`` for random signs v."""
@@ -85,7 +85,9 @@ def probes_of(coupling: Coupling, seed: int) -> Tensor:
     return signs / math.sqrt(PROBES)
 
 
-def gate_gradients(coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None) -> dict[int, Gates]:
+def gate_gradients(
+    coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None
+) -> dict[int, GateGradients]:
     """For each group, from one backward pass over one batch."""
     if batch.samples > 1 and any(p.read.layout.axis is None for p in sites):  # a value that all samples share
         return _merged([gate_gradients(coupling, sites, one, loss) for one in _alone(batch, coupling)])
@@ -102,7 +104,7 @@ def gate_gradients(coupling: Coupling, sites: list[ReadSite], batch: Batch, loss
         for site in run.reading[operand] if slope is not None else ():
             t = by_sample(slope * value, site.read, rows).flatten(2).sum(2, dtype=torch.float64)
             gradients[site.group].index_add_(1, site.channel, t[: batch.samples].cpu())
-    return {g: Gates(batch.samples, t.sum(0), t.abs().sum(0), t.square().sum(0)) for g, t in gradients.items()}
+    return {g: GateGradients(batch.samples, t.sum(0), t.abs().sum(0), t.square().sum(0)) for g, t in gradients.items()}
 
 
 def _alone(batch: Batch, coupling: Coupling) -> list[Batch]:
@@ -121,7 +123,7 @@ def _alone(batch: Batch, coupling: Coupling) -> list[Batch]:
     ]
 
 
-def _merged(parts: list[dict[int, Gates]]) -> dict[int, Gates]:
+def _merged(parts: list[dict[int, GateGradients]]) -> dict[int, GateGradients]:
     result = parts[0]
     for part in parts[1:]:
         result = {g: result[g].merge(part[g]) for g in result}
@@ -207,7 +209,7 @@ class _Gated(_Graded):
 
 def gate_curvature(
     coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None, probes: Tensor
-) -> dict[int, Curvature]:
+) -> dict[int, GateCurvature]:
     """Products of the Hessian with each probe, over one batch."""
     widths = [group.width for group in coupling.groups]
     starts = [sum(widths[:i]) for i in range(len(widths))]
@@ -218,5 +220,5 @@ def gate_curvature(
         products = [torch.autograd.grad(slope @ probe, gates, retain_graph=True)[0] for probe in probes]
     rows = torch.stack(products)
     return {
-        g: Curvature(batch.samples, slice(start, start + widths[g]), probes, rows) for g, start in enumerate(starts)
+        g: GateCurvature(batch.samples, slice(start, start + widths[g]), probes, rows) for g, start in enumerate(starts)
     }

@@ -24,7 +24,13 @@ from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import source_line
 from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
 from slim_model.progress import Count, uncounted
-from slim_model.ranking.evidence.gate_gradients import Curvature, Gates, gate_curvature, gate_gradients, probes_of
+from slim_model.ranking.evidence.gate_gradients import (
+    GateCurvature,
+    GateGradients,
+    gate_curvature,
+    gate_gradients,
+    probes_of,
+)
 from slim_model.ranking.evidence.patches import patch
 from slim_model.ranking.evidence.read_sites import ReadSite, by_sample, find_read_sites
 from slim_model.ranking.evidence.seen import Seen
@@ -51,8 +57,8 @@ class GroupEvidence:
     """All that is known of one group from data; its channels may have several read sites, or none."""
 
     views: tuple[View, ...] = ()
-    gates: Gates | None = None
-    curvature: Curvature | None = None
+    gates: GateGradients | None = None
+    curvature: GateCurvature | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +140,8 @@ class _Observer:
         views: list[dict[str, Any]] = [{} for _ in self.sites]
         if self.names:
             self._watch(batch, first, views)
-        gates: dict[int, Gates] = {}
-        curvature: dict[int, Curvature] = {}
+        gates: dict[int, GateGradients] = {}
+        curvature: dict[int, GateCurvature] = {}
         if self.gates:
             gates = gate_gradients(self.coupling, self.sites, batch, self.loss)
         if self.curvature:
@@ -155,7 +161,7 @@ class _Observer:
         try:
             with torch.no_grad():
                 outputs = tensors_among(
-                    _Watch(self, batch, first, views).run(initial_env=self.coupling.graph.bind(batch.inputs))
+                    _ObservedRun(self, batch, first, views).run(initial_env=self.coupling.graph.bind(batch.inputs))
                 )
         except RuntimeError:
             if _where_not_finite(self.coupling, batch) is None:
@@ -168,7 +174,7 @@ class _Observer:
             )
 
 
-class _Watch(Decided):
+class _ObservedRun(Decided):
     """One run of the graph on one batch; ``views`` fills with the statistics of each site."""
 
     def __init__(self, observer: _Observer, batch: Batch, first: int, views: list[dict[str, Any]]) -> None:

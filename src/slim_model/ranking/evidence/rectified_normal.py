@@ -18,7 +18,7 @@ _TERMS = 24
 _NODES = 96
 
 
-def products(filters: Tensor, mean: Tensor, *, rectified: bool = True) -> tuple[Tensor, Tensor]:
+def expected_products(filters: Tensor, mean: Tensor, *, rectified: bool = True) -> tuple[Tensor, Tensor]:
     """``filters (channel, rest)``, ``mean (channel,)`` of their sums -> means ``(channel,)`` and expected products
     ``(channel, channel)`` of the channels, float64. ``[[1, 0], [0, 1]]`` rectified: means 0.399, squares 0.5, product
     0.159."""

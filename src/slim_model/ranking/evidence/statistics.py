@@ -236,6 +236,6 @@ STATISTICS: dict[str, type[Statistic]] = {
 }
 
 
-def together(parts: list[Any]) -> Any:
+def merge_statistics(parts: list[Any]) -> Any:
     """One statistic from those of several batches or machines."""
     return functools.reduce(lambda a, b: a.merge(b), parts)
