@@ -78,9 +78,8 @@ def _in_blocks(value: onnx_ir.Value) -> bool:
 def _spread(op: Any, x: onnx_ir.Value, gate: onnx_ir.Value) -> onnx_ir.Value:
     assert x.shape is not None
     times = op.Constant(value=onnx_ir.tensor([1.0, 1.0, *map(float, x.shape[2:])]))  # type: ignore[arg-type]
-    whole = op.Resize(
-        *(gate, None, times), mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric"
-    )
+    how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+    whole = op.Resize(gate, None, times, **how)
     whole.shape, whole.dtype = x.shape, x.dtype  # of which onnxruntime sees that both are alike
     product: onnx_ir.Value = op.Mul(x, whole)
     return product

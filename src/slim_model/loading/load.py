@@ -56,8 +56,13 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
         raise InputError(f"{source}: {error}") from error
     guessed = () if specs or opened.program is not None else (_tried(inputs, opened),)
     return Subject(
-        *(opened.model, inputs, source, file.sha256, opened.kind, opened.program),
-        (*opened.notes, *guessed, *notes),
+        model=opened.model,
+        inputs=inputs,
+        source=source,
+        sha256=file.sha256,
+        kind=opened.kind,
+        program=opened.program,
+        notes=(*opened.notes, *guessed, *notes),
     )
 
 

@@ -59,10 +59,8 @@ def conv(
         groups = channels // max(weight.shape[1], 1)
         block = (weight.shape[1], made // max(groups, 1))
     window = window_of(kernel, stride, padding, dilation)
-    fixed = (
-        *(input.shape[at + 1 :], kernel, window.stride, window.before, window.after, window.dilation),
-        *(each(output_padding, len(kernel)), (int(transposed),)),
-    )
+    size, more = input.shape[at + 1 :], each(output_padding, len(kernel))
+    fixed = (size, kernel, window.stride, window.before, window.after, window.dilation, more, (int(transposed),))
     if groups > 1:
         kind = "depthwise" if block[0] == 1 else "grouped"
     else:
