@@ -370,12 +370,12 @@ def test_covariance_merges_to_that_of_all() -> None:
 
 
 def test_positions_are_drawn_by_the_number_of_the_sample() -> None:
-    whole = sample_positions(0, 10, 1000, wanted=7)
-    assert torch.equal(whole[4:7], sample_positions(4, 3, 1000, wanted=7))
+    whole = sample_positions(0, 10, 1000, at_most=7)
+    assert torch.equal(whole[4:7], sample_positions(4, 3, 1000, at_most=7))
     assert whole.min() >= 0
     assert whole.max() < 1000
-    assert len(torch.unique(sample_positions(0, 100, 1000, wanted=50))) > 950
-    assert torch.equal(sample_positions(5, 2, 3, wanted=7), torch.arange(3).expand(2, 3))
+    assert len(torch.unique(sample_positions(0, 100, 1000, at_most=50))) > 950
+    assert torch.equal(sample_positions(5, 2, 3, at_most=7), torch.arange(3).expand(2, 3))
 
 
 # -- what readers sum -----------------------------------------------------------------------------------------------

@@ -118,8 +118,8 @@ class CostModel:
         }
         moved = float(np.prod(layer.out.shape)) / self.batch
         for name, value in layer.arguments.items():
-            held = sum(float(np.prod(v.shape)) for v in tensors_in([value]))
-            moved += held if name in constants else held / self.batch
+            values = sum(float(np.prod(v.shape)) for v in tensors_in([value]))
+            moved += values if name in constants else values / self.batch
         return (ENERGY["mac"] + ENERGY["register"]) * layer.macs / self.batch + ENERGY["memory"] * moved
 
     def _sizes(self, keep: np.ndarray | None) -> np.ndarray:
@@ -231,9 +231,9 @@ def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, int]:
 
 
 def _nodes_in(argument: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.map_arg(argument, found.append)
-    return found
+    nodes: list[fx.Node] = []
+    fx.map_arg(argument, nodes.append)
+    return nodes
 
 
 def _is_view(node: fx.Node) -> bool:

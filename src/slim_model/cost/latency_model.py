@@ -36,11 +36,11 @@ class ModelLatency:
         """Each layer's part of ``ms``."""
         batch = self.table.setting.batch
         now = layers_at_widths(self.meter, keep, batch=batch)
-        found = {node: macs * batch * self.ms_per_mac for node, macs in self.meter.by_layer(keep).items()}
+        ms_of = {node: macs * batch * self.ms_per_mac for node, macs in self.meter.by_layer(keep).items()}
         for placed in self.placed:
             layer = now[placed.node]
-            found[placed.node] = self.table.latency_ms(placed, layer.widths) * layer.count / placed.layer.count
-        return {node: ms * self.factor for node, ms in found.items()}
+            ms_of[placed.node] = self.table.latency_ms(placed, layer.widths) * layer.count / placed.layer.count
+        return {node: ms * self.factor for node, ms in ms_of.items()}
 
     def anchored(self, dense_ms: float) -> ModelLatency:
         """With the measured latency of the dense model: what its layers do not account for is the rest."""

@@ -70,14 +70,14 @@ def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
 
 def layers_at_widths(meter: CostModel, keep: np.ndarray | None, *, batch: int = 1) -> dict[fx.Node, LayerShape]:
     """Each layer with the channels ``keep``, for ``batch`` examples."""
-    found = {}
+    layers = {}
     for node, row, out, arguments in meter.layers(keep):
         if row.layer is None:
             continue
         layer = row.layer(out, **arguments)
         count = max(1, layer.count * batch // meter.batch) if meter.dynamic else layer.count
-        found[node] = replace(layer, count=count)
-    return found
+        layers[node] = replace(layer, count=count)
+    return layers
 
 
 # -- as models of their own -----------------------------------------------------------------------------------------

@@ -78,9 +78,9 @@ def _samples(runs: Sequence[Run], clock: Clock) -> list[list[float]]:
     """ms of each run, until a quarter of each's samples agree within 5 %, or MOST rounds are taken."""
     samples: list[list[float]] = [[] for _ in runs]
     while len(samples[0]) < MOST:
-        found = interleave(*runs, rounds=ROUNDS, budget_s=SECONDS, settle_ns=SETTLE_NS, clock=clock)
-        for held, new in zip(samples, found, strict=True):
-            held += new
+        more = interleave(*runs, rounds=ROUNDS, budget_s=SECONDS, settle_ns=SETTLE_NS, clock=clock)
+        for taken, new in zip(samples, more, strict=True):
+            taken += new
         if all(np.percentile(ms, 25) <= 1.05 * min(ms) for ms in samples):
             break
     return samples

@@ -69,8 +69,8 @@ def price_of(name: str) -> Price:
 
 def read_target(text: str) -> tuple[Price, float]:
     """``'macs=1.0G'`` is 1e9 multiply-adds; ``params=2M``, ``bytes=5MB`` (5e6 bytes), ``latency=8ms``."""
-    found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", text)
-    name, number, unit = found.groups() if found else ("", "0", "")
+    match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", text)
+    name, number, unit = match.groups() if match else ("", "0", "")
     price = PRICES.get(name)
     amount = float(number) * price.units.get(unit.lower(), 0.0) if price else 0.0
     if price is None or amount <= 0:

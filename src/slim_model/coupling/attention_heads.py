@@ -38,7 +38,9 @@ class Heads:
     def groups(self, coupling: Coupling) -> list[bool]:
         """Whether each group's channels are whole heads, where heads go."""
         nodes = {node.name: node for node in coupling.graph.nodes}
-        axes = [coupling.labelled.values[nodes[name]].axes[a] for name, found in self.heads.items() for a in found]
+        axes = [
+            coupling.labelled.values[nodes[name]].axes[a] for name, counting in self.heads.items() for a in counting
+        ]
         channels = _channels(coupling.component, axes)
         return [bool(np.isin(group.channels, channels).any()) for group in coupling.groups]
 
@@ -51,13 +53,13 @@ def find_heads(graph: Graph) -> Heads:
     labelled = label(probe, flow_of)
     component = find_components(labelled, [])
     counted = _counted(labelled, component)
-    found = Heads()
+    result = Heads()
     for name, axes in probe.parts.items():
         heads = tuple(a for a, labels in axes.items() if np.isin(component[labels.numpy()], counted).any())
         if heads and len(heads) < len(axes):
-            found.heads[name] = heads
-            found.width[name] = tuple(a for a in axes if a not in heads)
-    return found
+            result.heads[name] = heads
+            result.width[name] = tuple(a for a in axes if a not in heads)
+    return result
 
 
 def couple_attention(
@@ -140,5 +142,5 @@ def _batch_axes(labelled: Labelled, node: fx.Node) -> tuple[Axis, ...]:
 
 def _channels(component: np.ndarray, axes: list[Axis]) -> np.ndarray:
     labels = [axis.numpy() for axis in axes if axis is not None]
-    found = np.unique(component[np.concatenate(labels)]) if labels else np.zeros(0, np.int32)
-    return found[found != 0]
+    channels = np.unique(component[np.concatenate(labels)]) if labels else np.zeros(0, np.int32)
+    return channels[channels != 0]

@@ -42,14 +42,14 @@ def keep_dense_counts(graph: Graph) -> Graph:
     if not any(kind_of(node) in _STATISTICS for node in graph.nodes):
         return graph
     coupling = couple(graph)
-    found = [node.name for node in graph.nodes if _counts_channels(coupling, node) and not is_norm(coupling, node)]
-    if not found:
+    names = [node.name for node in graph.nodes if _counts_channels(coupling, node) and not is_norm(coupling, node)]
+    if not names:
         return graph
     # A maximum pins what it looks at, so what is free is known once all are written. Where something else pins the
     # channels, too, nothing is gained by writing it otherwise.
-    tried = couple(_written(graph, coupling, found))
+    tried = couple(_written(graph, coupling, names))
     free = {node.meta[_INSTEAD] for node in tried.graph.nodes if _INSTEAD in node.meta and _is_free(tried, node)}
-    return _written(graph, coupling, [name for name in found if name in free]) if free else graph
+    return _written(graph, coupling, [name for name in names if name in free]) if free else graph
 
 
 def _counts_channels(coupling: Coupling, node: fx.Node) -> bool:
@@ -214,14 +214,14 @@ class _Writer:
         zeros, gone = self._gone(x, channels)
         for zero in zeros:
             x = self._call(aten.add.Tensor, x, zero)
-        found = self._call(node.target, x, *node.args[1:], **node.kwargs)
-        found.meta |= {FLOORED: True, _INSTEAD: node.name}
+        extreme = self._call(node.target, x, *node.args[1:], **node.kwargs)
+        extreme.meta |= {FLOORED: True, _INSTEAD: node.name}
         if isinstance(node.meta["val"], list | tuple):
-            found = self._call(operator.getitem, found, 0)
+            extreme = self._call(operator.getitem, extreme, 0)
         least = self._call(aten.log.default, self._call(aten.clamp_max.default, gone, 1))
         if kind_of(node) == "maximum":
-            return self._call(aten.maximum.default, found, least)
-        return self._call(aten.minimum.default, found, self._call(aten.neg.default, least))
+            return self._call(aten.maximum.default, extreme, least)
+        return self._call(aten.minimum.default, extreme, self._call(aten.neg.default, least))
 
     def _gone(self, x: fx.Node, channels: list[int]) -> tuple[list[fx.Node], fx.Node]:
         """Zeros to be added to ``x``, which lose the channels that it loses, and how many positions are lost."""

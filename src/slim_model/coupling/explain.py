@@ -150,8 +150,8 @@ def explain(coupling: Coupling) -> Explanation:
     groups = tuple(_explain_group(group, because[i]) for i, group in enumerate(coupling.groups))
     layers = []
     for name, node, labels in made:
-        found = Counter(index[coupling.component[labels]].tolist())
-        layers.append(ExplainedLayer(name, source_line(node), tuple(sorted(found.items()))))
+        channels_in = Counter(index[coupling.component[labels]].tolist())
+        layers.append(ExplainedLayer(name, source_line(node), tuple(sorted(channels_in.items()))))
     return Explanation(tuple(layers), groups, _holds(coupling, made), coupling.unknown)
 
 

@@ -80,8 +80,8 @@ def _nearest(labelled: Labelled, component: np.ndarray, protected: np.ndarray) -
     """label -> reason: breadth first along the ties from the labels that reasons fix themselves. Of several that are
     equally near, what the user asked for and the model's outputs are named first, and ties to fixed positions last."""
     nearest: dict[int, Reason] = {}
-    found = list_reasons(labelled, protected)
-    for reason, labels in sorted(found, key=lambda pair: pair[0].why != ASKED and not pair[0].is_output):
+    reasons = list_reasons(labelled, protected)
+    for reason, labels in sorted(reasons, key=lambda pair: pair[0].why != ASKED and not pair[0].is_output):
         for label in labels.tolist():
             nearest.setdefault(label, reason)
     neighbours = _tied_to(labelled, component)

@@ -24,9 +24,9 @@ def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
 
 def positions_left(coupling: Coupling, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
     """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
-    kept, found = keep[coupling.component], {}
+    kept, positions = keep[coupling.component], {}
     for birth in coupling.labelled.births:
         here = np.flatnonzero(kept[birth.start : birth.start + birth.size])
         if len(here) < birth.size and not birth.owner.startswith("@"):
-            found[birth.owner, birth.axis] = here
-    return found
+            positions[birth.owner, birth.axis] = here
+    return positions

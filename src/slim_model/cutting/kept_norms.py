@@ -29,12 +29,12 @@ def find_kept_norms(coupling: Coupling, keep: np.ndarray) -> tuple[KeptNorm, ...
     """What takes statistics over the channels that are left, in the order of the graph. All other statistics count the
     channels of the dense model. ``keep``: bool by channel, as ``Plan.keep``."""
     cut = cut_of(coupling, keep)
-    found: dict[KeptNorm, None] = {}
+    norms: dict[KeptNorm, None] = {}
     for node in coupling.graph.nodes:
         row = row_of(node.target) if node.op == "call_function" else None
         if row is not None and row.over is not None and _loses(cut, node, row):
-            found[KeptNorm(layer_name(coupling.labelled, node), str(node.target), source_line(node))] = None
-    return tuple(found)
+            norms[KeptNorm(layer_name(coupling.labelled, node), str(node.target), source_line(node))] = None
+    return tuple(norms)
 
 
 def _loses(cut: Cut, node: fx.Node, row: Op) -> bool:

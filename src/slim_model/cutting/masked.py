@@ -29,14 +29,14 @@ class Masked(Decided):
         touched = {m: v for m in n.all_input_nodes if isinstance(v := self.cut.values[m], Value) and self.cut.cuts(v)}
         if not touched:
             return super().run_node(n)
-        held = {m: self.env[m] for m in touched}
+        whole = {m: self.env[m] for m in touched}
         for m, value in touched.items():
             inputs = row.masks == "inputs"
             self.env[m] = self._zeroed(n, m, value) if inputs else self.cut.gathered(self.env[m], value)
         try:
             return super().run_node(n) if row.masks == "inputs" else self._scattered(n, self._on_kept(n, row))
         finally:
-            self.env.update(held)
+            self.env.update(whole)
 
     def _zeroed(self, node: fx.Node, operand: fx.Node, value: Value) -> Tensor:
         """A weight is large, and need not be zeroed where ``node`` hands an axis on as it is (what comes out there is

@@ -29,13 +29,13 @@ def make_plain(model: nn.Module, folded: Iterable[Folded], tensors: dict[str, Te
     stay as they are: who hands ``model`` out checks what it computes.
     """
     sources = dict(model.named_parameters(remove_duplicate=False))
-    held: dict[Hashable, Tensor] = {}  # tensors that are one stay one
+    new: dict[Hashable, Tensor] = {}  # tensors that are one stay one
     for weight in folded:
         trained = [sources[source].requires_grad for source in weight.sources if source in sources]
         value = tensors[weight.name].detach().clone()
         if trained:
             value = nn.Parameter(value, requires_grad=any(trained))
-        value = held.setdefault(storage_key(tensors[weight.name]), value)
+        value = new.setdefault(storage_key(tensors[weight.name]), value)
         path, _, name = weight.name.rpartition(".")
         if (holder := _submodule(model, path)) is not None and _removed(holder, name):
             _hold(holder, name, value)

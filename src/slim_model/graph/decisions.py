@@ -32,10 +32,10 @@ def decision_of(func: Any, arguments: Any, result: Any) -> Decision | None:
     if not isinstance(func, torch._ops.OpOverload) or not any(map(_is_float, pytree.tree_leaves(arguments))):
         return None
     reads = func.overloadpacket is aten._local_scalar_dense
-    found = tuple(
+    decision = tuple(
         x if reads or (isinstance(x, Tensor) and not _is_float(x)) else None for x in pytree.tree_leaves(result)
     )
-    return found if any(x is not None for x in found) else None
+    return decision if any(x is not None for x in decision) else None
 
 
 def replay_decision(func: Any, args: Any, kwargs: Any, result: Any, decision: Decision) -> Any:
@@ -93,18 +93,18 @@ class Decided(fx.Interpreter):
 
 def decisions_of(module: fx.GraphModule, bound: dict[fx.Node, Any]) -> dict[str, Decision]:
     """What the graph decides, by the names of nodes, where its placeholders are ``bound``."""
-    found: dict[str, Decision] = {}
+    decisions: dict[str, Decision] = {}
 
     class Noting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
             if decision := decision_of(n.target, self.fetch_args_kwargs_from_env(n), result):
-                found[n.name] = tuple(map(_copied, decision))
+                decisions[n.name] = tuple(map(_copied, decision))
             return result
 
     with torch.no_grad():
         Noting(module).run(initial_env=bound)
-    return found
+    return decisions
 
 
 # -- a module, which is Python and not a graph ----------------------------------------------------------------------
@@ -115,12 +115,12 @@ class DecisionRecorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[Any, Decision]] = []
+        self.decisions: list[tuple[Any, Decision]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if decision := decision_of(func, (args, kwargs), result):
-            self.found.append((func, tuple(map(_copied, decision))))
+            self.decisions.append((func, tuple(map(_copied, decision))))
         return result
 
 
@@ -132,7 +132,7 @@ class DecisionReplayer(TorchDispatchMode):
 
     def __init__(self, noted: DecisionRecorder) -> None:
         super().__init__()
-        self.left = iter(noted.found)
+        self.left = iter(noted.decisions)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

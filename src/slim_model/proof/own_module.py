@@ -114,7 +114,7 @@ def _agrees(
     return (
         len(outputs) == len(expected)
         and all(map(_close, expected, outputs))
-        and _in_order(iter(mine.found), theirs.found)
+        and _in_order(iter(mine.layers), theirs.layers)
     )
 
 
@@ -161,7 +161,7 @@ class _LayerRecorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[_LayerOutput] = []
+        self.layers: list[_LayerOutput] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -169,5 +169,5 @@ class _LayerRecorder(TorchDispatchMode):
         if row.macs or row.masks != "nothing" if row else "attention" in func.__name__:
             first = pytree.tree_leaves(result)[0]
             step = max(1, first.numel() // _SAMPLED)
-            self.found.append(_LayerOutput(func, tuple(first.shape), first.detach().reshape(-1)[::step].clone()))
+            self.layers.append(_LayerOutput(func, tuple(first.shape), first.detach().reshape(-1)[::step].clone()))
         return result

@@ -210,10 +210,10 @@ def _output_error(node: fx.Node, small_node: fx.Node, masked: Masked, small_run:
 def _last_uses(dense: Graph, small: Graph) -> dict[fx.Node, list[tuple[fx.Node, fx.Node]]]:
     """node -> values (dense and small) that nobody reads after it."""
     reader = {read: node for node in dense.nodes for read in node.all_input_nodes}
-    found: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
+    last_use: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
     for node, small_node in zip(dense.nodes, small.nodes, strict=True):
-        found.setdefault(reader.get(node, node), []).append((node, small_node))
-    return found
+        last_use.setdefault(reader.get(node, node), []).append((node, small_node))
+    return last_use
 
 
 def _double(graph: Graph) -> Graph:

@@ -32,23 +32,23 @@ def is_pure(node: fx.Node) -> bool:
 
 def following(graph: Graph, given: Callable[[fx.Node], bool]) -> list[fx.Node]:
     """The ``given`` nodes and those that are computed from them alone, in order; none that is written to."""
-    found: dict[fx.Node, None] = {}
+    nodes: dict[fx.Node, None] = {}
     for node in graph.nodes:
-        computed = node.op == "call_function" and is_pure(node) and all(n in found for n in node.all_input_nodes)
+        computed = node.op == "call_function" and is_pure(node) and all(n in nodes for n in node.all_input_nodes)
         if (given(node) or computed) and not is_written(node):
-            found[node] = None
-    return list(found)
+            nodes[node] = None
+    return list(nodes)
 
 
 def cone_of(node: fx.Node) -> set[fx.Node]:
     """``node`` and all that it is computed from."""
-    found: set[fx.Node] = set()
+    cone: set[fx.Node] = set()
     pending = [node]
     while pending:
-        if (here := pending.pop()) not in found:
-            found.add(here)
+        if (here := pending.pop()) not in cone:
+            cone.add(here)
             pending += here.all_input_nodes
-    return found
+    return cone
 
 
 def values_of(graph: Graph, nodes: Iterable[fx.Node]) -> dict[fx.Node, Any]:

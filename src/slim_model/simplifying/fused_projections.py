@@ -90,8 +90,8 @@ def _cut(end: fx.Node) -> _Split | None:
     parts = users[0].meta["val"]
     if len(parts) < 2 or len({shape_of(part) for part in parts}) > 1:
         return None
-    found = [[user for user in users[0].users if user.args[1] == i] for i in range(len(parts))]
-    return _Split(bound(users[0])["dim"] % len(shape), len(parts), found, "unbind" in kinds)
+    pieces = [[user for user in users[0].users if user.args[1] == i] for i in range(len(parts))]
+    return _Split(bound(users[0])["dim"] % len(shape), len(parts), pieces, "unbind" in kinds)
 
 
 def _cut_by_number(users: list[fx.Node], shape: tuple[int, ...]) -> _Split | None:
@@ -100,8 +100,8 @@ def _cut_by_number(users: list[fx.Node], shape: tuple[int, ...]) -> _Split | Non
     if others or not all(isinstance(arguments["index"], int) for arguments in given):
         return None
     numbers = [arguments["index"] % shape[dim] for arguments in given]
-    found = [[user for user, n in zip(users, numbers, strict=True) if n == i] for i in range(shape[dim])]
-    return _Split(dim, shape[dim], found, True) if shape[dim] > 1 and all(found) else None
+    pieces = [[user for user, n in zip(users, numbers, strict=True) if n == i] for i in range(shape[dim])]
+    return _Split(dim, shape[dim], pieces, True) if shape[dim] > 1 and all(pieces) else None
 
 
 def _split(nodes: fx.Graph, chain: list[fx.Node], cut: _Split) -> None:

@@ -106,21 +106,21 @@ def _mark_batch_statistics(graph: Graph) -> None:
 
 def _look_up_shuffles(graph: Graph) -> Graph:
     nodes = graph.module.graph
-    found = []
+    shuffles = []
     done: set[fx.Node] = set()
     for node in nodes.nodes:
-        if node not in done and only_moves(node) and (hit := _permutation(node)):
-            done.update(hit[0])
-            found.append(hit)
+        if node not in done and only_moves(node) and (shuffle := _permutation(node)):
+            done.update(shuffle[0])
+            shuffles.append(shuffle)
     tensors: dict[str, Tensor] = {}
-    for number, (chain, axis, order) in enumerate(found):
+    for number, (chain, axis, order) in enumerate(shuffles):
         constant = add_placeholder(graph, f"channel_order_{number}", order, chain[-1])
         with nodes.inserting_after(chain[-1]):
             look_up = nodes.call_function(aten.index_select.default, (chain[0].args[0], axis, constant))
         look_up.meta = dict(chain[-1].meta)
         chain[-1].replace_all_uses_with(look_up)
         tensors[constant.name] = order
-    return _with(graph, tensors, [node for chain, _, _ in found for node in chain])
+    return _with(graph, tensors, [node for chain, _, _ in shuffles for node in chain])
 
 
 def _permutation(start: fx.Node) -> tuple[list[fx.Node], int, Tensor] | None:
@@ -143,7 +143,7 @@ def _permutation(start: fx.Node) -> tuple[list[fx.Node], int, Tensor] | None:
 
 
 def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] | None:
-    found = None
+    permuted = None
     for axis, size in enumerate(shape):
         line = torch.arange(size, dtype=torch.int32).view([-1 if a == axis else 1 for a in range(len(shape))])
         moved = move_labels(chain, line.expand(shape))
@@ -153,10 +153,10 @@ def _order(chain: list[fx.Node], shape: tuple[int, ...]) -> tuple[int, Tensor] |
         if not torch.equal(row.view_as(line).expand(shape), moved):
             return None
         if not torch.equal(row, line.reshape(-1)):
-            if found is not None or axis == 0:
+            if permuted is not None or axis == 0:
                 return None
-            found = axis, row.long().contiguous()
-    return found
+            permuted = axis, row.long().contiguous()
+    return permuted
 
 
 # -- views ----------------------------------------------------------------------------------------------------------

@@ -69,8 +69,8 @@ class Slices:
             return total / here.sum(0).clamp(min=1) if combine == "mean" else total
         worst = -torch.inf if combine == "max" else torch.inf
         filled = torch.where(here, rows, worst)
-        found = filled.amax(0) if combine == "max" else filled.amin(0)
-        return torch.where(here.any(0), found, 0.0)
+        extreme = filled.amax(0) if combine == "max" else filled.amin(0)
+        return torch.where(here.any(0), extreme, 0.0)
 
 
 def slices_of(
@@ -140,7 +140,7 @@ def _folded(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
     """Rows that make the channels times ``|gamma| / sqrt(variance + eps)`` of the BatchNorm they go into."""
     names = {name: node for node, name in coupling.graph.owners.items()}
     norms = _norms(coupling)
-    found = []
+    folded = []
     for part in group.slices:
         tensor = coupling.graph.tensors[part.parameter]
         if part.role != "makes" or not tensor.is_floating_point():
@@ -151,8 +151,8 @@ def _folded(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
                 factor = _factor(coupling, norm)
                 scaled = scaled * factor.view([-1 if a == part.axis else 1 for a in range(scaled.dim())])
                 break
-        found.append(_by_channel(scaled, part.axis, torch.from_numpy(part.channel), group.width))
-    return tuple(found)
+        folded.append(_by_channel(scaled, part.axis, torch.from_numpy(part.channel), group.width))
+    return tuple(folded)
 
 
 def _factor(coupling: Coupling, norm: fx.Node) -> Tensor:

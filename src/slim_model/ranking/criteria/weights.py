@@ -77,8 +77,8 @@ def lamp(slices: Slices) -> Tensor:
     """
     squares = _sum(slices, [w.double().square().sum(1) for w in slices.makes])
     values, inverse = torch.unique(squares, return_inverse=True)
-    held = values * torch.bincount(inverse, minlength=len(values))
-    above = held.flip(0).cumsum(0).flip(0)[inverse]
+    energy = values * torch.bincount(inverse, minlength=len(values))
+    above = energy.flip(0).cumsum(0).flip(0)[inverse]
     return torch.where(above > 0, squares / above, 0.0)
 
 

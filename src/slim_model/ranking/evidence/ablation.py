@@ -75,7 +75,7 @@ class _Ablation(Masked):
 
 def _touched(coupling: Coupling, group: Group, nodes: list[fx.Node]) -> set[fx.Node]:
     """The nodes that treat removed channels of the group in a way of their own."""
-    found, others = set(), coupling.keep_all()
+    readers, others = set(), coupling.keep_all()
     others[group.channels] = False
     for node in nodes:
         row = row_of(node.target) if node.op == "call_function" else None
@@ -84,13 +84,13 @@ def _touched(coupling: Coupling, group: Group, nodes: list[fx.Node]) -> set[fx.N
         for value in (coupling.labelled.values[n] for n in node.all_input_nodes):
             axes = [a for a in value.axes if a is not None] if isinstance(value, Value) else []
             if not all(others[coupling.component[a.numpy()]].all() for a in axes):
-                found.add(node)
-    return found
+                readers.add(node)
+    return readers
 
 
 def _live(env: dict[fx.Node, Any], rest: list[fx.Node]) -> dict[fx.Node, Any]:
-    wanted = {read for node in rest for read in node.all_input_nodes}
-    return {node: x for node, x in env.items() if node in wanted}
+    still_read = {read for node in rest for read in node.all_input_nodes}
+    return {node: x for node, x in env.items() if node in still_read}
 
 
 def _finished(trial: Masked, nodes: list[fx.Node], batch: Batch, loss: Loss | None) -> Tensor:

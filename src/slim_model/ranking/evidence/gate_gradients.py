@@ -174,12 +174,12 @@ class _Graded(Decided):
 
     def run_node(self, n: fx.Node) -> Any:
         operands = self.operands.get(n, ())
-        held = {m: self.env[m] for m in operands}
-        self.env.update({m: self.tapped(n, m, x) for m, x in held.items()})
+        ungated = {m: self.env[m] for m in operands}
+        self.env.update({m: self.tapped(n, m, x) for m, x in ungated.items()})
         try:
             return super().run_node(n)
         finally:
-            self.env.update(held)
+            self.env.update(ungated)
 
     def tapped(self, reader: fx.Node, operand: fx.Node, x: Tensor) -> Tensor:
         value = x.detach().clone() if self.copies else x.detach()

@@ -99,18 +99,18 @@ def gather(
     if any(name in _LABELLED for name in statistics) and not data.labelled:
         raise InputError(f"{data.name} has no labels. Give batches of (inputs, labels).")
     observer = _Observer(coupling, statistics, loss, seed)
-    found: Evidence | None = None
+    evidence: Evidence | None = None
     done = 0
     for number, batch in enumerate(data.batches()):
         if number % distributed.size() == distributed.rank():
             here = observer.look(batch, first + done)
-            found = here if found is None else found.merge(here)
+            evidence = here if evidence is None else evidence.merge(here)
         done += batch.samples
         count(done, data.samples)
-    found = distributed.merged(found, Evidence.merge)
-    if found is None:
+    evidence = distributed.merged(evidence, Evidence.merge)
+    if evidence is None:
         raise InputError(f"{data.name} is empty: it gave no batch.")
-    return found
+    return evidence
 
 
 class _Observer:
@@ -182,19 +182,19 @@ class _ObservedRun(Decided):
         super().__init__(graph.module, graph.decisions, garbage_collect_values=True)
         self.observer, self.batch, self.first, self.views = observer, batch, first, views
         self.rows = batch_of(batch.inputs)
-        self.held: dict[fx.Node, Any] = {}
+        self.kept_values: dict[fx.Node, Any] = {}
         self.due: dict[fx.Node, list[int]] = defaultdict(list)
-        self.wanted: set[fx.Node] = set()
+        self.kept_nodes: set[fx.Node] = set()
         for number, site in enumerate(observer.sites):
             self.due[site.readers[0]].append(number)
-            self.wanted |= {s.node for s in (site.seen, site.before) if s is not None and s is not site.read}
+            self.kept_nodes |= {s.node for s in (site.seen, site.before) if s is not None and s is not site.read}
 
     def run_node(self, n: fx.Node) -> Any:
         for number in self.due.get(n, ()):
             self._observe(number, self.observer.sites[number])
         result = super().run_node(n)
-        if n in self.wanted:  # the same memory as what is read, or the value ahead of its activation
-            self.held[n] = result
+        if n in self.kept_nodes:  # the same memory as what is read, or the value ahead of its activation
+            self.kept_values[n] = result
         return result
 
     def _observe(self, number: int, site: ReadSite) -> None:
@@ -208,9 +208,9 @@ class _ObservedRun(Decided):
             self.views[number][name] = STATISTICS[name].of(seen)
 
     def _values(self, positions: Any) -> Tensor:
-        tensor = self.held[positions.node] if positions.node in self.held else self.env[positions.node]
-        found = by_sample(tensor.detach(), positions, self.rows)
-        return found.expand(self.rows, *found.shape[1:])[: self.batch.samples]
+        tensor = self.kept_values[positions.node] if positions.node in self.kept_values else self.env[positions.node]
+        by_channel = by_sample(tensor.detach(), positions, self.rows)
+        return by_channel.expand(self.rows, *by_channel.shape[1:])[: self.batch.samples]
 
     def _patches(self, site: ReadSite) -> Any:
         readers = [n for n in site.readers if all(m in self.env for m in n.all_input_nodes)]

@@ -61,7 +61,7 @@ def _of_convolution(x: Tensor, weight: Tensor, window: Window, groups: int, firs
         x = x[:, :, None]
     padded = F.pad(x, window.sides)
     columns = F.unfold(padded, window.kernel, window.dilation, 0, window.stride).unflatten(1, (x.shape[1], -1))
-    at = sample_positions(first, len(x), columns.shape[-1], wanted=SUMMED).to(x.device)
+    at = sample_positions(first, len(x), columns.shape[-1], at_most=SUMMED).to(x.device)
     inputs = columns.gather(3, at[:, None, None].expand(-1, *columns.shape[1:3], -1))
     return inputs.movedim(3, 1).flatten(0, 1), _ungrouped(weight.flatten(2), groups)
 
@@ -77,7 +77,7 @@ def _ungrouped(weight: Tensor, groups: int) -> Tensor:
 
 def _of_linear(x: Tensor, weight: Tensor, first: int, samples: int) -> tuple[Tensor, Tensor]:
     rows = x.reshape(samples, -1, x.shape[-1])
-    at = sample_positions(first, samples, rows.shape[1], wanted=SUMMED).to(x.device)
+    at = sample_positions(first, samples, rows.shape[1], at_most=SUMMED).to(x.device)
     inputs = rows.gather(1, at[..., None].expand(-1, -1, rows.shape[2]))
     return inputs.flatten(0, 1)[..., None], weight[..., None]
 
@@ -96,7 +96,7 @@ def _one_by_one(node: fx.Node, positions: Positions, env: dict[fx.Node, Any], fi
         return result.reshape(samples, -1)
 
     nothing = run(torch.zeros_like(whole))
-    at = sample_positions(first, samples, nothing.shape[1], wanted=SUMMED).to(whole.device)
+    at = sample_positions(first, samples, nothing.shape[1], at_most=SUMMED).to(whole.device)
     added = []
     for one in positions.index.to(whole.device):
         alone = torch.zeros_like(whole).index_copy_(positions.axis, one, whole.index_select(positions.axis, one))

@@ -172,8 +172,8 @@ def _positions_of(
     value = coupling.labelled.values[node]
     axes = [a for a, x in enumerate(value.axes) if x is not None] if isinstance(value, Value) else []
     axes.sort(key=lambda axis: axis != near)
-    found = (hit for axis in axes for hit in _positions_by_group(coupling, node, axis, index))
-    return next((positions for g, c, positions in found if g == group and torch.equal(c, channel)), None)
+    hits = (hit for axis in axes for hit in _positions_by_group(coupling, node, axis, index))
+    return next((positions for g, c, positions in hits if g == group and torch.equal(c, channel)), None)
 
 
 def _weights(
@@ -227,9 +227,9 @@ def _unflattened(
         whole = run.get(node)
         if not isinstance(whole, Tensor) or whole.numel() != flat.numel() or whole.data_ptr() != flat.data_ptr():
             break
-        found = _positions_of(coupling, node, group, channel, index)
-        if found is not None and found.index.shape[1] == 1:
-            return found
+        apart = _positions_of(coupling, node, group, channel, index)
+        if apart is not None and apart.index.shape[1] == 1:
+            return apart
     return positions
 
 
@@ -239,22 +239,22 @@ def _unflattened(
 class _Kept(Decided):
     """Runs the graph and keeps the tensors of some nodes."""
 
-    def __init__(self, coupling: Coupling, wanted: set[fx.Node]) -> None:
+    def __init__(self, coupling: Coupling, nodes: set[fx.Node]) -> None:
         super().__init__(coupling.graph.module, coupling.graph.decisions, garbage_collect_values=True)
-        self.wanted, self.kept = wanted, dict[fx.Node, Any]()
+        self.nodes, self.kept = nodes, dict[fx.Node, Any]()
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n in self.wanted:
+        if n in self.nodes:
             self.kept[n] = result
         return result
 
 
-def _two_runs(coupling: Coupling, wanted: set[fx.Node]) -> list[dict[fx.Node, Any]]:
+def _two_runs(coupling: Coupling, nodes: set[fx.Node]) -> list[dict[fx.Node, Any]]:
     """Values of some nodes on the example, and on the example with its last sample changed."""
     graph, runs = coupling.graph, []
     for inputs in (graph.inputs, tuple(map(_last_changed, graph.inputs))):
-        interpreter = _Kept(coupling, wanted)
+        interpreter = _Kept(coupling, nodes)
         with torch.no_grad():
             interpreter.run(initial_env=graph.bind(inputs))
         runs.append(interpreter.kept)

@@ -11,11 +11,11 @@ SUMMED = 10
 """Positions of a layer's output that enter contributions and correlations, as many as in ThiNet."""
 
 
-def sample_positions(first: int, samples: int, total: int, *, wanted: int = SAMPLED) -> Tensor:
-    """``(samples, wanted)`` positions below ``total``: all of them in order, or drawn by the number of the sample."""
-    if total <= wanted:
+def sample_positions(first: int, samples: int, total: int, *, at_most: int = SAMPLED) -> Tensor:
+    """``(samples, at_most)`` positions below ``total``: all of them in order, or drawn by the number of the sample."""
+    if total <= at_most:
         return torch.arange(total).expand(samples, -1)
-    mixed = torch.arange(first, first + samples)[:, None] * 0x9E3779B1 + torch.arange(wanted) * 0x85EBCA6B
+    mixed = torch.arange(first, first + samples)[:, None] * 0x9E3779B1 + torch.arange(at_most) * 0x85EBCA6B
     for factor in (0x2C1B3C6D, 0x297A2D39):
         mixed = ((mixed ^ (mixed >> 15)) * factor) & 0x7FFFFFFF
     return (mixed ^ (mixed >> 12)) % total
