@@ -50,12 +50,14 @@ class Operands(NamedTuple):
 
 
 def cost(coupling: Coupling, keep: np.ndarray | None = None) -> Cost:
-    """``CostModel`` for one question; who asks often keeps the model."""
+    """The cost of one choice of channels (``keep``: bool by component number; None keeps all). Who asks often keeps the
+    ``CostModel``."""
     return CostModel(coupling)(keep)
 
 
 class CostModel:
-    """``meter(keep)`` is the cost of a plan; ``keep``: bool by component number, None for all channels."""
+    """Counts what a model costs with any choice of channels: ``model(keep)`` is its ``Cost``, where ``keep`` is bool by
+    component number, None for all channels."""
 
     def __init__(self, coupling: Coupling) -> None:
         self._coupling = coupling

@@ -74,7 +74,8 @@ Point = tuple[float, np.ndarray | None]
 
 
 def model_latency(table: LatencyTable, coupling: Coupling) -> ModelLatency:
-    """Raises InputError where the table knows no layer of the model."""
+    """What ``table`` says of the latency of the coupled model. Layers that it does not cover count by their MACs.
+    Raises InputError where it covers none."""
     batch = table.setting.batch
     placed = tuple(p for p in layers_of(coupling, batch=batch) if table.covers(p))
     if not placed:

@@ -51,8 +51,12 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """``points``: ms of single layers, without the call; ``steps`` by (kind, index of the width); ``penalties`` by
-    the same and a power of two below the step: how much dearer a width is that it, and no more, divides."""
+    """Measured latencies of single layers.
+
+    ``points``: ms by layer, without the time of the call. ``steps``: the width step, by (kind, index of the width).
+    ``penalties``: by the same and a power of two below the step, how much slower a width is that this power, and no
+    larger one, divides.
+    """
 
     setting: Setting
     points: Mapping[LayerShape, float]
@@ -104,7 +108,8 @@ class LatencyTable:
 
 
 def widths_to_measure(width: int, step: int, parts: Sequence[float]) -> tuple[int, ...]:
-    """Multiples of ``step`` near these parts of ``width``, and it itself: ``(100, 16, (.25, .5)) -> 32, 48, 100``."""
+    """Multiples of ``step`` near these shares of ``width``, and the width itself: ``(100, 16, (.25, .5)) -> 32, 48,
+    100``."""
     return tuple(sorted({min(width, max(step, round(width * part / step) * step)) for part in parts} | {width}))
 
 
@@ -122,7 +127,7 @@ def _between(rungs: Sequence[int], width: int) -> tuple[tuple[int, float], ...]:
 
 
 def make_table(setting: Setting, points: Mapping[LayerShape, float]) -> LatencyTable:
-    """Steps and penalties follow from the points."""
+    """A latency table from measured points (ms by layer); the width steps and penalties follow from them."""
     steps, penalties = {}, {}
     for kind, axes in PROBES.items():
         for axis, probe in axes.items():
@@ -134,6 +139,7 @@ def make_table(setting: Setting, points: Mapping[LayerShape, float]) -> LatencyT
 
 
 def probe_layers(probe: LayerShape, axis: int) -> list[LayerShape]:
+    """The layers whose times tell the width step along ``axis``: ``probe`` at each of the widths to try."""
     return [replace(probe, widths=(*probe.widths[:axis], width, *probe.widths[axis + 1 :])) for width in PROBED]
 
 

@@ -69,7 +69,7 @@ def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
 
 
 def layers_at_widths(meter: CostModel, keep: np.ndarray | None, *, batch: int = 1) -> dict[fx.Node, LayerShape]:
-    """Each layer with the channels ``keep``, for ``batch`` examples."""
+    """Each layer as it is with the channels ``keep``, for ``batch`` examples."""
     layers = {}
     for node, row, out, arguments in meter.layers(keep):
         if row.layer is None:
@@ -84,6 +84,7 @@ def layers_at_widths(meter: CostModel, keep: np.ndarray | None, *, batch: int = 
 
 
 def example_inputs(layer: LayerShape, dtype: torch.dtype) -> list[Tensor]:
+    """Inputs of the layer with random values, as it reads them."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).to(dtype) for shape in KINDS[layer.kind].inputs(layer)]
 
@@ -116,6 +117,7 @@ def _copied(nodes: list[onnx.NodeProto], copy: int) -> list[onnx.NodeProto]:
 
 
 def module_of_layer(layer: LayerShape, dtype: torch.dtype) -> nn.Module:
+    """The layer as a module with random weights."""
     return _Alone(layer, dtype).eval()
 
 
@@ -134,7 +136,7 @@ class _Alone(nn.Module):
 
 
 def stored_bytes(layer: LayerShape) -> int:
-    """Of the weights and inputs as float32, with all copies."""
+    """Bytes of the layer's weights and inputs as float32, with all copies."""
     kind = KINDS[layer.kind]
     weights = kind.copies * sum(map(math.prod, kind.weights(layer)))
     return 4 * (weights + sum(map(math.prod, kind.inputs(layer))))

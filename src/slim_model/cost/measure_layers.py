@@ -1,4 +1,4 @@
-"""Time what a latency table lacks, layer by layer, and write each result down at once."""
+"""Measure the layers that a latency table lacks, one by one, and write each result to disk at once."""
 
 from __future__ import annotations
 
@@ -109,8 +109,10 @@ def _prepare(layer: LayerShape, path: Path, job: MeasuringJob) -> tuple[Run, int
 
 
 def ms_of(samples_ms: Sequence[float], copies: int = 1, call_ms: float = 0.0) -> dict[str, Any]:
-    """``ms`` is the lower quartile, without the call and for one copy: what else the machine does only ever adds to
-    these short samples, and where it does much it moves the median, but not the order of widths."""
+    """What is kept of samples of ``copies`` of one layer: ``ms``, their lower quartile without the call, for one copy,
+    and the spread of the ``run``. Other work on the machine only adds to these short samples; where there is much of
+    it, it moves the median, but not the order of widths.
+    """
     p10, quartile, median, p90 = (round(float(value), 6) for value in np.percentile(samples_ms, [10, 25, 50, 90]))
     alone = round(max(quartile - call_ms, 0.02 * quartile) / copies, 6)
     run = {"median_ms": median, "p10_ms": p10, "p90_ms": p90, "rounds": len(samples_ms)}

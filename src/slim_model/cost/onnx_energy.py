@@ -35,8 +35,8 @@ MACS: dict[str, Callable[[Shape, Shape, Shape], int]] = {
 
 
 def estimate_energy(path: Path, shapes: Sequence[Shape]) -> float | None:
-    """In MACs, for inputs of these shapes: of convolutions, linear layers and products of matrices, each value fetched
-    once from memory. None where the file's sizes do not follow from those of its inputs."""
+    """Estimated energy in MACs for inputs of these shapes: of convolutions, linear layers and matrix products, each
+    value fetched once from memory. None where the file's sizes do not follow from those of its inputs."""
     model = onnx.load(path, load_external_data=False)
     for value, shape in zip(model.graph.input, shapes, strict=False):
         for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):

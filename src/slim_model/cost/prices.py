@@ -62,6 +62,7 @@ PRICES: dict[str, Price] = {
 
 
 def price_of(name: str) -> Price:
+    """The row of ``PRICES`` with this name; InputError names those that there are."""
     if name not in PRICES:
         raise InputError(f"there is no budget of '{name}'; it is one of {', '.join(PRICES)}.")
     return PRICES[name]

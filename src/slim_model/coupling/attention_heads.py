@@ -46,7 +46,7 @@ class Heads:
 
 
 def find_heads(graph: Graph) -> Heads:
-    """Where attention splits channels into heads."""
+    """Find the views that split channels into attention heads, and which of their axes count heads."""
     if not any(kind_of(n) in ("softmax", "attention") for n in graph.nodes):
         return Heads()
     probe = _Probe(graph)

@@ -30,14 +30,14 @@ def couple(
     pinned_nodes: Mapping[str, str] = MappingProxyType({}),
     apart: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Coupling:
-    """Walk the labels through ``graph`` and join what is tied.
+    """Label ``graph``, join tied labels into channels, and group channels by the layer that makes them.
 
     ``keep``: glob patterns of parameter or module names whose channels are not touched. ``pinned_nodes``: names of
     nodes where an earlier attempt failed to cut, and how. ``apart``: for views that split a channel axis, by name, the
-    axes of which one keeps channels apart (see ``coupling.attention_heads``).
+    axes of which one keeps channels apart (see ``attention_heads``). Raises InputError where a pattern matches nothing.
 
     Of a grouped layer with many small groups whole groups go. Where one of its sides turns out to be fixed, none could:
-    then the walk is made again with the same places of every group going, and is taken if it frees more.
+    then labels are given again with the same positions of every group going, and are taken if that frees more.
     """
     labelled = label(Walk(graph, pinned_nodes=pinned_nodes, apart=apart), flow_of)
     roles, protected, component = _join(labelled, keep)

@@ -68,7 +68,7 @@ class GroupIndex:
 
 
 def index_groups(members: Sequence[Sequence[int] | np.ndarray], components: int) -> GroupIndex:
-    """``members[i]``: the components in group i, in their order."""
+    """Number the components of each group: ``members[i]`` are those of group i, in their order."""
     index = GroupIndex(np.full(components, -1), np.full(components, -1))
     for i, channels in enumerate(members):
         index.group[channels], index.number[channels] = i, np.arange(len(channels))
@@ -77,7 +77,12 @@ def index_groups(members: Sequence[Sequence[int] | np.ndarray], components: int)
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """``component[label]`` is the channel a label belongs to; 0 is fixed. ``protected``: labels the user keeps."""
+    """Which labels are one channel, and which channels are ranked together.
+
+    ``component[label]`` is the number of the channel that a label belongs to; 0 is fixed. ``groups`` hold the channels
+    that may go, ``pinned`` says by layer which may not, and why. ``unknown``: (operator, line) of nodes without a rule.
+    ``protected``: labels that the user keeps.
+    """
 
     graph: Graph
     labelled: Labelled

@@ -48,8 +48,8 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedGroup:
-    """One group: ``channels`` that may go, each at ``positions_per_channel`` places of the widest layer that makes
-    it; ``because``: what ties these places and layers, in words."""
+    """One group: ``channels`` that may go, each at ``positions_per_channel`` positions of the widest layer that makes
+    it; ``because``: what ties these positions and layers, in words."""
 
     name: str
     where: str
@@ -92,6 +92,9 @@ class ExplainedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
+    """What ``explain`` says of a coupling: every layer, every group with what ties it, every reason that holds
+    channels."""
+
     layers: tuple[ExplainedLayer, ...]
     groups: tuple[ExplainedGroup, ...]
     holds: tuple[Hold, ...]
@@ -144,6 +147,7 @@ class Explanation:
 
 
 def explain(coupling: Coupling) -> Explanation:
+    """Say which channels go together and why, what holds the others, and what would free them."""
     made = list(_made(coupling))
     index = coupling.index().group
     because = _ties(coupling, index)

@@ -28,7 +28,7 @@ def roles_of(labelled: Labelled) -> dict[tuple[str, int], str]:
 
 
 def layer_name(labelled: Labelled, node: fx.Node) -> str:
-    """The module that holds the weight; where the weight is a bare parameter, its name."""
+    """The user's name of the layer at ``node``: that of the module that holds its weight; a bare weight's own name."""
     owned = []
     for read in node.all_input_nodes:
         while read.op == "call_function" and len(read.all_input_nodes) == 1:  # a transposed weight

@@ -18,7 +18,7 @@ class CutFailed(SlimError):
 
 
 def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
-    """``keep``: bool by channel (component number); channel 0 is fixed and stays."""
+    """Which labels stay, of the channels ``keep``: bool by component number; component 0 is fixed and stays."""
     return Cut(coupling.graph, coupling.labelled.values, coupling.labelled.choices, keep[coupling.component])
 
 

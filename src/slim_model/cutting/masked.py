@@ -16,7 +16,8 @@ from slim_model.ops import Cut, row_of
 
 
 class Masked(Decided):
-    """The dense graph with removed channels zero wherever a layer reads them."""
+    """Runs the dense graph with removed channels set to zero wherever a layer reads them. Norms take their statistics
+    over the channels that are kept. ``wide``: in float64."""
 
     def __init__(self, graph: Graph, cut: Cut, *, wide: bool = False) -> None:
         super().__init__(graph.module, graph.decisions, wide=wide, garbage_collect_values=True)

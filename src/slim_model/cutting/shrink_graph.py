@@ -1,8 +1,6 @@
-"""A dense graph and the channels to keep -> the small graph, and the small copy of the user's module.
+"""A dense graph and the channels to keep -> the small graph.
 
-The graph is the ground truth: every stored tensor is sliced and every size that was baked into the graph is
-rewritten. The module is the user's own classes with sliced parameters; it is right where the forward computes its
-sizes, and whoever hands it out checks that.
+It is the ground truth: every stored tensor is sliced, and every size that was baked into the graph is rewritten.
 """
 
 from __future__ import annotations
@@ -26,7 +24,11 @@ from slim_model.ops import Cut, Fraction, row_of
 
 
 def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
-    """The small graph, and the labels its stored tensors carry (for the walk that checks it)."""
+    """Cut the dense graph down to the channels ``keep`` (bool by component).
+
+    Returns the small graph, and the labels that its stored tensors carry, from which the walk that checks it starts.
+    Raises CutFailed, which names the node that cannot be made smaller.
+    """
     dense, cut = coupling.graph, cut_of(coupling, keep)
     graph, copies = copy_graph(dense.module.graph)
     constants: dict[str, Tensor] = {}  # indices, which count in the positions that are left

@@ -1,4 +1,7 @@
-"""The user's own module with smaller layers."""
+"""The user's own module with smaller layers: a copy of its own classes with sliced parameters.
+
+It is right where the forward computes its sizes; whoever hands it out checks that.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from slim_model.graph.graph import Graph
 
 
 def graph_module(graph: Graph) -> nn.Module:
-    """The graph as a module that holds its tensors as parameters and buffers under their own names."""
+    """The graph as a ``torch.nn.Module``; its tensors are parameters and buffers under their own names."""
     root = nn.Module()
     body = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}

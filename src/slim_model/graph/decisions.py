@@ -28,7 +28,8 @@ Decision = tuple[Any, ...]
 
 
 def decision_of(func: Any, arguments: Any, result: Any) -> Decision | None:
-    """What ``func`` made of floating-point values; None where it made nothing but other such values."""
+    """The decision that ``func`` took where it read floats: its results that are no floats (flags, indices, counts).
+    None where it took none."""
     if not isinstance(func, torch._ops.OpOverload) or not any(map(_is_float, pytree.tree_leaves(arguments))):
         return None
     reads = func.overloadpacket is aten._local_scalar_dense
@@ -39,7 +40,8 @@ def decision_of(func: Any, arguments: Any, result: Any) -> Decision | None:
 
 
 def replay_decision(func: Any, args: Any, kwargs: Any, result: Any, decision: Decision) -> Any:
-    """``result`` as it is where this was decided; flags of other channels than there were stay as they are."""
+    """``result`` with what was decided replaced by the recorded ``decision``. Flags of another shape (other channels)
+    stay as they were computed."""
     leaves, spec = pytree.tree_flatten(result)
     if torch.Tag.pointwise in func.tags and leaves[0].shape != decision[0].shape:
         return result
@@ -65,7 +67,8 @@ def _copied(x: Any) -> Any:
 
 
 class Decided(fx.Interpreter):
-    """Runs a graph with the ``decisions``, by the names of nodes, given. ``wide``: in float64, whatever is written."""
+    """Runs a graph and replays its ``decisions``, by the names of nodes. ``wide``: computes in float64, whatever dtype
+    is written."""
 
     def __init__(
         self, module: fx.GraphModule, decisions: Mapping[str, Decision], *, wide: bool = False, **options: Any
@@ -92,7 +95,7 @@ class Decided(fx.Interpreter):
 
 
 def decisions_of(module: fx.GraphModule, bound: dict[fx.Node, Any]) -> dict[str, Decision]:
-    """What the graph decides, by the names of nodes, where its placeholders are ``bound``."""
+    """Record the decisions of one run of ``module``, whose placeholders are ``bound``, by the names of nodes."""
     decisions: dict[str, Decision] = {}
 
     class Noting(fx.Interpreter):
@@ -111,7 +114,7 @@ def decisions_of(module: fx.GraphModule, bound: dict[fx.Node, Any]) -> dict[str,
 
 
 class DecisionRecorder(TorchDispatchMode):
-    """Notes what is decided, in turn."""
+    """Records the decisions of the code that runs inside it, in turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +128,7 @@ class DecisionRecorder(TorchDispatchMode):
 
 
 class DecisionReplayer(TorchDispatchMode):
-    """Gives what another run of the same code decided.
+    """Replays the decisions of a ``DecisionRecorder`` to the code that runs inside it.
 
     Raises LookupError where this run decides something that the other did not.
     """

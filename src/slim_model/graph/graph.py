@@ -103,7 +103,7 @@ class Graph:
 
 
 def first_sample(graph: Graph) -> tuple[Any, ...]:
-    """The example input as a batch of one, where the batch is free."""
+    """The example input as a batch of one where the batch is free; else as it is."""
     if not graph.dynamic_batch:
         return graph.inputs
     return tuple(x[:1] if isinstance(x, Tensor) and x.dim() else x for x in graph.inputs)

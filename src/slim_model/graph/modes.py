@@ -1,4 +1,4 @@
-"""A model in eval mode, and PyTorch without its own log lines, for as long as a stage needs it."""
+"""Context managers for as long as a stage needs them: eval mode, and PyTorch without its own log lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import fx, nn
 
 @contextlib.contextmanager
 def silence_torch() -> Iterator[None]:
-    """PyTorch's own warnings and log lines about tracing and exporting are not the user's concern."""
+    """Suppress what PyTorch warns, logs and prints while it traces and exports: it is not the user's concern."""
     names = ("torch.onnx", "torch.export", "torch._subclasses", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -32,7 +32,7 @@ def silence_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, without gradients; its training flags are put back."""
+    """Put ``model`` into eval mode, without gradients; its training flags are put back at the end."""
     training = [module for module in model.modules() if module.training and not isinstance(model, fx.GraphModule)]
     for module in training:
         module.training = False

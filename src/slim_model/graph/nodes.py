@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 
 def bound(node: fx.Node) -> dict[str, Any]:
-    """Arguments of ``node`` as written in the graph, by schema name, defaults filled in."""
+    """The arguments of ``node`` as written in the graph, by the names in its operator's schema, defaults filled in."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
     result = {}

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def varying_axes(labels: Tensor) -> list[int]:
-    """Axes along which labels differ."""
+    """The axes along which values of ``labels`` differ."""
     return [a for a, n in enumerate(without_constant_axes(labels).shape) if n > 1]
 
 
 def without_constant_axes(labels: Tensor, keep: int = 0) -> Tensor:
-    """Shrink to size one every axis (but the first ``keep``) along which nothing changes."""
+    """``labels``, narrowed to size one along every axis (but the first ``keep``) along which nothing changes."""
     for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
         if axis >= keep and size > 1 and stride == 0:
             labels = labels.narrow(axis, 0, 1)

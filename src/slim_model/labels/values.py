@@ -27,7 +27,8 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """Labels ``start .. start + size`` belong to ``axis`` of the tensor ``owner``; owner '' is no parameter."""
+    """``size`` labels from ``start`` on were given to ``axis`` of the stored tensor ``owner``. An owner ``@node`` is
+    none: the node of that name makes these positions (padding, a constant)."""
 
     start: int
     size: int
@@ -57,14 +58,17 @@ Flow = Callable[..., Any]
 
 
 def fixed_value(shape: tuple[int, ...]) -> Value:
+    """A tensor of ``shape`` without labels: no position of it can go."""
     return Value(shape, (None,) * len(shape))
 
 
 def tensors_in(arguments: Iterable[Any]) -> list[Value]:
+    """The Values among nested lists and tuples, in order."""
     return [x for x in leaves_in(arguments) if isinstance(x, Value)]
 
 
 def leaves_in(arguments: Iterable[Any]) -> Iterable[Any]:
+    """All that nested lists and tuples hold, in order."""
     for x in arguments:
         if isinstance(x, list | tuple):
             yield from leaves_in(x)

@@ -1,4 +1,4 @@
-"""The traced graph must compute what the model computes."""
+"""Check that the traced graph computes what the model computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
 def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tuple[str, ...]:
-    """The traced graph against the model itself, on the example input; returns what the user should be warned of."""
+    """Compare the traced graph with the model itself on the example input.
+
+    Returns what the user should be warned of. Raises InputError where the model gives other outputs each time,
+    ProofError where the graph differs from it.
+    """
     single = first_sample(graph)
     if graph.dynamic_batch and _trace_error(model, graph, inputs, single) <= TOLERANCE:
         return ()

@@ -12,8 +12,6 @@ from slim_model.labels.values import Replay
 from slim_model.labels.walk import Walk
 from slim_model.ops import flow_of
 
-# -- structure ------------------------------------------------------------------------------------------------------
-
 
 def check_structure(small: Graph, replay: Replay) -> int:
     """Walk the labels through the small graph; returns the number of ties that were checked."""

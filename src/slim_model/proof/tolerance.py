@@ -31,6 +31,6 @@ def relative_error(reference: Tensor, other: Tensor) -> float:
 
 
 def largest_abs(x: Tensor) -> float:
-    """max |x|, NaN where one is; without a copy of x, which for images is most of the time."""
+    """max |x|, NaN where one is. It makes no copy of x, which for images would take most of the time."""
     low, high = x.aminmax()
     return float(torch.maximum(-low, high))

@@ -53,7 +53,8 @@ def score(
 
 
 def break_ties(scores: Tensor, slices: Slices) -> Tensor:
-    """The same scores, equal ones moved apart by the smallest steps: by reading weights, then the first up."""
+    """The same scores, with equal ones moved apart by the smallest steps: by the norm of the reading weights, then by
+    number."""
     values = scores.numpy()
     _, number, many = np.unique(values, return_inverse=True, return_counts=True)
     tied = np.flatnonzero(many[number] > 1)

@@ -17,7 +17,7 @@ _PURE = ("aten", "prims", "quantized_decomposed")
 
 
 def is_pure(node: fx.Node) -> bool:
-    """Tensors from sizes or tensors, the same at every run."""
+    """Whether ``node`` gives tensors that follow from its arguments alone, the same at every run."""
     target = node.target
     if target is operator.getitem:
         return True
@@ -30,8 +30,8 @@ def is_pure(node: fx.Node) -> bool:
     return target.namespace in _PURE and not writes(target) and not random and "empty" not in name
 
 
-def following(graph: Graph, given: Callable[[fx.Node], bool]) -> list[fx.Node]:
-    """The ``given`` nodes and those that are computed from them alone, in order; none that is written to."""
+def computed_from(graph: Graph, given: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """The ``given`` nodes and all that are computed from these alone, in order, without those that are written to."""
     nodes: dict[fx.Node, None] = {}
     for node in graph.nodes:
         computed = node.op == "call_function" and is_pure(node) and all(n in nodes for n in node.all_input_nodes)
@@ -72,7 +72,7 @@ def as_used(graph: Graph, name: str) -> Tensor:
     node = next((n for n in graph.nodes if graph.owners.get(n.name) == name), None)
     if node is None or not _alone(node):
         return graph.tensors[name]
-    known = set(following(graph, lambda n: n.op == "get_attr" or n.name in graph.owners))
+    known = set(computed_from(graph, lambda n: n.op == "get_attr" or n.name in graph.owners))
     chain = [node]
     while (after := _alone(chain[-1])) is not None and after in known:
         chain.append(after)

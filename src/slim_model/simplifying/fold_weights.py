@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from slim_model.graph.graph import Folded, Graph, PlainLayer, module_path, source_line
 from slim_model.graph.stored_tensors import storage_key
 from slim_model.ops import kind_of, row_of
-from slim_model.simplifying.constants import add_placeholder, cone_of, following, values_of
+from slim_model.simplifying.constants import add_placeholder, computed_from, cone_of, values_of
 from slim_model.simplifying.plain_layer import plain_layer
 
 _PARAMETRIZED = re.compile(r"((?:.+\.)?)parametrizations\.(\w+)\..+")
@@ -35,7 +35,7 @@ def fold_weights(graph: Graph) -> Graph:
 
     A weight gets the name that it has in a plain layer (``conv.weight``). Tensors that nothing else reads are gone.
     """
-    known = following(graph, lambda node: node.op == "get_attr" or node.name in graph.owners)
+    known = computed_from(graph, lambda node: node.op == "get_attr" or node.name in graph.owners)
     cones = {node: cone_of(node) for node in (_as_a_source(graph, node, known) for node in _last_computed(known))}
     cones = {node: cone for node, cone in cones.items() if _worth_folding(graph, node, cone)}
     if not cones:

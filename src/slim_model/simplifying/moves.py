@@ -22,7 +22,7 @@ def only_moves(node: fx.Node) -> bool:
 
 
 def move_labels(chain: list[fx.Node], labels: Tensor) -> Tensor:
-    """Execute the links of ``chain`` on ``labels``."""
+    """Move ``labels`` through a chain of nodes, as these move values."""
     for node in chain:
         rest: Any = fx.map_arg(node.args[1:], size_of)
         target: Any = torch.reshape if kind_of(node) == "view" else node.target  # labels lie in memory otherwise
@@ -31,12 +31,13 @@ def move_labels(chain: list[fx.Node], labels: Tensor) -> Tensor:
 
 
 def size_of(node: fx.Node) -> int:
+    """A size that is computed in the graph, at the example's size."""
     value = node.meta["val"]
     return value if isinstance(value, int) else int(value.node.hint)
 
 
 def is_written(node: fx.Node) -> bool:
-    """Some in-place operator writes to ``node`` or to a view of it."""
+    """Whether some in-place operator writes to ``node`` or to a view of it."""
     for user in node.users:
         target = user.target
         if isinstance(target, torch._ops.OpOverload):
@@ -49,4 +50,5 @@ def is_written(node: fx.Node) -> bool:
 
 
 def writes(target: torch._ops.OpOverload) -> bool:
+    """Whether the operator writes to one of its arguments."""
     return target._schema.is_mutable and target is not aten.detach_.default

@@ -30,7 +30,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import bound, shape_of
-from slim_model.simplifying.constants import add_placeholder, following, values_of
+from slim_model.simplifying.constants import add_placeholder, computed_from, values_of
 from slim_model.simplifying.fold_weights import fold_weights
 from slim_model.simplifying.fused_projections import unfuse
 from slim_model.simplifying.moves import is_written, move_labels, only_moves
@@ -78,7 +78,7 @@ def _worth_storing(value: Any) -> bool:
 def _known(graph: Graph) -> dict[fx.Node, Any]:
     """Values that follow from numbers in the graph alone, and are never written to."""
     literals = graph.program.graph_signature.lifted_tensor_constants if graph.program else ()
-    given = following(graph, lambda node: node.op == "placeholder" and graph.owners.get(node.name) in literals)
+    given = computed_from(graph, lambda node: node.op == "placeholder" and graph.owners.get(node.name) in literals)
     return values_of(graph, given)
 
 

@@ -95,6 +95,7 @@ def ranking_of(criterion: str | Criterion) -> Ranking:
 
 
 def check_needs(ranking: Ranking, data: Data | None, loss: Loss | None) -> None:
+    """Raise InputError where a criterion needs data, labels or a loss that are not given."""
     name = ranking.__name__
     if ranking.needs == "weights":
         return

@@ -21,7 +21,7 @@ from slim_model.simplifying.constants import as_used
 
 
 class LazyTensors(Sequence[Tensor]):
-    """Tensors that are cut out when they are first looked at: most criteria look at few."""
+    """A sequence of tensors, each cut out when it is first looked at: most criteria look at few."""
 
     def __init__(self, parts: list[Callable[[], Tensor]]) -> None:
         self._parts = [functools.cache(part) for part in parts]
@@ -80,6 +80,7 @@ def slices_of(
     evidence: GroupEvidence = GroupEvidence(),  # noqa: B008 (it is frozen)
     losses: Losses | None = None,
 ) -> Slices:
+    """What the criterion sees of each group of ``coupling``, in the order of its groups."""
     rows: dict[str, list[Callable[[], Tensor]]] = {"makes": [], "reads": [], "holds": []}
     for part in group.slices:
         if coupling.graph.tensors[part.parameter].is_floating_point():

@@ -26,7 +26,8 @@ from slim_model.ranking.evidence.read_sites import has_writes
 
 
 def losses_of(coupling: Coupling, group: Group, data: Data, loss: Loss | None) -> Losses:
-    """``losses(removed)`` for bool ``(trials, channel)`` gives float64 ``(trials,)`` mean losses over the data."""
+    """A function that measures removals of one group: bool ``(trials, channel)`` -> float64 ``(trials,)``, mean losses
+    over the data."""
 
     def losses(removed: Tensor) -> Tensor:
         total, samples = torch.zeros(len(removed), dtype=torch.float64), 0

@@ -76,7 +76,8 @@ class GateCurvature:
 
 
 def probes_of(coupling: Coupling, seed: int) -> Tensor:
-    """``(p, gate)`` directions whose outer products average to the identity: random signs, or every axis."""
+    """Directions ``(p, gate)`` for Hutchinson's estimate of a Hessian's diagonal: their outer products average to the
+    identity. Random signs, or every axis where these are fewer."""
     gates = sum(group.width for group in coupling.groups)
     if gates <= PROBES:
         return torch.eye(gates, dtype=torch.float64)
@@ -88,7 +89,7 @@ def probes_of(coupling: Coupling, seed: int) -> Tensor:
 def gate_gradients(
     coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None
 ) -> dict[int, GateGradients]:
-    """For each group, from one backward pass over one batch."""
+    """The gate gradients of each group, by one backward pass over one batch."""
     if batch.samples > 1 and any(p.read.layout.axis is None for p in sites):  # a value that all samples share
         return _merged([gate_gradients(coupling, sites, one, loss) for one in _alone(batch, coupling)])
     run = _Graded(coupling, sites)
@@ -210,7 +211,7 @@ class _Gated(_Graded):
 def gate_curvature(
     coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None, probes: Tensor
 ) -> dict[int, GateCurvature]:
-    """Products of the Hessian with each probe, over one batch."""
+    """Products of the loss's Hessian, along all gates, with each probe, over one batch."""
     widths = [group.width for group in coupling.groups]
     starts = [sum(widths[:i]) for i in range(len(widths))]
     gates = torch.ones(sum(widths), dtype=torch.float64, requires_grad=True)

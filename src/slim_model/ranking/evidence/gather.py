@@ -43,8 +43,8 @@ _LABELLED = ("classes",)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A group's channels at one site: ``channel (k,)`` by number, ``weights (k, rest)`` of each layer there that
-    reads them by weights, ``statistics`` by name, their rows in the order of ``channel``."""
+    """A group's channels at one read site: ``channel (k,)`` by number, ``weights (k, rest)`` of each layer that reads
+    them there, ``statistics`` by name, their rows in the order of ``channel``."""
 
     where: str
     channel: Tensor
@@ -94,8 +94,10 @@ def gather(
     first: int = 0,
     count: Count = uncounted,
 ) -> Evidence:
-    """All ``statistics`` in one pass over ``data``; of several processes each looks at its share of the batches.
-    ``first`` numbers the first sample."""
+    """Gather ``statistics`` of all groups in one pass over ``data``.
+
+    Of several processes each reads its share of the batches, and all get the sum. ``first`` numbers the first sample.
+    """
     if any(name in _LABELLED for name in statistics) and not data.labelled:
         raise InputError(f"{data.name} has no labels. Give batches of (inputs, labels).")
     observer = _Observer(coupling, statistics, loss, seed)

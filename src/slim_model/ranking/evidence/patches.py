@@ -24,7 +24,8 @@ from slim_model.ranking.evidence.seen import Patch
 
 
 def patch(node: fx.Node, positions: Positions, env: dict[fx.Node, Any], *, first: int, samples: int) -> Patch:
-    """Inputs, weights and outputs of the reader ``node`` for these channels; outputs are without bias."""
+    """What the layer ``node`` sums for these channels at sampled positions of its output: inputs, weights, and outputs
+    without bias."""
     sides = _sides(node, positions, env, first, samples)
     if sides is None:
         return _one_by_one(node, positions, env, first, samples)

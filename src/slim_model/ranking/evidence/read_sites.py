@@ -304,7 +304,7 @@ def _layout(same: Tensor, batch: int, channel_axis: int) -> Layout:
 
 
 def by_sample(tensor: Tensor, positions: Positions, samples: int) -> Tensor:
-    """``(sample, channel, m, *rest)`` of the tensor there; samples has one entry if it has no sample axis."""
+    """``tensor`` at these positions as ``(sample, channel, m, *rest)``; one sample where it has no sample axis."""
     layout = positions.layout
     if layout.axis is None:
         tensor = tensor.movedim(positions.axis, 0).unsqueeze(0)
@@ -322,6 +322,6 @@ def by_sample(tensor: Tensor, positions: Positions, samples: int) -> Tensor:
 
 
 def has_writes(coupling: Coupling) -> bool:
-    """Some operator writes in place, so a tensor may change after it was observed."""
+    """Whether some operator writes in place, so that a tensor may change after it was observed."""
     schemas = [getattr(n.target, "_schema", None) for n in coupling.graph.nodes if n.op == "call_function"]
     return any(schema is not None and schema.is_mutable for schema in schemas)

@@ -237,5 +237,5 @@ STATISTICS: dict[str, type[Statistic]] = {
 
 
 def merge_statistics(parts: list[Any]) -> Any:
-    """One statistic from those of several batches or machines."""
+    """Merge one statistic of several batches or processes."""
     return functools.reduce(lambda a, b: a.merge(b), parts)
