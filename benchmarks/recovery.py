@@ -33,7 +33,7 @@ from peer import PEER, ratio_for
 from provenance import RESULTS, provenance, summary
 from slim_model.budget.allocations import allocation_of
 from slim_model.budget.limit import plan_under_limit
-from slim_model.budget.output_damage import damage
+from slim_model.budget.output_damage import measure_output_damage
 from slim_model.budget.plan import Plan
 from slim_model.budget.ratio import plan_by_ratio
 from slim_model.cost.counted import CostModel, cost
@@ -197,7 +197,7 @@ def _ranked(name: str, free: bool, weighed: bool) -> tuple[list[Tensor], float]:
     data = coupled.data(coupled.case.ranked)
     scores = score(coupled.coupling, "kernel" if free else "reconstruction", data=None if free else data)
     if weighed:
-        scores = damage(coupled.coupling, scores, data, progress=_said)
+        scores = measure_output_damage(coupled.coupling, scores, data, progress=_said)
     return scores, time.perf_counter() - started
 
 

@@ -28,7 +28,7 @@ from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.measuring.timing import measure
-from slim_model.progress import silent
+from slim_model.progress import say_nothing
 from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
 
@@ -53,7 +53,7 @@ def measured(name: str, wanted: list[tuple[float, int]], folder: Path) -> Iterat
         started = time.perf_counter()
         recipe = Recipe.of(target=f"latency={target}ms", threads=threads, bench=False)
         try:
-            report = run(Job(Source(source, SourceOptions(inputs=("1x3x224x224",))), small, recipe), silent)
+            report = run(Job(Source(source, SourceOptions(inputs=("1x3x224x224",))), small, recipe), say_nothing)
         except SlimError as refused:
             yield (name, share, threads), row | {"refused": str(refused)} | provenance()
             continue

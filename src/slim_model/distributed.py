@@ -24,7 +24,7 @@ _PATIENCE = datetime.timedelta(hours=2)
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def join_processes() -> Iterator[None]:
     """The processes that ``torchrun`` started are one group inside; where a group is there already, that one."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or _several():
         yield
@@ -68,7 +68,7 @@ def device(kind: str) -> torch.device:
     return torch.device(kind)
 
 
-def merged(found: T | None, merge: Callable[[T, T], T]) -> T | None:
+def merge_ranks(found: T | None, merge: Callable[[T, T], T]) -> T | None:
     """What all found, in the order of their ranks; the same for all."""
     if size() == 1:
         return found
@@ -81,7 +81,7 @@ def merged(found: T | None, merge: Callable[[T, T], T]) -> T | None:
     return result  # type: ignore[no-any-return]
 
 
-def from_first(make: Callable[[], T]) -> T:
+def share_from_first(make: Callable[[], T]) -> T:
     """What the first process makes, for all of them."""
     if size() == 1:
         return make()
@@ -90,14 +90,14 @@ def from_first(make: Callable[[], T]) -> T:
     return held[0]  # type: ignore[no-any-return]
 
 
-def settle(tensors: Mapping[str, Tensor]) -> None:
+def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
     """Give ``tensors`` the values they have in the first process."""
     if size() > 1:
         for name in sorted(tensors):
             _dist().broadcast(tensors[name].data, src=0)
 
 
-def mean(value: float) -> float:
+def mean_over_ranks(value: float) -> float:
     """Over all processes."""
     if size() == 1:
         return value

@@ -12,15 +12,15 @@ Count = Callable[[int, int], None]
 """Called with how many of how many are done."""
 
 
-def silent(stage: str) -> None:
+def say_nothing(stage: str) -> None:
     """The Progress of those who do not want to hear."""
 
 
-def uncounted(done: int, total: int) -> None:
+def count_nothing(done: int, total: int) -> None:
     """The Count of those who do not want to hear."""
 
 
-def counted(progress: Progress, *, every_s: float = 2.0) -> Count:
+def count_in_text(progress: Progress, *, every_s: float = 2.0) -> Count:
     """Counts as a bar of text, at most one in ``every_s`` seconds."""
     last = time.perf_counter()
 

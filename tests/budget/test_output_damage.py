@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slim_model import Recipe
 from slim_model.budget.allocations import allocation_of
 from slim_model.budget.limit import plan_under_limit
-from slim_model.budget.output_damage import damage
+from slim_model.budget.output_damage import measure_output_damage
 from slim_model.cost.counted import CostModel
 from slim_model.cost.prices import price_of
 from slim_model.coupling.couple import couple
@@ -35,7 +35,7 @@ def test_a_layer_that_outputs_hardly_feel_is_cut_first() -> None:
     data = open_data([x], (x[:2],))
     scores = score(coupling, "reconstruction", data=data)
     assert torch.allclose(scores[0], scores[1], rtol=1e-6)
-    loud, quiet = damage(coupling, scores, data)
+    loud, quiet = measure_output_damage(coupling, scores, data)
     assert float(quiet.sum()) < 1e-2 * float(loud.sum())
     meter = CostModel(coupling)
     plan = plan_under_limit(
@@ -68,7 +68,7 @@ def test_its_order_is_that_of_the_scores() -> None:
     coupling = coupled(trained(Residual()), x)
     data = open_data([x], (x[:2],))
     scores = score(coupling, "reconstruction", data=data)
-    for group, before, lost in zip(coupling.groups, scores, damage(coupling, scores, data), strict=True):
+    for group, before, lost in zip(coupling.groups, scores, measure_output_damage(coupling, scores, data), strict=True):
         assert lost.shape == (group.width,)
         assert bool((lost >= 0).all())
         order = before.argsort()

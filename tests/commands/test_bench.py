@@ -18,11 +18,11 @@ from slim_model import cli
 from slim_model.commands import bench as module
 from slim_model.commands.bench import BenchJob, bench
 from slim_model.errors import InputError
-from slim_model.loading.model_file import artifact
+from slim_model.loading.model_file import open_artifact
 from slim_model.loading.source import SourceOptions
 from slim_model.measuring import energy_meter as meters
-from slim_model.measuring.energy_meter import Energy, energy
-from slim_model.measuring.peak_memory import Memory, memory
+from slim_model.measuring.energy_meter import Energy, measure_energy
+from slim_model.measuring.peak_memory import Memory, measure_memory
 from slim_model.measuring.runtimes import RUNTIMES, Operator, Runtime
 from slim_model.measuring.timing import Comparison, Latency
 from slim_model.reporting.bench_table import Bench, show_bench
@@ -58,7 +58,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_inputs_are_made_from_the_signature(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "a.onnx", ("x", ("n", 3, 4), FLOAT), ("tokens", ("n", 4), INT), ("y", (2, 4), FLOAT))
-    opened = artifact(path, SourceOptions())
+    opened = open_artifact(path, SourceOptions())
     assert opened.fixed_batch is None
     x, tokens, y = opened.example(5)
     assert (x.shape, tokens.shape, y.shape) == ((5, 3, 4), (5, 4), (2, 4))
@@ -71,22 +71,22 @@ def test_inputs_are_made_from_the_signature(tmp_path: Path) -> None:
 def test_an_open_size_needs_input(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "a.onnx", ("x", ("batch", "length", 4), FLOAT))
     with pytest.raises(InputError, match=r"input 'x' is batch x length x 4: the size of axis 1 is open\. Give --input"):
-        artifact(path, SourceOptions()).shapes(1)
-    assert artifact(path, SourceOptions(("1x7x4",))).shapes(3) == (((3, 7, 4), torch.float32),)
+        open_artifact(path, SourceOptions()).shapes(1)
+    assert open_artifact(path, SourceOptions(("1x7x4",))).shapes(3) == (((3, 7, 4), torch.float32),)
     for wrong in ("1x7x5", "1x7"):
         with pytest.raises(InputError, match=f"--input {wrong} does not fit it"):
-            artifact(path, SourceOptions((wrong,))).shapes(1)
+            open_artifact(path, SourceOptions((wrong,))).shapes(1)
     with pytest.raises(InputError, match="--input is given 2 times; the file has 1 inputs"):
-        artifact(path, SourceOptions(("1x7x4", "1x7x4"))).shapes(1)
+        open_artifact(path, SourceOptions(("1x7x4", "1x7x4"))).shapes(1)
 
 
 def test_a_symbol_of_the_batch_is_the_batch_wherever_it_stands(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "a.onnx", ("x", ("n", 4), FLOAT), ("y", (3, "n", 4), FLOAT))
-    assert [shape for shape, _ in artifact(path, SourceOptions()).shapes(6)] == [(6, 4), (3, 6, 4)]
+    assert [shape for shape, _ in open_artifact(path, SourceOptions()).shapes(6)] == [(6, 4), (3, 6, 4)]
 
 
 def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
-    opened = artifact(onnx_file(tmp_path / "a.onnx", ("x", (2, 4), FLOAT)), SourceOptions())
+    opened = open_artifact(onnx_file(tmp_path / "a.onnx", ("x", (2, 4), FLOAT)), SourceOptions())
     assert opened.fixed_batch == 2
     with pytest.raises(InputError, match=r"its batch size is fixed at 2\. Leave --batch out"):
         opened.shapes(8)
@@ -104,18 +104,18 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str | None, 
     if text:
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=f"{name}: {says}"):
-        artifact(tmp_path / name, SourceOptions())
+        open_artifact(tmp_path / name, SourceOptions())
 
 
 def test_a_pytorch_file_is_loaded_safely_and_takes_any_batch(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(nn.Sequential(nn.Linear(6, 5), nn.ReLU()), path)
-    opened = artifact(path, SourceOptions())
+    opened = open_artifact(path, SourceOptions())
     assert (opened.kind, opened.dtype, opened.fixed_batch) == ("module", "float32", None)
     assert opened.shapes(7) == (((7, 6), torch.float32),)
     torch.save(Residual(), path)
     with pytest.raises(InputError, match="is refused"):
-        artifact(path, SourceOptions())
+        open_artifact(path, SourceOptions())
 
 
 @pytest.mark.parametrize("free", [True, False])
@@ -123,7 +123,7 @@ def test_an_exported_program_knows_its_batch(tmp_path: Path, *, free: bool) -> N
     shapes = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if free else {}
     program = torch.export.export(trained(Residual()), (images(2),), **shapes)  # type: ignore[arg-type]
     torch.export.save(program, tmp_path / "model.pt2")
-    opened = artifact(tmp_path / "model.pt2", SourceOptions())
+    opened = open_artifact(tmp_path / "model.pt2", SourceOptions())
     assert opened.fixed_batch == (None if free else 2)
     batch = 5 if free else 2
     assert opened.held(*opened.example(batch)).shape == (batch, 5)
@@ -140,8 +140,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     falls = Runtime("falls", "cpu", "onnx", lambda: None, _falls, ())
     for row in (fake, away, falls):
         monkeypatch.setitem(RUNTIMES, row.name, row)
-    monkeypatch.setattr(module, "memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None))
-    monkeypatch.setattr(module, "energy", lambda *_: Energy(0.25, "a meter"))
+    monkeypatch.setattr(module, "measure_memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None))
+    monkeypatch.setattr(module, "measure_energy", lambda *_: Energy(0.25, "a meter"))
 
     def interval(low: float, high: float) -> None:
         def measured(row: Runtime, artifacts: Any, inputs: Any, *, threads: int, **_: Any) -> list[Comparison]:
@@ -275,7 +275,7 @@ def test_a_process_that_falls_over_is_a_note(
     files: tuple[Path, Path], timed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed(1.8, 2.2)
-    monkeypatch.setattr(module, "memory", _falls)
+    monkeypatch.setattr(module, "measure_memory", _falls)
     found = run(job(files))
     assert found.rows[0]["peak_bytes"] is None
     assert found.notes[0].startswith("dense.onnx, fake: peak memory is not known: RuntimeError")
@@ -288,7 +288,7 @@ def test_a_process_that_falls_over_is_a_note(
 def test_the_command_runs_for_real(
     files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None))
+    monkeypatch.setattr(module, "measure_memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None))
     rows = tmp_path / "rows.json"
     options = ["--batch", "1,3", "--rounds", "2", "--seconds", "0.2", "--per-op", "--json", str(rows)]
     assert cli.run(["bench", *map(str, files), *options]) == 0
@@ -330,7 +330,7 @@ def test_memory_is_that_of_the_model_alone(tmp_path: Path) -> None:
     heavy = onnx_file(tmp_path / "heavy.onnx", ("x", ("batch", 4), FLOAT), weight=(2_500_000, 4))
     light = onnx_file(tmp_path / "light.onnx", ("x", ("batch", 4), FLOAT))
     heavy_bytes, light_bytes = (
-        memory("onnxruntime", path, SourceOptions(), batch=1, threads=1).own_bytes for path in (heavy, light)
+        measure_memory("onnxruntime", path, SourceOptions(), batch=1, threads=1).own_bytes for path in (heavy, light)
     )
     assert 40e6 < heavy_bytes - light_bytes < held.numel() * held.element_size()
 
@@ -364,14 +364,14 @@ def test_joules_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> None:
         now[0] += int(0.7e9)
 
-    assert energy("cpu", lambda: run, clock=lambda: now[0]) == Energy(2.0, "a meter")
+    assert measure_energy("cpu", lambda: run, clock=lambda: now[0]) == Energy(2.0, "a meter")
 
 
 def test_no_meter_is_said_and_no_number_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meters, "POWERCAP", tmp_path)
-    assert energy("cpu", _falls) == Energy(None, "not available: this machine shows no RAPL counters")
+    assert measure_energy("cpu", _falls) == Energy(None, "not available: this machine shows no RAPL counters")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert energy("cuda", _falls) == Energy(None, "not available: PyTorch finds no CUDA device")
+    assert measure_energy("cuda", _falls) == Energy(None, "not available: PyTorch finds no CUDA device")
 
 
 def test_counters_that_only_root_may_read(counters: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +381,6 @@ def test_counters_that_only_root_may_read(counters: Callable[..., None], monkeyp
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert energy("cpu", _falls).source == (
+    assert measure_energy("cpu", _falls).source == (
         "not available: the RAPL counters cannot be read (Permission denied); root can"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slim_model.atomic_write import beside
-from slim_model.commands.outputs import check_places, publish
+from slim_model.commands.outputs import check_output_paths, publish
 from slim_model.errors import InputError
 
 
@@ -46,7 +46,7 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path, kind: str, li
         place.symlink_to(special)
     else:
         place = special
-    for write in (lambda: check_places(tmp_path / "in.pt", [place]), lambda: publish(place, "text")):
+    for write in (lambda: check_output_paths(tmp_path / "in.pt", [place]), lambda: publish(place, "text")):
         with pytest.raises(InputError, match=f"a {kind}, no regular file"):
             write()
     after = special.lstat()
@@ -56,7 +56,7 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path, kind: str, li
 
 def test_what_becomes_special_while_work_is_done_is_not_replaced(tmp_path: Path) -> None:
     place = tmp_path / "out.onnx"
-    check_places(tmp_path / "in.pt", [place])
+    check_output_paths(tmp_path / "in.pt", [place])
 
     def write() -> None:
         with beside(place) as temporary:
@@ -77,7 +77,7 @@ def test_a_link_is_followed(tmp_path: Path, there: bool) -> None:
     if there:
         target.write_text("old")
     link.symlink_to(target)
-    check_places(tmp_path / "in.pt", [link])
+    check_output_paths(tmp_path / "in.pt", [link])
     publish(link, "new")
     assert link.is_symlink()
     assert target.read_text() == "new"
@@ -89,7 +89,7 @@ def test_a_link_to_the_input_is_the_input(tmp_path: Path) -> None:
     source.write_text("model")
     link.symlink_to(source)
     with pytest.raises(InputError, match="same file"):
-        check_places(source, [link])
+        check_output_paths(source, [link])
 
 
 BAD_PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -116,13 +116,13 @@ def _file(path: Path) -> Path:
 def test_a_bad_place_is_said_before_work(tmp_path: Path, name: str) -> None:
     make, says = BAD_PLACES[name]
     with pytest.raises(InputError, match=says):
-        check_places(tmp_path / "in.pt", [make(tmp_path)])
+        check_output_paths(tmp_path / "in.pt", [make(tmp_path)])
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
     place = tmp_path / ("n" * 250 + ".onnx")
-    check_places(tmp_path / "in.pt", [place])
+    check_output_paths(tmp_path / "in.pt", [place])
     publish(place, "new")
     assert place.read_text() == "new"
 
@@ -133,7 +133,7 @@ def test_a_deleted_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(gone)
     gone.rmdir()
     with pytest.raises(InputError, match="working folder was deleted"):
-        check_places(Path("in.pt"), [Path("out.onnx")])
+        check_output_paths(Path("in.pt"), [Path("out.onnx")])
 
 
 def test_a_full_disk_leaves_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

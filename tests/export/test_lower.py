@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slim_model.errors import ProofError
 from slim_model.export.check_onnx import check_onnx
-from slim_model.export.lower import lowered
+from slim_model.export.lower import lower
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
 from slim_model.pipeline.example_batches import onnx_batches
@@ -134,5 +134,5 @@ def test_a_common_network_is_not_traced_again(tmp_path: Path, monkeypatch: pytes
 
 def test_nothing_is_moved_out_of_place_under_a_view() -> None:
     graph = trace(Net(written_below_a_view).eval(), (torch.randn(2, 3, 10, 10),))
-    targets = [node.target for node in lowered(graph.module.graph).nodes]
+    targets = [node.target for node in lower(graph.module.graph).nodes]
     assert torch.ops.aten.relu_.default in targets

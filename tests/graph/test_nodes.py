@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from slim_model.graph.nodes import packet_of
-from slim_model.graph.tensor_trees import batch_of, copied, tensors_among
+from slim_model.graph.tensor_trees import batch_of, copy_tensors, tensors_among
 
 aten = torch.ops.aten
 
@@ -31,7 +31,7 @@ def test_tensors_are_found_in_nests_and_copied_with_them() -> None:
     a, b = torch.zeros(2), torch.ones(3)
     nest = {"first": [a, 4], "second": (b, None)}
     assert [id(x) for x in tensors_among(nest)] == [id(a), id(b)]
-    again = copied(nest)
+    again = copy_tensors(nest)
     again["first"][0].add_(1)
     assert again["first"][1] == 4
     assert again["second"][1] is None

@@ -21,7 +21,7 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.data.open_data import open_data
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
-from slim_model.progress import counted
+from slim_model.progress import count_in_text
 from slim_model.ranking.evidence import patches, statistics
 from slim_model.ranking.evidence.gather import Evidence, gather
 from slim_model.ranking.evidence.histogram import CELLS, Histogram
@@ -300,7 +300,7 @@ def test_writing_in_place_does_not_disturb_gradients() -> None:
 
 def test_progress_is_said_as_a_bar() -> None:
     lines: list[str] = []
-    counted(lines.append, every_s=0)(32, 64)
+    count_in_text(lines.append, every_s=0)(32, 64)
     assert lines == ["ranking channels [==========          ] 32 of 64"]
 
 

@@ -16,7 +16,7 @@ from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import positions_left
 from slim_model.cutting.shrink_graph import shrink
-from slim_model.data.holdout import parted
+from slim_model.data.holdout import split_off_held_out
 from slim_model.data.open_data import open_data
 from slim_model.errors import BudgetError
 from slim_model.graph.graph import Graph
@@ -51,7 +51,7 @@ def of_net(name: str) -> tuple[Graph, Graph, list[Block]]:
 
 @pytest.fixture(autouse=True)
 def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "TOGETHER", 1)
+    monkeypatch.setattr(blocks, "BLOCKS_AT_ONCE", 1)
 
 
 SEVERAL_AXES = (
@@ -68,7 +68,7 @@ def test_a_block_alone_computes_what_it_does_in_the_graph(name: str) -> None:
     """With another batch than that of the trace; and what is wanted of it has the same channels."""
     dense, small, found = of_net(name)
     data = open_data([NETS[name].inputs(5)], dense.inputs)
-    part, _ = parted(data, dense)
+    part, _ = split_off_held_out(data, dense)
     big, little, ahead = StreamedRun(dense, part), StreamedRun(small, part), StreamedRun(small, part)
     for block in found:
         (start,), (end,), (wanted,) = (
@@ -89,7 +89,10 @@ def test_what_is_wanted_of_the_first_layer_is_what_it_gives() -> None:
     small, found = halved(coupling)
     x = images(6)
     (start,), (wanted,) = (
-        [stop.values[at] for stop in StreamedRun(coupling.graph, parted(open_data([x], (x,)), small)[0]).after(at)]
+        [
+            stop.values[at]
+            for stop in StreamedRun(coupling.graph, split_off_held_out(open_data([x], (x,)), small)[0]).after(at)
+        ]
         for at in (found[0].start, found[0].end.name)
     )
     torch.testing.assert_close(_Runner(small, found[0], small.tensors)(start), found[0].end.wanted(wanted))

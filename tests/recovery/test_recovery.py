@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from slim_model import InputError, Recipe, Slices
 from slim_model.commands.slim import Job, run
 from slim_model.data.accuracy import Exam, Step
-from slim_model.data.holdout import parted
+from slim_model.data.holdout import split_off_held_out
 from slim_model.data.open_data import open_data
 from slim_model.export.options import OutputOptions
 from slim_model.graph.graph import Graph
@@ -227,7 +227,7 @@ def test_a_layer_is_the_least_squares_fit_of_the_dense_output(monkeypatch: pytes
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)), torch.randn(500, 6)
     plain = recovered(model, "none", x, ratio=0.5)
-    fit, _ = parted(open_data([x], plain.dense.inputs, samples=500), plain.dense)
+    fit, _ = split_off_held_out(open_data([x], plain.dense.inputs, samples=500), plain.dense)
     layers = find_linear_layers(plain.dense, plain.small, plain.kept_positions())
     graph, took = refit(plain.dense, plain.small, layers, fit, fit)
     assert took.keys() == {"2.weight"}
@@ -275,7 +275,7 @@ def test_recalibration_is_what_brute_force_counts() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5))
     x = images(30) * 3 + 1
     graph = trace(model, (x[:2],))
-    fit, _ = parted(open_data([*x.split(11)], graph.inputs), graph)
+    fit, _ = split_off_held_out(open_data([*x.split(11)], graph.inputs), graph)
     counted, norms = recalibrate(graph, fit)
     assert norms == 2
     mine = x[torch.arange(30) % 5 != 4]
@@ -314,7 +314,9 @@ def test_what_would_hurt_is_not_done(level: str) -> None:
     result = recovered(model, level, opposed(200), ratio=0.25)
     none = recovered(model, "none", opposed(200), ratio=0.25)
     assert steps(result)[level].did["error_after"] >= 0
-    error_after = Referee(result.dense, parted(open_data([opposed(200)], result.dense.inputs), result.dense)[1])
+    error_after = Referee(
+        result.dense, split_off_held_out(open_data([opposed(200)], result.dense.inputs), result.dense)[1]
+    )
     assert error_after.error(result.small) <= error_after.error(none.small)
     assert not steps(result)["affine"].did["layers"]["1.weight"].startswith("affine")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from slim_model import InputError, restore, slim
-from slim_model.data.augmentation import augmentation, cut_mixed
+from slim_model.data.augmentation import augmentation_of, cut_mix
 from slim_model.data.datasets import Divided, rows_of
 from slim_model.data.loss import distillation, hint
 from slim_model.data.training_samples import open_samples
@@ -268,7 +268,7 @@ def test_samples_of_every_source(source: Any) -> None:
 
 def test_pictures_are_varied() -> None:
     """One white pixel: it is moved by up to an eighth, and in colour mirrored, in each picture otherwise."""
-    vary = augmentation("auto", EXAMPLE)
+    vary = augmentation_of("auto", EXAMPLE)
     assert vary is not None
     picture = torch.zeros(3, 16, 16)
     picture[:, 5, 4] = 1
@@ -276,21 +276,21 @@ def test_pictures_are_varied() -> None:
     rows, columns = ({place[i] for place in places} for i in (0, 1))
     assert rows == set(range(3, 8))
     assert columns == set(range(2, 7)) | set(range(9, 14))
-    assert augmentation("auto", (torch.zeros(2, 1, 16, 16),)) is None
-    grey = augmentation("crop", (torch.zeros(2, 1, 16, 16),))
+    assert augmentation_of("auto", (torch.zeros(2, 1, 16, 16),)) is None
+    grey = augmentation_of("crop", (torch.zeros(2, 1, 16, 16),))
     assert grey is not None
     assert {int(torch.nonzero(grey(picture[:1]))[0, 2]) for _ in range(300)} == set(range(2, 7))
-    assert augmentation("auto", (torch.zeros(2, 16),)) is None
-    assert augmentation("none", EXAMPLE) is None
+    assert augmentation_of("auto", (torch.zeros(2, 16),)) is None
+    assert augmentation_of("none", EXAMPLE) is None
     with pytest.raises(InputError, match="augment 'flip' is for pictures"):
-        augmentation("flip", (torch.zeros(2, 16),))
+        augmentation_of("flip", (torch.zeros(2, 16),))
 
 
 def test_boxes_of_other_pictures() -> None:
     """Each picture keeps a share of its own, drawn evenly, in a box; the rest is of one other."""
     torch.manual_seed(0)
     x = torch.arange(2000.0)[:, None, None, None].expand(-1, 3, 20, 20)
-    mixed = cut_mixed(x)
+    mixed = cut_mix(x)
     kept = (mixed == x).float().mean((1, 2, 3))
     assert 0.55 < kept.mean() < 0.75  # half, and what of a box lies outside
     assert kept.min() < 0.15

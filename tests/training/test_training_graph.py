@@ -14,7 +14,7 @@ from micronets import NETS, normal, randomised
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.simplifying.simplify import simplify
-from slim_model.training.training_graph import eval_module, frozen_names, trained, training_module
+from slim_model.training.training_graph import eval_module, frozen_names, training_module, with_trained_values
 
 
 class Switches(nn.Module):
@@ -88,7 +88,7 @@ def assert_alike(model: nn.Module, inputs: tuple[Any, ...], graph: Graph, dropou
     assert slopes.keys() == wanted.keys()
     for name, slope in wanted.items():
         torch.testing.assert_close(slopes[name], slope, atol=1e-4, rtol=1e-3, msg=name)
-    after = trained(graph, mine)
+    after = with_trained_values(graph, mine)
     for name, buffer in theirs.named_buffers():
         if name in after.tensors and buffer.is_floating_point():
             torch.testing.assert_close(after.tensors[name], buffer, atol=1e-5, rtol=1e-4, msg=name)
@@ -126,7 +126,7 @@ def test_the_models_own_tensors_are_left_alone() -> None:
             parameter += 1
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    changed = trained(graph, net)
+    changed = with_trained_values(graph, net)
     assert not torch.equal(changed.tensors["bn.running_mean"], before["bn.running_mean"])
     torch.testing.assert_close(changed.run(inputs), tensors(eval_module(changed)(*inputs)))
 
@@ -148,7 +148,7 @@ def test_shared_weights_stay_shared() -> None:
     loss = net(*inputs).square().sum()
     loss.backward()
     torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1).step()
-    after = trained(graph, net).tensors
+    after = with_trained_values(graph, net).tensors
     assert torch.equal(after["embed.weight"], after["head.weight"])
     model(*inputs).square().sum().backward()
     torch.testing.assert_close(after["embed.weight"], model.embed.weight - 0.1 * model.embed.weight.grad)

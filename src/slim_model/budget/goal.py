@@ -21,7 +21,7 @@ from slim_model.data.batches import Data
 from slim_model.errors import BudgetError
 from slim_model.graph.graph import Graph
 from slim_model.measuring.options import MeasuringOptions
-from slim_model.progress import Progress, silent
+from slim_model.progress import Progress, say_nothing
 
 TRIALS = 8
 
@@ -103,7 +103,7 @@ class Task:
     """Whether each group's channels are whole attention heads."""
     data: Data | None = None
     measuring: MeasuringOptions = MeasuringOptions()
-    progress: Progress = silent
+    progress: Progress = say_nothing
 
 
 Check = Callable[[Graph, Sequence[tuple[Any, ...]]], None]

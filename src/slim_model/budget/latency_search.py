@@ -22,7 +22,7 @@ from slim_model.errors import BudgetError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.tensor_trees import tensors_among
-from slim_model.measuring.runtimes import Runtime, usable
+from slim_model.measuring.runtimes import Runtime, usable_runtime
 from slim_model.measuring.timing import interleave, without_gc
 from slim_model.progress import Progress
 
@@ -77,7 +77,7 @@ def _ms(ms: float) -> str:
 
 
 def runtime_on(device: str) -> Runtime:
-    return usable("onnxruntime" if device == "cpu" else "onnxruntime-cuda")
+    return usable_runtime("onnxruntime" if device == "cpu" else "onnxruntime-cuda")
 
 
 def time_layers(coupling: Coupling, row: Runtime, threads: int, progress: Progress) -> ModelLatency:

@@ -13,8 +13,26 @@ import numpy as np
 from torch import Tensor
 
 from slim_model.budget.allocations import Allocation, allocation_of
-from slim_model.budget.methods import Counts, Curve, Problem, changed, lowered, sums_of, worth
-from slim_model.budget.plan import Plan, block_of, check_any, keep_best, least_of, plan_of, ranks_of, refilled, rungs_of
+from slim_model.budget.methods import (
+    Counts,
+    Curve,
+    Problem,
+    comparable_scores,
+    lower_group_by_group,
+    sums_of,
+    with_count,
+)
+from slim_model.budget.plan import (
+    Plan,
+    block_of,
+    check_any,
+    keep_best,
+    least_of,
+    plan_of,
+    ranks_of,
+    refill_empty_axes,
+    rungs_of,
+)
 from slim_model.cost.prices import Price
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import BudgetError
@@ -61,10 +79,10 @@ def plan_under_limit(
         raise BudgetError(f"{price.name} is {price.say(full)} as it is, no more than the {price.say(limit)} allowed.")
     while True:
         counts = allocation.method(problem)
-        values = sums_of(worth(problem, problem.normalise))
-        counts = lowered(problem, counts, values)  # where its own steps end above
+        values = sums_of(comparable_scores(problem, problem.normalise))
+        counts = lower_group_by_group(problem, counts, values)  # where its own steps end above
         counts = _topped_up(problem, counts, values)
-        keep = refilled(coupling, keep_best(coupling, orders, counts), scores)
+        keep = refill_empty_axes(coupling, keep_best(coupling, orders, counts), scores)
         if of(keep) <= limit:
             break
         problem = replace(problem, limit=problem.limit - (of(keep) - limit))  # for channels that no axis can lack
@@ -91,7 +109,7 @@ def _exchanges(problem: Problem, counts: Counts, group: int) -> Iterator[Counts]
     """One channel more of ``group``, for as few of another as hold the limit."""
     if counts[group] == len(problem.orders[group]):
         return
-    raised = changed(counts, group, counts[group] + 1)
+    raised = with_count(counts, group, counts[group] + 1)
     for other in range(len(counts)):
         if other == group or problem.with_one(raised, other, 1) > problem.limit:
             continue
@@ -102,7 +120,7 @@ def _exchanges(problem: Problem, counts: Counts, group: int) -> Iterator[Counts]
                 low = middle
             else:
                 high = middle
-        yield changed(raised, other, low)
+        yield with_count(raised, other, low)
 
 
 def _raised(problem: Problem, counts: Counts, rungs: list[list[int]], values: list[np.ndarray]) -> Counts:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from slim_model.budget.knapsack import pack
-from slim_model.budget.plan import FLOOR, keep_best, lowest
+from slim_model.budget.plan import FLOOR, count_lowest, keep_best
 from slim_model.cost.counted import CostModel
 from slim_model.coupling.coupling import Coupling, Group
 
@@ -57,17 +57,17 @@ class Problem:
         return keep_best(self.coupling, self.orders, counts)
 
     def with_one(self, counts: Counts, group: int, count: int) -> float:
-        return self.price(changed(counts, group, count))
+        return self.price(with_count(counts, group, count))
 
 
-def changed(counts: Counts, group: int, count: int) -> Counts:
+def with_count(counts: Counts, group: int, count: int) -> Counts:
     return [*counts[:group], count, *counts[group + 1 :]]
 
 
 # -- how channels of different groups compare -----------------------------------------------------------------------
 
 
-def worth(problem: Problem, normalise: str) -> list[np.ndarray]:
+def comparable_scores(problem: Problem, normalise: str) -> list[np.ndarray]:
     """Scores that compare between groups, best first. ``mean``: in units of the group's mean size; ``lamp``: each over
     the sum of its own and all better ones (Lee et al., ICLR 2021); ``none``: as they are."""
     if normalise == "none":
@@ -94,7 +94,7 @@ def uniform(problem: Problem) -> Counts:
 
 def one_ranking(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -> Counts:
     """One ranking of all channels; each group keeps a share of at least ``floor``."""
-    return _ranked(problem, worth(problem, normalise), floor, [0] * len(problem.orders))
+    return _ranked(problem, comparable_scores(problem, normalise), floor, [0] * len(problem.orders))
 
 
 def isomorphic(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -> Counts:
@@ -103,7 +103,7 @@ def isomorphic(problem: Problem, *, normalise: str = "mean", floor: float = FLOO
     kinds: dict[Any, int] = {}
     return _ranked(
         problem,
-        worth(problem, normalise),
+        comparable_scores(problem, normalise),
         floor,
         [kinds.setdefault(_built(group), len(kinds)) for group in problem.coupling.groups],
     )
@@ -119,7 +119,7 @@ def _ranked(problem: Problem, values: list[np.ndarray], floor: float, classes: l
         targets = [0.0] * len(values)
         for kind in set(classes):
             own = [i for i, c in enumerate(classes) if c == kind]
-            gone = lowest([values[i] for i in own], int(ratio * sum(len(values[i]) for i in own)))
+            gone = count_lowest([values[i] for i in own], int(ratio * sum(len(values[i]) for i in own)))
             for i, count in zip(own, gone, strict=True):
                 targets[i] = max(floor * len(values[i]), len(values[i]) - count)
         return targets
@@ -133,8 +133,10 @@ def greedy(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -
     What a block saves depends on its neighbours, so prices are counted anew: of the block that seemed best, until one
     is still the best when counted (lazy evaluation, Minoux 1978). ``floor`` gives way where the limit needs it.
     """
-    values = sums_of(worth(problem, normalise))
-    return lowered(problem, lowered(problem, problem.full, values, _floors(problem, floor)), values)
+    values = sums_of(comparable_scores(problem, normalise))
+    return lower_group_by_group(
+        problem, lower_group_by_group(problem, problem.full, values, _floors(problem, floor)), values
+    )
 
 
 def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -> Counts:
@@ -142,7 +144,7 @@ def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -
     is limited and its share of all worth. Under a limit on multiply-adds these are then spent where they are fast.
     What is narrower than a block comes last: by itself, as it was measured, it is faster than among layers that fill
     theirs."""
-    values, full = sums_of(worth(problem, normalise)), problem.full
+    values, full = sums_of(comparable_scores(problem, normalise)), problem.full
 
     @lru_cache(maxsize=2)  # what is there now, and what is tried
     def ms(counts: tuple[int, ...]) -> float:
@@ -156,7 +158,7 @@ def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -
         return (saved / price + lost / max(whole, 1e-300)) / max(sooner / dense, 1e-12)
 
     least = [max(floors) for floors in zip(_floors(problem, floor), problem.blocks, strict=True)]
-    return lowered(problem, lowered(problem, full, values, least, rate), values, rate_of=rate)
+    return lower_group_by_group(problem, lower_group_by_group(problem, full, values, least, rate), values, rate_of=rate)
 
 
 Rate = Callable[[Counts, Counts, float, float], float]
@@ -171,7 +173,7 @@ def _floors(problem: Problem, share: float) -> list[float]:
     return [share * full for full in problem.full]
 
 
-def lowered(
+def lower_group_by_group(
     problem: Problem,
     counts: Counts,
     values: list[np.ndarray],
@@ -186,7 +188,7 @@ def lowered(
         below = _below(problem, group, counts[group], least[group] if least else 1)
         if below is None:
             continue
-        after = changed(counts, group, below)
+        after = with_count(counts, group, below)
         saved = now - problem.price(after)
         rate = rate_of(counts, after, float(values[group][below] - values[group][counts[group]]), saved)
         if queue and rate > queue[0][0]:
@@ -270,7 +272,7 @@ def knapsack(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR)
 
     A group's price at each width is what the whole model costs with that width: latency where latency is limited.
     """
-    values, counts = sums_of(worth(problem, normalise)), problem.full
+    values, counts = sums_of(comparable_scores(problem, normalise)), problem.full
     full = problem.price(counts)
     for number in range(1, ROUNDS + 1):
         limit = full * (problem.limit / full) ** (number / ROUNDS)
@@ -328,7 +330,7 @@ def _rounded(problem: Problem, targets: list[float]) -> Counts:
     pairs = list(zip(problem.rungs, targets, strict=True))
     counts = [max((r for r in rungs if r <= target), default=rungs[0]) for rungs, target in pairs]
     above = [min((r for r in rungs if r >= target), default=rungs[-1]) for rungs, target in pairs]
-    values = sums_of(worth(problem, problem.normalise))
+    values = sums_of(comparable_scores(problem, problem.normalise))
 
     def urgency(group: int) -> tuple[float, float]:
         gap, step = targets[group] - counts[group], above[group] - counts[group]

@@ -18,27 +18,27 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import CutFailed, positions_left
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.data.batches import Data
-from slim_model.data.holdout import Parts, parted
-from slim_model.progress import Progress, silent
+from slim_model.data.holdout import Parts, split_off_held_out
+from slim_model.progress import Progress, say_nothing
 from slim_model.recovery import affine
 from slim_model.recovery.linear_layers import find_linear_layers
 from slim_model.recovery.referee import Referee
 
 
-def damage(
+def measure_output_damage(
     coupling: Coupling,
     scores: list[Tensor],
     data: Data,
     *,
     share: float = 0.5,
-    progress: Progress = silent,
+    progress: Progress = say_nothing,
 ) -> list[Tensor]:
     """For each group float64 ``(width,)``, in the order of ``scores``, which are errors so far: the share of the
     outputs' spread that is lost with a channel when all of its group that score less are gone. ``share`` of a group
     goes to find out. Sums of these compare between groups: ``allocate`` takes them with ``normalise=none``.
     """
     graph = coupling.graph
-    fit, held = parted(data, graph)
+    fit, held = split_off_held_out(data, graph)
     referee, memory = Referee(graph, held), affine.memory_of(graph, fit, held)
     found = []
     for number, (group, score) in enumerate(zip(coupling.groups, scores, strict=True)):

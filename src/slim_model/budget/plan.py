@@ -50,7 +50,7 @@ def least_of(
     orders = best_first(coupling, scores)
     blocks = tuple(min(group.width, block_of(group, multiple_of)) for group in coupling.groups)
     plans = (keep_best(coupling, orders, counts) for counts in dict.fromkeys(((1,) * len(orders), blocks)))
-    return min((refilled(coupling, plan, scores) for plan in plans), key=of)
+    return min((refill_empty_axes(coupling, plan, scores) for plan in plans), key=of)
 
 
 def keep_best(coupling: Coupling, orders: list[np.ndarray], counts: Sequence[int]) -> np.ndarray:
@@ -65,7 +65,7 @@ def plan_of(coupling: Coupling, keep: np.ndarray) -> Plan:
     return Plan(keep, tuple((group.width, int(keep[group.channels].sum())) for group in coupling.groups))
 
 
-def lowest(worth: Sequence[np.ndarray], count: int) -> list[int]:
+def count_lowest(worth: Sequence[np.ndarray], count: int) -> list[int]:
     """How many of the ``count`` lowest of all are in each: ``([1, 4], [2, 3]), 3 -> [1, 2]``."""
     owner = np.concatenate([np.full(len(w), i) for i, w in enumerate(worth)])
     place = np.concatenate([np.arange(len(w)) / len(w) for w in worth])
@@ -91,7 +91,7 @@ def block_of(group: Group, block: int) -> int:
     return block // int(np.gcd(block, group.span))
 
 
-def refilled(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> np.ndarray:
+def refill_empty_axes(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> np.ndarray:
     """``keep`` with the best channel given back of any axis that would be left empty."""
     rank, keep = np.full(len(keep), -np.inf), keep.copy()
     for group, score in zip(coupling.groups, scores, strict=True):

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from slim_model.budget.goal import Goal
-from slim_model.budget.plan import FLOOR, Plan, best_first, check_any, keep_best, lowest, plan_of, refilled, rungs_of
+from slim_model.budget.plan import (
+    FLOOR,
+    Plan,
+    best_first,
+    check_any,
+    count_lowest,
+    keep_best,
+    plan_of,
+    refill_empty_axes,
+    rungs_of,
+)
 from slim_model.coupling.attention_heads import share_left
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import BudgetError
@@ -30,7 +40,9 @@ def plan_by_ratio(
     counts = [
         nearest(rungs_of(group, multiple_of), target) for group, target in zip(coupling.groups, targets, strict=True)
     ]
-    plan = plan_of(coupling, refilled(coupling, keep_best(coupling, best_first(coupling, scores), counts), scores))
+    plan = plan_of(
+        coupling, refill_empty_axes(coupling, keep_best(coupling, best_first(coupling, scores), counts), scores)
+    )
     if all(before == after for before, after in plan.widths):
         raise BudgetError(
             f"ratio {max(ratios, default=0.0):g} removes no channel: the layers are too narrow for it"
@@ -72,5 +84,5 @@ def _of_one_ranking(coupling: Coupling, scores: list[Tensor], ratios: list[float
     chosen = [i for i, ratio in enumerate(ratios) if ratio > 0]
     count = int(sum(coupling.groups[i].width * ratios[i] for i in chosen) + 1e-6)
     worth = [(scores[i] / scores[i].abs().mean().clamp(min=1e-30)).numpy() for i in chosen]
-    removed = dict(zip(chosen, lowest(worth, count), strict=True))
+    removed = dict(zip(chosen, count_lowest(worth, count), strict=True))
     return [max(1.0, group.width * FLOOR, group.width - removed.get(i, 0)) for i, group in enumerate(coupling.groups)]

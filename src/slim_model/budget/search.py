@@ -13,7 +13,7 @@ from slim_model.budget.goal import Choice, Met, Task, too_coarse
 from slim_model.budget.latency_search import plan_within_latency, runtime_on, time_layers
 from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.methods import Curve
-from slim_model.budget.output_damage import damage
+from slim_model.budget.output_damage import measure_output_damage
 from slim_model.budget.plan import Plan
 from slim_model.budget.ratio import plan_by_ratio, ratios_of
 from slim_model.budget.sensitivity import Scan, scan
@@ -45,7 +45,7 @@ def plan_within_limit(task: Task, curves: Sequence[Curve] = ()) -> tuple[Plan, M
     losses: Sequence[Tensor] = ()
     if goal.allocation.kind == "damage":
         assert task.data is not None  # the recipe asks for it
-        losses = damage(coupling, task.scores, task.data, progress=task.progress)
+        losses = measure_output_damage(coupling, task.scores, task.data, progress=task.progress)
     layers = None
     if goal.allocation.timed or goal.price.of is None:
         runtime = runtime_on(task.measuring.device)

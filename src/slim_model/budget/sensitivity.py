@@ -19,10 +19,10 @@ from torch import Tensor
 from slim_model.budget.methods import Curve
 from slim_model.coupling.coupling import Coupling
 from slim_model.data.accuracy import classes
-from slim_model.data.batches import Batch, Data, padded
+from slim_model.data.batches import Batch, Data, pad_batch
 from slim_model.data.loss import Loss
 from slim_model.errors import InputError
-from slim_model.progress import Progress, silent
+from slim_model.progress import Progress, say_nothing
 from slim_model.ranking.evidence.ablation import losses_of
 
 SHARES = tuple(n / 10 for n in range(1, 10))
@@ -46,7 +46,7 @@ def scan(
     *,
     measure: str = "error",
     path: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = say_nothing,
 ) -> Scan:
     """Scan every group; ``path`` holds what was scanned before, and what is added."""
     if measure == "accuracy" and not data.labelled:
@@ -79,7 +79,7 @@ def _judge(coupling: Coupling, data: Data, measure: str) -> tuple[Data, Loss, fl
 
     def batches() -> Iterator[Batch]:
         for batch in data.batches():
-            outputs = coupling.graph.run(padded(batch, coupling.graph).inputs)
+            outputs = coupling.graph.run(pad_batch(batch, coupling.graph).inputs)
             yield dataclasses.replace(batch, labels=_rows(outputs, batch.samples))
 
     judged = dataclasses.replace(data, batches=batches, labelled=True)

@@ -29,8 +29,8 @@ from slim_model.data.loss import Loss
 from slim_model.data.open_data import open_data
 from slim_model.errors import InputError, ProofError
 from slim_model.graph.graph import Graph
-from slim_model.graph.tensor_trees import copied, tensors_among
-from slim_model.loading.input_spec import describe
+from slim_model.graph.tensor_trees import copy_tensors, tensors_among
+from slim_model.loading.input_spec import describe_error
 from slim_model.proof.capture import capture
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 from slim_model.ranking.criteria import Criterion
@@ -178,7 +178,7 @@ def prune(
     except InputError:
         raise
     except Exception as error:  # whatever its tracer and pruners raise
-        raise _refused(f"it failed with {describe(error)}") from error
+        raise _refused(f"it failed with {describe_error(error)}") from error
     return Peer(twin, _plan(coupling, kept))
 
 
@@ -187,9 +187,9 @@ def check(peer: Peer, small: Graph, batches: Sequence[tuple[Any, ...]]) -> None:
     for inputs in batches:
         try:
             with torch.no_grad():
-                outputs = tensors_among(peer.module(*copied(inputs)))
+                outputs = tensors_among(peer.module(*copy_tensors(inputs)))
         except Exception as error:  # the user's forward may fail in any way on other sizes
-            raise _refused(f"its module does not run: {describe(error)}") from error
+            raise _refused(f"its module does not run: {describe_error(error)}") from error
         errors = [relative_error(a, b) for a, b in zip(small.run(inputs), outputs, strict=True)]
         if max(errors, default=0.0) > TOLERANCE:
             raise _refused(f"its module differs from the masked dense model by {max(errors):.1e}")

@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
     """Run the command and return its exit code; errors are printed."""
     errors = Console(stderr=True, soft_wrap=True)
     command = typer.main.get_command(app)
-    with distributed.joined():
+    with distributed.join_processes():
         return _said(command, arguments, errors)
 
 

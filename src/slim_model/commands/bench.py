@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slim_model.commands.outputs import check_places, publish
+from slim_model.commands.outputs import check_output_paths, publish
 from slim_model.cost.onnx_energy import estimate_energy
 from slim_model.errors import InputError
-from slim_model.loading.input_spec import describe as describe_error
-from slim_model.loading.model_file import Artifact, artifact, describe
+from slim_model.loading.input_spec import describe_error as describe_error
+from slim_model.loading.model_file import Artifact, open_artifact, spec_of_input
 from slim_model.loading.source import SourceOptions
-from slim_model.measuring.energy_meter import Energy, energy
+from slim_model.measuring.energy_meter import Energy, measure_energy
 from slim_model.measuring.machine import commit, environment
-from slim_model.measuring.peak_memory import memory
-from slim_model.measuring.runtimes import RUNTIMES, Runtime, known, version_of
+from slim_model.measuring.peak_memory import measure_memory
+from slim_model.measuring.runtimes import RUNTIMES, Runtime, runtime_named, version_of
 from slim_model.measuring.timing import Comparison, measure, without_gc
 from slim_model.progress import Progress
 from slim_model.reporting.bench_table import Bench
@@ -49,9 +49,9 @@ def bench(job: BenchJob, progress: Progress) -> Bench:
     if any(n < 1 for n in (*job.batches, *job.threads)):
         raise InputError("--batch and --threads are numbers from 1, with commas between them: --batch 1,8,64.")
     for path in job.files:
-        check_places(path, filter(None, [job.json]))
+        check_output_paths(path, filter(None, [job.json]))
     progress("reading the files")
-    files = [artifact(path, job.loading) for path in job.files]
+    files = [open_artifact(path, job.loading) for path in job.files]
     found = Bench([], [], [])
     for row in _chosen(job, files):
         rivals = [file for file in files if file.kind == row.artifact]
@@ -75,7 +75,7 @@ def _chosen(job: BenchJob, files: Sequence[Artifact]) -> list[Runtime]:
         kinds = {file.kind for file in files}
         return [row for row in RUNTIMES.values() if row.artifact in kinds]
     names = job.runtimes or tuple(dict.fromkeys(DEFAULT[file.kind] for file in files))
-    return [known(name) for name in names]
+    return [runtime_named(name) for name in names]
 
 
 def _run_row(job: BenchJob, row: Runtime, rivals: list[Artifact], found: Bench, progress: Progress) -> None:
@@ -97,8 +97,8 @@ def _same_inputs(rivals: Sequence[Artifact], batch: int) -> Any:
     for file, other in zip(rivals, shapes, strict=True):
         if other != shapes[0]:
             raise InputError(
-                f"{rivals[0].path} takes {', '.join(describe(shapes[0]))} and {file.path} takes "
-                f"{', '.join(describe(other))}: they cannot be compared."
+                f"{rivals[0].path} takes {', '.join(spec_of_input(shapes[0]))} and {file.path} takes "
+                f"{', '.join(spec_of_input(other))}: they cannot be compared."
             )
     return shapes[0]
 
@@ -111,10 +111,10 @@ def _cell(
     rows = []
     for file, comparison in zip(rivals, compared, strict=True):
         with without_gc():
-            joules = energy(row.device, functools.partial(row.prepare, file.held, inputs, threads))
+            joules = measure_energy(row.device, functools.partial(row.prepare, file.held, inputs, threads))
         rows.append(
             _timed(file, comparison, rivals[0])
-            | {"dtype": file.dtype, "inputs": describe(shapes), "runtime_version": version_of(*row.packages)}
+            | {"dtype": file.dtype, "inputs": spec_of_input(shapes), "runtime_version": version_of(*row.packages)}
             | _memory(job, row, file, batch, threads, notes)
             | {"joules_per_run": joules.joules, "energy_source": joules.source}
             | {"estimated_energy_macs": _estimated(file, joules, shapes)}
@@ -149,7 +149,7 @@ def _timed(file: Artifact, comparison: Comparison, first: Artifact) -> dict[str,
 
 def _memory(job: BenchJob, row: Runtime, file: Artifact, batch: int, threads: int, notes: list[str]) -> dict[str, Any]:
     try:
-        return asdict(memory(row.name, file.path, job.loading, batch=batch, threads=threads))
+        return asdict(measure_memory(row.name, file.path, job.loading, batch=batch, threads=threads))
     except Exception as error:  # the process may be killed for its memory, or the runtime raise what it likes
         notes.append(f"{file.path.name}, {row.name}: peak memory is not known: {describe_error(error)}")
         return {"peak_bytes": None, "own_bytes": None, "device_bytes": None}

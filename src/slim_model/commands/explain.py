@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from slim_model.commands.outputs import check_places
+from slim_model.commands.outputs import check_output_paths
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.explain import Explanation, explain
 from slim_model.graph.options import TracingOptions
@@ -27,7 +27,7 @@ class Question:
 def answer(question: Question, places: list[Path], progress: Progress) -> Explanation:
     """load -> capture -> couple -> explain; ``places`` are where it is to be written."""
     source = question.source
-    check_places(source.path, places)
+    check_output_paths(source.path, places)
     progress(f"reading {source.path.name}")
     subject = load(source.path, source.options)
     progress("tracing the model")

@@ -19,7 +19,7 @@ def publish(place: Path, text: str) -> None:
         raise InputError(f"cannot write {place}: {reason(error)}. Free space or give another place.") from error
 
 
-def check_places(source: Path, places: Iterable[Path]) -> None:
+def check_output_paths(source: Path, places: Iterable[Path]) -> None:
     """Say before any work is done where results could not be written."""
     taken = {_followed(source)}
     for place in places:

@@ -22,7 +22,7 @@ from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph
 from slim_model.loading.load import load
 from slim_model.loading.source import Source
-from slim_model.measuring.runtimes import Runtime, usable
+from slim_model.measuring.runtimes import Runtime, usable_runtime
 from slim_model.measuring.timing import interleave, without_gc
 from slim_model.progress import Progress
 from slim_model.proof.capture import capture
@@ -45,7 +45,7 @@ class ProfileJob:
 
 def learn(job: ProfileJob, progress: Progress) -> Learned:
     """load -> capture -> couple -> survey -> measure the whole."""
-    row = usable(job.runtime)
+    row = usable_runtime(job.runtime)
     if job.dtype not in DTYPES:
         raise InputError(f"--dtype {job.dtype}: it is one of {', '.join(DTYPES)}.")
     setting = setting_of(row, threads=job.threads, dtype=job.dtype, batch=job.batch)

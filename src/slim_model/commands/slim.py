@@ -11,7 +11,7 @@ from pathlib import Path
 
 from slim_model import distributed
 from slim_model.atomic_write import beside
-from slim_model.commands.outputs import check_places, ensure_temporary_folder, publish
+from slim_model.commands.outputs import check_output_paths, ensure_temporary_folder, publish
 from slim_model.errors import ExportError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import EagerModel, runnable_form
@@ -53,7 +53,7 @@ def run(job: Job, progress: Progress) -> Report | None:
     first does all but compiling alone; the others have no report."""
     recipe, outputs, clock = job.recipe, job.outputs, _Clock()
     check_device(recipe.measuring.device)
-    check_places(job.source.path, filter(None, (job.target, outputs.save, outputs.report)))
+    check_output_paths(job.source.path, filter(None, (job.target, outputs.save, outputs.report)))
     ensure_temporary_folder(job.target.parent)
     with clock("load"):
         progress(f"reading {job.source.path.name}")

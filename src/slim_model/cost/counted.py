@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Value, fixed_value, tensors_in
 from slim_model.ops import Op, row_of
@@ -115,7 +115,7 @@ class CostModel:
     def _energy(self, layer: Operands) -> float:
         constants = {
             name
-            for name, given in bound(layer.node).items()
+            for name, given in arguments_of(layer.node).items()
             if all(self._coupling.labelled.constants.of(n) is not None for n in _nodes_in(given))
         }
         moved = float(np.prod(layer.out.shape)) / self.batch

@@ -18,7 +18,7 @@ from slim_model.cost.layer_models import Placed, example_inputs, module_of_layer
 from slim_model.measuring.runtimes import Run, Runtime
 from slim_model.measuring.timing import Clock, interleave, without_gc
 from slim_model.ops import LayerShape
-from slim_model.progress import Progress, silent
+from slim_model.progress import Progress, say_nothing
 
 ROUNDS, MOST = 15, 60
 LAYERS_AT_ONCE = 16
@@ -40,7 +40,7 @@ class MeasuringJob:
     clock: Clock = time.perf_counter_ns
 
 
-def measure_layers(placed: Sequence[Placed], job: MeasuringJob, progress: Progress = silent) -> LatencyTable:
+def measure_layers(placed: Sequence[Placed], job: MeasuringJob, progress: Progress = say_nothing) -> LatencyTable:
     """Measure what the table of the setting does not hold yet: first the probes that tell the width step of each
     kind (of all kinds, where no layers are given), then each layer over its ladder of widths."""
     kinds = {p.layer.kind for p in placed} if placed else set(PROBES)

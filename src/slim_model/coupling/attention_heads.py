@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from slim_model.coupling.couple import couple, find_components
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.graph.varying_axes import varying_axes
 from slim_model.labels.label import label
 from slim_model.labels.labelled import Labelled
@@ -127,7 +127,7 @@ def _compared(labelled: Labelled) -> Iterator[tuple[Axis, ...]]:
     for node in labelled.graph.nodes:
         if kind_of(node) == "softmax":
             source: Value = labelled.values[node.all_input_nodes[0]]
-            dim = bound(node)["dim"] % len(source.shape)
+            dim = arguments_of(node)["dim"] % len(source.shape)
             yield tuple(axis for a, axis in enumerate(source.axes) if a != dim)
 
 

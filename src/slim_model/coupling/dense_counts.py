@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, insert_call
+from slim_model.graph.nodes import arguments_of, insert_call
 from slim_model.labels.values import FIXED, Value
 from slim_model.ops import kind_of, row_of
 from slim_model.ops.along import FLOORED, dims_of
@@ -60,7 +60,7 @@ def _counts_channels(coupling: Coupling, node: fx.Node) -> bool:
         return False
     if kind in _EXTREMES and isinstance(node.meta["val"], list | tuple) and not _reads_only(node, 0):
         return False
-    counted = dims_of(coupling.labelled.values[node.all_input_nodes[0]], bound(node).get("dim"))
+    counted = dims_of(coupling.labelled.values[node.all_input_nodes[0]], arguments_of(node).get("dim"))
     shape = node.all_input_nodes[0].meta["val"].shape
     return all(isinstance(shape[axis], int) for axis in (counted if kind in _SPREADS else channels))
 
@@ -72,14 +72,14 @@ def _reads_only(node: fx.Node, index: int) -> bool:
 def _channel_axes(coupling: Coupling, node: fx.Node) -> list[int]:
     """The axes that are reduced and hold channels."""
     source = coupling.labelled.values[node.all_input_nodes[0]] if node.all_input_nodes else None
-    if not isinstance(source, Value) or "other" in bound(node):
+    if not isinstance(source, Value) or "other" in arguments_of(node):
         return []
-    return [axis for axis in dims_of(source, bound(node).get("dim")) if source.axes[axis] is not None]
+    return [axis for axis in dims_of(source, arguments_of(node).get("dim")) if source.axes[axis] is not None]
 
 
 def _is_free(coupling: Coupling, node: fx.Node) -> bool:
     source: Value = coupling.labelled.values[node.all_input_nodes[0]]
-    axes = (source.axes[axis] for axis in dims_of(source, bound(node)["dim"]))
+    axes = (source.axes[axis] for axis in dims_of(source, arguments_of(node)["dim"]))
     return any((coupling.component[axis.numpy()] != FIXED).any() for axis in axes if axis is not None)
 
 
@@ -146,7 +146,7 @@ class _Writer:
     def write(self, node: fx.Node, channels: list[int]) -> None:
         """Put the same value in the place of ``node``; ``channels`` are its reduced axes that hold channels."""
         self._node = node
-        kind, given = kind_of(node), bound(node)
+        kind, given = kind_of(node), arguments_of(node)
         x = node.all_input_nodes[0]
         rank = x.meta["val"].dim()
         dims = [d % rank for d in _dims(given, rank)]
@@ -182,7 +182,7 @@ class _Writer:
 
     def _write_spread(self, node: fx.Node, x: fx.Node, channels: list[int], dims: list[int], keepdim: bool) -> None:
         """``(sum (x - m)^2 + gone m^2) / (n - correction)``: a channel that is gone lies m from the mean."""
-        given, count = bound(node), self._count(x, dims)
+        given, count = arguments_of(node), self._count(x, dims)
         correction = given.get("correction", 1)
         if given.get("unbiased") is False:
             correction = 0

@@ -11,7 +11,7 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.coupling.layer_names import layer_name
 from slim_model.cutting.cut import cut_of
 from slim_model.graph.graph import source_line
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Value
 from slim_model.ops import Cut, Op, row_of
 
@@ -42,7 +42,7 @@ def _loses(cut: Cut, node: fx.Node, row: Op) -> bool:
     source = cut.values[node.all_input_nodes[0]]
     if not isinstance(source, Value) or row.over is None:
         return False
-    axes, blocks = row.over(source, **bound(node))
+    axes, blocks = row.over(source, **arguments_of(node))
     for axis in axes:
         kept = cut.kept(source.axes[axis], source.shape[axis]).reshape(blocks, -1)
         if bool((kept.any(1) & ~kept.all(1)).any()):

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Axis, Value, tensors_in
 from slim_model.ops import Cut, row_of
 
@@ -62,7 +62,7 @@ class Masked(Decided):
         )
 
     def _on_kept(self, node: fx.Node, row: Any) -> Any:
-        arguments = bound(node) | (row.rewrite(self.cut, node) if row.rewrite else {})
+        arguments = arguments_of(node) | (row.rewrite(self.cut, node) if row.rewrite else {})
         arguments = fx.map_arg(arguments, self.env.__getitem__)
         schema = node.target._schema.arguments  # type: ignore[union-attr]
         args = [arguments[a.name] for a in schema if not a.kwarg_only]

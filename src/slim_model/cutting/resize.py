@@ -11,7 +11,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.ops import kind_of, recurrent
 
 
@@ -40,7 +40,7 @@ class _Resizing(fx.Interpreter):
         if len(decision) == 1:  # how many boxes are kept does not follow from sizes
             result = self.mode.from_tensor(decision[0])
         elif kind_of(n) == "recurrent":
-            result = recurrent.shapes(**fx.map_arg(bound(n), self.env.__getitem__))
+            result = recurrent.shapes(**fx.map_arg(arguments_of(n), self.env.__getitem__))
         else:
             result = super().run_node(n)
         n.meta["val"] = result

@@ -18,7 +18,7 @@ from slim_model.cutting.cut import CutFailed, cut_of
 from slim_model.errors import first_line
 from slim_model.graph.decisions import Decision
 from slim_model.graph.graph import Graph, copy_graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Replay, tensors_in
 from slim_model.ops import Cut, Fraction, row_of
 
@@ -72,7 +72,7 @@ def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.N
     if not changed:
         return constants
     target = changed.pop("target", None)
-    arguments = changed if target else bound(node) | changed
+    arguments = changed if target else arguments_of(node) | changed
     small.target = target or node.target
     required = {a.name for a in small.target._schema.arguments if not a.kwarg_only}  # type: ignore[union-attr]
     arguments = {name: _number(node, given, copies) for name, given in arguments.items()}

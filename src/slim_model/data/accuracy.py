@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from slim_model.data.batches import Data, padded
+from slim_model.data.batches import Data, pad_batch
 from slim_model.errors import InputError
 from slim_model.graph.graph import Graph
 
@@ -42,7 +42,7 @@ def accuracy(model: Graph | Predictor, data: Data) -> float:
         if batch.labels is None:
             raise InputError(f"{data.name} has no labels, so no accuracy can be read from it.")
         if isinstance(model, Graph):
-            outputs = model.run(padded(batch, model).inputs)
+            outputs = model.run(pad_batch(batch, model).inputs)
         else:
             with torch.no_grad():
                 outputs = [torch.as_tensor(x) for x in pytree.tree_leaves(model(*batch.inputs))]
@@ -80,7 +80,7 @@ class Exam:
             return cls(None)
         batch = next(test.batches())
         assert batch.labels is not None
-        return cls(test if classes(graph.run(padded(batch, graph).inputs), batch.labels) is not None else None)
+        return cls(test if classes(graph.run(pad_batch(batch, graph).inputs), batch.labels) is not None else None)
 
     def step(self, name: str, graph: Graph, started: float | None = None, **did: Any) -> Step:
         """What ``graph`` reaches after the step ``name``, which began at ``started`` (``time.perf_counter()``)."""

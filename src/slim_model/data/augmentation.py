@@ -13,7 +13,7 @@ from slim_model.errors import InputError
 Transform = Callable[[Tensor], Tensor]
 
 
-def varied(wanted: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:
+def choose_augmentations(wanted: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:
     """The names of the random augmentations. ``auto``: ``crop`` (by up to an eighth) and ``flip`` for pictures in
     colour, none for anything else (a grey picture may be a letter or a digit)."""
     if callable(wanted):
@@ -29,11 +29,11 @@ def varied(wanted: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:
     return tuple(wanted.split("+"))
 
 
-def augmentation(wanted: str | Transform, example: Sequence[Any]) -> Transform | None:
-    """Of ``varied``, what is done to one picture (channels, height, width); or the callable given for that."""
+def augmentation_of(wanted: str | Transform, example: Sequence[Any]) -> Transform | None:
+    """What these augmentations do to one picture (channels, height, width); or the callable given for that."""
     if callable(wanted):
         return wanted
-    names = varied(wanted, example)
+    names = choose_augmentations(wanted, example)
     if not names:
         return None
     from torchvision.transforms import v2
@@ -45,7 +45,7 @@ def augmentation(wanted: str | Transform, example: Sequence[Any]) -> Transform |
     return v2.Compose(steps) if steps else None
 
 
-def cut_mixed(x: Tensor) -> Tensor:
+def cut_mix(x: Tensor) -> Tensor:
     """Pictures ``(samples, channels, height, width)``, each with a box of another in it, anywhere, whose share of the
     area is drawn evenly from 0 to 1 (Yun et al., CutMix, ICCV 2019)."""
     side = torch.rand(len(x)).sqrt()

@@ -49,7 +49,7 @@ class Data:
     parted: bool = False
 
 
-def padded(batch: Batch, graph: Graph) -> Batch:
+def pad_batch(batch: Batch, graph: Graph) -> Batch:
     """A graph whose batch is fixed takes a short last batch filled up with copies, which are not counted."""
     wanted = batch_of(graph.inputs)
     if graph.dynamic_batch or batch.samples == wanted:

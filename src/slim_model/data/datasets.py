@@ -20,7 +20,7 @@ def is_dataset(source: Any) -> bool:
     return tensors or isinstance(source, Dataset)
 
 
-class Rows(Dataset[Any]):
+class TensorSamples(Dataset[Any]):
     """Tensors of one length as samples."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
@@ -36,12 +36,16 @@ class Rows(Dataset[Any]):
         return rows if len(rows) > 1 else rows[0]
 
 
-class Divided(Rows):
+class Divided(TensorSamples):
     """Samples of a source that has a test part of its own: none needs to be held out."""
 
 
 def as_dataset(source: Any) -> Any:
-    return Rows((source,) if isinstance(source, Tensor) else source) if isinstance(source, Tensor | tuple) else source
+    return (
+        TensorSamples((source,) if isinstance(source, Tensor) else source)
+        if isinstance(source, Tensor | tuple)
+        else source
+    )
 
 
 def rows_of(source: Any, split: Split) -> Tensor:

@@ -28,7 +28,7 @@ class Part:
 Parts = Callable[[], Iterator[Part]]
 
 
-def parted(data: Data, graph: Graph) -> tuple[Parts, Parts]:
+def split_off_held_out(data: Data, graph: Graph) -> tuple[Parts, Parts]:
     """(fitted on, held out). Which samples are held out does not depend on how they fall into batches; where the model
     takes one batch size only, whole batches are."""
 

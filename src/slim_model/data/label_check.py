@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slim_model.data.batches import Data, padded
+from slim_model.data.batches import Data, pad_batch
 from slim_model.graph.graph import Graph
 
 
@@ -18,7 +18,7 @@ def label_fault(data: Data, graph: Graph) -> str | None:
         if labels is None or not labels.numel():
             return None
         if scores is None:
-            outputs = graph.run(padded(batch, graph).inputs)
+            outputs = graph.run(pad_batch(batch, graph).inputs)
             scores = outputs[0] if len(outputs) == 1 else labels.new_empty(())
         if labels.is_floating_point() and bool((labels != labels.round()).any()):
             first = labels.flatten()[(labels != labels.round()).flatten()][0]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 
 from slim_model.data.augmentation import Transform
 from slim_model.data.batches import Batch, Preparation
-from slim_model.data.datasets import Rows, as_dataset, is_dataset, rows_of
+from slim_model.data.datasets import TensorSamples, as_dataset, is_dataset, rows_of
 from slim_model.data.open_data import read_source
 from slim_model.errors import InputError
 
@@ -53,7 +53,7 @@ class Samples:
 
     def batches(self, places: Sequence[Tensor], augment: Transform | None = None) -> Iterator[Batch]:
         """Those at ``places``, each a list of positions in ``rows``; ``augment`` is applied to each first input."""
-        if isinstance(self.source, Rows):
+        if isinstance(self.source, TensorSamples):
             for place in places:
                 item = tuple(x[self.rows[place]] for x in self.source.tensors)
                 if augment is not None:
@@ -112,6 +112,6 @@ def _kept(batches: list[Batch], example: Sequence[Any]) -> Samples:
         columns.append(tuple(batch.labels for batch in batches))
     if not all(isinstance(x, Tensor) and x.dim() for column in columns for x in column):
         raise InputError("to train on batches whose inputs are not all tensors, give a data set instead of a stream.")
-    source = Rows(tuple(torch.cat(column) for column in columns))
+    source = TensorSamples(tuple(torch.cat(column) for column in columns))
     kept = Preparation("the data (a stream of batches)", tuple(example), (), ())
     return Samples(source, torch.arange(len(source)), kept, labelled)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slim_model.errors import ExportError, first_line
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import eval_mode, silence_torch
-from slim_model.graph.tensor_trees import copied, tensors_among
+from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
@@ -33,7 +33,7 @@ class EagerModel:
     def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         """Outputs (flattened, tensors only) of the module on flattened ``inputs``."""
         with eval_mode(self.module):
-            return tensors_among(self.module(*self.graph.arguments(copied(inputs))))
+            return tensors_among(self.module(*self.graph.arguments(copy_tensors(inputs))))
 
 
 def runnable_form(graph: Graph, module: nn.Module) -> Graph | EagerModel:

@@ -16,14 +16,14 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from slim_model.graph.graph import copy_graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.ops import row_of
 
 aten = torch.ops.aten
 
 
 class Lowered(ExportedProgram):
-    """A program that is its own decomposition, where ``lowered`` left nothing to take apart."""
+    """A program that is its own decomposition, where ``lower`` left nothing to take apart."""
 
     def run_decompositions(self, decomp_table: Any = None, *rest: Any, **options: Any) -> ExportedProgram:
         targets = [node.target for node in self.graph.nodes if node.op == "call_function"]
@@ -39,7 +39,7 @@ def _is_plain(target: Any) -> bool:
     return not target._schema.is_mutable and target is not aten.batch_norm.default
 
 
-def lowered(graph: fx.Graph) -> fx.Graph:
+def lower(graph: fx.Graph) -> fx.Graph:
     """A copy of ``graph`` that computes the same, with fewer operators for the exporter to take apart."""
     result, _ = copy_graph(graph)
     called = [n for n in result.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)]
@@ -48,7 +48,7 @@ def lowered(graph: fx.Graph) -> fx.Graph:
             _out_of_place(node, node.target)
     for node in called:
         if node.target in _SIMPLER:
-            _SIMPLER[node.target](node, **bound(node))
+            _SIMPLER[node.target](node, **arguments_of(node))
     return result
 
 

@@ -14,7 +14,7 @@ from torch.onnx import OnnxExporterError
 
 from slim_model.errors import ExportError, InputError, first_line
 from slim_model.export.eager_model import EagerModel, by_torchscript
-from slim_model.export.lower import Lowered, lowered
+from slim_model.export.lower import Lowered, lower
 from slim_model.export.onnx_rewrites import tidy
 from slim_model.export.onnx_translations import TRANSLATIONS
 from slim_model.export.to_program import to_program
@@ -64,7 +64,7 @@ def _exported(graph: Graph, opset: int | None) -> torch.onnx.ONNXProgram:
     """The short way first; where it left an operator whole that ONNX does not have, the exporter's own way."""
     options: Any = {"custom_translation_table": TRANSLATIONS}
     options |= {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
-    ways: list[Callable[[], Any]] = [lambda: to_program(_copied(graph, lowered), Lowered), lambda: to_program(graph)]
+    ways: list[Callable[[], Any]] = [lambda: to_program(_copied(graph, lower), Lowered), lambda: to_program(graph)]
     if graph.program is None:
         ways = [lambda: graph_module(graph).eval()]
     for last, way in enumerate(ways, 1 - len(ways)):

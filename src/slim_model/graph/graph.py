@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from slim_model.graph.decisions import Decided, Decision
-from slim_model.graph.tensor_trees import copied, tensors_among
+from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
@@ -84,7 +84,7 @@ class Graph:
 
     def bind(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
         """What each placeholder stands for. Inputs are copied: the graph may write in place."""
-        given = iter(copied(inputs))
+        given = iter(copy_tensors(inputs))
         return {
             node: self.tensors[self.owners[node.name]] if node.name in self.owners else next(given)
             for node in self.nodes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 
-def bound(node: fx.Node) -> dict[str, Any]:
+def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The arguments of ``node`` as written in the graph, by the names in its operator's schema, defaults filled in."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)

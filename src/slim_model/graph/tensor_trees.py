@@ -14,7 +14,7 @@ def tensors_among(values: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor)]
 
 
-def copied(values: Any) -> Any:
+def copy_tensors(values: Any) -> Any:
     """The same nest over copies of its tensors: a forward may write to what it is given."""
     return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, values)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.constants import Constants
 from slim_model.labels.values import Axis, Birth, Pin
 
@@ -65,4 +65,4 @@ class Labelled:
 
     def arguments(self, node: fx.Node) -> dict[str, Any]:
         """Arguments of ``node`` by their names in the operator's schema, with Values in place of nodes."""
-        return {name: fx.map_arg(arg, self.values.__getitem__) for name, arg in bound(node).items()}
+        return {name: fx.map_arg(arg, self.values.__getitem__) for name, arg in arguments_of(node).items()}

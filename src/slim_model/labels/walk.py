@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.nodes import arguments_of, shape_of
 from slim_model.graph.stored_tensors import storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
 from slim_model.labels.constants import Constants
@@ -74,7 +74,7 @@ class Walk:
 
     def arguments(self, node: fx.Node) -> dict[str, Any]:
         """Arguments of ``node`` by their names in the operator's schema, with Values in place of nodes."""
-        return {name: fx.map_arg(arg, self.values.__getitem__) for name, arg in bound(node).items()}
+        return {name: fx.map_arg(arg, self.values.__getitem__) for name, arg in arguments_of(node).items()}
 
     def stored(self, owner: str, tensor: Tensor) -> Value:
         """A parameter or constant; one that is shared carries the same labels at every use."""

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from slim_model.errors import InputError
-from slim_model.loading.input_spec import describe
+from slim_model.loading.input_spec import describe_error
 from slim_model.loading.user_code import import_file, make_importable
 from slim_model.loading.weights.checkpoint import Checkpoint
 from slim_model.loading.weights.choose import Choice, choose
@@ -104,7 +104,7 @@ def _find(spec: _Arch) -> Any:
             place = importlib.import_module(spec.place)
         except Exception as error:  # whatever the user's package raises
             raise InputError(
-                f"--arch {spec.text!r}: importing {spec.place} failed with {describe(error)}. {_EXAMPLES}."
+                f"--arch {spec.text!r}: importing {spec.place} failed with {describe_error(error)}. {_EXAMPLES}."
             ) from error
     found = place
     for part in spec.name.split("."):
@@ -182,7 +182,7 @@ def _call(spec: _Arch, builder: Any, kwargs: dict[str, Any]) -> nn.Module:
             warnings.simplefilter("ignore")
             model = builder(*spec.args, **kwargs)
     except Exception as error:  # whatever the user's code raises
-        raise InputError(f"--arch {spec.text!r}: the call failed with {describe(error)}.") from error
+        raise InputError(f"--arch {spec.text!r}: the call failed with {describe_error(error)}.") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"--arch {spec.text!r}: it gave a {type(model).__name__}, no nn.Module.")
     return model
@@ -233,7 +233,7 @@ def _load_by_name(arch: str, model: nn.Module, state: dict[str, torch.Tensor]) -
         names = model.load_state_dict(state, strict=False)
     except Exception as error:
         if type(model).load_state_dict is nn.Module.load_state_dict:
-            raise InputError(f"the weights do not fit --arch {arch!r}: {describe(error)}.") from error
+            raise InputError(f"the weights do not fit --arch {arch!r}: {describe_error(error)}.") from error
         names = nn.Module.load_state_dict(model, state, strict=False)  # a class's own may refuse what is not its form
     if hasattr(names, "missing_keys"):
         return list(names.missing_keys), list(names.unexpected_keys)

@@ -13,7 +13,7 @@ from torch import nn
 
 from slim_model.errors import InputError
 from slim_model.graph.tensor_trees import tensors_among
-from slim_model.loading.input_spec import Shape, describe, spec_of
+from slim_model.loading.input_spec import Shape, describe_error, spec_of
 
 #: Tried in this order. 224 is what most image models are trained on; the small ones tell fixed sizes apart.
 _SIDES = (224, 32, 64, 28, 96, 128, 48, 112, 160, 192, 240, 256, 299, 320, 384)
@@ -93,7 +93,7 @@ def run_once(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.T
             else ""
         )
         raise InputError(
-            f"the model cannot run on inputs of shape {shapes}: {describe(error)}. "
+            f"the model cannot run on inputs of shape {shapes}: {describe_error(error)}. "
             f"If the shape is wrong: {_EXAMPLE}{hint}"
         ) from error
     if not any(tensor.is_floating_point() for tensor in outputs):
@@ -189,7 +189,7 @@ def _try(model: nn.Module, shape: Shape, dtype: torch.dtype, seed: int) -> _Tria
             warnings.simplefilter("ignore")
             outputs = tensors_among(model(*make_inputs(model, [((2, *shape), dtype)], seed)))
     except Exception as error:  # the model's way of saying that the shape is wrong
-        return describe(error)
+        return describe_error(error)
     if not outputs or any(tensor.ndim == 0 or tensor.shape[0] != 2 for tensor in outputs):
         return f"outputs of shape {[tuple(t.shape) for t in outputs]} for a batch of 2"
     return _Trial(shape, tuple(tuple(tensor.shape[1:]) for tensor in outputs))

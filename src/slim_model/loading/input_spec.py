@@ -52,7 +52,7 @@ def spec_of(shape: Iterable[int], dtype: torch.dtype) -> str:
     return text if dtype == torch.float32 else f"{text}:{str(dtype).removeprefix('torch.')}"
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Type, first line of the message, and the last line of the user's own code on the way, if any."""
     text = first_line(error, named=True)
     frames = traceback.extract_tb(error.__traceback__)

@@ -34,12 +34,12 @@ LARGEST_NUMBER = 2**63 - 1
 """In such a formula: a size is a 64-bit number."""
 
 
-def seconds(file_bytes: int, typed_bytes: int) -> int:
+def time_limit(file_bytes: int, typed_bytes: int) -> int:
     """Processor time to open a file and run its model once, on inputs of ``typed_bytes`` that the user asked for:
     9 s, and one more for each 10 MB of the file and for each 250 kB of inputs."""
     return 9 + file_bytes // 10_000_000 + typed_bytes // 250_000
 
 
-def memory(file_bytes: int, typed_bytes: int) -> int:
+def memory_limit(file_bytes: int, typed_bytes: int) -> int:
     """Bytes for the same, beyond what slim-model takes itself: 1 GiB, 3 times the file, 512 times the inputs."""
     return 2**30 + 3 * file_bytes + 512 * typed_bytes

@@ -92,7 +92,7 @@ class Artifact:
         return tuple(sizes)
 
 
-def artifact(path: Path, loading: SourceOptions) -> Artifact:
+def open_artifact(path: Path, loading: SourceOptions) -> Artifact:
     """Open a file: an ONNX model by its ending, else whatever ``load`` reads, as safely."""
     if path.suffix != ".onnx":
         return _module(path, loading)
@@ -156,6 +156,6 @@ def _free_batch(program: Any) -> bool:
     return any(len(shape) and not isinstance(shape[0], int) for shape in shapes)
 
 
-def describe(shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> list[str]:
+def spec_of_input(shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> list[str]:
     """As typed after ``--input``."""
     return [spec_of(shape, dtype) for shape, dtype in shapes]

@@ -18,7 +18,7 @@ from slim_model.errors import InputError
 from slim_model.loading.architecture import build
 from slim_model.loading.file_bytes import FileBytes
 from slim_model.loading.file_form import WITH_ARTICLE, Form, form_of
-from slim_model.loading.input_spec import describe
+from slim_model.loading.input_spec import describe_error
 from slim_model.loading.pickles.machine import Damaged, Inert, TooMuch
 from slim_model.loading.pickles.saved_file import LEGACY_MAGIC, read_saved
 from slim_model.loading.pickles.settle import Refused, settle
@@ -114,8 +114,8 @@ def _open_program(content: bytes, *, trusted: bool) -> Opened:
         return Opened(program.module(check_guards=False), "exported program", program)
     except Exception as error:
         raise InputError(
-            f"is an exported program that torch {torch.__version__} cannot turn into a module: {describe(error)}. "
-            "Export it again with this torch, or give the PyTorch model."
+            f"is an exported program that torch {torch.__version__} cannot turn into a module: "
+            f"{describe_error(error)}. Export it again with this torch, or give the PyTorch model."
         ) from error
 
 
@@ -168,8 +168,8 @@ def _unpickle_trusted(content: bytes, code: Path | None) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=as_pickle)
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"needs a class that is not here: {describe(error)}. Start slim-model in the folder where the model's "
-            "code can be imported, or install the package it is from."
+            f"needs a class that is not here: {describe_error(error)}. Start slim-model in the folder where the "
+            "model's code can be imported, or install the package it is from."
         ) from error
 
 

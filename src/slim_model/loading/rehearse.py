@@ -32,7 +32,7 @@ def rehearse(work: Callable[[], Any], *, file_bytes: int, typed_bytes: int = 0) 
     """
     if sys.platform != "linux":
         return work()
-    seconds, memory = limits.seconds(file_bytes, typed_bytes), limits.memory(file_bytes, typed_bytes)
+    seconds, memory = limits.time_limit(file_bytes, typed_bytes), limits.memory_limit(file_bytes, typed_bytes)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

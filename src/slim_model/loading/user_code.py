@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from slim_model.errors import InputError
-from slim_model.loading.input_spec import describe
+from slim_model.loading.input_spec import describe_error
 
 
 def import_file(path: Path) -> ModuleType:
@@ -31,7 +31,7 @@ def import_file(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:  # whatever the user's file raises
         del sys.modules[name]
         raise InputError(
-            f"importing {path} failed with {describe(error)}. Put what should not run on import below "
+            f"importing {path} failed with {describe_error(error)}. Put what should not run on import below "
             'if __name__ == "__main__".'
         ) from error
     return module

@@ -37,7 +37,7 @@ class Energy:
     source: str
 
 
-def energy(
+def measure_energy(
     device: str, prepare: Callable[[], Run], *, least_s: float = 2.0, clock: Clock = time.perf_counter_ns
 ) -> Energy:
     """Run what ``prepare`` makes for ``least_s`` seconds beside the meter of ``device`` ("cpu" or "cuda")."""

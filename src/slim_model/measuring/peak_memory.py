@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from slim_model.loading.model_file import artifact
+from slim_model.loading.model_file import open_artifact
 from slim_model.loading.source import SourceOptions
-from slim_model.measuring.runtimes import usable
+from slim_model.measuring.runtimes import usable_runtime
 
 _RUNS = 3
 
@@ -30,21 +30,21 @@ class Memory:
     device_bytes: int | None
 
 
-def memory(runtime: str, path: Path, loading: SourceOptions, *, batch: int, threads: int) -> Memory:
+def measure_memory(runtime: str, path: Path, loading: SourceOptions, *, batch: int, threads: int) -> Memory:
     """Open the file and run it a few times in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_here, runtime, path, loading, batch, threads).result()
 
 
 def _here(runtime: str, path: Path, loading: SourceOptions, batch: int, threads: int) -> Memory:
-    row = usable(runtime)
+    row = usable_runtime(runtime)
     for package in row.packages:
         with contextlib.suppress(ImportError):
             importlib.import_module(package)
     free = torch.cuda.mem_get_info()[0] if row.device == "cuda" else 0
     _forget_peak()
     before = psutil.Process().memory_info().rss
-    opened = artifact(path, loading)
+    opened = open_artifact(path, loading)
     run = row.prepare(opened.held, opened.example(batch), threads)
     for _ in range(_RUNS):
         run()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slim_model.errors import InputError
-from slim_model.measuring.runtimes import Run, Runtime, usable
+from slim_model.measuring.runtimes import Run, Runtime, usable_runtime
 
 Clock = Callable[[], int]
 
@@ -93,7 +93,7 @@ def measure(
     """
     if threads < 1 or rounds < 1:
         raise InputError(f"cannot measure with threads={threads} and rounds={rounds}: both start at 1.")
-    row = usable(runtime)
+    row = usable_runtime(runtime)
     with without_gc():
         runs = [row.prepare(artifact, inputs, threads) for artifact in artifacts]
         samples = interleave(*runs, rounds=rounds, budget_s=budget_s, clock=clock)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
 from slim_model.ops import layer, linear_form
@@ -104,7 +104,7 @@ def conv_transpose_macs(out: Value, input: Value, weight: Value, **_: Any) -> in
 
 def regroup(cut: Cut, node: fx.Node) -> dict[str, Any]:
     """Where whole blocks went, fewer groups are left."""
-    arguments = bound(node)
+    arguments = arguments_of(node)
     groups = arguments["groups"]
     if groups == 1 or not cut.choices[node.name][-1]:
         return {}
@@ -271,7 +271,7 @@ def attention_macs(out: Value, query: Value, key: Value, **_: Any) -> int:
 
 def rescale(cut: Cut, node: fx.Node) -> dict[str, Any]:
     """The default scale follows the width at hand: write out that of the dense model."""
-    arguments = bound(node)
+    arguments = arguments_of(node)
     query: Value = cut.values[arguments["query"]]
     if arguments["scale"] is not None or not cut.cuts(Value(query.shape[-1:], query.axes[-1:])):
         return {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
 from slim_model.ops.cut import Cut
@@ -26,7 +26,7 @@ def uniform(walk: Walk, size: list[Any], **_: Any) -> Value:
 
 def _sizes(walk: Walk, size: list[Any]) -> list[tuple[int, bool]]:
     """Each size, and whether it is a number in the graph: one computed from an input's size is no channel axis."""
-    return [(n, isinstance(given, int)) for n, given in zip(size, bound(walk.node)["size"], strict=True)]
+    return [(n, isinstance(given, int)) for n, given in zip(size, arguments_of(walk.node)["size"], strict=True)]
 
 
 def uniform_like(walk: Walk, self: Value, size: list[Any], **_: Any) -> Value:
@@ -51,13 +51,13 @@ def repeat(walk: Walk, self: Value, repeats: list[Any]) -> Any:
     moved = move(walk, self=self, repeats=repeats)
     uniform = [
         isinstance(times, int) and times > 1 and size == 1
-        for times, size in zip(bound(walk.node)["repeats"], _from_the_right(self, len(repeats)), strict=True)
+        for times, size in zip(arguments_of(walk.node)["repeats"], _from_the_right(self, len(repeats)), strict=True)
     ]
     return walk.out([walk.fresh(n, axis=i) if uniform[i] else moved.axes[i] for i, n in enumerate(moved.shape)])
 
 
 def repeat_less(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     repeats, value = list(arguments["repeats"]), cut.values[node]
     for i, size in enumerate(_from_the_right(cut.values[arguments["self"]], len(repeats))):
         if size == 1:

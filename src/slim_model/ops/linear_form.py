@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.nodes import arguments_of, shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def each(value: Any, rank: int) -> tuple[int, ...]:
 
 
 def of_convolution(node: fx.Node) -> LinearForm | None:
-    given = bound(node)
+    given = arguments_of(node)
     kernel = _shape(given["weight"])[2:]
     if given.get("transposed") or not kernel or not isinstance(given["groups"], int):
         return None
@@ -81,19 +81,19 @@ def of_convolution(node: fx.Node) -> LinearForm | None:
 
 
 def of_linear(node: fx.Node) -> LinearForm | None:
-    given = bound(node)
+    given = arguments_of(node)
     return LinearForm(given["input"], given["weight"], given["bias"]) if len(_shape(given["weight"])) == 2 else None
 
 
 def of_product(node: fx.Node) -> LinearForm | None:
     """``operand @ weight``; of two activations one may be taken for the weight."""
-    operand, weight = list(bound(node).values())[:2]
+    operand, weight = list(arguments_of(node).values())[:2]
     return LinearForm(operand, weight, turned=True) if len(_shape(weight)) == 2 else None
 
 
 def of_sum_and_product(node: fx.Node) -> LinearForm | None:
     """``bias + operand @ weight``"""
-    given = bound(node)
+    given = arguments_of(node)
     if given["alpha"] != 1 or given["beta"] != 1:
         return None
     return LinearForm(given["mat1"], given["mat2"], given["self"], turned=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound, packet_of, shape_of
+from slim_model.graph.nodes import arguments_of, packet_of, shape_of
 from slim_model.labels.values import Axis, Value, tensors_in
 from slim_model.labels.walk import Walk
 from slim_model.ops.cut import Cut
@@ -132,7 +132,7 @@ def strided_slice(walk: Walk, self: Value, dim: int, step: int, **rest: Any) -> 
 def index(walk: Walk, self: Value, indices: list[Any]) -> Value:
     """x[:, constant]: labels are looked up with the real indices; other indices pin the axes they address."""
     node = walk.node
-    nodes = bound(node)["indices"]
+    nodes = arguments_of(node)["indices"]
     addressed = [i for i, n in enumerate(nodes) if n is not None]
     real: list[Any] = [None if n is None else walk.constant(n) for n in nodes]
     first = _stored(nodes[addressed[0]])
@@ -178,7 +178,7 @@ def _stored(node: fx.Node) -> fx.Node | None:
 
 def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
     """A look-up by a stored constant, of which the small graph keeps the entries that are left."""
-    node = bound(walk.node)["index"]
+    node = arguments_of(walk.node)["index"]
     walk.pin(index, "its positions are used as data")
     axes = list(self.axes)
     axis = axes[dim]
@@ -191,7 +191,7 @@ def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
 
 
 def reindex_select(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     return {"stored": _remap(cut, arguments["index"], cut.values[arguments["self"]], arguments["dim"])}
 
 
@@ -202,7 +202,7 @@ def resize(name: str = "size", start: str | None = None) -> Any:
     """Rewrite a list of sizes from what is kept of each axis of the output."""
 
     def rewrite(cut: Cut, node: fx.Node) -> dict[str, Any]:
-        arguments = bound(node)
+        arguments = arguments_of(node)
         sizes = list(arguments[name])
         value: Value = cut.values[node]
         first = 0 if start is None else arguments[start] % len(cut.values[arguments["self"]].shape)
@@ -223,7 +223,7 @@ def resize(name: str = "size", start: str | None = None) -> Any:
 
 
 def reslice(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     source: Value = cut.values[arguments["self"]]
     axis, size = source.axes[arguments["dim"]], source.shape[arguments["dim"]]
     kept = cut.kept(axis, size)
@@ -234,7 +234,7 @@ def reslice(cut: Cut, node: fx.Node) -> dict[str, Any]:
 
 
 def renarrow(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     source: Value = cut.values[arguments["self"]]
     axis, size = source.axes[arguments["dim"]], source.shape[arguments["dim"]]
     if axis is None:
@@ -244,7 +244,7 @@ def renarrow(cut: Cut, node: fx.Node) -> dict[str, Any]:
 
 
 def reselect(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     source: Value = cut.values[arguments["self"]]
     axis, size = source.axes[arguments["dim"]], source.shape[arguments["dim"]]
     return {} if axis is None else {"index": int(cut.kept(axis, size)[: arguments["index"] % size].sum())}
@@ -252,7 +252,7 @@ def reselect(cut: Cut, node: fx.Node) -> dict[str, Any]:
 
 def resplit(cut: Cut, node: fx.Node) -> dict[str, Any]:
     """Pieces may now differ in size: chunk and split become split_with_sizes."""
-    arguments = bound(node)
+    arguments = arguments_of(node)
     dim = arguments["dim"]
     source: Value = cut.values[arguments["self"]]
     if source.axes[dim] is None:
@@ -262,7 +262,7 @@ def resplit(cut: Cut, node: fx.Node) -> dict[str, Any]:
 
 
 def reroll(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     source: Value = cut.values[arguments["self"]]
     shifts = list(arguments["shifts"])
     for i, dim in enumerate(arguments["dims"]):
@@ -273,7 +273,7 @@ def reroll(cut: Cut, node: fx.Node) -> dict[str, Any]:
 
 
 def reindex(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     stored: dict[str, Tensor] = {}
     for dim, index_node in enumerate(arguments["indices"]):
         if index_node is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Flow, Value
 from slim_model.labels.walk import Walk
 from slim_model.ops import layer
@@ -44,7 +44,7 @@ def layer_norm(walk: Walk, input: Value, normalized_shape: list[int], **rest: An
 
 
 def reshape_norm(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     source: Value = cut.values[arguments["input"]]
     return {"normalized_shape": list(cut.shape(source)[-len(arguments["normalized_shape"]) :])}
 
@@ -61,7 +61,7 @@ def group_norm(walk: Walk, input: Value, num_groups: int, **rest: Any) -> Value:
 
 
 def regroup_norm(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    arguments = bound(node)
+    arguments = arguments_of(node)
     source: Value = cut.values[arguments["input"]]
     if not cut.choices[node.name] or not cut.choices[node.name][0]:
         return {}

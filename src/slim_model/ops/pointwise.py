@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Axis, Value, tensors_in
 from slim_model.labels.walk import Walk
 from slim_model.ops import layer
@@ -75,7 +75,7 @@ def pad(walk: Walk, self: Value, pad: list[int], mode: str = "constant", **_: An
 
 def repad(cut: Cut, node: fx.Node) -> dict[str, Any]:
     """Rewrite the numbers of padded channels."""
-    arguments = bound(node)
+    arguments = arguments_of(node)
     source: Value = cut.values[arguments["self"]]
     value: Value = cut.values[node]
     sizes = list(arguments["pad"])

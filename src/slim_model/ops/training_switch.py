@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 
 _MOMENTUM = 0.1  # torch.nn's own; an eval trace of a layer that keeps a cumulative mean holds 0, which learns nothing
 
@@ -28,13 +28,13 @@ class TrainingSwitch:
 
     def is_on(self, node: fx.Node) -> bool:
         """Whether ``node`` behaves as in training, and would not in evaluation."""
-        given = bound(node)
+        given = arguments_of(node)
         needed = self.statistics is not None and given[self.statistics] is None
         return given.get(self.argument) is True and not needed
 
     def turn_on(self, node: fx.Node, dropout: float) -> None:
         """Make ``node`` that of training; of the rate that is dropped the share ``dropout`` stays."""
-        arguments = bound(node) | {self.argument: True}
+        arguments = arguments_of(node) | {self.argument: True}
         if self.rate is not None:
             arguments[self.rate] *= dropout
         if arguments.get("momentum") == 0.0:

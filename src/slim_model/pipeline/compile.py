@@ -32,7 +32,7 @@ from slim_model.graph.graph import Graph, first_sample
 from slim_model.pipeline.compiled import Compiled, Removed
 from slim_model.pipeline.example_batches import another_like, other_batches
 from slim_model.pipeline.passes import Pass, passes_of
-from slim_model.progress import Progress, counted, silent
+from slim_model.progress import Progress, count_in_text, say_nothing
 from slim_model.proof.capture import capture
 from slim_model.proof.prove import prove
 from slim_model.proof.tolerance import relative_error
@@ -56,7 +56,7 @@ def compile_model(
     program: ExportedProgram | None = None,
     graph: Graph | None = None,
     resume: Resume | None = None,
-    progress: Progress = silent,
+    progress: Progress = say_nothing,
 ) -> Compiled:
     """A small graph that was proven to equal the masked dense one, for the goal that ``recipe`` names.
 
@@ -149,7 +149,7 @@ def _removed(run: _Run, graph: Graph, one: Pass, pinned: dict[str, str]) -> Remo
     progress("finding coupled channels")
     coupling = couple_attention(graph, loses=one.loses, heads=run.heads, keep=recipe.coupling.keep, pinned_nodes=pinned)
     progress("ranking channels")
-    ranking, count = recipe.ranking, counted(progress)
+    ranking, count = recipe.ranking, count_in_text(progress)
     scores = score(coupling, ranking.criterion, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
     heads = tuple(run.heads.groups(coupling)) if one.goal.whole_heads else ()
     choice = choose(Task(run.model, run.dense, coupling, scores, one.goal, heads, data, recipe.measuring, progress))

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from slim_model.errors import InputError, ProofError
 from slim_model.graph.decisions import Decided, Decision
 from slim_model.graph.graph import Graph, first_sample, source_line
-from slim_model.graph.tensor_trees import copied, tensors_among
+from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
@@ -89,7 +89,7 @@ def _trace_error(model: nn.Module, graph: Graph, inputs: tuple[Any, ...], flat: 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     with torch.no_grad():
-        return tensors_among(model(*copied(inputs)))
+        return tensors_among(model(*copy_tensors(inputs)))
 
 
 def _largest(expected: list[Tensor], got: list[Tensor]) -> float:

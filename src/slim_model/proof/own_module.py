@@ -23,7 +23,7 @@ from slim_model.graph.as_module import graph_module
 from slim_model.graph.decisions import DecisionRecorder, DecisionReplayer
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.modes import eval_mode
-from slim_model.graph.tensor_trees import copied, tensors_among
+from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 from slim_model.ops import row_of
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
@@ -80,7 +80,7 @@ def _finite(outputs: Any) -> bool:
 
 
 def _called(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> Any:
-    return module(*small.arguments(copied(inputs)))
+    return module(*small.arguments(copy_tensors(inputs)))
 
 
 def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:

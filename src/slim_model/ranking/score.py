@@ -10,7 +10,7 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.data.batches import Data
 from slim_model.data.loss import Loss
 from slim_model.errors import InputError
-from slim_model.progress import Count, uncounted
+from slim_model.progress import Count, count_nothing
 from slim_model.ranking.criteria import Criterion, check_needs, ranking_of
 from slim_model.ranking.criteria.slices import Slices, slices_of
 from slim_model.ranking.evidence.ablation import losses_of
@@ -24,7 +24,7 @@ def score(
     seed: int = 0,
     data: Data | None = None,
     loss: Loss | None = None,
-    count: Count = uncounted,
+    count: Count = count_nothing,
 ) -> list[Tensor]:
     """One float64 tensor ``(width,)`` per group, higher = keep. No two channels of a group are equal: ties are broken
     by the norm of the weights that read a channel, then by its number (the first one is kept)."""

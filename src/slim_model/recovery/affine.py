@@ -20,7 +20,7 @@ from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
 from slim_model.ranking.evidence.sampling import SAMPLED, sample_positions
 from slim_model.recovery.linear_layers import LinearLayer, as_map, find_linear_layers
-from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
+from slim_model.recovery.ridge import Candidate, InputMoments, RidgeProblem, candidate_of, problem_of
 
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Relative to the mean of the diagonal."""
@@ -56,9 +56,9 @@ def fold(
     return small.with_tensors(tensors), took
 
 
-def _remember(dense: Graph, problems: list[Problem], fit: Parts, held: Parts, seen: Memory) -> None:
+def _remember(dense: Graph, problems: list[RidgeProblem], fit: Parts, held: Parts, seen: Memory) -> None:
     if problems:
-        one, two = (observed(dense, problems, part) for part in (fit, held))
+        one, two = (observe_inputs(dense, problems, part) for part in (fit, held))
         seen |= {problem.key: (one.get(problem.layer.node), two.get(problem.layer.node)) for problem in problems}
 
 
@@ -71,7 +71,7 @@ def memory_of(dense: Graph, fit: Parts, held: Parts) -> Memory:
     return seen
 
 
-def _chunks(problems: list[Problem]) -> Iterator[list[Problem]]:
+def _chunks(problems: list[RidgeProblem]) -> Iterator[list[RidgeProblem]]:
     """As many at once as their statistics fit the memory."""
     number, held, of = 0, 0, []
     for problem in problems:
@@ -82,7 +82,7 @@ def _chunks(problems: list[Problem]) -> Iterator[list[Problem]]:
         yield [problem for _, problem in some]
 
 
-def observed(graph: Graph, problems: list[Problem], parts: Parts) -> dict[str, InputMoments]:
+def observe_inputs(graph: Graph, problems: list[RidgeProblem], parts: Parts) -> dict[str, InputMoments]:
     """Moments of what each layer reads, by the layer's node."""
     found: dict[str, InputMoments] = {}
     for part in parts():
@@ -95,7 +95,7 @@ def observed(graph: Graph, problems: list[Problem], parts: Parts) -> dict[str, I
 
 
 class _Watch(fx.Interpreter):
-    def __init__(self, graph: Graph, problems: list[Problem], first: int, samples: int) -> None:
+    def __init__(self, graph: Graph, problems: list[RidgeProblem], first: int, samples: int) -> None:
         super().__init__(graph.module, garbage_collect_values=True)
         self.due = {problem.layer.node: problem for problem in problems}
         self.first, self.samples, self.found = first, samples, dict[str, InputMoments]()
@@ -107,7 +107,7 @@ class _Watch(fx.Interpreter):
             self.found[n.name] = self._of(problem, x)
         return super().run_node(n)
 
-    def _of(self, problem: Problem, x: Tensor) -> InputMoments:
+    def _of(self, problem: RidgeProblem, x: Tensor) -> InputMoments:
         layer = problem.layer
         if layer.window is None:
             rows = x.reshape(-1, x.shape[-1])
@@ -124,7 +124,7 @@ class _Watch(fx.Interpreter):
 
 
 def _folded(
-    problem: Problem,
+    problem: RidgeProblem,
     fit: InputMoments | None,
     held: InputMoments | None,
     ridges: tuple[float, ...],

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.ranking.evidence.seen import Seen
 from slim_model.ranking.evidence.statistics import ChannelMoments
 from slim_model.recovery.linear_layers import is_norm
@@ -23,7 +23,7 @@ def recalibrate(small: Graph, fit: Parts) -> tuple[Graph, int]:
     norms = [node for node in small.nodes if node.op == "call_function" and is_norm(node) and _alone(node, small)]
     for node in norms:
         seen: ChannelMoments | None = None
-        name = bound(node)["input"].name
+        name = arguments_of(node)["input"].name
         for stop in track.before(node.name):
             values = stop.values[name].detach()
             here = ChannelMoments.of(
@@ -36,7 +36,7 @@ def recalibrate(small: Graph, fit: Parts) -> tuple[Graph, int]:
 
 
 def _statistics(node: fx.Node, track: StreamedRun, seen: ChannelMoments) -> dict[str, Tensor]:
-    owners, given = track.graph.owners, bound(node)
+    owners, given = track.graph.owners, arguments_of(node)
     mean, variance = (owners[given[name].name] for name in ("running_mean", "running_var"))
     held = track.tensors
     return {
@@ -47,6 +47,6 @@ def _statistics(node: fx.Node, track: StreamedRun, seen: ChannelMoments) -> dict
 
 def _alone(node: fx.Node, graph: Graph) -> bool:
     return all(
-        isinstance(n := bound(node)[name], fx.Node) and n.name in graph.owners and len(n.users) == 1
+        isinstance(n := arguments_of(node)[name], fx.Node) and n.name in graph.owners and len(n.users) == 1
         for name in ("running_mean", "running_var")
     )

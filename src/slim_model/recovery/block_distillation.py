@@ -19,12 +19,12 @@ from torch import Tensor, fx
 from slim_model.data.holdout import Parts
 from slim_model.errors import first_line
 from slim_model.graph.graph import Graph
-from slim_model.progress import Progress, silent
+from slim_model.progress import Progress, say_nothing
 from slim_model.recovery.cut_points import CutPoint, find_cut_points, is_batch, sizes
-from slim_model.recovery.linear_layers import LinearLayer, own, readers
+from slim_model.recovery.linear_layers import LinearLayer, count_readers, stored_name_of
 from slim_model.recovery.streamed_run import MEMORY, StreamedRun
 
-TOGETHER = 3
+BLOCKS_AT_ONCE = 3
 """Blocks that learn at once."""
 STEPS, BATCH, RATE = 400, 64, 1e-3
 _LEAST = 4 * BATCH
@@ -43,7 +43,7 @@ class Block:
 
 
 def refit(
-    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, progress: Progress = silent
+    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, progress: Progress = say_nothing
 ) -> tuple[Graph, dict[str, str]]:
     """The small graph with what its blocks learned, and the error at the end of each before and after."""
     blocks, took, tensors = find_blocks(dense, small, layers), dict[str, str](), dict(small.tensors)
@@ -157,16 +157,16 @@ class _Runner:
 def find_blocks(dense: Graph, small: Graph, layers: Sequence[LinearLayer]) -> list[Block]:
     """In the order of the graph. What lies behind the last place that compares with the dense graph is in none."""
     cut_points = find_cut_points(dense, small, layers)
-    ends = cut_points[::TOGETHER]
+    ends = cut_points[::BLOCKS_AT_ONCE]
     if cut_points and ends[-1] is not cut_points[-1]:
         ends.append(cut_points[-1])
-    nodes, used = list(small.nodes), readers(small)
+    nodes, used = list(small.nodes), count_readers(small)
     at = {node: i for i, node in enumerate(nodes)}
     found = []
     for start, end in itertools.pairwise(ends):
         inside = tuple(nodes[at[start.node] + 1 : at[end.node] + 1])
         read = dict.fromkeys(source for node in inside for source in node.all_input_nodes)
-        owned = filter(None, (own(small, source, used) for source in read))
+        owned = filter(None, (stored_name_of(small, source, used) for source in read))
         if trained := tuple(name for name in owned if name in small.parameter_names):
             found.append(Block(start.name, inside, trained, end))
     return found

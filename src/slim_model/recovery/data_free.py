@@ -20,13 +20,13 @@ from torch import Tensor, fx
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.nodes import arguments_of, shape_of
 from slim_model.labels.values import Value
 from slim_model.ops import row_of
 from slim_model.ranking.evidence.moments import Covariances, Moments
 from slim_model.ranking.evidence.rectified_normal import expected_products
 from slim_model.recovery.linear_layers import LinearLayer, is_norm, norm_behind
-from slim_model.recovery.ridge import Candidate, InputMoments, Problem, candidate_of, problem_of
+from slim_model.recovery.ridge import Candidate, InputMoments, RidgeProblem, candidate_of, problem_of
 
 RIDGE = 1e-3
 
@@ -76,7 +76,7 @@ def _made(coupling: Coupling, node: fx.Node, layer: LinearLayer) -> _Made:
 
 def _normed(coupling: Coupling, norm: fx.Node) -> tuple[Tensor, Tensor]:
     """The mean and the deviation of what a BatchNorm gives: its shift, and the size of its scale."""
-    given = bound(norm)
+    given = arguments_of(norm)
     shift, scale = (coupling.labelled.constants.of(given[name]) if given[name] else None for name in ("bias", "weight"))
     size = len(coupling.labelled.constants.of(given["running_mean"]))  # type: ignore[arg-type]
     mean = torch.zeros(size) if shift is None else shift.detach().cpu()
@@ -89,7 +89,7 @@ def _of_length(rows: Tensor, length: Tensor | None) -> Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300) * length.double()[:, None]
 
 
-def _channels(coupling: Coupling, operand: fx.Node, problem: Problem, made: list[_Made]) -> _Made | None:
+def _channels(coupling: Coupling, operand: fx.Node, problem: RidgeProblem, made: list[_Made]) -> _Made | None:
     """What makes each input of a layer: of a sum of several outputs, all of them; None where nothing is known."""
     layer = problem.layer
     value = coupling.labelled.values[operand]
@@ -131,7 +131,7 @@ def _rectified(coupling: Coupling, operand: fx.Node) -> bool:
     return any(row is not None and row.curve in ("rectifier", "leaky") for row in rows)
 
 
-def _moments(problem: Problem, operand: fx.Node, channels: _Made, rectified: bool) -> InputMoments:
+def _moments(problem: RidgeProblem, operand: fx.Node, channels: _Made, rectified: bool) -> InputMoments:
     """As if one row had been seen."""
     layer = problem.layer
     groups = len(layer.groups)
@@ -157,7 +157,7 @@ def _repair(
 ) -> None:
     """Divides the variance in the BatchNorm behind by the share that is lost."""
     norm = norm_behind(node)
-    name = coupling.graph.owners.get(bound(norm)["running_var"].name) if norm else None
+    name = coupling.graph.owners.get(arguments_of(norm)["running_var"].name) if norm else None
     if name is None:
         return
     problem = found.problem

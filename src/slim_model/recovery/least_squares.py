@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
-from slim_model.progress import Progress, silent
+from slim_model.progress import Progress, say_nothing
 from slim_model.recovery.linear_layers import LinearLayer
 from slim_model.recovery.regression_rows import Rows
 from slim_model.recovery.streamed_run import MEMORY, StreamedRun
@@ -48,7 +48,7 @@ class _Products:
 
 
 def refit(
-    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, progress: Progress = silent
+    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, progress: Progress = say_nothing
 ) -> tuple[Graph, dict[str, str]]:
     """The small graph with fitted weights, and for each layer behind the first cut what it took."""
     nodes = {node.name: node for node in dense.nodes}

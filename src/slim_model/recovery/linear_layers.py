@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.graph.stored_tensors import storage_key
 from slim_model.ops import kind_of, linear_form_of
 from slim_model.ops.linear_form import LinearForm, Window
@@ -112,7 +112,7 @@ def as_map(x: Tensor) -> Tensor:
 
 def find_linear_layers(dense: Graph, small: Graph, kept: Kept) -> list[LinearLayer]:
     """Every layer that can be given other weights, in the order of the graph."""
-    used = readers(dense)
+    used = count_readers(dense)
     found = []
     for node in dense.nodes:
         if node.op == "call_function" and (form := linear_form_of(node)) is not None:
@@ -122,7 +122,7 @@ def find_linear_layers(dense: Graph, small: Graph, kept: Kept) -> list[LinearLay
     return found
 
 
-def readers(graph: Graph) -> Counter[Hashable]:
+def count_readers(graph: Graph) -> Counter[Hashable]:
     """How many nodes read each stored tensor; several names may share its memory."""
     counts: Counter[Hashable] = Counter()
     for node in graph.nodes:
@@ -131,7 +131,7 @@ def readers(graph: Graph) -> Counter[Hashable]:
     return counts
 
 
-def own(graph: Graph, node: fx.Node | None, used: Counter[Hashable]) -> str | None:
+def stored_name_of(graph: Graph, node: fx.Node | None, used: Counter[Hashable]) -> str | None:
     """The stored tensor behind ``node``, where nothing else reads it."""
     if node is None or node.op != "placeholder" or node.name not in graph.owners:
         return None
@@ -142,7 +142,7 @@ def own(graph: Graph, node: fx.Node | None, used: Counter[Hashable]) -> str | No
 def _sum(
     node: fx.Node, form: LinearForm, dense: Graph, small: Graph, kept: Kept, used: Counter[Hashable]
 ) -> LinearLayer | None:
-    weight = own(dense, form.weight, used)
+    weight = stored_name_of(dense, form.weight, used)
     value, stored = form.operand.meta.get("val"), dense.tensors.get(weight or "")
     if weight is None or stored is None or not isinstance(value, Tensor) or form.operand.op == "get_attr":
         return None
@@ -157,7 +157,7 @@ def _sum(
     left = small.tensors[weight]
     if (left.shape[out], left.shape[taken]) != (len(outputs), len(inputs)) or len(outputs) % len(groups):
         return None
-    if form.bias is not None and own(dense, form.bias, used) is None:
+    if form.bias is not None and stored_name_of(dense, form.bias, used) is None:
         return None  # a constant that others read, too
     return LinearLayer(
         node=node.name,
@@ -175,11 +175,11 @@ def _sum(
 
 
 def _constant(node: fx.Node, bias: fx.Node | None, graph: Graph, used: Counter[Hashable]) -> tuple[str, int] | None:
-    stored = own(graph, bias, used)
+    stored = stored_name_of(graph, bias, used)
     if stored is not None:
         return stored, 1
     norm = norm_behind(node)
-    mean = own(graph, bound(norm)["running_mean"], used) if norm is not None else None
+    mean = stored_name_of(graph, arguments_of(norm)["running_mean"], used) if norm is not None else None
     return (mean, -1) if mean is not None else None
 
 
@@ -193,5 +193,5 @@ def is_norm(node: fx.Node) -> bool:
     """A BatchNorm that normalises by stored statistics."""
     if kind_of(node) != "batch_norm" or not isinstance(node.meta.get("val"), Tensor):
         return False  # a decomposed one gives its statistics, too
-    given = bound(node)
+    given = arguments_of(node)
     return given["running_mean"] is not None and not given["training"]

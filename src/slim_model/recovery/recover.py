@@ -17,9 +17,9 @@ import torch
 
 from slim_model.data.accuracy import Exam, Step
 from slim_model.data.batches import Data
-from slim_model.data.holdout import Parts, parted
+from slim_model.data.holdout import Parts, split_off_held_out
 from slim_model.graph.graph import Graph
-from slim_model.progress import Progress, silent
+from slim_model.progress import Progress, say_nothing
 from slim_model.recovery import affine, data_free
 from slim_model.recovery import batchnorm_statistics as norms
 from slim_model.recovery import block_distillation as blocks
@@ -90,7 +90,7 @@ def recover(
     exam: Exam,
     *,
     recalibrate: bool = False,
-    progress: Progress = silent,
+    progress: Progress = say_nothing,
 ) -> tuple[Graph, tuple[Step, ...]]:
     """Give the small graph values that compensate for what was removed. ``kept``: the dense positions left of each
     stored tensor. Returns the recovered graph, and a Step for each change that was tried.
@@ -100,7 +100,7 @@ def recover(
     names = (*LEVELS[level], *(("recalibrate",) if recalibrate else ()))
     if not names:
         return small, ()
-    fit, held = parted(data, dense) if data else (lambda: iter(()), lambda: iter(()))
+    fit, held = split_off_held_out(data, dense) if data else (lambda: iter(()), lambda: iter(()))
     case = _Case(dense, find_linear_layers(dense, small, kept), fit, held, progress)
     referee = Referee(dense, held)
     steps, now = [], referee.judge(small)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.ops import kind_of
 from slim_model.recovery.linear_layers import LinearLayer, norm_behind
 from slim_model.recovery.streamed_run import StreamedRun
@@ -31,8 +31,8 @@ def sink_of(node: fx.Node) -> Sink:
     while (user := _only_user(end)) is not None and kind_of(user) == "dropout":
         end = user
     other = None
-    if user is not None and kind_of(user) == "addition" and bound(user)["alpha"] == 1:
-        sides = [bound(user)["self"], bound(user)["other"]]
+    if user is not None and kind_of(user) == "addition" and arguments_of(user)["alpha"] == 1:
+        sides = [arguments_of(user)["self"], arguments_of(user)["other"]]
         other = next((side for side in sides if side is not end and isinstance(side, fx.Node)), None)
         user = _only_user(user) if other is not None else None
     return Sink(norm, other, user is not None and kind_of(user) == "relu")
@@ -42,7 +42,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-class Row(NamedTuple):
+class RegressionRows(NamedTuple):
     """``taken (group, row, column)``, the last column one where the layer has a constant; ``wanted (group, row,
     output)``: what it should give, constant included; ``rises``: that value where it enters the ReLU, or None."""
 
@@ -62,7 +62,7 @@ class Rows:
         passes = self.slope.abs() > 1e-3 * self.slope.abs().max()  # else a BatchNorm that lets nearly nothing through
         self.scale = torch.where(passes, 1 / self.slope, 0.0)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[RegressionRows]:
         name, groups = self.layer.node, len(self.layer.groups)
         for big, little in zip(self.dense.after(name), self.small.before(name), strict=True):
             ours, first = little.values, little.part.first
@@ -72,7 +72,7 @@ class Rows:
             wanted, rises = self._wanted(big.values, ours)
             cut = [None if x is None else self.layer.targets(x, groups, first, self.places) for x in (wanted, rises)]
             assert cut[0] is not None
-            yield Row(taken, cut[0], cut[1])
+            yield RegressionRows(taken, cut[0], cut[1])
 
     def _wanted(self, theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         layer, sink = self.layer, self.sink
@@ -93,7 +93,7 @@ class Rows:
             wanted = wanted + (full.index_select(axis, index) - other) * scale
         return wanted, wanted * slope + shift + other if sink.rectified else None
 
-    def wanted_of(self, row: Row, given: Tensor) -> Tensor:
+    def wanted_of(self, row: RegressionRows, given: Tensor) -> Tensor:
         """Targets relaxed by the ReLU: where the target is not positive, any prediction that is not positive is right
         (Zhang et al. 2015). ``given`` is the prediction now."""
         assert row.rises is not None
@@ -103,7 +103,7 @@ class Rows:
         shut = torch.where((given - edge) * slope <= 0, given, edge)
         return torch.where((row.rises > 0) | (scale == 0), row.wanted, shut)
 
-    def error(self, row: Row, given: Tensor) -> float:
+    def error(self, row: RegressionRows, given: Tensor) -> float:
         """Squared error, behind the ReLU if there is one."""
         if row.rises is None:
             return float((given - row.wanted).double().square().sum())
@@ -115,7 +115,7 @@ def _line(norm: fx.Node | None, small: StreamedRun, outputs: int) -> tuple[Tenso
     """Slope and shift of a BatchNorm, the mean aside."""
     if norm is None:
         return torch.ones(outputs), torch.zeros(outputs)
-    given = bound(norm)
+    given = arguments_of(norm)
     slope = (small.stored(given["running_var"]) + given["eps"]).rsqrt()
     if given["weight"] is not None:
         slope = slope * small.stored(given["weight"])

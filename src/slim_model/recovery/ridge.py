@@ -45,7 +45,7 @@ class InputMoments:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RidgeProblem:
     """One layer: its dense weights ``(group, output left, input, tap)``, which inputs are kept, and how many features
     each input stands for (``tied``)."""
 
@@ -60,7 +60,7 @@ class Problem:
         return self.layer.node, self.tied, tuple(self.layer.groups.tolist())
 
 
-def problem_of(dense: Graph, layer: LinearLayer, samples: int) -> Problem:
+def problem_of(dense: Graph, layer: LinearLayer, samples: int) -> RidgeProblem:
     weights = layer.matrix(dense.tensors[layer.weight].detach(), layer.all_groups).double().cpu()
     chosen = torch.zeros(layer.all_groups * weights.shape[1], dtype=torch.bool)
     chosen[layer.outputs] = True
@@ -71,7 +71,7 @@ def problem_of(dense: Graph, layer: LinearLayer, samples: int) -> Problem:
     tied = 1
     if layer.window is None and (layer.width > LARGEST or layer.width * _ROWS_EACH > samples):
         tied = _run_length(kept)
-    return Problem(layer, rows.unflatten(2, (-1, tied)).flatten(3), kept.view(-1, tied)[:, 0], tied)
+    return RidgeProblem(layer, rows.unflatten(2, (-1, tied)).flatten(3), kept.view(-1, tied)[:, 0], tied)
 
 
 def _run_length(kept: Tensor) -> int:
@@ -80,7 +80,7 @@ def _run_length(kept: Tensor) -> int:
     return math.gcd(len(kept), *edges.tolist())
 
 
-def candidate_of(problem: Problem, fit: InputMoments, ridge: float | None) -> Candidate:
+def candidate_of(problem: RidgeProblem, fit: InputMoments, ridge: float | None) -> Candidate:
     layer, kept = problem.layer, problem.kept
     spread = fit.rows.scatter / fit.rows.count
     if layer.constant is None:  # through the origin
@@ -91,10 +91,10 @@ def candidate_of(problem: Problem, fit: InputMoments, ridge: float | None) -> Ca
         level = ridge * among.diagonal(dim1=1, dim2=2).mean(1) + 1e-300
         among = among + level[:, None, None] * torch.eye(among.shape[1]).to(among)
         coefficients = torch.linalg.solve(among, spread[:, kept][:, :, ~kept]).transpose(1, 2)  # (group, P, K)
-    return Candidate(problem, coefficients, taken_by(problem, fit))
+    return Candidate(problem, coefficients, mean_inputs(problem, fit))
 
 
-def taken_by(problem: Problem, moments: InputMoments) -> Tensor:
+def mean_inputs(problem: RidgeProblem, moments: InputMoments) -> Tensor:
     """``(group, input, tap)``: what each tap reads on average."""
     layer = problem.layer
     mean = layer.taken_on_average(moments.average, layer.all_groups)[layer.groups]
@@ -104,7 +104,7 @@ def taken_by(problem: Problem, moments: InputMoments) -> Tensor:
 class Candidate:
     """Coefficients ``(group, removed, kept)``, None for none; ``taken`` by which the constant is made up, or None."""
 
-    def __init__(self, problem: Problem, coefficients: Tensor | None, taken: Tensor | None) -> None:
+    def __init__(self, problem: RidgeProblem, coefficients: Tensor | None, taken: Tensor | None) -> None:
         self.problem = problem
         weights, kept = problem.weights, problem.kept
         self.added = torch.zeros_like(weights[:, :, kept])
@@ -120,7 +120,7 @@ class Candidate:
         """The mean squared error of the layer's outputs, where taps are taken as independent of one another."""
         spread = (moments.rows.scatter / moments.rows.count).cpu()
         noise = torch.einsum("goct,gcd,godt->", self.missing, spread, self.missing)
-        off = torch.einsum("goct,gct->go", self.missing, taken_by(self.problem, moments)) - self.constant
+        off = torch.einsum("goct,gct->go", self.missing, mean_inputs(self.problem, moments)) - self.constant
         return float(noise + off.square().sum())
 
     def store(self, tensors: dict[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slim_model.graph.nodes import bound, insert_call, shape_of
+from slim_model.graph.nodes import arguments_of, insert_call, shape_of
 from slim_model.graph.varying_axes import varying_axes
 from slim_model.ops import kind_of
 from slim_model.simplifying.moves import is_written, move_labels, only_moves, size_of
@@ -91,11 +91,11 @@ def _cut(end: fx.Node) -> _Split | None:
     if len(parts) < 2 or len({shape_of(part) for part in parts}) > 1:
         return None
     pieces = [[user for user in users[0].users if user.args[1] == i] for i in range(len(parts))]
-    return _Split(bound(users[0])["dim"] % len(shape), len(parts), pieces, "unbind" in kinds)
+    return _Split(arguments_of(users[0])["dim"] % len(shape), len(parts), pieces, "unbind" in kinds)
 
 
 def _cut_by_number(users: list[fx.Node], shape: tuple[int, ...]) -> _Split | None:
-    given = [bound(user) for user in users]
+    given = [arguments_of(user) for user in users]
     dim, *others = {arguments["dim"] % len(shape) for arguments in given}
     if others or not all(isinstance(arguments["index"], int) for arguments in given):
         return None

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import fx
 
 from slim_model.graph.graph import PlainLayer
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.ops import kind_of
 
 _NAMES = {"linear": "Linear", "convolution": "Conv{}d", "transposed_convolution": "ConvTranspose{}d"}
@@ -20,7 +20,7 @@ def plain_layer(weight: fx.Node, known: Collection[fx.Node], owners: Mapping[str
     layer = next(iter(weight.users)) if len(weight.users) == 1 else weight
     name = _NAMES.get(kind_of(layer) or "")
     path = _paths(layer)[-1:]
-    given = bound(layer) if name else {}
+    given = arguments_of(layer) if name else {}
     if not name or not path or not path[0] or given["weight"] is not weight or "transposed" in given:
         return None
     inside = [n for n in weight.graph.nodes if n.op == "call_function" and path[0] in _paths(n)]

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import bound, shape_of
+from slim_model.graph.nodes import arguments_of, shape_of
 from slim_model.simplifying.constants import add_placeholder, computed_from, values_of
 from slim_model.simplifying.fold_weights import fold_weights
 from slim_model.simplifying.fused_projections import unfuse
@@ -90,7 +90,7 @@ def _mark_batch_statistics(graph: Graph) -> None:
     for node in nodes.nodes:
         if node.target is not aten.batch_norm.default:
             continue
-        given = bound(node)
+        given = arguments_of(node)
         if not given["training"] or given["running_mean"] is not None:
             continue
         args = (given["input"], given["weight"], given["bias"], True, given["momentum"], given["eps"])

@@ -17,19 +17,25 @@ from torch import Tensor, nn
 
 from slim_model import distributed
 from slim_model.data.accuracy import classes
-from slim_model.data.augmentation import augmentation, cut_mixed, varied
-from slim_model.data.batches import Batch, padded
+from slim_model.data.augmentation import augmentation_of, choose_augmentations, cut_mix
+from slim_model.data.batches import Batch, pad_batch
 from slim_model.data.loss import Loss, distillation, hint, total_loss
 from slim_model.data.training_samples import Samples
 from slim_model.errors import InputError, first_line
 from slim_model.graph.graph import Graph
-from slim_model.graph.tensor_trees import batch_of, copied, not_finite, tensors_among
-from slim_model.progress import Progress, silent
+from slim_model.graph.tensor_trees import batch_of, copy_tensors, not_finite, tensors_among
+from slim_model.progress import Progress, say_nothing
 from slim_model.recovery.cut_points import CutPoint
 from slim_model.training.optimizers import optimizer_for, optimizer_kind
 from slim_model.training.options import TrainingOptions
 from slim_model.training.resume import Resume, digest
-from slim_model.training.training_graph import eval_module, seeded, trained, training_module, with_values
+from slim_model.training.training_graph import (
+    eval_module,
+    fixed_seed,
+    training_module,
+    with_trained_values,
+    with_values,
+)
 
 _EVERY_S = 10.0
 _FLATTERY = 0.005
@@ -106,7 +112,7 @@ def finetune(
     frozen: set[str] | None = None,
     cut_points: Sequence[CutPoint] = (),
     resume: Resume | None = None,
-    progress: Progress = silent,
+    progress: Progress = say_nothing,
 ) -> Tuned:
     """Train ``small`` on what ``teacher`` and the labels say, and on the teacher's values at ``cut_points`` where
     ``hints`` have a weight. Returns the graph with the values of the best epoch on the samples kept apart."""
@@ -115,7 +121,7 @@ def finetune(
     run = _Run(small, teacher, samples, lesson, frozen or set(), cut_points if options.hints else ())
     epochs = [run.examined(None, 0.0)]
     best, chosen = run.values(), 0
-    if resume and (held := distributed.from_first(lambda: resume.load(run.identity()))):
+    if resume and (held := distributed.share_from_first(lambda: resume.load(run.identity()))):
         epochs = [Epoch(**epoch) for epoch in held["epochs"]]
         best, chosen = held["best"], held["chosen"]
         run.load(held["run"])
@@ -130,7 +136,7 @@ def finetune(
             done = {"epochs": [asdict(epoch) for epoch in epochs], "best": best, "chosen": chosen, "run": run.state()}
             resume.save(run.identity(), done)
         progress(_said(number, options.finetune, found))
-    distributed.settle(best)
+    distributed.copy_from_first(best)
     graph = small.with_tensors(small.tensors | best)
     return Tuned(graph, tuple(epochs), chosen, run.settings())
 
@@ -156,7 +162,7 @@ class _Run:
             raise InputError("hints: nowhere does a single value pass that the dense model has too. Leave out --hints.")
         self.small, self.lesson, self.options, self.start = small, lesson, options, digest(small)
         self.train, self.validation = samples.divided(lesson.seed)
-        self.augment = augmentation(options.augment, small.inputs)
+        self.augment = augmentation_of(options.augment, small.inputs)
         self.device = distributed.device(lesson.device)
         names = [cut_point.name for cut_point in cut_points]
         self.net = with_values(
@@ -166,7 +172,7 @@ class _Run:
         self.alpha = _teacher_share(options, samples)
         asked = self.alpha > 0 or bool(cut_points)
         self.teacher = with_values(eval_module(teacher, device=self.device), names) if asked else None
-        self.varied = varied(options.augment, small.inputs)
+        self.varied = choose_augmentations(options.augment, small.inputs)
         self.bf16 = self._in_bf16(options.precision)
         self.fixed = None if small.dynamic_batch else batch_of(small.inputs)
         self.batch = self.fixed or max(1, min(lesson.batch, len(self.train)) // distributed.size())
@@ -207,7 +213,7 @@ class _Run:
         first, share = self.lesson.seed * 1_000_003 + number, distributed.size()
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(first))
         places = [place[distributed.rank() :: share] for place in order[: self.steps * self.step].split(self.step)]
-        with seeded(first + 7919 * distributed.rank(), self.device):
+        with fixed_seed(first + 7919 * distributed.rank(), self.device):
             total, started, said = 0.0, time.perf_counter(), time.perf_counter()
             for step, batch in enumerate(self.train.batches(places, self.augment), 1):
                 total += self._step(batch)
@@ -218,8 +224,8 @@ class _Run:
                         f"fine-tuning: epoch {number} of {self.options.finetune}, {step} of {self.steps} batches, "
                         f"loss {total / step:.4f}, {_duration(left)} left"
                     )
-        distributed.settle(dict(self.net.named_buffers()))
-        return distributed.mean(total / self.steps)
+        distributed.copy_from_first(dict(self.net.named_buffers()))
+        return distributed.mean_over_ranks(total / self.steps)
 
     def _step(self, batch: Batch) -> float:
         inputs = self._mixed(batch)
@@ -245,7 +251,7 @@ class _Run:
 
     def _mixed(self, batch: Batch) -> tuple[Any, ...]:
         first, *others = batch.inputs
-        return tuple(map(self._placed, (cut_mixed(first) if "cutmix" in self.varied else first, *others)))
+        return tuple(map(self._placed, (cut_mix(first) if "cutmix" in self.varied else first, *others)))
 
     def _asked(self, inputs: tuple[Any, ...]) -> tuple[list[Tensor] | None, Sequence[Tensor]]:
         """What the teacher says, and its values at the cut_points. Where pictures are mirrored at random, it is asked
@@ -273,7 +279,7 @@ class _Run:
 
     def examined(self, loss: float | None, seconds: float) -> Epoch:
         """The graph's eval form on the samples kept apart."""
-        return distributed.from_first(lambda: self._examined(loss, seconds))
+        return distributed.share_from_first(lambda: self._examined(loss, seconds))
 
     def _examined(self, loss: float | None, seconds: float) -> Epoch:
         """On pictures varied as in training, each time alike: as they are the dense model most likely knows them."""
@@ -281,9 +287,9 @@ class _Run:
         apart, right, count = 0.0, 0, 0
         scored = self.validation.labelled and "cutmix" not in self.varied
         places = torch.arange(len(self.validation)).split(self.batch)
-        with torch.no_grad(), seeded(self.lesson.seed, self.device):
+        with torch.no_grad(), fixed_seed(self.lesson.seed, self.device):
             for batch in self.validation.batches(places, self.augment):
-                inputs = self._mixed(padded(batch, self.small))
+                inputs = self._mixed(pad_batch(batch, self.small))
                 outputs = tensors_among(net(*inputs))
                 taught = self._asked(inputs)[0]
                 apart += float(self._loss(outputs, taught, batch)) * batch.samples
@@ -297,7 +303,7 @@ class _Run:
     # -- values -------------------------------------------------------------------------------------------------------
 
     def graph(self) -> Graph:
-        return trained(self.small, self.net)
+        return with_trained_values(self.small, self.net)
 
     def values(self) -> dict[str, Tensor]:
         return self.graph().tensors
@@ -335,7 +341,7 @@ class _Run:
         net = training_module(self.small, device=self.device)
         if not any(parameter.requires_grad for parameter in net.parameters()):
             return "its outputs depend on no parameters"
-        copies = copied(self.small.inputs)
+        copies = copy_tensors(self.small.inputs)
         with torch.random.fork_rng(), torch.enable_grad():
             try:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):

@@ -50,7 +50,7 @@ def with_values(module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     return module
 
 
-def trained(graph: Graph, module: nn.Module) -> Graph:
+def with_trained_values(graph: Graph, module: nn.Module) -> Graph:
     """``graph`` with the values that ``module``, made from it, holds now."""
     held = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     values: dict[int, Tensor] = {}
@@ -102,7 +102,7 @@ def _on(module: fx.GraphModule, device: torch.device | None) -> fx.GraphModule:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Whatever is random follows from ``seed``; the user's own random numbers go on as if nothing had been."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -9,7 +9,7 @@ import torch
 
 from slim_model.errors import InputError
 from slim_model.loading.weights.checkpoint import Checkpoint, Weights
-from slim_model.loading.weights.name_fit import Fitted, fitted
+from slim_model.loading.weights.name_fit import Fitted, fit_names
 
 _SHOWN = 3
 
@@ -67,7 +67,7 @@ def choose(found: Checkpoint, expected: Mapping[str, torch.Size], prefix: str | 
     refused: InputError | None = None
     for weights in found.weights:
         try:
-            fit = fitted(weights.tensors, expected, prefix)
+            fit = fit_names(weights.tensors, expected, prefix)
         except InputError as error:
             refused = refused or error
         else:

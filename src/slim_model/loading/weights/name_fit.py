@@ -46,7 +46,7 @@ class Fitted:
         return all(name in self.tensors and self.tensors[name].shape == shape for name, shape in expected.items())
 
 
-def fitted(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], prefix: str | None = None) -> Fitted:
+def fit_names(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], prefix: str | None = None) -> Fitted:
     """``state`` as a model with names and shapes ``expected`` has it. ``prefix``: what the user says to take off;
     otherwise the one under which most names are the model's: ``{"net.a": x}, {"a"} -> {"a": x}``."""
     plain = _without_infixes(state, expected)

@@ -17,7 +17,7 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
-def known(runtime: str | Runtime) -> Runtime:
+def runtime_named(runtime: str | Runtime) -> Runtime:
     """The row of a name (a row stands for itself), or InputError where there is none."""
     if isinstance(runtime, Runtime):
         return runtime
@@ -26,9 +26,9 @@ def known(runtime: str | Runtime) -> Runtime:
     return RUNTIMES[runtime]
 
 
-def usable(runtime: str | Runtime) -> Runtime:
+def usable_runtime(runtime: str | Runtime) -> Runtime:
     """The row, or InputError where it is unknown or of no use here."""
-    row = known(runtime)
+    row = runtime_named(runtime)
     reason = row.available()
     if reason is not None:
         names = ", ".join(name for name, other in RUNTIMES.items() if other.available() is None)

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling, Group, Slice
 from slim_model.data.loss import Losses
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import tensors_in
 from slim_model.ops import kind_of
 from slim_model.ranking.evidence.gather import GroupEvidence, View
@@ -128,11 +128,11 @@ def _by_channel(tensor: Tensor, axis: int, channel: Tensor, width: int) -> Tenso
 def _norms(coupling: Coupling) -> list[tuple[fx.Node, fx.Node]]:
     """(BatchNorm, what it normalises)"""
     nodes = [n for n in coupling.graph.nodes if kind_of(n) == "batch_norm"]
-    return [(node, bound(node)["input"]) for node in nodes]
+    return [(node, arguments_of(node)["input"]) for node in nodes]
 
 
 def _constant(coupling: Coupling, node: fx.Node, name: str) -> Tensor | None:
-    argument = bound(node).get(name)
+    argument = arguments_of(node).get(name)
     value = coupling.labelled.constants.of(argument) if isinstance(argument, fx.Node) else None
     return None if value is None else value.detach()
 
@@ -159,7 +159,7 @@ def _folded(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
 def _factor(coupling: Coupling, norm: fx.Node) -> Tensor:
     variance = _constant(coupling, norm, "running_var")
     gamma = _constant(coupling, norm, "weight")
-    spread = torch.ones(()) if variance is None else (variance + bound(norm)["eps"]).rsqrt()
+    spread = torch.ones(()) if variance is None else (variance + arguments_of(norm)["eps"]).rsqrt()
     return (spread if gamma is None else gamma.abs() * spread).reshape(-1)
 
 
@@ -168,7 +168,7 @@ def _scales(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
     found, index = [], coupling.index()
     mine = index.group[group.channels[0]]
     for norm, _ in _norms(coupling):
-        gamma, values = bound(norm)["weight"], tensors_in([coupling.labelled.values[norm]])
+        gamma, values = arguments_of(norm)["weight"], tensors_in([coupling.labelled.values[norm]])
         labels = values[0].axes[1]  # a decomposed one gives its statistics, too
         if not isinstance(gamma, fx.Node) or labels is None:
             continue

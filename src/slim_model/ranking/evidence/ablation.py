@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.cutting.cut import cut_of
 from slim_model.cutting.masked import Masked
-from slim_model.data.batches import Batch, Data, padded
+from slim_model.data.batches import Batch, Data, pad_batch
 from slim_model.data.loss import Loss, Losses, total_loss
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
@@ -32,7 +32,7 @@ def losses_of(coupling: Coupling, group: Group, data: Data, loss: Loss | None) -
     def losses(removed: Tensor) -> Tensor:
         total, samples = torch.zeros(len(removed), dtype=torch.float64), 0
         for batch in data.batches():
-            total += _of_batch(coupling, group, padded(batch, coupling.graph), loss, removed)
+            total += _of_batch(coupling, group, pad_batch(batch, coupling.graph), loss, removed)
             samples += batch.samples
         if not bool(torch.isfinite(total).all()):
             raise InputError("the loss is NaN or infinite on the data. Check inputs, labels and weights.")

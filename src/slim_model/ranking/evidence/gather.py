@@ -17,13 +17,13 @@ from torch import Tensor, fx
 
 from slim_model import distributed
 from slim_model.coupling.coupling import Coupling
-from slim_model.data.batches import Batch, Data, padded
+from slim_model.data.batches import Batch, Data, pad_batch
 from slim_model.data.loss import Loss
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import source_line
 from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
-from slim_model.progress import Count, uncounted
+from slim_model.progress import Count, count_nothing
 from slim_model.ranking.evidence.gate_gradients import (
     GateCurvature,
     GateGradients,
@@ -92,7 +92,7 @@ def gather(
     loss: Loss | None = None,
     seed: int = 0,
     first: int = 0,
-    count: Count = uncounted,
+    count: Count = count_nothing,
 ) -> Evidence:
     """Gather ``statistics`` of all groups in one pass over ``data``.
 
@@ -109,7 +109,7 @@ def gather(
             evidence = here if evidence is None else evidence.merge(here)
         done += batch.samples
         count(done, data.samples)
-    evidence = distributed.merged(evidence, Evidence.merge)
+    evidence = distributed.merge_ranks(evidence, Evidence.merge)
     if evidence is None:
         raise InputError(f"{data.name} is empty: it gave no batch.")
     return evidence
@@ -138,7 +138,7 @@ class _Observer:
             )
 
     def look(self, batch: Batch, first: int) -> Evidence:
-        batch = padded(batch, self.coupling.graph)
+        batch = pad_batch(batch, self.coupling.graph)
         views: list[dict[str, Any]] = [{} for _ in self.sites]
         if self.names:
             self._watch(batch, first, views)

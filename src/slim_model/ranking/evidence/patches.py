@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from slim_model.errors import InputError
 from slim_model.graph.graph import source_line
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.ops import kind_of, linear_form_of, recurrent
 from slim_model.ops.linear_form import Window
 from slim_model.ranking.evidence.read_sites import Positions
@@ -46,8 +46,8 @@ def _sides(
             return _of_linear(x, weight.T if form.turned else weight, first, samples) if axis == 0 else None
         if len(form.window.kernel) < 3 and x.dim() == weight.dim():
             return _of_convolution(x, weight, form.window.on_maps(), form.groups, first)
-    elif kind_of(node) == "recurrent" and axis is not None and bound(node).get("input") is positions.node:
-        weight = recurrent.input_weight(**fx.map_arg(bound(node), env.__getitem__))
+    elif kind_of(node) == "recurrent" and axis is not None and arguments_of(node).get("input") is positions.node:
+        weight = recurrent.input_weight(**fx.map_arg(arguments_of(node), env.__getitem__))
         return _of_linear(env[positions.node].detach().movedim(axis, 0), weight, first, samples)
     return None
 

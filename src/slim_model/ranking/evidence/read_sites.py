@@ -22,7 +22,7 @@ from slim_model.coupling.coupling import Coupling, GroupIndex
 from slim_model.errors import InputError
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import source_line
-from slim_model.graph.nodes import bound
+from slim_model.graph.nodes import arguments_of
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Value, tensors_in
 from slim_model.ops import row_of
@@ -123,7 +123,7 @@ def _summed_operands(coupling: Coupling, node: fx.Node, reached: set[fx.Node]) -
     row = row_of(node.target) if node.op == "call_function" else None
     if row is None or row.masks == "nothing":
         return
-    values, states = coupling.labelled.values, pytree.tree_leaves(bound(node).get("hx", ()))
+    values, states = coupling.labelled.values, pytree.tree_leaves(arguments_of(node).get("hx", ()))
     read = [n for n in node.all_input_nodes if n not in states]  # a recurrent layer hands its state on
     labelled = [n for n in read if isinstance(values[n], Value) and values[n].labelled]
     out = _channels(coupling, tensors_in([values[node]]))
