@@ -39,7 +39,7 @@ def measure_output_damage(
     """
     graph = coupling.graph
     fit, held = split_off_held_out(data, graph)
-    referee, memory = Referee(graph, held), affine.memory_of(graph, fit, held)
+    referee, memory = Referee(graph, held), affine.bytes_needed(graph, fit, held)
     found = []
     for number, (group, score) in enumerate(zip(coupling.groups, scores, strict=True)):
         progress(f"weighing layers: {number} of {len(scores)} ({group.name})")

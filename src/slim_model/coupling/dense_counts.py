@@ -42,7 +42,7 @@ def keep_dense_counts(graph: Graph) -> Graph:
     if not any(kind_of(node) in _STATISTICS for node in graph.nodes):
         return graph
     coupling = couple(graph)
-    names = [node.name for node in graph.nodes if _counts_channels(coupling, node) and not is_norm(coupling, node)]
+    names = [node.name for node in graph.nodes if _counts_channels(coupling, node) and not feeds_a_norm(coupling, node)]
     if not names:
         return graph
     # A maximum pins what it looks at, so what is free is known once all are written. Where something else pins the
@@ -88,7 +88,7 @@ def _is_free(coupling: Coupling, node: fx.Node) -> bool:
 _ARITHMETIC = ("addition", "subtraction", "division", "inverse", "power", "arithmetic")
 
 
-def is_norm(coupling: Coupling, node: fx.Node) -> bool:
+def feeds_a_norm(coupling: Coupling, node: fx.Node) -> bool:
     """Whether the statistic that ``node`` is goes back to the channels that it is taken of: subtracted from them, or as
     their divisor, by arithmetic alone (no layer, no sigmoid on the way)."""
     widths = {len(axis) for axis in _labelled(coupling, node.all_input_nodes[0])}

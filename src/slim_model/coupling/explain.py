@@ -227,10 +227,10 @@ def _plain(node: fx.Node) -> str:
 
 
 def _blocks(component: np.ndarray, group: Group, node: fx.Node) -> str:
-    """How the places of one channel lie along an axis: side by side, or the same place in every block."""
-    places = np.flatnonzero(component == component[np.isin(component, group.channels)][0])
-    count = len(places)
-    if places[-1] - places[0] == count - 1:
+    """How the positions of one channel lie along an axis: side by side, or the same position in every block."""
+    positions = np.flatnonzero(component == component[np.isin(component, group.channels)][0])
+    count = len(positions)
+    if positions[-1] - positions[0] == count - 1:
         kind = "groups" if kind_of(node) in _CONVOLUTIONS else "blocks"
         return f"whole {kind} of {count} go: {_named(node)}"
     kind = "gates" if kind_of(node) == "recurrent" else "heads" if _attends(node) else "blocks"

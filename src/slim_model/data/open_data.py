@@ -62,23 +62,23 @@ def open_data(
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedData:
     """A source that was read or made: what messages call it, and its samples."""
 
     name: str
     samples: Any
 
 
-def read_source(source: Any, example: Sequence[Any], split: Split) -> Opened:
+def read_source(source: Any, example: Sequence[Any], split: Split) -> OpenedData:
     """Read or make the part ``split`` of ``source``, where it only says how; one that was opened is left as it is."""
-    if isinstance(source, Opened):
+    if isinstance(source, OpenedData):
         return source
     if isinstance(source, str):
-        return Opened(source, open_spec(source, example, split))
+        return OpenedData(source, open_spec(source, example, split))
     name = f"the data ({type(source).__name__})"
     if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         source = source()
-    return Opened(name, source)
+    return OpenedData(name, source)
 
 
 def _kept(source: Iterator[Any], samples: int) -> list[Any]:

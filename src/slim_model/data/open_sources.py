@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from slim_model.data.batches import Data
-from slim_model.data.open_data import Opened, open_data, read_source
+from slim_model.data.open_data import OpenedData, open_data, read_source
 from slim_model.data.options import DataOptions
 from slim_model.data.training_samples import Samples, open_samples
 from slim_model.graph.graph import Graph
@@ -28,7 +28,7 @@ def open_sources(options: DataOptions, graph: Graph, *, seed: int, training: boo
         return Sources()
     train = read_source(options.data, graph.inputs, "train")
     if training and isinstance(train.samples, Iterator):  # it is read twice, and can be read once
-        train = Opened(train.name, list(train.samples))
+        train = OpenedData(train.name, list(train.samples))
     calibration = open_data(
         train,
         graph.inputs,

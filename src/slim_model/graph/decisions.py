@@ -52,10 +52,10 @@ def replay_decision(func: Any, args: Any, kwargs: Any, result: Any, decision: De
     return pytree.tree_unflatten(leaves, spec)
 
 
-def _found_at(values: Tensor, dim: int, places: Tensor) -> Tensor:
-    if places.dim() == values.dim():
-        return values.gather(dim, places)
-    return values.gather(dim, places.unsqueeze(dim)).squeeze(dim)
+def _found_at(values: Tensor, dim: int, indices: Tensor) -> Tensor:
+    if indices.dim() == values.dim():
+        return values.gather(dim, indices)
+    return values.gather(dim, indices.unsqueeze(dim)).squeeze(dim)
 
 
 def _is_float(x: Any) -> bool:

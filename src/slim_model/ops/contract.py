@@ -31,7 +31,7 @@ def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: in
     """weight is ``(out, in / groups, *kernel)``. Depthwise and grouped forms tie blocks of input and output."""
     at = len(input.shape) - len(weight.shape) + 1
     channels, (out, taken, *_) = input.axes[at], weight.axes
-    places = _places(walk, input, weight, **rest)
+    image_axes = _image_axes(walk, input, weight, **rest)
     if not _grouped(walk, groups):
         walk.reads(channels, taken)
     elif walk.blocks((channels, out), groups):
@@ -40,14 +40,14 @@ def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: in
     else:
         walk.reads(_block(channels, groups), taken)
     out = walk.makes(_bias(walk, out, bias))
-    return walk.out((*input.axes[:at], out, *places))
+    return walk.out((*input.axes[:at], out, *image_axes))
 
 
 def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: int, **rest: Any) -> Value:
     """weight is ``(in, out / groups, *kernel)``."""
     at = len(input.shape) - len(weight.shape) + 1
     channels, (taken, given, *_) = input.axes[at], weight.axes
-    places = _places(walk, input, weight, **rest)
+    image_axes = _image_axes(walk, input, weight, **rest)
     walk.reads(channels, taken)
     out = given
     if _grouped(walk, groups):
@@ -58,10 +58,10 @@ def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, 
         elif given is not None:
             out = given.repeat(groups)
     out = walk.makes(_bias(walk, out, bias))
-    return walk.out((*input.axes[:at], out, *places))
+    return walk.out((*input.axes[:at], out, *image_axes))
 
 
-def _places(
+def _image_axes(
     walk: Walk, input: Value, weight: Value, stride: Any, padding: Any, output_padding: Any = 0, **_: Any
 ) -> list[Axis]:
     """What lies along the axes of the image: channels pass where a kernel of one looks at each of them alone."""

@@ -12,7 +12,7 @@ from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Axis, Value
 from slim_model.labels.walk import Walk
 from slim_model.ops.cut import Cut
-from slim_model.ops.movement import move, resize
+from slim_model.ops.movement import move, rewrite_sizes
 from slim_model.ops.row import Op
 
 aten = torch.ops.aten
@@ -83,15 +83,15 @@ def size(walk: Walk, self: Value, dim: int) -> int:
     return self.shape[dim]
 
 
-_UNIFORM = Op(uniform, rewrite=resize())
-_UNIFORM_LIKE = Op(uniform_like, rewrite=resize())
+_UNIFORM = Op(uniform, rewrite=rewrite_sizes())
+_UNIFORM_LIKE = Op(uniform_like, rewrite=rewrite_sizes())
 
 ROWS: dict[Any, Op] = {
     aten.sym_size: Op(size),
     operator.getitem: Op(lambda walk, **arguments: item(walk, *arguments.values())),
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty), _UNIFORM),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _UNIFORM_LIKE),
-    **dict.fromkeys((aten.expand, aten.broadcast_to), Op(expand, rewrite=resize(), effect="moves")),
+    **dict.fromkeys((aten.expand, aten.broadcast_to), Op(expand, rewrite=rewrite_sizes(), effect="moves")),
     aten.repeat: Op(repeat, rewrite=repeat_less, effect="moves"),
     **dict.fromkeys((aten.arange, aten.linspace, aten.rand, aten.randn, aten.eye, aten.scalar_tensor), Op(sequence)),
 }

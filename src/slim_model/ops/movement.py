@@ -198,7 +198,7 @@ def reindex_select(cut: Cut, node: fx.Node) -> dict[str, Any]:
 # -- constants in the small graph -----------------------------------------------------------------------------------
 
 
-def resize(name: str = "size", start: str | None = None) -> Any:
+def rewrite_sizes(name: str = "size", start: str | None = None) -> Any:
     """Rewrite a list of sizes from what is kept of each axis of the output."""
 
     def rewrite(cut: Cut, node: fx.Node) -> dict[str, Any]:
@@ -306,9 +306,9 @@ def _moves(*operators: Any, rewrite: Any = None, kind: Any = None) -> dict[Any, 
 
 
 ROWS: dict[Any, Op] = {
-    **_rearranges(aten.view, aten._unsafe_view, rewrite=resize(), kind="view"),
-    **_rearranges(aten.reshape, rewrite=resize("shape"), kind="view"),
-    **_rearranges(aten.unflatten, rewrite=resize("sizes", "dim"), kind="unflatten"),
+    **_rearranges(aten.view, aten._unsafe_view, rewrite=rewrite_sizes(), kind="view"),
+    **_rearranges(aten.reshape, rewrite=rewrite_sizes("shape"), kind="view"),
+    **_rearranges(aten.unflatten, rewrite=rewrite_sizes("sizes", "dim"), kind="unflatten"),
     **_rearranges(aten.flatten, aten.ravel, aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT, aten.adjoint),
     **_rearranges(aten.movedim, aten.swapaxes, aten.swapdims, aten.squeeze, aten.unsqueeze, aten.atleast_1d),
     aten.squeeze.default: Op(move, effect="moves"),  # sizes say which axes go

@@ -62,7 +62,7 @@ def _remember(dense: Graph, problems: list[RidgeProblem], fit: Parts, held: Part
         seen |= {problem.key: (one.get(problem.layer.node), two.get(problem.layer.node)) for problem in problems}
 
 
-def memory_of(dense: Graph, fit: Parts, held: Parts) -> Memory:
+def bytes_needed(dense: Graph, fit: Parts, held: Parts) -> Memory:
     """What any plan may ask for, gathered at once; of layers with more inputs than samples tell, when they ask."""
     seen, samples = Memory(), sum(part.samples for part in fit())
     problems = [problem_of(dense, layer, samples) for layer in find_linear_layers(dense, dense, {})]

@@ -32,7 +32,7 @@ RIDGE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _MadeChannels:
     """Filters of one layer, ``vector (channel, rest)``, of the squared norm that is the variance; ``known``: that and
     ``mean`` are a BatchNorm's."""
 
@@ -64,14 +64,14 @@ def merge(dense: Graph, small: Graph, layers: list[LinearLayer]) -> tuple[Graph,
     return small.with_tensors(tensors), took
 
 
-def _made(coupling: Coupling, node: fx.Node, layer: LinearLayer) -> _Made:
+def _made(coupling: Coupling, node: fx.Node, layer: LinearLayer) -> _MadeChannels:
     stored = coupling.graph.tensors[layer.weight].detach()
     rows = layer.matrix(stored, layer.all_groups).flatten(0, 1).flatten(1).double().cpu()
     axis = coupling.labelled.values[node].axes[1 if layer.window else -1]
     component = np.zeros(len(rows), int) if axis is None else coupling.component[axis.numpy()]
     norm = norm_behind(node)
     mean, deviation = (torch.zeros(len(rows)), None) if norm is None else _normed(coupling, norm)
-    return _Made(component, _of_length(rows, deviation), mean.double(), norm is not None)
+    return _MadeChannels(component, _of_length(rows, deviation), mean.double(), norm is not None)
 
 
 def _normed(coupling: Coupling, norm: fx.Node) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,9 @@ def _of_length(rows: Tensor, length: Tensor | None) -> Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300) * length.double()[:, None]
 
 
-def _channels(coupling: Coupling, operand: fx.Node, problem: RidgeProblem, made: list[_Made]) -> _Made | None:
+def _channels(
+    coupling: Coupling, operand: fx.Node, problem: RidgeProblem, made: list[_MadeChannels]
+) -> _MadeChannels | None:
     """What makes each input of a layer: of a sum of several outputs, all of them; None where nothing is known."""
     layer = problem.layer
     value = coupling.labelled.values[operand]
@@ -111,7 +113,7 @@ def _channels(coupling: Coupling, operand: fx.Node, problem: RidgeProblem, made:
         mean, deviation = _normed(coupling, norm)
         vector, mean, known = _of_length(vector, deviation), mean.double(), True
         break
-    return _Made(component, vector, mean, known) if bool((vector.norm(dim=1) > 0).any()) else None
+    return _MadeChannels(component, vector, mean, known) if bool((vector.norm(dim=1) > 0).any()) else None
 
 
 def _upstream(coupling: Coupling, node: fx.Node) -> Iterator[fx.Node]:
@@ -131,7 +133,7 @@ def _rectified(coupling: Coupling, operand: fx.Node) -> bool:
     return any(row is not None and row.curve in ("rectifier", "leaky") for row in rows)
 
 
-def _moments(problem: RidgeProblem, operand: fx.Node, channels: _Made, rectified: bool) -> InputMoments:
+def _moments(problem: RidgeProblem, operand: fx.Node, channels: _MadeChannels, rectified: bool) -> InputMoments:
     """As if one row had been seen."""
     layer = problem.layer
     groups = len(layer.groups)

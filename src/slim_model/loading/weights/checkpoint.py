@@ -82,7 +82,7 @@ class Checkpoint:
 
 def checkpoint(held: Any) -> Checkpoint:
     """What ``held``, read from a file, holds of models and weights."""
-    walk = _Walk()
+    walk = _Search()
     walk.visit(held, "", _LEVELS)
     swapped = _swapped(held)
     order = sorted(walk.found, key=lambda w: (bool(_BESIDE.search(w.path)), w.nested, w.path in swapped, _rank(w.path)))
@@ -106,7 +106,7 @@ def _swapped(held: Any) -> set[str]:
     return {"ema_state_dict"} if "message_hub" in top or "steps" in (_items(top.get("ema_state_dict")) or {}) else set()
 
 
-class _Walk:
+class _Search:
     def __init__(self) -> None:
         self.found: list[Weights] = []
         self.unknown: str | None = None
