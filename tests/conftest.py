@@ -3,10 +3,13 @@ one test is there for the others."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.onnx._internal._lazy_import import onnxscript_apis
 from xdist.scheduler import LoadScopeScheduling
 
 
@@ -16,6 +19,13 @@ def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def operators_of_onnx_read_once() -> None:
+    """torch.onnx reads the source of some 500 functions anew at each export, which takes most of a second."""
+    module: Any = onnxscript_apis
+    module.get_torchlib_ops = functools.cache(lambda: importlib.import_module(module._name).get_torchlib_ops())
 
 
 class ByNet(LoadScopeScheduling):

@@ -7,7 +7,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,16 @@ from randomlaws import Case, Outcome, cases, outcome_of
 _CHOICES = 8192  # bytes of random choices; a net takes some hundred
 _PATIENCE = 60  # seconds that shrinking may take
 _SHRUNK = 2  # failures of one kind that are made small; the others are counted only
+
+
+_SETTINGS = settings(
+    database=InMemoryExampleDatabase(),  # hands a failure over to be shrunk
+    phases=[Phase.reuse, Phase.shrink],
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+    print_blob=False,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +59,27 @@ def fuzz(numbers: range, on_net: Callable[[Case, Outcome], None] = lambda case, 
     return failures
 
 
+def drawn(numbers: range) -> Iterator[Case]:
+    """The cases of these numbers, without trying them."""
+    cases_drawn: list[Case] = []
+
+    @_SETTINGS
+    @given(cases())
+    def note(case: Case) -> None:
+        cases_drawn.append(case)
+
+    for number in numbers:
+        note.hypothesis.fuzz_one_input(random.Random(number).randbytes(_CHOICES))  # type: ignore[attr-defined]
+        yield from cases_drawn
+        cases_drawn.clear()
+
+
 def _trial(on_net: Callable[[Case, Outcome], None]) -> tuple[Any, list[tuple[Case, Exception]]]:
     """A hypothesis test of one net, and where it writes down the nets that failed."""
     failed: list[tuple[Case, Exception]] = []
     give_up: list[float] = []
 
-    @settings(
-        database=InMemoryExampleDatabase(),  # hands the failure over to be shrunk
-        phases=[Phase.reuse, Phase.shrink],
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-        print_blob=False,
-    )
+    @settings(_SETTINGS, database=InMemoryExampleDatabase())
     @given(cases())
     def trial(case: Case) -> None:
         if failed and time.monotonic() > give_up[0]:

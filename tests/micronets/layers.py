@@ -37,6 +37,15 @@ def words(batch: int) -> tuple[Tensor]:
     return (torch.randint(0, 20, (batch, 6), generator=torch.Generator().manual_seed(batch)),)
 
 
+def steps(batch: int) -> tuple[Tensor]:
+    """For recurrent layers, which torch.export and torch.onnx follow step by step."""
+    return (normal(batch, 3, 5),)
+
+
+def short_words(batch: int) -> tuple[Tensor]:
+    return (words(batch)[0][:, :3],)
+
+
 def conv(given: int, out: int, kernel: int = 3, **rest: Any) -> nn.Conv2d:
     return nn.Conv2d(given, out, kernel, padding=rest.pop("padding", kernel // 2), **rest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,8 +361,9 @@ def test_a_step_that_costs_classes_is_taken_back(monkeypatch: pytest.MonkeyPatch
 # -- through the command --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", [*LEVELS, None])
-@pytest.mark.parametrize("attention", ["width", "both"])
+@pytest.mark.parametrize(
+    ("level", "attention"), zip([*LEVELS, None], itertools.cycle(["width", "both"]), strict=False), ids=str
+)
 def test_the_file_holds_the_recovered_model(tmp_path: Path, level: Any, attention: Any) -> None:
     x, labels = images(80), torch.arange(80) % 5
     np.savez(tmp_path / "data.npz", x=x.numpy(), y=labels.numpy())
