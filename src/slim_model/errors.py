@@ -48,6 +48,15 @@ class InternalError(SlimError):
     exit_code = 1
 
 
+def ensure(kept: bool, stage: str, broken: str) -> None:
+    """The promise of a stage, at its end; ``broken`` says what is the case where it is not ``kept``."""
+    if not kept:
+        raise InternalError(
+            f"a fault of slim-model in '{stage}': {broken}. No file was changed. Please report it with the model and "
+            "the options."
+        )
+
+
 def first_line(error: BaseException, *, named: bool = False, at_most: int = 300) -> str:
     """The first line of what an exception says, of ``at_most`` characters; ``named``: behind the exception's name.
 

@@ -14,7 +14,7 @@ from torch import fx
 from slim_model.coupling.coupling import Coupling, Group, Slice, index_groups
 from slim_model.coupling.layer_names import layer_name, roles_of
 from slim_model.coupling.pin_reasons import find_pinned_layers
-from slim_model.errors import InputError
+from slim_model.errors import InputError, ensure
 from slim_model.graph.graph import Graph, source_line
 from slim_model.labels.label import label
 from slim_model.labels.labelled import Labelled
@@ -48,9 +48,27 @@ def couple(
             labelled, (roles, protected, component) = other, joined
     groups = _groups(labelled, component, roles)
     unknown = tuple((str(n.target), source_line(n)) for n in labelled.unknown)
-    return Coupling(
-        graph, labelled, component, groups, find_pinned_layers(labelled, component, protected), unknown, protected
-    )
+    pinned = find_pinned_layers(labelled, component, protected)
+    coupling = Coupling(graph, labelled, component, groups, pinned, unknown, protected)
+    _check(coupling)
+    return coupling
+
+
+def _check(coupling: Coupling) -> None:
+    """What is pinned is fixed; a channel is in one group, and is not fixed; slices are as long as what they cut."""
+    component, channels = coupling.component, [group.channels for group in coupling.groups]
+    held = [component[FIXED : FIXED + 1], component[coupling.protected]]
+    held += [component[pin.labels.numpy()] for pin in coupling.labelled.pins]
+    ensure(not any(part.any() for part in held), "couple", "what is pinned may go")
+    grouped = np.concatenate([*channels, np.zeros(0, np.int64)])
+    ensure(FIXED not in grouped, "couple", "a group holds what is fixed")
+    ensure(len(np.unique(grouped)) == len(grouped), "couple", "a channel is in two groups")
+    for group in coupling.groups:
+        for part in group.slices:
+            where = f"axis {part.axis} of '{part.parameter}'"
+            size = coupling.graph.tensors[part.parameter].shape[part.axis]
+            ensure(len(part.channel) == size, "couple", f"{where} has {size} positions, not {len(part.channel)}")
+            ensure(part.channel.max(initial=-1) < group.width, "couple", f"{where} has channels of no group")
 
 
 def _join(labelled: Labelled, keep: tuple[str, ...]) -> tuple[dict[tuple[str, int], str], np.ndarray, np.ndarray]:

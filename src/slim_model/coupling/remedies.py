@@ -59,6 +59,7 @@ REMEDIES: dict[str, str] = {
     "it is given the sizes of a value whose positions are fixed": "Give the sizes as numbers, or those of a value that "
     "the model's own layers make.",
     "two channel axes are merged into one": "Put a layer before the flattening, so that one axis holds the channels.",
+    "its bytes are read as another type": "Convert the values with .to(dtype) instead.",
     "patches are cut along it": "Put channels on axis 1 before unfold.",
     "patches are summed along it": "Put channels on axis 1 before fold.",
     "every n-th channel of a part is taken": "Take every n-th channel of the whole axis, from its start to its end.",

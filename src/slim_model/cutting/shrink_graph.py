@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import CutFailed, cut_of
-from slim_model.errors import first_line
+from slim_model.errors import ensure, first_line
 from slim_model.graph.decisions import Decision
 from slim_model.graph.graph import Graph, copy_graph
 from slim_model.graph.nodes import arguments_of
+from slim_model.graph.promises import whole
 from slim_model.labels.values import Replay, tensors_in
 from slim_model.ops import Cut, Fraction, row_of
 
@@ -46,7 +48,22 @@ def shrink(coupling: Coupling, keep: np.ndarray) -> tuple[Graph, Replay]:
     replay = coupling.born(cut.keep)
     unlabelled = {(owner, 0): torch.zeros(len(tensor), dtype=torch.int32) for owner, tensor in constants.items()}
     replay = dataclasses.replace(replay, born=replay.born | unlabelled)
-    return dataclasses.replace(dense, module=module, tensors=tensors, decisions=decisions), replay
+    result = dataclasses.replace(dense, module=module, tensors=tensors, decisions=decisions)
+    _check(coupling, result, replay, without=constants)
+    return result, replay
+
+
+def _check(coupling: Coupling, small: Graph, replay: Replay, *, without: Collection[str]) -> None:
+    """Every stored tensor has the channels that are left of it, on every axis, and so has the walk that checks them.
+    ``without``: constants that are no longer a part of the dense ones."""
+    whole(small, "shrink")
+    for owner, tensor in small.tensors.items():
+        if owner in without:
+            continue
+        left = list(coupling.graph.tensors[owner].shape)
+        for birth in coupling.births_of(owner):
+            left[birth.axis] = len(replay.born[birth.owner, birth.axis])
+        ensure(list(tensor.shape) == left, "shrink", f"'{owner}' is {list(tensor.shape)}, and {left} are left of it")
 
 
 def _decided(cut: Cut, node: fx.Node) -> Decision:

@@ -33,6 +33,7 @@ from slim_model.graph.fixed_batch import (
 )
 from slim_model.graph.graph import Graph, copy_graph, describe_inputs
 from slim_model.graph.modes import eval_mode, silence_torch
+from slim_model.graph.promises import whole
 from slim_model.graph.tensor_trees import tensors_among
 
 _READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
@@ -139,7 +140,8 @@ def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], why: str = 
     notes = (fixed_batch_note(inputs, why),) if why and not free else ()
     trained = frozenset(map(str, program.graph_signature.parameters))
     structure = pytree.tree_structure(inputs)
-    return Graph(module, owners, tensors, flat, program, free, notes, structure=structure, parameter_names=trained)
+    result = Graph(module, owners, tensors, flat, program, free, notes, structure=structure, parameter_names=trained)
+    return whole(result, "trace")
 
 
 def _is_free(size: Any) -> bool:
@@ -202,7 +204,7 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...], refused: str) -> Graph:
     trained = frozenset(name for name, _ in model.named_parameters())
     notes = (f"{_ONE_RUN} ({refused})",)
     graph = Graph(module, owners, tensors, tuple(flat), None, False, notes, structure=spec, parameter_names=trained)
-    decisions = decisions_of(module, graph.bind(graph.inputs))
+    decisions = decisions_of(module, whole(graph, "trace").bind(graph.inputs))
     return dataclasses.replace(graph, decisions=decisions, warnings=(*notes, _DECIDED)) if decisions else graph
 
 

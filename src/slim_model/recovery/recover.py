@@ -19,6 +19,7 @@ from slim_model.data.accuracy import Exam, Step
 from slim_model.data.batches import Data
 from slim_model.data.holdout import Parts, split_off_held_out
 from slim_model.graph.graph import Graph
+from slim_model.graph.promises import same_sizes
 from slim_model.progress import Progress, say_nothing
 from slim_model.recovery import affine, data_free
 from slim_model.recovery import batchnorm_statistics as norms
@@ -109,6 +110,7 @@ def recover(
         started = time.perf_counter()
         with torch.no_grad():
             changed, did = STEPS[name](case, small)
+        same_sizes(changed, small, f"recover {name}")
         after = referee.judge(changed)
         better = after.better_than(now)
         did |= {"error_before": _said(now.error), "error_after": _said(after.error)}

@@ -30,6 +30,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of, shape_of
+from slim_model.graph.promises import whole
 from slim_model.simplifying.constants import add_placeholder, computed_from, values_of
 from slim_model.simplifying.fold_weights import fold_weights
 from slim_model.simplifying.fused_projections import unfuse
@@ -52,7 +53,7 @@ def simplify(graph: Graph) -> Graph:
     unfuse(graph.module.graph)
     _reshape_views(graph)  # last: the steps before look for views
     graph.module.recompile()
-    return graph
+    return whole(graph, "simplify")
 
 
 # -- numbers the forward computes -----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from slim_model.data.loss import Loss, distillation, hint, total_loss
 from slim_model.data.training_samples import Samples
 from slim_model.errors import InputError, first_line
 from slim_model.graph.graph import Graph
+from slim_model.graph.promises import same_sizes
 from slim_model.graph.tensor_trees import batch_of, copy_tensors, not_finite, tensors_among
 from slim_model.progress import Progress, say_nothing
 from slim_model.recovery.cut_points import CutPoint
@@ -137,7 +138,7 @@ def finetune(
             resume.save(run.identity(), done)
         progress(_said(number, options.finetune, found))
     distributed.copy_from_first(best)
-    graph = small.with_tensors(small.tensors | best)
+    graph = same_sizes(small.with_tensors(small.tensors | best), small, "finetune")
     return Tuned(graph, tuple(epochs), chosen, run.settings())
 
 
