@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from deadness import Alive, removing_the_dead_changes_nothing
 from randomnets import RandomNet, random_nets
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.errors import ExportError, ProofError, SlimError
@@ -69,7 +70,7 @@ def cases(draw: Callable[[Any], Any], longest: int = 12) -> Case:
         "seed": draw(st.integers(0, 3)),
         "static_batch": draw(st.sampled_from([False, False, False, True])),
     }
-    slower = draw(st.sampled_from([*[""] * 15, "permuted", "permuted", "again", "onnx"]))
+    slower = draw(st.sampled_from([*[""] * 13, "permuted", "permuted", "again", "onnx", "dead", "dead"]))
     return Case(net, options, draw(st.sampled_from(EXAMPLE)), slower)
 
 
@@ -230,6 +231,16 @@ def the_same_seed_gives_the_same_plan(case: Case, model: nn.Module, found: Compi
     return True
 
 
+def dead_channels_cost_nothing(case: Case, model: nn.Module, found: Compiled) -> bool:
+    if case.slower != "dead":
+        return False
+    others = case.net.example(OTHER if found.dense.dynamic_batch else found.proof.batches[0])
+    try:
+        return removing_the_dead_changes_nothing(model, found, others, **case.options) == ""
+    except Alive as error:
+        raise Wrong(str(error)) from error
+
+
 def the_onnx_file_computes_the_same(case: Case, model: nn.Module, found: Compiled) -> bool:
     if case.slower != "onnx" or "proj_size" in case.net.source:  # onnxruntime has no LSTM with projection
         return False
@@ -254,6 +265,7 @@ LAWS = (
     removing_nothing_changes_nothing,
     coupled_channels_can_change_places,
     the_same_seed_gives_the_same_plan,
+    dead_channels_cost_nothing,
     the_onnx_file_computes_the_same,
 )
 

@@ -235,3 +235,34 @@ def stacked_experts(s, x):
     each = torch.bmm(hidden, s.out)
     gate = s.gate(x).softmax(-1)
     return s.head((each * gate.t().unsqueeze(-1)).sum(0))
+
+
+@net(image, zeroed="", a=conv(3, 12), b=parametrizations.weight_norm(conv(12, 8)), head=head(8))
+def weight_norm_reads(s, x):
+    return s.head(pooled(s.b(F.relu(s.a(x)))))
+
+
+@net(image, zeroed="", a=conv(3, 12), b=lambda: nn.utils.spectral_norm(conv(12, 8)).eval(), head=head(8))
+def spectral_norm_by_hook_reads(s, x):
+    return s.head(pooled(s.b(F.relu(s.a(x)))))
+
+
+@net(vector, zeroed="", a=nn.Linear(10, 16), classes=weight(5, 16))
+def cosine_head(s, x):
+    return F.linear(F.normalize(F.relu(s.a(x))), F.normalize(s.classes))
+
+
+@net(vector, zeroed="", a=nn.Linear(10, 16), codes=weight(5, 16))
+def distances_to_codes(s, x):
+    x = F.relu(s.a(x))
+    return x.square().sum(1, keepdim=True) - 2 * x @ s.codes.t() + s.codes.square().sum(1)
+
+
+@net(vector, zeroed="", a=nn.Linear(10, 16), b=weight(12, 16), head=head(12))
+def orthonormal_rows(s, x):
+    return s.head(F.relu(F.linear(F.relu(s.a(x)), torch.linalg.qr(s.b.t())[0].t())))
+
+
+@net(vector, zeroed="", a=nn.Linear(10, 16), left=weight(12, 4), right=weight(4, 16), head=head(12))
+def product_of_two(s, x):
+    return s.head(F.relu(F.linear(F.relu(s.a(x)), s.left @ s.right)))
