@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,28 @@ class ByNet(LoadScopeScheduling):
         file, _, test = nodeid.partition("::")
         parameters = test.partition("[")[2].removesuffix("]").split("-")
         return next((name for name in parameters if name in self.nets), file)
+
+
+EVERY = 25
+"""With ``--quick``, of the tests of a file one in so many; of those in WHOLE all."""
+WHOLE = ("test_architecture.py", "test_options.py", "test_passes.py", "test_walk.py", "test_couple.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="a part of the tests of each file: an answer in two minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    seen: Counter[Path] = Counter()
+    chosen, left = [], []
+    for item in items:
+        taken = item.path.name in WHOLE or seen[item.path] % EVERY == EVERY // 2
+        (chosen if taken else left).append(item)
+        seen[item.path] += 1
+    config.hook.pytest_deselected(items=left)
+    items[:] = chosen
 
 
 @pytest.hookimpl(optionalhook=True)
