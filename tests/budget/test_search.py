@@ -179,7 +179,7 @@ def test_latency_that_is_no_line_is_met(wide: Coupling, machine: Machine, share:
 
 
 def test_a_latency_out_of_reach_names_the_least_that_was_measured(wide: Coupling, machine: Machine) -> None:
-    with pytest.raises(BudgetError, match=r"cannot come down to 0\.40 ms.*0\.5\d ms were measured"):
+    with pytest.raises(BudgetError, match=r"cannot come down to 0\.4 ms.*0\.5\d* ms were measured"):
         aimed(wide, Goal(0.5, PRICES["latency"], 0.4))
 
 
@@ -189,11 +189,19 @@ def test_a_latency_that_is_met_already(wide: Coupling, machine: Machine) -> None
 
 
 def test_a_machine_that_does_as_it_likes_is_given_up(wide: Coupling, machine: Machine) -> None:
-    """Every other time it takes ten times as long."""
+    """It takes ten times as long once the dense model was timed."""
+    steady = machine.whole
+    machine.whole = lambda macs: steady(macs) * (10 if machine.timed else 1)  # type: ignore[method-assign]
+    with pytest.raises(BudgetError, match=r"no plan was measured within 3\.00 ms|cannot come down"):
+        aimed(wide, Goal(0.5, PRICES["latency"], 3.0))
+
+
+def test_what_is_within_the_limit_is_handed_out_where_nothing_comes_close(wide: Coupling, machine: Machine) -> None:
+    """Every other time it takes ten times as long, and a tenth between."""
     steady = machine.whole
     machine.whole = lambda macs: steady(macs) * (10 if machine.timed % 2 else 0.1)  # type: ignore[method-assign]
-    with pytest.raises(BudgetError, match=r"no plan came within 5%|cannot come down|as it is"):
-        aimed(wide, Goal(0.5, PRICES["latency"], 3.0))
+    met = aimed(wide, Goal(0.5, PRICES["latency"], 3.0))
+    assert met.reached <= met.limit
 
 
 # -- sensitivity ----------------------------------------------------------------------------------------------------

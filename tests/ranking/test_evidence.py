@@ -174,10 +174,10 @@ def test_channels_that_no_data_reaches_are_named() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.a, self.b = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 6), nn.Linear(6, 3)
+            self.table, self.a, self.b = nn.Parameter(torch.randn(5, 4)), nn.Linear(4, 6), nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return x @ self.b(F.relu(self.a(self.table)))
+            return x[:, None] + self.b(F.relu(self.a(self.table)))
 
     coupling = coupled(Table(), torch.randn(2, 3))
     data = open_data(torch.randn(30, 3), coupling.graph.inputs)
