@@ -19,12 +19,12 @@ from torch import Tensor, fx, nn
 from slim_model.cutting.cut import cut_of
 from slim_model.errors import BudgetError
 from slim_model.graph.decisions import Decided
-from slim_model.graph.tensor_trees import copied, tensors_among
+from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 from slim_model.labels.values import Value
 from slim_model.ops import row_of
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
-from slim_model.proof.own_module import small_module
+from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 
 TOLERANCE = 1e-4
@@ -55,7 +55,7 @@ def removing_the_dead_changes_nothing(
         return "a norm follows the channels that are left"
     if not _dead_where_read(again):
         return "its zeros become something else"
-    small, _ = small_module(dead, again.small)
+    small, _ = make_small_module(dead, again.small)
     for given in (inputs, others):
         error = _error(_outputs(dead, given), _outputs(small, given))
         if not error <= TOLERANCE:
@@ -127,7 +127,7 @@ def _dead_where_read(found: Compiled) -> bool:
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     with torch.no_grad():
-        return tensors_among(model(*copied(inputs)))
+        return tensors_among(model(*copy_tensors(inputs)))
 
 
 def _error(one: list[Tensor], other: list[Tensor]) -> float:

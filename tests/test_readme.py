@@ -59,7 +59,9 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         graph = trace(net, (torch.randn(2, 3, 8, 8),))
         for name in arguments[1:3]:
             to_onnx(graph, Path(name), opset=None, metadata={})
-        monkeypatch.setattr(bench, "memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None))  # a process a row
+        monkeypatch.setattr(
+            bench, "measure_memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None)
+        )  # a process a row
         assert cli.run([*arguments, "--rounds", "3", "--seconds", "0.3"]) == 0
         assert len(Path("rows.json").read_text().splitlines()) == 8  # two files, batches and counts of threads
         return

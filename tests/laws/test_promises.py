@@ -114,8 +114,8 @@ def test_groups_that_are_none(broken: Callable[[Any], Any], monkeypatch: pytest.
 
 
 def test_pins_that_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = coupling_of.components
-    monkeypatch.setattr(coupling_of, "components", lambda labelled, fixed: made(labelled, []))
+    made = coupling_of.find_components
+    monkeypatch.setattr(coupling_of, "find_components", lambda labelled, fixed: made(labelled, []))
     with pytest.raises(InternalError, match="what is pinned may go"):
         coupled()
 

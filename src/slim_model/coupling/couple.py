@@ -34,7 +34,8 @@ def couple(
 
     ``keep``: glob patterns of parameter or module names whose channels are not touched. ``pinned_nodes``: names of
     nodes where an earlier attempt failed to cut, and how. ``apart``: for views that split a channel axis, by name, the
-    axes of which one keeps channels apart (see ``attention_heads``). Raises InputError where a pattern matches nothing.
+    axes of which one keeps channels apart (see ``coupling.attention_heads``). Raises InputError where a pattern
+    matches nothing.
 
     Of a grouped layer with many small groups whole groups go. Where one of its sides turns out to be fixed, none could:
     then labels are given again with the same positions of every group going, and are taken if that frees more.

@@ -199,8 +199,8 @@ class Walk:
     def blocks(self, axes: Sequence[Axis], count: int) -> bool:
         """Each of these axes falls into ``count`` equal blocks that belong together (grouped convolution, norm).
 
-        Either whole blocks go (True), or the same positions in every block (False): whichever leaves more choices, as far
-        as can be seen here; ``couple`` looks again once it knows what is fixed.
+        Either whole blocks go (True), or the same positions in every block (False): whichever leaves more choices, as
+        far as can be seen here; ``couple`` looks again once it knows what is fixed.
         """
         sides = [None if axis is None else axis.reshape(count, -1) for axis in axes]
         labelled = [side for side in sides if side is not None]

@@ -115,7 +115,7 @@ class _Watch(fx.Interpreter):
                 rows.unflatten(1, (-1, problem.tied)).transpose(1, 2).flatten(0, 1)[None], rows, len(rows)
             )
         flat = as_map(x).flatten(2)
-        at = sample_positions(self.first, len(flat), flat.shape[2], wanted=SAMPLED).to(x.device)
+        at = sample_positions(self.first, len(flat), flat.shape[2], at_most=SAMPLED).to(x.device)
         taken = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1)).unflatten(1, (layer.all_groups, -1))
         return InputMoments.of(taken.permute(1, 0, 3, 2).flatten(1, 2)[layer.groups], x, len(x))
 

@@ -79,7 +79,7 @@ class LinearLayer:
         if self.window is None:
             return y.reshape(1, -1, y.shape[-1])
         flat = as_map(y).flatten(2)
-        at = sample_positions(first, len(flat), flat.shape[2], wanted=wanted).to(y.device)
+        at = sample_positions(first, len(flat), flat.shape[2], at_most=wanted).to(y.device)
         taken = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1))
         return taken.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
@@ -99,7 +99,7 @@ class LinearLayer:
         height, width = padded.shape[2:]
         across = (width - dw * (kw - 1) - 1) // sw + 1
         total = ((height - dh * (kh - 1) - 1) // sh + 1) * across
-        at = sample_positions(first, len(padded), total, wanted=wanted).to(padded.device)
+        at = sample_positions(first, len(padded), total, at_most=wanted).to(padded.device)
         corner = at // across * sh * width + at % across * sw
         taps = torch.arange(kh)[:, None] * dh * width + torch.arange(kw) * dw
         return corner[..., None] + taps.flatten().to(padded.device)
