@@ -72,12 +72,12 @@ def test_an_open_size_needs_input(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "a.onnx", ("x", ("batch", "length", 4), FLOAT))
     with pytest.raises(InputError, match=r"input 'x' is batch x length x 4: the size of axis 1 is open\. Give --input"):
         open_artifact(path, SourceOptions()).shapes(1)
-    assert open_artifact(path, SourceOptions(("1x7x4",))).shapes(3) == (((3, 7, 4), torch.float32),)
+    assert open_artifact(path, SourceOptions(inputs=("1x7x4",))).shapes(3) == (((3, 7, 4), torch.float32),)
     for wrong in ("1x7x5", "1x7"):
         with pytest.raises(InputError, match=f"--input {wrong} does not fit it"):
-            open_artifact(path, SourceOptions((wrong,))).shapes(1)
+            open_artifact(path, SourceOptions(inputs=(wrong,))).shapes(1)
     with pytest.raises(InputError, match="--input is given 2 times; the file has 1 inputs"):
-        open_artifact(path, SourceOptions(("1x7x4", "1x7x4"))).shapes(1)
+        open_artifact(path, SourceOptions(inputs=("1x7x4", "1x7x4"))).shapes(1)
 
 
 def test_a_symbol_of_the_batch_is_the_batch_wherever_it_stands(tmp_path: Path) -> None:

@@ -379,8 +379,8 @@ def test_beside_replaces_the_target_when_all_is_well(tmp_path: Path) -> None:
     target.write_bytes(b"old")
     with beside(target) as temporary:
         temporary.write_bytes(b"new")
-        assert temporary.parent == tmp_path
-        assert temporary.name.startswith(".")
+        assert temporary.parent.parent == tmp_path
+        assert temporary.parent.name.startswith(".")
         assert target.read_bytes() == b"old"
     assert target.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [target]

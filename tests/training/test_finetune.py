@@ -491,8 +491,8 @@ def test_rounds_of_training(tmp_path: Path) -> None:
     assert same(again.small.tensors, compiled.small.tensors)
     resume.remove(rounds=2)
     assert not list(tmp_path.iterdir())
-    module, own = make_small_module(model, compiled.small)
-    save(compiled, module, own, tmp_path / "small.safetensors", made)
+    small = make_small_module(model, compiled.small)
+    save(compiled.small, small, tmp_path / "small.safetensors", compiled.removal(made))
     restored = restore(trained(Residual()), tmp_path / "small.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(restored(*EXAMPLE), compiled.small.run(EXAMPLE)[0], atol=1e-5, rtol=1e-4)
