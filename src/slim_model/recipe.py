@@ -67,7 +67,7 @@ class Recipe:
         known = {name for group in groups.values() for name in _names_of(group)} | {"seed"}
         if unknown := [name for name in given if name not in known]:
             raise TypeError(f"there is no option '{unknown[0]}'. There are: {', '.join(sorted(known))}.")
-        return cls(**groups, **given_to(cls, {"seed": given.get("seed", 0)}))
+        return cls(**groups, seed=given.get("seed", 0))
 
     def options(self) -> dict[str, Any]:
         """Every option by its name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from slim_model.data.batches import Data
 from slim_model.data.open_data import OpenedData, open_data, read_source
@@ -29,28 +30,16 @@ def open_sources(options: DataOptions, graph: Graph, *, seed: int, training: boo
     train = read_source(options.data, graph.inputs, "train")
     if training and isinstance(train.samples, Iterator):  # it is read twice, and can be read once
         train = OpenedData(train.name, list(train.samples))
-    calibration = open_data(
-        train,
-        graph.inputs,
-        samples=options.samples,
+    open_part = partial(
+        open_data,
+        example=graph.inputs,
         batch=options.batch,
         mean=options.mean,
         std=options.std,
         seed=seed,
         fixed_batch=not graph.dynamic_batch,
     )
-    test = None
-    if calibration.parted:
-        test = open_data(
-            options.data,
-            graph.inputs,
-            samples=options.test_samples,
-            batch=options.batch,
-            mean=options.mean,
-            std=options.std,
-            seed=seed,
-            split="test",
-            fixed_batch=not graph.dynamic_batch,
-        )
+    calibration = open_part(train, samples=options.samples)
+    test = open_part(options.data, samples=options.test_samples, split="test") if calibration.parted else None
     samples = open_samples(train, graph.inputs, mean=options.mean, std=options.std) if training else None
     return Sources(calibration, test, samples)

@@ -22,13 +22,13 @@ def recovery_notes(steps: Sequence[Step], groups: Sequence[dict[str, Any]]) -> l
         for step in recovered
         if step.did["taken_back"]
     ]
-    readers = {
-        part["parameter"]: group["name"]
+    readers = dict.fromkeys(
+        part["parameter"]
         for group in groups
         if group["after"] < group["before"]
         for part in group["slices"]
         if part["role"] == "reads"
-    }
+    )
     changed = {name for step in recovered for name in step.did.get("layers", {})}
     unchanged = [name for name in readers if name not in changed]
     closed_form = any("layers" in step.did for step in recovered)
