@@ -29,9 +29,9 @@ def label(walk: Walk, flow_of: FlowOf) -> Labelled:
     Of the dense graph a rule that fails pins what reaches its node. In a replay the error is raised: the small graph
     does not have the structure that was planned.
     """
-    for node in walk.graph.nodes:
+    for node in walk.record.graph.nodes:
         walk.enter(node)
-        walk.values[node] = _visit(walk, flow_of, node)
+        walk.record.values[node] = _visit(walk, flow_of, node)
     return walk.labelled()
 
 
@@ -41,7 +41,7 @@ def _visit(walk: Walk, flow_of: FlowOf, node: fx.Node) -> Any:
     if node.op == "get_attr":
         return _attribute(walk, node)
     if node.op == "output":
-        for value in tensors_in(fx.map_arg(node.args, walk.values.__getitem__)):
+        for value in tensors_in(fx.map_arg(node.args, walk.record.values.__getitem__)):
             walk.pin(value, "it is an output of the model")
         return None
     arguments = walk.arguments(node)
@@ -49,33 +49,33 @@ def _visit(walk: Walk, flow_of: FlowOf, node: fx.Node) -> Any:
         return _without_tensors(walk, flow_of, node, arguments)
     flow = flow_of(node)
     if flow is None:
-        walk.unknown.append(node)
+        walk.record.unknown.append(node)
         for weight in tensors_in(arguments.values()):
             if len(weight.shape) > 1 and walk.is_stored(weight):  # most likely a layer: its channels are counted
                 walk.makes(weight.axes[0])
         return _pin_all(walk, arguments, "this operation has no rule")
-    if node.name in walk.pinned_nodes:
-        return _pin_all(walk, arguments, walk.pinned_nodes[node.name])
+    if node.name in walk.record.pinned_nodes:
+        return _pin_all(walk, arguments, walk.record.pinned_nodes[node.name])
     if walk.replays:
         return flow(walk, **arguments)
     try:
         return flow(walk, **arguments)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError) as error:
         why = f"its rule does not cover this case ({first_line(error, at_most=80)})"
-        walk.pinned_nodes[node.name] = why
+        walk.record.pinned_nodes[node.name] = why
         return _pin_all(walk, arguments, why)
 
 
 def _placeholder(walk: Walk, node: fx.Node) -> Any:
-    owner = walk.graph.owners.get(node.name)
+    owner = walk.record.graph.owners.get(node.name)
     if owner is None:
         value = node.meta.get("val")
         return fixed_value(shape_of(value)) if isinstance(value, Tensor) else value
-    return walk.stored(owner, walk.graph.tensors[owner])
+    return walk.stored(owner, walk.record.graph.tensors[owner])
 
 
 def _attribute(walk: Walk, node: fx.Node) -> Any:
-    target: Any = walk.graph.module
+    target: Any = walk.record.graph.module
     for part in str(node.target).split("."):
         target = getattr(target, part)
     return walk.stored(str(node.target), target) if isinstance(target, Tensor) else target
@@ -88,7 +88,7 @@ def _without_tensors(walk: Walk, flow_of: FlowOf, node: fx.Node, arguments: dict
         flow = flow_of(node)
         return flow(walk, **arguments) if flow else fixed_value(shape_of(value))
     if not isinstance(node.target, torch._ops.OpOverload) and callable(node.target):
-        return node.target(*fx.map_arg(node.args, walk.values.__getitem__))
+        return node.target(*fx.map_arg(node.args, walk.record.values.__getitem__))
     return None
 
 

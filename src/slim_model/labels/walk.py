@@ -15,6 +15,7 @@ from slim_model.graph.stored_tensors import storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
 from slim_model.labels.constants import Constants
 from slim_model.labels.labelled import Labelled, Made, Tie
+from slim_model.labels.record import Record
 from slim_model.labels.values import Axis, Birth, Pin, Replay, Value, fixed_value
 
 
@@ -41,24 +42,11 @@ class Walk:
         apart: Mapping[str, Collection[int]] = MappingProxyType({}),
         in_blocks: Collection[str] = (),
     ) -> None:
-        self.graph = graph
-        self.values: dict[fx.Node, Any] = {}
-        self.unknown: list[fx.Node] = []
-        self.pinned_nodes = dict(pinned_nodes if replay is None else replay.pinned)
+        self.record = Record(graph, dict(pinned_nodes if replay is None else replay.pinned))
         self._replay, self._apart, self._in_blocks = replay, apart, in_blocks
-        self._next_label = 1
-        self._births: list[Birth] = []
         self._stored: dict[str, Value] = {}
         self._first_owner: dict[Any, str] = {}
-        self._shared: dict[str, str] = {}
-        self._ties: list[Tie] = []
-        self._pins: list[Pin] = []
-        self._read: list[Tensor] = []
-        self._made: list[Made] = []
-        self._pieces: list[Sequence[Axis]] = []
-        self._whole_blocks: list[Made] = []
-        self._choices: dict[str, list[Any]] = {}
-        self._constants = Constants(graph, self.values)
+        self._constants = Constants(graph, self.record.values)
 
     # -- the traversal ----------------------------------------------------------------------------------------------
 
@@ -70,22 +58,22 @@ class Walk:
     def enter(self, node: fx.Node) -> None:
         """What is said from now on is said at ``node``."""
         self.node = node
-        self._choices[node.name] = []
+        self.record.choices[node.name] = []
 
     def arguments(self, node: fx.Node) -> dict[str, Any]:
         """Arguments of ``node`` by their names in the operator's schema, with Values in place of nodes."""
-        return {name: fx.map_arg(arg, self.values.__getitem__) for name, arg in arguments_of(node).items()}
+        return {name: fx.map_arg(arg, self.record.values.__getitem__) for name, arg in arguments_of(node).items()}
 
     def stored(self, owner: str, tensor: Tensor) -> Value:
         """A parameter or constant; one that is shared carries the same labels at every use."""
         first = self._first_owner.setdefault(storage_key(tensor), owner)
         if first != owner:
-            self._shared[owner] = first
+            self.record.shared[owner] = first
         elif owner not in self._stored:
             shape = tuple(tensor.shape)
             axes = tuple(self.fresh(n, owner, a) for a, n in enumerate(shape))
             self._stored[owner] = Value(shape, axes)
-        return self._stored[self._shared.get(owner, owner)]
+        return self._stored[self.record.shared.get(owner, owner)]
 
     def is_stored(self, value: Value) -> bool:
         """Whether ``value`` is that of a parameter or constant as it stands."""
@@ -93,24 +81,7 @@ class Walk:
 
     def labelled(self) -> Labelled:
         """All that was said, once every node was visited."""
-        return Labelled(
-            graph=self.graph,
-            labels=self._next_label,
-            values=MappingProxyType(self.values),
-            births=tuple(self._births),
-            births_by_owner=MappingProxyType(_by_owner(self._births)),
-            shared=MappingProxyType(self._shared),
-            ties=tuple(self._ties),
-            pins=tuple(self._pins),
-            read=tuple(self._read),
-            made=tuple(self._made),
-            pieces=tuple(map(tuple, self._pieces)),
-            whole_blocks=tuple(self._whole_blocks),
-            unknown=tuple(self.unknown),
-            choices=MappingProxyType({name: tuple(choices) for name, choices in self._choices.items()}),
-            pinned_nodes=MappingProxyType(self.pinned_nodes),
-            constants=self._constants,
-        )
+        return self.record.closed(self._constants)
 
     # -- what a rule says -------------------------------------------------------------------------------------------
 
@@ -124,20 +95,20 @@ class Walk:
             return self._replay.born.get((owner, axis))
         if size <= 1:
             return None
-        self._births.append(Birth(self._next_label, size, owner, axis))
-        self._next_label += size
-        return torch.arange(self._next_label - size, self._next_label, dtype=torch.int32)
+        first = self.record.labels
+        self.record.births.append(Birth(first, size, owner, axis))
+        return torch.arange(first, first + size, dtype=torch.int32)
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Labels at the same position are the same channel."""
         a, b = torch.broadcast_tensors(a, b)
-        self._ties.append(Tie(a.reshape(-1), b.reshape(-1), self.node))
+        self.record.ties.append(Tie(a.reshape(-1), b.reshape(-1), self.node))
 
     def pin(self, what: Value | Axis, why: str) -> None:
         axes = what.axes if isinstance(what, Value) else (what,)
         for axis in axes:
             if axis is not None:
-                self._pins.append(Pin(axis.reshape(-1), self.node, why))
+                self.record.pins.append(Pin(axis.reshape(-1), self.node, why))
 
     def agree(self, axes: Iterable[Axis], why: str) -> Axis:
         """Tie these axes position by position. If one of them is fixed all are, because ``why``."""
@@ -215,12 +186,12 @@ class Walk:
             self.tie(side[:, :1] if whole else side[:1], side)
         if whole:
             self.agree([side[:, 0] for side in labelled], "")
-            self._whole_blocks += [Made(side[:, 0], self.node) for side in labelled if side.shape[1] > 1]
+            self.record.whole_blocks += [Made(side[:, 0], self.node) for side in labelled if side.shape[1] > 1]
         return bool(whole)
 
     def choose(self, decide: Callable[[], Any]) -> Any:
         """What ``decide`` says; in a replay, what was said at this place in the dense walk."""
-        made = self._choices[self.node.name]
+        made = self.record.choices[self.node.name]
         if self._replay is None:
             made.append(decide())
         else:
@@ -231,16 +202,16 @@ class Walk:
         """A layer sums over this axis: its operands agree, and what is removed is zero there."""
         shared = self.agree(axes, why)
         if shared is not None:
-            self._read += [axis for axis in axes if axis is not None]
+            self.record.read += [axis for axis in axes if axis is not None]
 
     def splits(self, pieces: Sequence[Axis]) -> None:
         """An axis is split into ``pieces``: channels of different ones are ranked apart."""
-        self._pieces.append(pieces)
+        self.record.pieces.append(tuple(pieces))
 
     def makes(self, axis: Axis) -> Axis:
         """A layer gives these labels to its output: they are channels a user counts."""
         if axis is not None:
-            self._made.append(Made(axis, self.node))
+            self.record.made.append(Made(axis, self.node))
         return axis
 
     def out(self, axes: Sequence[Axis], index: int = 0) -> Value:
@@ -260,10 +231,3 @@ class Walk:
     def constant(self, node: fx.Node) -> Tensor | None:
         """The real value of ``node`` where it follows from stored tensors alone, else None."""
         return self._constants.of(node)
-
-
-def _by_owner(births: Iterable[Birth]) -> dict[str, list[Birth]]:
-    grouped: dict[str, list[Birth]] = {}
-    for birth in births:
-        grouped.setdefault(birth.owner, []).append(birth)
-    return grouped
