@@ -20,8 +20,7 @@ from slim_model.commands.bench import BenchJob, bench
 from slim_model.errors import InputError
 from slim_model.loading.model_file import open_artifact
 from slim_model.loading.source import SourceOptions
-from slim_model.measuring import energy_meter as meters
-from slim_model.measuring.energy_meter import Energy, measure_energy
+from slim_model.measuring.energy_meter import METERS, Energy, Meter, measure_energy, rapl_meter
 from slim_model.measuring.peak_memory import Memory, measure_memory
 from slim_model.measuring.runtimes import RUNTIMES, Operator, Runtime
 from slim_model.measuring.timing import Comparison, Latency
@@ -336,7 +335,7 @@ def test_memory_is_that_of_the_model_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def counters(tmp_path: Path) -> Callable[..., None]:
     """``counters(a, b)``: microjoules of two processor packages; a part of one is there too and must not count."""
 
     def write(*packages: int) -> None:
@@ -345,42 +344,44 @@ def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
             (tmp_path / name / "energy_uj").write_text(f"{value}\n")
             (tmp_path / name / "max_energy_range_uj").write_text("999\n")
 
-    monkeypatch.setattr(meters, "POWERCAP", tmp_path)
     return write
 
 
-def test_counters_of_all_packages_are_added_and_may_start_again(counters: Callable[..., None]) -> None:
+def test_counters_of_all_packages_are_added_and_may_start_again(counters: Callable[..., None], tmp_path: Path) -> None:
     counters(100, 990)
-    drawn = meters.METERS["cpu"].start()
+    drawn = rapl_meter(tmp_path).start()
     counters(140, 10)  # 40 and, past 999, 20
     assert drawn() == pytest.approx(60e-6)
 
 
-def test_joules_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joules_of_a_run() -> None:
     """6 joules in the three runs of two seconds; the run before the meter starts is not counted."""
-    monkeypatch.setitem(meters.METERS, "cpu", meters.Meter("a meter", "cpu", lambda: None, lambda: lambda: 6.0))
+    meter = Meter("a meter", "cpu", lambda: None, lambda: lambda: 6.0)
     now = [0]
 
     def run() -> None:
         now[0] += int(0.7e9)
 
-    assert measure_energy("cpu", lambda: run, clock=lambda: now[0]) == Energy(2.0, "a meter")
+    assert measure_energy(meter, lambda: run, clock=lambda: now[0]) == Energy(2.0, "a meter")
 
 
 def test_no_meter_is_said_and_no_number_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meters, "POWERCAP", tmp_path)
-    assert measure_energy("cpu", _falls) == Energy(None, "not available: this machine shows no RAPL counters")
+    assert measure_energy(rapl_meter(tmp_path), _falls) == Energy(
+        None, "not available: this machine shows no RAPL counters"
+    )
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert measure_energy("cuda", _falls) == Energy(None, "not available: PyTorch finds no CUDA device")
+    assert measure_energy(METERS["cuda"], _falls) == Energy(None, "not available: PyTorch finds no CUDA device")
 
 
-def test_counters_that_only_root_may_read(counters: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_that_only_root_may_read(
+    counters: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counters(1, 2)
 
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert measure_energy("cpu", _falls).source == (
+    assert measure_energy(rapl_meter(tmp_path), _falls).source == (
         "not available: the RAPL counters cannot be read (Permission denied); root can"
     )

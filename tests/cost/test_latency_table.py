@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -236,12 +237,19 @@ def test_widths_run_in_turns(tmp_path: Path) -> None:
     assert rounds[len(probes) : 2 * len(probes) - 1] == probes[-2::-1], "then backwards, from the last"
 
 
-def test_layers_are_timed_together_only_as_far_as_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_timed_together_only_as_far_as_they_fit() -> None:
+    layers = [conv(1, 64, 64 - n) for n in range(7)]
+    three = list(survey.split_to_fit(layers, most_bytes=3 * survey.stored_bytes(conv(1, 64, 64))))
+    assert [len(together) for together in three] == [3, 3, 1]
+    assert [layer for together in three for layer in together] == layers
+    assert [len(together) for together in survey.split_to_fit([conv(1, 8, 8)] * 20)] == [survey.LAYERS_AT_ONCE, 4]
+
+
+def test_each_part_is_released_before_the_next_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[int] = []
-    monkeypatch.setattr(survey, "BYTES", 3 * survey.stored_bytes(conv(1, 64, 64)))
     monkeypatch.setattr(survey, "interleave", lambda *runs, **_: (alive.append(len(runs)), [[1.0]] * len(runs))[1])
-    survey._measure([conv(1, 64, 64 - n) for n in range(7)], FakeRuntime().job(tmp_path), {}, lambda stage: None)
-    assert alive == [3, 3, 1]
+    survey._measure([conv(1, 64, n + 1) for n in range(20)], FakeRuntime().job(tmp_path), {}, lambda stage: None)
+    assert alive == [survey.LAYERS_AT_ONCE, 4]
 
 
 def test_a_survey_goes_on_where_it_was_stopped(tmp_path: Path, residual: Coupling) -> None:
@@ -274,10 +282,9 @@ def test_another_setting_is_another_table(tmp_path: Path) -> None:
         assert read_table(Setting("a machine", "fake", "1", threads, dtype, batch), tmp_path).points == {}
 
 
-def test_what_was_timed_in_another_way_is_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_timed_in_another_way_is_another_table(tmp_path: Path) -> None:
     append_points(SETTING, [(conv(1, 8, 8), {"ms": 1.5})], tmp_path)
-    monkeypatch.setattr("slim_model.cost.latency_store._MEASURED_AS", 0)
-    assert read_table(SETTING, tmp_path).points == {}
+    assert read_table(dataclasses.replace(SETTING, measured_as=0), tmp_path).points == {}
 
 
 def test_the_folder_for_caches_is_honoured(no_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from slim_model.atomic_write import beside
 from slim_model.errors import ExportError, InputError, ProofError
-from slim_model.export import onnx_rewrites as tidy
-from slim_model.export import to_onnx as export
 from slim_model.export.check_onnx import check_onnx, run_onnx
+from slim_model.export.onnx_rewrites import tidy
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.to_program import to_program
 from slim_model.graph.as_module import graph_module
@@ -194,12 +193,10 @@ def test_a_mean_over_the_map_is_a_pooling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("largest", "device", "gates"), [(1152, "cpu", 1), (1151, "cpu", 0), (1152, "cuda", 0)])
-def test_a_gate_is_spread_over_a_small_map(
-    largest: int, device: str, gates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gate_is_spread_over_a_small_map(largest: int, device: str, gates: int, tmp_path: Path) -> None:
     """Of a convolution in blocks of channels; onnxruntime sees two maps of one shape, whatever the batch."""
-    monkeypatch.setattr(tidy, "_SMALL_MAP", largest)  # here it is 8 x 12 x 12
-    model = written(small(Gated), tmp_path / "small.onnx", device=device)
+    rewrite = functools.partial(tidy, small_map=largest)  # here it is 8 x 12 x 12
+    model = written(small(Gated), tmp_path / "small.onnx", device=device, rewrite=rewrite)
     spread = [node.output[0] for node in model.graph.node if node.op_type == "Resize"]
     assert len(spread) == gates
     known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
@@ -222,7 +219,7 @@ def test_the_graph_is_tidy(tmp_path: Path) -> None:
     assert stored <= sum(t.numel() for t in small(Residual).tensors.values())
 
 
-def test_a_rule_that_fails_leaves_the_file_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_that_fails_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     class Failing(rewriter.RewriteRuleClassBase):
         def pattern(self, op, x):  # type: ignore[no-untyped-def]
             return op.Relu(x)
@@ -230,8 +227,7 @@ def test_a_rule_that_fails_leaves_the_file_as_it_is(tmp_path: Path, monkeypatch:
         def rewrite(self, op, x):  # type: ignore[no-untyped-def]
             raise ValueError("operands could not be broadcast together")
 
-    monkeypatch.setattr(tidy, "_RULES", [Failing.rule()])
-    written(small(Residual), tmp_path / "small.onnx")
+    written(small(Residual), tmp_path / "small.onnx", rewrite=functools.partial(tidy, rules=[Failing.rule()]))
     assert check_onnx(tmp_path / "small.onnx", small(Residual), [(images(3),)]) <= 1e-4
 
 
@@ -274,12 +270,11 @@ def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
         assert text.encode() not in data
 
 
-def test_weights_that_one_file_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_one_file_cannot_hold(tmp_path: Path) -> None:
     """Beyond 2 GB they lie beside the ONNX file, which names them."""
-    monkeypatch.setattr(export, "_LARGEST_PROTOBUF", 0)
     target = tmp_path / "big.onnx"
     with beside(target) as temporary:
-        to_onnx(small(HardCoded), temporary, opset=None, metadata={})
+        to_onnx(small(HardCoded), temporary, opset=None, metadata={}, largest_file=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
     assert check_onnx(target, small(HardCoded), [(images(3),)]) <= 1e-4
 

@@ -22,7 +22,6 @@ from slim_model.data.open_data import open_data
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.progress import count_in_text
-from slim_model.ranking.evidence import patches, statistics
 from slim_model.ranking.evidence.gather import Evidence, gather
 from slim_model.ranking.evidence.histogram import CELLS, Histogram
 from slim_model.ranking.evidence.read_sites import Layout, by_sample, find_read_sites
@@ -323,17 +322,15 @@ def test_a_loss_must_fit_and_have_a_gradient() -> None:
 
 @pytest.mark.parametrize("sizes", [[40], [1, 39], [7, 13, 1, 19], [1] * 40])
 @pytest.mark.parametrize("waiting", [0, 10, 1000])
-def test_histograms_are_exact_however_they_grow(
-    sizes: list[int], waiting: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_histograms_are_exact_however_they_grow(sizes: list[int], waiting: int) -> None:
     generator = torch.Generator().manual_seed(len(sizes))
     scale = torch.tensor([1.0, 1e-6, 1e6, 0.0, 3.0, 1.0])[:, None]
     values = (
         torch.randn(40, 6, 1, generator=generator) * scale + torch.tensor([0, 5, 0, 2.5, -1e4, 0])[:, None]
     ).double()
     values[-1, 0] = 1e9  # an outlier at the end
-    monkeypatch.setattr(statistics, "WAITING", waiting)
-    found = merge_statistics([Histogram.of(seen(part)) for part in values.split(sizes)]).counted()
+    parts = [Histogram.of(seen(part)) for part in values.split(sizes)]
+    found = functools.reduce(lambda one, other: one.merge(other, at_most=waiting), parts).counted()
     for c in range(6):
         v = values[:, c, 0].numpy()
         width = 2.0 ** next(
@@ -393,9 +390,8 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_contributions_are_what_each_channel_adds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributions_are_what_each_channel_adds(name: str) -> None:
     """Against the reader run on one channel at a time, at all positions."""
-    monkeypatch.setattr(patches, "SUMMED", 10**6)
     torch.manual_seed(0)
     reader, shape = READERS[name]
     first = {3: nn.Conv2d, 2: nn.Conv1d, 4: nn.Conv3d}[len(shape)](2, 4, 1) if name != "linear" else nn.Linear(2, 4)
@@ -403,7 +399,8 @@ def test_contributions_are_what_each_channel_adds(name: str, monkeypatch: pytest
     x = torch.randn(5, *((2, *shape[1:]) if name != "linear" else (shape[0], 2))).double()
     model(x)
     coupling = coupled(model, x[:2])
-    found = gather(coupling, open_data([x], coupling.graph.inputs), ("contributions",)).groups[0].views
+    data = open_data([x], coupling.graph.inputs)
+    found = gather(coupling, data, ("contributions",), positions=10**6).groups[0].views
     with torch.no_grad():
         h = model[:2](x)
         axis = 2 if name == "linear" else 1
@@ -471,14 +468,13 @@ def test_graph_type_is_what_places_take() -> None:
 
 
 @pytest.mark.parametrize("waiting", [0, 10, 1000])
-def test_classes_are_the_same_however_long_samples_wait(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "WAITING", waiting)
+def test_classes_are_the_same_however_long_samples_wait(waiting: int) -> None:
     generator = torch.Generator().manual_seed(0)
     values, labels = torch.randn(40, 3, 5, generator=generator).double(), torch.arange(40) % 4
     labels[0] = 9  # a class of one sample, in the first batch only
     sizes = [3, 20, 1, 16]
-    parts = zip(values.split(sizes), labels.split(sizes), strict=True)
-    found = merge_statistics([Classes.of(seen(x, y)) for x, y in parts]).counted()
+    parts = [Classes.of(seen(x, y)) for x, y in zip(values.split(sizes), labels.split(sizes), strict=True)]
+    found = functools.reduce(lambda one, other: one.merge(other, at_most=waiting), parts).counted()
     fire = values.amax(2)
     assert found.ids.tolist() == [0, 1, 2, 3, 9]
     for k, mean, m2 in zip(found.ids, found.fired.mean, found.fired.m2, strict=True):

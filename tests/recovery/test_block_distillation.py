@@ -24,9 +24,9 @@ from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
-from slim_model.recovery import block_distillation as blocks
-from slim_model.recovery.block_distillation import Block, _Runner, find_blocks
+from slim_model.recovery.block_distillation import Block, _Runner, find_blocks, refit
 from slim_model.recovery.linear_layers import find_linear_layers
+from slim_model.recovery.referee import Referee
 from slim_model.recovery.streamed_run import StreamedRun
 from slim_model.simplifying.simplify import simplify
 from small_nets import Residual, images, trained
@@ -35,9 +35,8 @@ from small_nets import Residual, images, trained
 def halved(coupling: Coupling) -> tuple[Graph, list[Block]]:
     plan = plan_by_ratio(coupling, score(coupling, "l1"), ratio=0.5)
     small, _ = shrink(coupling, plan.keep)
-    return small, find_blocks(
-        coupling.graph, small, find_linear_layers(coupling.graph, small, positions_left(coupling, plan.keep))
-    )
+    layers = find_linear_layers(coupling.graph, small, positions_left(coupling, plan.keep))
+    return small, find_blocks(coupling.graph, small, layers, at_once=1)
 
 
 @functools.cache
@@ -47,11 +46,6 @@ def of_net(name: str) -> tuple[Graph, Graph, list[Block]]:
         return coupling.graph, *halved(coupling)
     except BudgetError:
         return coupling.graph, coupling.graph, []
-
-
-@pytest.fixture(autouse=True)
-def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCKS_AT_ONCE", 1)
 
 
 SEVERAL_AXES = (
@@ -130,18 +124,19 @@ def test_what_others_read_too_is_left_alone() -> None:
     }
 
 
-def test_blocks_learn_what_single_layers_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_learn_what_single_layers_cannot() -> None:
     """On top of the best fit of every layer alone."""
-    monkeypatch.setattr(blocks, "STEPS", 100)
     x = images(640)
-    recipe = Recipe.of(0.5, "l1", recover="blocks", multiple_of=1, data=[*x.split(64)], samples=len(x))
+    recipe = Recipe.of(0.5, "l1", recover="full", multiple_of=1, data=[*x.split(64)], samples=len(x))
     compiled = compile_model(trained(Residual()), (x[:2],), recipe)
-    step = next(step for step in compiled.steps if step.name == "blocks")
-    assert step.did["error_after"] < step.did["error_before"]
-    assert not step.did["taken_back"]
-    found = {end: re.findall(r"[\d.e-]+(?= ->)|(?<=-> )[\d.e-]+", text) for end, text in step.did["blocks"].items()}
+    fit, held = split_off_held_out(open_data(recipe.data.data, (x[:2],), samples=len(x)), compiled.dense)
+    layers = find_linear_layers(compiled.dense, compiled.small, compiled.kept_positions())
+    learned, took = refit(compiled.dense, compiled.small, layers, fit, held, at_once=1, steps=100)
+    referee = Referee(compiled.dense, held)
+    assert referee.judge(learned).better_than(referee.judge(compiled.small))
+    errors = {end: re.findall(r"[\d.e-]+(?= ->)|(?<=-> )[\d.e-]+", text) for end, text in took.items()}
     for end in ("relu_2", "relu_4"):
-        before, after = map(float, found[end])
+        before, after = map(float, errors[end])
         assert after < 0.95 * before
 
 

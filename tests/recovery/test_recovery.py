@@ -34,7 +34,7 @@ from slim_model.recovery.linear_layers import find_linear_layers
 from slim_model.recovery.options import LEVELS
 from slim_model.recovery.recover import recover
 from slim_model.recovery.referee import Referee, Verdict
-from slim_model.recovery.streamed_run import StreamedRun
+from slim_model.recovery.streamed_run import MEMORY
 from small_nets import HardCoded, Residual, error, images, trained
 
 
@@ -222,15 +222,14 @@ def test_later_layers_make_up_for_what_earlier_ones_lost() -> None:
     assert errors[-1] < 0.7 * errors[0]
 
 
-def test_a_layer_is_the_least_squares_fit_of_the_dense_output(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_is_the_least_squares_fit_of_the_dense_output() -> None:
     """By hand: one hidden layer, its output from what is left, with a one appended. Judged on what it is fitted on."""
-    monkeypatch.setattr("slim_model.recovery.least_squares.RIDGES", (1e-9,))
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)), torch.randn(500, 6)
     plain = recovered(model, "none", x, ratio=0.5)
     fit, _ = split_off_held_out(open_data([x], plain.dense.inputs, samples=500), plain.dense)
     layers = find_linear_layers(plain.dense, plain.small, plain.kept_positions())
-    graph, took = refit(plain.dense, plain.small, layers, fit, fit)
+    graph, took = refit(plain.dense, plain.small, layers, fit, fit, ridges=(1e-9,))
     assert took.keys() == {"2.weight"}
     mine = x[torch.arange(500) % 5 != 4]
     columns = torch.cat([F.relu(model[0](mine))[:, :8], torch.ones(400, 1)], 1).double()
@@ -253,11 +252,16 @@ def test_batches_do_not_matter(net: type[nn.Module], level: str) -> None:
     assert error(one, other) < 1e-3  # products of float32 columns
 
 
-def test_where_nothing_is_remembered_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = recovered(trained(Residual()), "full", images(60), ratio=0.4, recalibrate=True).small.tensors
-    monkeypatch.setattr("slim_model.recovery.least_squares.MEMORY", 0)
-    monkeypatch.setattr(StreamedRun.__init__, "__defaults__", (0,))
-    other = recovered(trained(Residual()), "full", images(60), ratio=0.4, recalibrate=True).small.tensors
+def test_where_nothing_is_remembered_the_result_is_the_same() -> None:
+    x = images(60)
+    plain = recovered(trained(Residual()), "none", x, ratio=0.4)
+    fit, held = split_off_held_out(open_data([*x.split(16)], plain.dense.inputs, samples=len(x)), plain.dense)
+    layers = find_linear_layers(plain.dense, plain.small, plain.kept_positions())
+    one, other = (
+        recalibrate(refit(plain.dense, plain.small, layers, fit, held, memory=memory)[0], fit, memory=memory)[0].tensors
+        for memory in (MEMORY, 0)
+    )
+    assert any(not torch.equal(tensor, plain.small.tensors[name]) for name, tensor in one.items())
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 

@@ -16,7 +16,7 @@ from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe_error as describe_error
 from slim_model.loading.model_file import Artifact, open_artifact, spec_of_input
 from slim_model.loading.source import SourceOptions
-from slim_model.measuring.energy_meter import Energy, measure_energy
+from slim_model.measuring.energy_meter import METERS, Energy, measure_energy
 from slim_model.measuring.machine import commit, environment
 from slim_model.measuring.peak_memory import measure_memory
 from slim_model.measuring.runtimes import RUNTIMES, Runtime, runtime_named, version_of
@@ -111,7 +111,7 @@ def _cell(
     rows = []
     for file, comparison in zip(rivals, compared, strict=True):
         with without_gc():
-            joules = measure_energy(row.device, functools.partial(row.prepare, file.held, inputs, threads))
+            joules = measure_energy(METERS[row.device], functools.partial(row.prepare, file.held, inputs, threads))
         rows.append(
             _timed(file, comparison, rivals[0])
             | {"dtype": file.dtype, "inputs": spec_of_input(shapes), "runtime_version": version_of(*row.packages)}

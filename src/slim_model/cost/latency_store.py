@@ -22,8 +22,6 @@ from slim_model.measuring.runtimes import RUNTIMES, Runtime, version_of
 from slim_model.ops import LayerShape
 
 _PLACE = Path("slim-model") / "latency"
-_MEASURED_AS = 2
-"""Goes up with any change to how layers are timed: figures of two ways do not belong in one table."""
 
 
 def setting_of(row: Runtime, *, threads: int = 1, dtype: str = "float32", batch: int = 1) -> Setting:
@@ -54,7 +52,7 @@ def cache_folder() -> Path | None:
 def table_path(setting: Setting, cache: Path | None = None) -> Path | None:
     """The file of a table in ``cache``, or in the folder for caches; None where there is none."""
     folder = cache or cache_folder()
-    told = json.dumps(asdict(setting) | {"measured_as": _MEASURED_AS}, sort_keys=True)
+    told = json.dumps(asdict(setting), sort_keys=True)
     digest = hashlib.sha256(told.encode()).hexdigest()[:16]
     return None if folder is None else folder / f"{setting.runtime}-{digest}.jsonl"
 

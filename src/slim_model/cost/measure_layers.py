@@ -63,7 +63,7 @@ def _measure(
     layers: Sequence[LayerShape], job: MeasuringJob, points: dict[LayerShape, float], progress: Progress
 ) -> None:
     """Add to ``points``, and to the table on disk where there can be one, the layers that are not there yet."""
-    for some in _parts([layer for layer in layers if layer not in points]):
+    for some in split_to_fit([layer for layer in layers if layer not in points]):
         with tempfile.TemporaryDirectory() as folder:
             ready = [_prepare(layer, Path(folder) / f"{n}.onnx", job) for n, layer in enumerate(some)]
             samples = _samples([run for run, _ in ready], job.clock)
@@ -86,11 +86,12 @@ def _samples(runs: Sequence[Run], clock: Clock) -> list[list[float]]:
     return samples
 
 
-def _parts(layers: Sequence[LayerShape]) -> Iterator[list[LayerShape]]:
-    """Few enough to lie in memory together."""
+def split_to_fit(layers: Sequence[LayerShape], most_bytes: int = BYTES) -> Iterator[list[LayerShape]]:
+    """Parts of ``layers``, in order, that lie in memory together: of at most ``LAYERS_AT_ONCE``, and ``most_bytes``
+    unless a single layer has more."""
     part: list[LayerShape] = []
     for layer in layers:
-        if part and (len(part) == LAYERS_AT_ONCE or sum(map(stored_bytes, (*part, layer))) > BYTES):
+        if part and (len(part) == LAYERS_AT_ONCE or sum(map(stored_bytes, (*part, layer))) > most_bytes):
             yield part
             part = []
         part.append(layer)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir
@@ -14,9 +16,20 @@ from onnxscript.rewriter.rules import common as rules
 
 from slim_model.export.onnx_translations import prepares_weights
 
+SMALL_MAP = 2**17
+"""Values of a map that is gated; above, a copy of it costs more than the change of layouts."""
 
-def tidy(model: onnx_ir.Model, device: str) -> None:
+
+def tidy(
+    model: onnx_ir.Model,
+    device: str,
+    *,
+    rules: Sequence[onnxscript.rewriter.RewriteRule] | None = None,
+    small_map: int = SMALL_MAP,
+) -> None:
     """Fold constants and BatchNorm, and write what onnxruntime computes faster in another form on ``device``.
+
+    ``rules`` stand in for ours; gates are spread over maps of up to ``small_map`` values.
 
     The exporter's full optimizer takes up to half of the whole run (6 s for swin_t) and gained no latency in
     onnxruntime, which fuses for itself (within 1 % on resnet50, vit_b_16, swin_t).
@@ -24,7 +37,8 @@ def tidy(model: onnx_ir.Model, device: str) -> None:
     with contextlib.suppress(RuntimeError):  # it stumbles over a batch that is split; what it leaves is right
         onnxscript.optimizer.fold_constants(model, should_fold=prepares_weights)
     with contextlib.suppress(RuntimeError):  # of a rule that fails the node stays as it was
-        onnxscript.rewriter.rewrite(model, _RULES + (_GATES if device == "cpu" else []))
+        gates = _gates(small_map) if device == "cpu" else []
+        onnxscript.rewriter.rewrite(model, [*(_RULES if rules is None else rules), *gates])
     CommonSubexpressionEliminationPass()(model)
     onnxscript.optimizer.remove_unused_nodes(model)
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
@@ -46,19 +60,17 @@ _POOL = onnxscript.rewriter.RewriteRule(
 )
 """A mean over the map, as in squeeze and excitation: onnxruntime computes a pooling in the layout of its convolutions
 (efficientnet_b0 at a quarter of its multiply-adds: 4 % faster with two threads, 2 % with one)."""
-_SMALL_MAP = 2**17
-"""Values; above, a copy of it costs more than the change of layouts."""
 _OPENS = ("Sigmoid", "HardSigmoid")
 _ACTIVATIONS = ("Relu", "Clip", "HardSwish", "Mul", "Div", *_OPENS)
 
 
-def _is_gated(context: Any, x: onnx_ir.Value, gate: onnx_ir.Value, **_: Any) -> bool:
+def _is_gated(context: Any, x: onnx_ir.Value, gate: onnx_ir.Value, *, small_map: int, **_: Any) -> bool:
     """Squeeze and excitation: a map, not a large one, times what a convolution of its mean says of each channel."""
     if x.shape is None or gate.shape is None or x.dtype != onnx_ir.DataType.FLOAT:
         return False
     opens, sizes = gate.producer(), [size for size in x.shape[1:] if isinstance(size, int)]
     alike = len(x.shape) == len(gate.shape) == 4 and len(sizes) == 3 and list(x.shape[:2]) == list(gate.shape[:2])
-    if not alike or list(gate.shape[2:]) != [1, 1] or not sizes[0] < math.prod(sizes) <= _SMALL_MAP:
+    if not alike or list(gate.shape[2:]) != [1, 1] or not sizes[0] < math.prod(sizes) <= small_map:
         return False
     pooled = any(user.op_type == "GlobalAveragePool" for user in x.consumers())
     return pooled and opens is not None and opens.op_type in _OPENS and _in_blocks(gate) and _in_blocks(x)
@@ -85,9 +97,13 @@ def _spread(op: Any, x: onnx_ir.Value, gate: onnx_ir.Value) -> onnx_ir.Value:
     return product
 
 
-_GATES = [*onnxscript.rewriter.RewriteRule(lambda op, x, gate: op.Mul(x, gate), _spread, _is_gated).commute()]
-"""A gate is spread over its map: onnxruntime multiplies what has one shape in the layout of its convolutions, and else
-takes the map out of it and back (mobilenet_v3_small: 7 % faster)."""
+def _gates(small_map: int) -> Sequence[onnxscript.rewriter.RewriteRule]:
+    """A gate is spread over its map: onnxruntime multiplies what has one shape in the layout of its convolutions, and
+    else takes the map out of it and back (mobilenet_v3_small: 7 % faster)."""
+    is_gated = functools.partial(_is_gated, small_map=small_map)
+    return onnxscript.rewriter.RewriteRule(lambda op, x, gate: op.Mul(x, gate), _spread, is_gated).commute()
+
+
 _RULES = [
     _POOL,
     rules.materialize_reshape_shape_rule,  # of vit_b_32 one node in seven only counts the batch

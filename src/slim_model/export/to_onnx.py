@@ -22,6 +22,9 @@ from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import silence_torch
 
+LARGEST_PROTOBUF = 1_900_000_000
+"""Bytes of weights beyond which ONNX stores them beside the file."""
+
 
 def to_onnx(
     source: Graph | EagerModel,
@@ -31,9 +34,12 @@ def to_onnx(
     metadata: dict[str, str],
     device: str = "cpu",
     weights_beside: bool = False,
+    largest_file: int = LARGEST_PROTOBUF,
+    rewrite: Callable[[onnx_ir.Model, str], None] = tidy,
 ) -> None:
     """Write ``source`` as ONNX at ``path`` (no checks yet), as onnxruntime runs it best on ``device``.
-    ``weights_beside`` takes less memory, but two files."""
+    ``weights_beside`` takes less memory, but two files, as weights of more than ``largest_file`` bytes do. ``rewrite``
+    gives a graph the form for ``device``."""
     if isinstance(source, EagerModel):
         model = by_torchscript(source, path, opset)
         model.metadata_props.update(metadata)
@@ -44,13 +50,13 @@ def to_onnx(
         raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
     with silence_torch(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
-        tidy(result.model, device)
+        rewrite(result.model, device)
     written = result.model.opset_imports.get("", opset)
     if opset not in (None, written):
         raise InputError(f"--opset {opset}: torch {torch.__version__} wrote opset {written} instead. Ask for another.")
     result.model.metadata_props.update(metadata)
     _name_axes(result.model, graph)
-    large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > _LARGEST_PROTOBUF
+    large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > largest_file
     try:
         if large:  # moved with ``path``, as atomic_write moves what lies beside it
             onnx_ir.save(result.model, path, external_data=f"{path.name}.data")
@@ -88,9 +94,6 @@ def _cause(error: BaseException) -> str:
 
 def _copied(graph: Graph, change: Callable[[fx.Graph], fx.Graph]) -> Graph:
     return dataclasses.replace(graph, module=fx.GraphModule(graph.module, change(graph.module.graph)))
-
-
-_LARGEST_PROTOBUF = 1_900_000_000  # bytes; beyond it ONNX stores weights beside the file
 
 
 def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:

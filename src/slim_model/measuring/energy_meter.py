@@ -14,9 +14,6 @@ import torch
 from slim_model.measuring.runtimes import Run
 from slim_model.measuring.timing import Clock
 
-POWERCAP = Path("/sys/class/powercap")
-"""Where Linux shows the counters of RAPL (Running Average Power Limit), which Intel and AMD processors have."""
-
 
 @dataclass(frozen=True, slots=True)
 class Meter:
@@ -38,10 +35,9 @@ class Energy:
 
 
 def measure_energy(
-    device: str, prepare: Callable[[], Run], *, least_s: float = 2.0, clock: Clock = time.perf_counter_ns
+    meter: Meter, prepare: Callable[[], Run], *, least_s: float = 2.0, clock: Clock = time.perf_counter_ns
 ) -> Energy:
-    """Run what ``prepare`` makes for ``least_s`` seconds beside the meter of ``device`` ("cpu" or "cuda")."""
-    meter = METERS[device]
+    """Run what ``prepare`` makes for ``least_s`` seconds beside the meter."""
     if (reason := meter.available()) is not None:
         return Energy(None, f"not available: {reason}")
     run = prepare()
@@ -53,34 +49,40 @@ def measure_energy(
     return Energy(drawn() / runs, meter.name)
 
 
-def _packages() -> list[Path]:
+def rapl_meter(powercap: Path = Path("/sys/class/powercap")) -> Meter:
+    """The counters of RAPL (Running Average Power Limit), which Intel and AMD processors have and Linux shows in the
+    folder ``powercap``."""
+
+    def available() -> str | None:
+        if not _packages(powercap):
+            return "this machine shows no RAPL counters"
+        try:
+            _counters(powercap)
+        except OSError as error:
+            return f"the RAPL counters cannot be read ({error.strerror}); root can"
+        return None
+
+    def start() -> Callable[[], float]:
+        before = _counters(powercap)
+        spans = [int((package / "max_energy_range_uj").read_text()) for package in _packages(powercap)]
+
+        def drawn() -> float:
+            """Counters start again at 0 when they are full."""
+            counters = zip(_counters(powercap), before, spans, strict=True)
+            return sum((now - then) % (span + 1) for now, then, span in counters) / 1e6
+
+        return drawn
+
+    return Meter("RAPL, processor package", "cpu", available, start)
+
+
+def _packages(powercap: Path) -> list[Path]:
     """One folder a processor package; its parts (cores, memory) are in folders with a second number."""
-    return sorted(p for p in POWERCAP.glob("intel-rapl:*") if re.fullmatch(r"intel-rapl:\d+", p.name))
+    return sorted(p for p in powercap.glob("intel-rapl:*") if re.fullmatch(r"intel-rapl:\d+", p.name))
 
 
-def _no_rapl() -> str | None:
-    if not _packages():
-        return "this machine shows no RAPL counters"
-    try:
-        _counters()
-    except OSError as error:
-        return f"the RAPL counters cannot be read ({error.strerror}); root can"
-    return None
-
-
-def _counters() -> list[int]:
-    return [int((package / "energy_uj").read_text()) for package in _packages()]
-
-
-def _rapl() -> Callable[[], float]:
-    before = _counters()
-    spans = [int((package / "max_energy_range_uj").read_text()) for package in _packages()]
-
-    def drawn() -> float:
-        """Counters start again at 0 when they are full."""
-        return sum((a - b) % (span + 1) for a, b, span in zip(_counters(), before, spans, strict=True)) / 1e6
-
-    return drawn
+def _counters(powercap: Path) -> list[int]:
+    return [int((package / "energy_uj").read_text()) for package in _packages(powercap)]
 
 
 def _no_nvml() -> str | None:
@@ -106,10 +108,5 @@ def _nvml() -> Callable[[], float]:
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(card) - before) / 1e3
 
 
-METERS = {
-    meter.device: meter
-    for meter in (
-        Meter("RAPL, processor package", "cpu", _no_rapl, _rapl),
-        Meter("NVML, whole card", "cuda", _no_nvml, _nvml),
-    )
-}
+METERS = {meter.device: meter for meter in (rapl_meter(), Meter("NVML, whole card", "cuda", _no_nvml, _nvml))}
+"""One for each device."""

@@ -14,12 +14,12 @@ from slim_model.graph.nodes import arguments_of
 from slim_model.ranking.evidence.seen import Seen
 from slim_model.ranking.evidence.statistics import ChannelMoments
 from slim_model.recovery.linear_layers import is_norm
-from slim_model.recovery.streamed_run import StreamedRun
+from slim_model.recovery.streamed_run import MEMORY, StreamedRun
 
 
-def recalibrate(small: Graph, fit: Parts) -> tuple[Graph, int]:
+def recalibrate(small: Graph, fit: Parts, *, memory: int = MEMORY) -> tuple[Graph, int]:
     """The small graph with counted statistics, and of how many BatchNorms; those that share theirs are left."""
-    track = StreamedRun(small, fit)
+    track = StreamedRun(small, fit, memory)
     norms = [node for node in small.nodes if node.op == "call_function" and is_norm(node) and _alone(node, small)]
     for node in norms:
         seen: ChannelMoments | None = None

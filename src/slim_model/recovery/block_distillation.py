@@ -43,15 +43,26 @@ class Block:
 
 
 def refit(
-    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, progress: Progress = say_nothing
+    dense: Graph,
+    small: Graph,
+    layers: list[LinearLayer],
+    fit: Parts,
+    held: Parts,
+    *,
+    at_once: int = BLOCKS_AT_ONCE,
+    steps: int = STEPS,
+    progress: Progress = say_nothing,
 ) -> tuple[Graph, dict[str, str]]:
-    """The small graph with what its blocks learned, and the error at the end of each before and after."""
-    blocks, took, tensors = find_blocks(dense, small, layers), dict[str, str](), dict(small.tensors)
+    """The small graph with what its blocks learned, and the error at the end of each before and after.
+
+    ``at_once``: blocks in a row that learn together; ``steps``: of the optimizer, for each such row.
+    """
+    blocks, took, tensors = find_blocks(dense, small, layers, at_once), dict[str, str](), dict(small.tensors)
     tracks = [(StreamedRun(dense, part, MEMORY // 2), StreamedRun(small, part, MEMORY // 2)) for part in (fit, held)]
     for number, block in enumerate(blocks, 1):
         run, ours, unseen = _Runner(small, block, tensors), *(_samples(block, big, little) for big, little in tracks)
         took[block.end.name], changed = _learned(
-            run, ours, unseen, f"fitting blocks: {number} of {len(blocks)}", progress
+            run, ours, unseen, f"fitting blocks: {number} of {len(blocks)}", steps, progress
         )
         tensors |= changed
         for _, little in tracks:
@@ -77,7 +88,7 @@ def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Samples | 
 
 
 def _learned(
-    run: _Runner, fit: Samples | None, held: Samples | None, stage: str, progress: Progress
+    run: _Runner, fit: Samples | None, held: Samples | None, stage: str, steps: int, progress: Progress
 ) -> tuple[str, dict[str, Tensor]]:
     """What came of it, and the values that change."""
     progress(stage)
@@ -93,7 +104,7 @@ def _learned(
     if before == 0:
         return "kept: nothing is lost", {}
     try:
-        _train(run, *fit, stage, progress)
+        _train(run, *fit, stage, steps, progress)
     except RuntimeError as error:  # an operator without a derivative
         return f"kept: {first_line(error, at_most=120)}", {}
     changed = {name: value.detach() for name, value in run.values.items()}
@@ -103,12 +114,12 @@ def _learned(
 
 
 @torch.enable_grad()
-def _train(run: _Runner, taken: Tensor, wanted: Tensor, stage: str, progress: Progress) -> None:
+def _train(run: _Runner, taken: Tensor, wanted: Tensor, stage: str, steps: int, progress: Progress) -> None:
     spread = float((wanted - wanted.mean(0)).square().mean()) or 1.0
     optimizer = torch.optim.Adam([value.requires_grad_() for value in run.values.values()], RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator, told = torch.Generator().manual_seed(0), time.perf_counter()
-    for step in range(STEPS):
+    for step in range(steps):
         chosen = torch.randint(len(taken), (BATCH,), generator=generator).to(taken.device)
         loss = (run(taken[chosen]) - wanted[chosen]).square().mean() / spread
         optimizer.zero_grad(set_to_none=True)
@@ -117,7 +128,7 @@ def _train(run: _Runner, taken: Tensor, wanted: Tensor, stage: str, progress: Pr
         schedule.step()
         if time.perf_counter() - told > _EVERY_S:
             told = time.perf_counter()
-            progress(f"{stage}, step {step + 1} of {STEPS}")
+            progress(f"{stage}, step {step + 1} of {steps}")
 
 
 class _Runner:
@@ -154,10 +165,12 @@ class _Runner:
 # -- where blocks begin and end -------------------------------------------------------------------------------------
 
 
-def find_blocks(dense: Graph, small: Graph, layers: Sequence[LinearLayer]) -> list[Block]:
+def find_blocks(
+    dense: Graph, small: Graph, layers: Sequence[LinearLayer], at_once: int = BLOCKS_AT_ONCE
+) -> list[Block]:
     """In the order of the graph. What lies behind the last place that compares with the dense graph is in none."""
     cut_points = find_cut_points(dense, small, layers)
-    ends = cut_points[::BLOCKS_AT_ONCE]
+    ends = cut_points[::at_once]
     if cut_points and ends[-1] is not cut_points[-1]:
         ends.append(cut_points[-1])
     nodes, used = list(small.nodes), count_readers(small)

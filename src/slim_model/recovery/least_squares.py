@@ -9,6 +9,7 @@ whose error on samples held out does not fall keeps its weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +49,22 @@ class _Products:
 
 
 def refit(
-    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, progress: Progress = say_nothing
+    dense: Graph,
+    small: Graph,
+    layers: list[LinearLayer],
+    fit: Parts,
+    held: Parts,
+    *,
+    ridges: Sequence[float] = RIDGES,
+    memory: int = MEMORY,
+    progress: Progress = say_nothing,
 ) -> tuple[Graph, dict[str, str]]:
-    """The small graph with fitted weights, and for each layer behind the first cut what it took."""
+    """The small graph with fitted weights, and for each layer behind the first cut what it took.
+
+    ``ridges`` are tried, each relative to the mean of the diagonal; ``memory``: bytes of values kept between layers.
+    """
     nodes = {node.name: node for node in dense.nodes}
-    tracks = [(StreamedRun(dense, part, MEMORY // 2), StreamedRun(small, part, MEMORY // 2)) for part in (fit, held)]
+    tracks = [(StreamedRun(dense, part, memory // 2), StreamedRun(small, part, memory // 2)) for part in (fit, held)]
     samples, tensors, took = sum(part.samples for part in fit()), dict(small.tensors), dict[str, str]()
     start = next((i for i, layer in enumerate(layers) if layer.cut), len(layers))
     for number, layer in enumerate(layers[start:]):
@@ -62,7 +74,7 @@ def refit(
             continue
         wanted = max(_PLACES, -(-_ROWS_EACH * size // samples))
         ours, unseen = (Rows(nodes[layer.node], layer, big, little, wanted) for big, little in tracks)
-        took[layer.weight], changed = _fitted(layer, ours, unseen, tensors)
+        took[layer.weight], changed = _fitted(layer, ours, unseen, tensors, ridges)
         tensors |= changed
         for _, little in tracks:
             little.replace(changed)
@@ -85,15 +97,17 @@ def _products(rows: Rows) -> _Products | None:
     return found
 
 
-def _fitted(layer: LinearLayer, fit: Rows, held: Rows, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+def _fitted(
+    layer: LinearLayer, fit: Rows, held: Rows, tensors: dict[str, Tensor], ridges: Sequence[float]
+) -> tuple[str, dict[str, Tensor]]:
     """What the layer took, and the values that change."""
     now = _now(layer, tensors)
     known, unseen = _products(fit), _products(held)
     assert known is not None
-    ridges = {ridge: _solved(layer, known, now, ridge) for ridge in RIDGES}
+    solutions = {ridge: _solved(layer, known, now, ridge) for ridge in ridges}
     judged = unseen or known
-    ridge = min(ridges, key=lambda r: judged.error(ridges[r]))
-    found = {"kept": now, "fitted": ridges[ridge]}
+    ridge = min(solutions, key=lambda r: judged.error(solutions[r]))
+    found = {"kept": now, "fitted": solutions[ridge]}
     if fit.sink.rectified:
         found["fitted behind its ReLU"] = _behind(layer, fit, known, ridge, found["fitted"], now)
     errors = _errors(held if unseen else fit, found)

@@ -33,6 +33,7 @@ from slim_model.ranking.evidence.gate_gradients import (
 )
 from slim_model.ranking.evidence.patches import patch
 from slim_model.ranking.evidence.read_sites import ReadSite, by_sample, find_read_sites
+from slim_model.ranking.evidence.sampling import SUMMED, Sampling
 from slim_model.ranking.evidence.seen import Seen
 from slim_model.ranking.evidence.statistics import STATISTICS
 
@@ -92,15 +93,17 @@ def gather(
     loss: Loss | None = None,
     seed: int = 0,
     first: int = 0,
+    positions: int = SUMMED,
     count: Count = count_nothing,
 ) -> Evidence:
     """Gather ``statistics`` of all groups in one pass over ``data``.
 
-    Of several processes each reads its share of the batches, and all get the sum. ``first`` numbers the first sample.
+    Of several processes each reads its share of the batches, and all get the sum. ``first`` numbers the first sample;
+    ``positions``: of a layer's output that contributions and correlations are taken at, in each sample.
     """
     if any(name in _LABELLED for name in statistics) and not data.labelled:
         raise InputError(f"{data.name} has no labels. Give batches of (inputs, labels).")
-    observer = _Observer(coupling, statistics, loss, seed)
+    observer = _Observer(coupling, statistics, loss, seed, positions)
     evidence: Evidence | None = None
     done = 0
     for number, batch in enumerate(data.batches()):
@@ -118,8 +121,10 @@ def gather(
 class _Observer:
     """What stays the same from batch to batch."""
 
-    def __init__(self, coupling: Coupling, statistics: tuple[str, ...], loss: Loss | None, seed: int) -> None:
-        self.coupling, self.loss = coupling, loss
+    def __init__(
+        self, coupling: Coupling, statistics: tuple[str, ...], loss: Loss | None, seed: int, positions: int
+    ) -> None:
+        self.coupling, self.loss, self.positions = coupling, loss, positions
         self.names = tuple(name for name in statistics if name not in GRADIENTS)
         self.gates, self.curvature = (name in statistics for name in GRADIENTS)
         self.sites = find_read_sites(coupling)
@@ -216,7 +221,8 @@ class _ObservedRun(Decided):
 
     def _patches(self, site: ReadSite) -> Any:
         readers = [n for n in site.readers if all(m in self.env for m in n.all_input_nodes)]
-        return tuple(patch(n, site.read, self.env, first=self.first, samples=self.rows) for n in readers)
+        sampling = Sampling(self.first, self.rows, self.observer.positions)
+        return tuple(patch(n, site.read, self.env, sampling) for n in readers)
 
 
 def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:

@@ -32,8 +32,9 @@ class Histogram:
         infinite = pooled.new_full(pooled.shape[1:], torch.inf)
         return cls(infinite, -infinite, torch.zeros(pooled.shape[1], CELLS, dtype=torch.int64), (pooled,))
 
-    def merge(self, other: Histogram) -> Histogram:
-        if sum(map(len, (*self.waiting, *other.waiting))) <= WAITING:
+    def merge(self, other: Histogram, *, at_most: int = WAITING) -> Histogram:
+        """``at_most``: samples that may wait; beyond, all are counted."""
+        if sum(map(len, (*self.waiting, *other.waiting))) <= at_most:
             both = self if other._empty else other if self._empty else self._joined(other)
             return dataclasses.replace(both, waiting=(*self.waiting, *other.waiting))
         return self.counted()._joined(other.counted())

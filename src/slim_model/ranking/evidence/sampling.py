@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -19,3 +21,17 @@ def sample_positions(first: int, samples: int, total: int, *, at_most: int = SAM
     for factor in (0x2C1B3C6D, 0x297A2D39):
         mixed = ((mixed ^ (mixed >> 15)) * factor) & 0x7FFFFFFF
     return (mixed ^ (mixed >> 12)) % total
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which positions of a layer's output are summed: ``at_most`` of each of the ``samples`` of a batch, from number
+    ``first`` on."""
+
+    first: int
+    samples: int
+    at_most: int = SUMMED
+
+    def positions(self, total: int, samples: int | None = None) -> Tensor:
+        """``(samples, at_most)`` positions below ``total``; ``samples`` where a layer sees another number of them."""
+        return sample_positions(self.first, samples or self.samples, total, at_most=self.at_most)

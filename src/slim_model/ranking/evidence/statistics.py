@@ -81,9 +81,10 @@ class Classes:
         labels = seen.labels.cpu()
         return cls(labels[:0], Variances(none[:, :1], (none,), (none,)), ((fire, labels),))
 
-    def merge(self, other: Classes) -> Classes:
+    def merge(self, other: Classes, *, at_most: int = WAITING) -> Classes:
+        """``at_most``: samples that may wait; beyond, all are counted."""
         waiting = (*self.waiting, *other.waiting)
-        if sum(len(labels) for _, labels in waiting) <= WAITING:
+        if sum(len(labels) for _, labels in waiting) <= at_most:
             both = self if not len(other.ids) else other if not len(self.ids) else self._joined(other)
             return dataclasses.replace(both, waiting=waiting)
         return self.counted()._joined(other.counted())
