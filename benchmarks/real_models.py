@@ -28,7 +28,7 @@ from torch import nn
 import datasets
 from evaluate import PUBLISHED, accuracy, onnx_predictor
 from provenance import RESULTS, peak_bytes, provenance, summary
-from slim_model.commands.slim import Job, run
+from slim_model.commands.slim import Job, run_job
 from slim_model.errors import SlimError
 from slim_model.loading.load import load
 from slim_model.loading.source import Source, SourceOptions
@@ -160,7 +160,7 @@ def one_run(case: Case, source: Path, ratio: float, seed: int, *, bench: bool, t
         job = Job(Source(source, SourceOptions(arch=case.arch, inputs=inputs)), target, recipe)
         started = time.perf_counter()
         try:
-            report = run(job, lambda stage: None).as_dict()
+            report = run_job(job, lambda stage: None).as_dict()
         except SlimError as error:
             return row | {"fault": f"{type(error).__name__}: {error}".replace(f"{source.parent}{os.sep}", "")}
         except Exception as error:
@@ -350,9 +350,9 @@ def _milliseconds(latency: dict[str, Any]) -> str:
 
 
 def _latencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    run = ("model", "ratio", "criterion", "seed")
+    run_job = ("model", "ratio", "criterion", "seed")
     return [
-        {key: row[key] for key in run} | {"macs": row["dense"]["macs"] / max(row["slim"]["macs"], 1)} | compared
+        {key: row[key] for key in run_job} | {"macs": row["dense"]["macs"] / max(row["slim"]["macs"], 1)} | compared
         for row in rows
         for compared in row["latency"]
     ]

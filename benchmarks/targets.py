@@ -22,7 +22,7 @@ import torchvision
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
-from slim_model.commands.slim import Job, run
+from slim_model.commands.slim import Job, run_job
 from slim_model.errors import SlimError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
@@ -53,7 +53,7 @@ def measured(name: str, wanted: list[tuple[float, int]], folder: Path) -> Iterat
         started = time.perf_counter()
         recipe = Recipe.of(target=f"latency={target}ms", threads=threads, bench=False)
         try:
-            report = run(Job(Source(source, SourceOptions(inputs=("1x3x224x224",))), small, recipe), say_nothing)
+            report = run_job(Job(Source(source, SourceOptions(inputs=("1x3x224x224",))), small, recipe), say_nothing)
         except SlimError as refused:
             yield (name, share, threads), row | {"refused": str(refused)} | provenance()
             continue

@@ -15,7 +15,7 @@ from slim_model import cli
 from slim_model.commands import bench
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
-from slim_model.measuring.peak_memory import Memory
+from slim_model.measuring.peak_memory import PeakMemory
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]
@@ -60,7 +60,7 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for name in arguments[1:3]:
             to_onnx(graph, Path(name), opset=None, metadata={})
         monkeypatch.setattr(
-            bench, "measure_memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None)
+            bench, "measure_memory", lambda *_, **__: PeakMemory(30_000_000, 20_000_000, None)
         )  # a process a row
         assert cli.run([*arguments, "--rounds", "3", "--seconds", "0.3"]) == 0
         assert len(Path("rows.json").read_text().splitlines()) == 8  # two files, batches and counts of threads

@@ -51,7 +51,7 @@ def rank() -> int:
     return _dist().get_rank() if _several() else 0
 
 
-def size() -> int:
+def world_size() -> int:
     return _dist().get_world_size() if _several() else 1
 
 
@@ -63,17 +63,17 @@ def device(kind: str) -> torch.device:
     """Each process of a machine has a GPU of its own."""
     import torch
 
-    if kind == "cuda" and size() > 1:
+    if kind == "cuda" and world_size() > 1:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(kind)
 
 
-def merge_ranks(found: T | None, merge: Callable[[T, T], T]) -> T | None:
-    """What all found, in the order of their ranks; the same for all."""
-    if size() == 1:
-        return found
-    parts: list[Any] = [None] * size()
-    _dist().all_gather_object(parts, found)
+def merge_ranks(mine: T | None, merge: Callable[[T, T], T]) -> T | None:
+    """The parts of all merged, in the order of their ranks; the same for all."""
+    if world_size() == 1:
+        return mine
+    parts: list[Any] = [None] * world_size()
+    _dist().all_gather_object(parts, mine)
     result: Any = None
     for part in parts:
         if part is not None:
@@ -83,34 +83,34 @@ def merge_ranks(found: T | None, merge: Callable[[T, T], T]) -> T | None:
 
 def share_from_first(make: Callable[[], T]) -> T:
     """What the first process makes, for all of them."""
-    if size() == 1:
+    if world_size() == 1:
         return make()
-    held: list[Any] = [make() if rank() == 0 else None]
-    _dist().broadcast_object_list(held, src=0)
-    return held[0]  # type: ignore[no-any-return]
+    made: list[Any] = [make() if rank() == 0 else None]
+    _dist().broadcast_object_list(made, src=0)
+    return made[0]  # type: ignore[no-any-return]
 
 
 def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
     """Give ``tensors`` the values they have in the first process."""
-    if size() > 1:
+    if world_size() > 1:
         for name in sorted(tensors):
             _dist().broadcast(tensors[name].data, src=0)
 
 
 def mean_over_ranks(value: float) -> float:
     """Over all processes."""
-    if size() == 1:
+    if world_size() == 1:
         return value
     import torch
 
     total = torch.tensor(value, dtype=torch.float64)
     _dist().all_reduce(total)
-    return float(total) / size()
+    return float(total) / world_size()
 
 
 def may_speak() -> bool:
     """Whether this process is the first to end with an error: one message is enough."""
-    if size() == 1:
+    if world_size() == 1:
         return True
     try:
         store: Any = _dist().distributed_c10d._get_default_store()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from micronets import NETS
 from micronets.compiled import coupling_of as micro_coupling
 from slim_model.budget.allocations import ALLOCATIONS, allocation_of
-from slim_model.budget.knapsack import pack
+from slim_model.budget.knapsack import solve_knapsack
 from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.methods import Curve
 from slim_model.budget.plan import Plan, rungs_of
@@ -248,7 +248,7 @@ def test_the_knapsack_is_as_good_as_trying_all(data: st.DataObject) -> None:
     lost = [np.array([0.0, *(float(c) for _, c in group)]) for group in groups]
     most = sum(s.max() for s in saved)
     needed = data.draw(st.sampled_from([0.0, 0.1, 0.33, 0.5, 0.9, 1.0])) * most
-    picked = pack(saved, lost, needed)
+    picked = solve_knapsack(saved, lost, needed)
     reached = sum(s[i] for s, i in zip(saved, picked, strict=True))
     cost = sum(c[i] for c, i in zip(lost, picked, strict=True))
     options = np.array(np.meshgrid(*(np.arange(len(s)) for s in saved))).reshape(len(saved), -1).T

@@ -18,7 +18,7 @@ from slim_model.budget.allocations import allocation_of
 from slim_model.budget.goal import Goal, Met, Task
 from slim_model.budget.search import plan_for, plan_within_limit
 from slim_model.budget.sensitivity import scan
-from slim_model.commands.slim import Job, run
+from slim_model.commands.slim import Job, run_job
 from slim_model.cost.counted import CostModel
 from slim_model.cost.latency_table import Setting, make_table
 from slim_model.cost.layer_models import layers_of
@@ -65,7 +65,7 @@ def test_the_file_is_as_large_as_was_asked(recipe: Recipe, tmp_path: Path) -> No
         tmp_path / "out.onnx",
         recipe.but(bench=False),
     )
-    report = run(job, lambda stage: None)
+    report = run_job(job, lambda stage: None)
     size, limit = (tmp_path / "out.onnx").stat().st_size, report.budget["limit"]
     assert 0.96 * limit <= size <= limit  # of the file as it is published, with its metadata
     assert report.as_dict()["budget"]["of"] == "bytes"
@@ -77,7 +77,7 @@ def test_a_file_that_cannot_come_close_is_refused(tmp_path: Path) -> None:
     source = Source(tmp_path / "in.pt", SourceOptions(inputs=("2x3x16x16",)))
     job = Job(source, tmp_path / "out.onnx", Recipe.of(target="bytes=7kB", bench=False))
     with pytest.raises(BudgetError, match=r"bytes cannot come close to 0\.007 MB: .* 0\.00[3-6]\d* MB is the nearest"):
-        run(job, lambda stage: None)
+        run_job(job, lambda stage: None)
     assert not (tmp_path / "out.onnx").exists()
 
 

@@ -21,7 +21,7 @@ from slim_model.errors import InputError
 from slim_model.loading.model_file import open_artifact
 from slim_model.loading.source import SourceOptions
 from slim_model.measuring.energy_meter import METERS, Energy, Meter, measure_energy, rapl_meter
-from slim_model.measuring.peak_memory import Memory, measure_memory
+from slim_model.measuring.peak_memory import PeakMemory, measure_memory
 from slim_model.measuring.runtimes import RUNTIMES, Operator, Runtime
 from slim_model.measuring.timing import Comparison, Latency
 from slim_model.reporting.bench_table import Bench, show_bench
@@ -139,7 +139,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     falls = Runtime("falls", "cpu", "onnx", lambda: None, _falls, ())
     for row in (fake, away, falls):
         monkeypatch.setitem(RUNTIMES, row.name, row)
-    monkeypatch.setattr(module, "measure_memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None))
+    monkeypatch.setattr(module, "measure_memory", lambda *_, **__: PeakMemory(30_000_000, 20_000_000, None))
     monkeypatch.setattr(module, "measure_energy", lambda *_: Energy(0.25, "a meter"))
 
     def interval(low: float, high: float) -> None:
@@ -287,7 +287,7 @@ def test_a_process_that_falls_over_is_a_note(
 def test_the_command_runs_for_real(
     files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "measure_memory", lambda *_, **__: Memory(30_000_000, 20_000_000, None))
+    monkeypatch.setattr(module, "measure_memory", lambda *_, **__: PeakMemory(30_000_000, 20_000_000, None))
     rows = tmp_path / "rows.json"
     options = ["--batch", "1,3", "--rounds", "2", "--seconds", "0.2", "--per-op", "--json", str(rows)]
     assert cli.run(["bench", *map(str, files), *options]) == 0

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from slim_model.budget import choose as choosing
-from slim_model.budget.choose import choose
-from slim_model.budget.goal import Choice, Goal, Task
+from slim_model.budget import choose_plan as choosing
+from slim_model.budget.choose_plan import choose_plan
+from slim_model.budget.goal import ChosenPlan, Goal, Task
 from slim_model.budget.options import BudgetOptions
 from slim_model.budget.plan import Plan, plan_of
 from slim_model.coupling import couple as coupling_of
@@ -145,12 +145,12 @@ def test_plans_that_are_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     goal = Goal.of(BudgetOptions(), 1)
     task = Task(Residual(), coupling.graph, coupling, [torch.zeros(g.width) for g in coupling.groups], goal)
     for made in (plan, PLANS[name](coupling, plan)):
-        monkeypatch.setitem(choosing.ENGINES, goal.engine, lambda task, made=made: Choice(made))
+        monkeypatch.setitem(choosing.ENGINES, goal.engine, lambda task, made=made: ChosenPlan(made))
         if made is plan:
-            assert choose(task).plan is plan
+            assert choose_plan(task).plan is plan
         else:
             with pytest.raises(InternalError, match=f"engine {goal.engine}"):
-                choose(task)
+                choose_plan(task)
 
 
 # -- shrink ---------------------------------------------------------------------------------------------------------

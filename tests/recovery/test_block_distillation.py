@@ -24,7 +24,7 @@ from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
-from slim_model.recovery.block_distillation import Block, _Runner, find_blocks, refit
+from slim_model.recovery.block_distillation import Block, _Runner, find_blocks, train_blocks
 from slim_model.recovery.linear_layers import find_linear_layers
 from slim_model.recovery.referee import Referee
 from slim_model.recovery.streamed_run import StreamedRun
@@ -131,7 +131,7 @@ def test_blocks_learn_what_single_layers_cannot() -> None:
     compiled = compile_model(trained(Residual()), (x[:2],), recipe)
     fit, held = split_off_held_out(open_data(recipe.data.data, (x[:2],), samples=len(x)), compiled.dense)
     layers = find_linear_layers(compiled.dense, compiled.small, compiled.kept_positions())
-    learned, took = refit(compiled.dense, compiled.small, layers, fit, held, at_once=1, steps=100)
+    learned, took = train_blocks(compiled.dense, compiled.small, layers, fit, held, at_once=1, steps=100)
     referee = Referee(compiled.dense, held)
     assert referee.judge(learned).better_than(referee.judge(compiled.small))
     errors = {end: re.findall(r"[\d.e-]+(?= ->)|(?<=-> )[\d.e-]+", text) for end, text in took.items()}

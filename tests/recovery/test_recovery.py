@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim_model import InputError, Recipe, Slices
-from slim_model.commands.slim import Job, run
+from slim_model.commands.slim import Job, run_job
 from slim_model.data.accuracy import Exam, Step
 from slim_model.data.holdout import split_off_held_out
 from slim_model.data.open_data import open_data
@@ -29,7 +29,7 @@ from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import make_small_module
 from slim_model.recovery import recover as recovery
 from slim_model.recovery.batchnorm_statistics import recalibrate
-from slim_model.recovery.least_squares import refit
+from slim_model.recovery.least_squares import fit_layers
 from slim_model.recovery.linear_layers import find_linear_layers
 from slim_model.recovery.options import LEVELS
 from slim_model.recovery.recover import recover
@@ -229,7 +229,7 @@ def test_a_layer_is_the_least_squares_fit_of_the_dense_output() -> None:
     plain = recovered(model, "none", x, ratio=0.5)
     fit, _ = split_off_held_out(open_data([x], plain.dense.inputs, samples=500), plain.dense)
     layers = find_linear_layers(plain.dense, plain.small, plain.kept_positions())
-    graph, took = refit(plain.dense, plain.small, layers, fit, fit, ridges=(1e-9,))
+    graph, took = fit_layers(plain.dense, plain.small, layers, fit, fit, ridges=(1e-9,))
     assert took.keys() == {"2.weight"}
     mine = x[torch.arange(500) % 5 != 4]
     columns = torch.cat([F.relu(model[0](mine))[:, :8], torch.ones(400, 1)], 1).double()
@@ -257,10 +257,8 @@ def test_where_nothing_is_remembered_the_result_is_the_same() -> None:
     plain = recovered(trained(Residual()), "none", x, ratio=0.4)
     fit, held = split_off_held_out(open_data([*x.split(16)], plain.dense.inputs, samples=len(x)), plain.dense)
     layers = find_linear_layers(plain.dense, plain.small, plain.kept_positions())
-    one, other = (
-        recalibrate(refit(plain.dense, plain.small, layers, fit, held, memory=memory)[0], fit, memory=memory)[0].tensors
-        for memory in (MEMORY, 0)
-    )
+    fitted = {m: fit_layers(plain.dense, plain.small, layers, fit, held, memory=m)[0] for m in (MEMORY, 0)}
+    one, other = (recalibrate(graph, fit, memory=memory)[0].tensors for memory, graph in fitted.items())
     assert any(not torch.equal(tensor, plain.small.tensors[name]) for name, tensor in one.items())
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
@@ -387,7 +385,7 @@ def test_the_file_holds_the_recovered_model(tmp_path: Path, level: Any, attentio
         recipe.but(bench=False),
         OutputOptions(save=tmp_path / "small.pt"),
     )
-    report = run(job, lambda stage: None)
+    report = run_job(job, lambda stage: None)
     assert report.proof["onnx_max_rel_error"] < 1e-4
     names = ["dense", "removal", *LEVELS["affine" if level is None else level], "recalibrate"]
     assert [step["name"] for step in report.steps] == names

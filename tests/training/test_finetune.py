@@ -24,7 +24,7 @@ from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.recovery.cut_points import inner_cut_points
 from slim_model.reporting.report import make_report
-from slim_model.training.finetune import Epoch, Tuned, _Run, finetune
+from slim_model.training.finetune import Epoch, Tuned, _Training, finetune
 from slim_model.training.resume import Resume
 from slim_model.training.training_graph import eval_module, with_values
 from small_nets import Residual, images, trained
@@ -112,7 +112,7 @@ def test_the_dense_model_is_asked_about_both_sides_of_what_is_mirrored(
     removed: Compiled, augment: str, sides: int
 ) -> None:
     made, x = recipe(augment=augment), images(6)
-    run = _Run(removed.small, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made), set(), ())
+    run = _Training(removed.small, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made), set(), ())
     said, _ = run._asked((x,))
     assert said is not None
     both = [removed.dense.run((one,))[0] for one in (x, x.flip(-1))]
@@ -123,7 +123,7 @@ def test_the_dense_model_is_asked_about_both_sides_of_what_is_mirrored(
 def test_as_much_is_dropped_as_was_asked(share: float) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 400), nn.ReLU(), nn.Dropout(0.8), nn.Linear(400, 5))
     removed, made = compile_model(net.eval(), EXAMPLE, Recipe.of(0.5, multiple_of=1)), recipe(dropout=share)
-    run = _Run(removed.small, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made), set(), ())
+    run = _Training(removed.small, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made), set(), ())
     dropped = [node for node in run.net.graph.nodes if "dropout" in str(node.target)]
     _, values = with_values(run.net, [dropped[0].name, dropped[0].args[0].name])(images(20))
     gone, whole = (float((x == 0).float().mean()) for x in values)

@@ -110,7 +110,7 @@ Check = Callable[[Graph, Sequence[tuple[Any, ...]]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenPlan:
     """``check(small, batches)`` raises ProofError where what the engine made is not what was proven. ``met``: the limit
     that was met, where the goal was no ratio of channels. ``scan``: the sensitivity scan that the plan was chosen by.
     """

@@ -7,7 +7,7 @@ import numpy as np
 _BINS = 400
 
 
-def pack(saved: list[np.ndarray], lost: list[np.ndarray], needed: float) -> list[int]:
+def solve_knapsack(saved: list[np.ndarray], lost: list[np.ndarray], needed: float) -> list[int]:
     """One option of each that together save ``needed`` and lose least: ``best[b]`` is the least that saves b bins."""
     if needed <= 0:
         return [int(np.argmin(loss)) for loss in lost]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from slim_model.budget.knapsack import pack
+from slim_model.budget.knapsack import solve_knapsack
 from slim_model.budget.plan import FLOOR, count_lowest, keep_best
 from slim_model.cost.counted import CostModel
 from slim_model.coupling.coupling import Coupling, Group
@@ -21,7 +21,7 @@ Counts = list[int]
 """How many channels each group keeps."""
 Curve = tuple[np.ndarray, np.ndarray]
 """Of one group: shares of its channels removed, rising from 0, and what the model loses at each."""
-RUNGS = 48
+MOST_RUNGS = 48
 """Of a group, tried in turn; of many narrow ones, some at once."""
 _HALVINGS = 24
 ROUNDS = 5
@@ -208,9 +208,9 @@ def damage(problem: Problem, *, floor: float = 0.05) -> Counts:
 def _below(problem: Problem, group: int, count: int, least: float) -> int | None:
     """The next rung down, where it is no less than ``least``."""
     rungs = problem.rungs[group]
-    step = max(1, len(rungs) // RUNGS)
-    found = [rung for rung in rungs if rung < count][-step:]
-    return found[0] if found and found[0] >= least else None
+    step = max(1, len(rungs) // MOST_RUNGS)
+    lower = [rung for rung in rungs if rung < count][-step:]
+    return lower[0] if lower and lower[0] >= least else None
 
 
 def energy(problem: Problem, *, guard: float = 0.5) -> Counts:
@@ -286,7 +286,7 @@ def knapsack(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR)
 
 def _options(problem: Problem, group: int, count: int, floor: float) -> list[int]:
     rungs = [r for r in problem.rungs[group] if r <= count and (r >= floor * problem.rungs[group][-1] or r == count)]
-    thin = max(1, len(rungs) // RUNGS)
+    thin = max(1, len(rungs) // MOST_RUNGS)
     return rungs[::-1][::thin]
 
 
@@ -303,7 +303,7 @@ def _chosen(
     counts = [option[0] for option in options]
     for _ in range(8):
         most = sum(float(s.max()) for s in saved)
-        counts = [o[i] for o, i in zip(options, pack(saved, lost, min(needed, most)), strict=True)]
+        counts = [o[i] for o, i in zip(options, solve_knapsack(saved, lost, min(needed, most)), strict=True)]
         reached = now - problem.price(counts)
         if reached >= now - limit or needed >= most:
             break

@@ -38,9 +38,9 @@ def measure_output_damage(
     goes to find out. Sums of these compare between groups: ``allocate`` takes them with ``normalise=none``.
     """
     graph = coupling.graph
-    fit, held = split_off_held_out(data, graph)
-    referee, memory = Referee(graph, held), affine.bytes_needed(graph, fit, held)
-    found = []
+    fit, held_out = split_off_held_out(data, graph)
+    referee, memory = Referee(graph, held_out), affine.bytes_needed(graph, fit, held_out)
+    damages = []
     for number, (group, score) in enumerate(zip(coupling.groups, scores, strict=True)):
         progress(f"weighing layers: {number} of {len(scores)} ({group.name})")
         order = torch.sort(score.double(), stable=True).indices
@@ -51,14 +51,14 @@ def measure_output_damage(
         if error > 0:
             keep = coupling.keep_all()
             keep[group.channels[order[:gone].numpy()]] = False
-            weight = _error(coupling, keep, fit, held, referee, memory) / float(error)
+            weight = _error(coupling, keep, fit, held_out, referee, memory) / float(error)
         each = torch.diff(lost, prepend=lost.new_zeros(1)) * weight
-        found.append(torch.zeros_like(lost).scatter_(0, order, each))
-    return found
+        damages.append(torch.zeros_like(lost).scatter_(0, order, each))
+    return damages
 
 
 def _error(
-    coupling: Coupling, keep: np.ndarray, fit: Parts, held: Parts, referee: Referee, memory: affine.Memory
+    coupling: Coupling, keep: np.ndarray, fit: Parts, held_out: Parts, referee: Referee, memory: affine.Memory
 ) -> float:
     """Of the outputs, with affine recovery; where nothing can be cut, as if they were lost."""
     try:
@@ -66,5 +66,5 @@ def _error(
     except CutFailed:
         return 1.0
     layers = find_linear_layers(coupling.graph, small, positions_left(coupling, keep))
-    recovered, _ = affine.fold(coupling.graph, small, layers, fit, held, memory=memory)
+    recovered, _ = affine.fold(coupling.graph, small, layers, fit, held_out, memory=memory)
     return min(referee.error(small), referee.error(recovered))

@@ -76,14 +76,14 @@ def count_lowest(worth: Sequence[np.ndarray], count: int) -> list[int]:
 def rungs_of(group: Group, multiple_of: int) -> list[int]:
     """The numbers of channels a group may be left with, rising: those whose layer width (channels x span) is a multiple
     of the block; of narrower ones powers of two, so that 8 of 16 channels stay 8 when the block is 16; and all."""
-    found = {1, group.width}
+    counts = {1, group.width}
     block = multiple_of
     while block >= 1:
         step = block_of(group, block)
         widest = group.width if block == multiple_of else min(group.width, (2 * block - 1) // group.span)
-        found.update(range(step, widest + 1, step))
+        counts.update(range(step, widest + 1, step))
         block //= 2
-    return sorted(int(count) for count in found)
+    return sorted(int(count) for count in counts)
 
 
 def block_of(group: Group, block: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from slim_model.budget.file_size_search import plan_within_file_size
-from slim_model.budget.goal import Choice, Met, Task, too_coarse
+from slim_model.budget.goal import ChosenPlan, Met, Task, too_coarse
 from slim_model.budget.latency_search import plan_within_latency, runtime_on, time_layers
 from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.methods import Curve
@@ -20,16 +20,16 @@ from slim_model.budget.sensitivity import Scan, scan
 from slim_model.cost.counted import CostModel
 
 
-def plan_for(task: Task) -> Choice:
+def plan_for(task: Task) -> ChosenPlan:
     """The plan that meets the goal. Raises BudgetError with the least that can be reached."""
     goal, coupling = task.goal, task.coupling
     if goal.price is None:
         ratios = ratios_of(goal, coupling, task.dense, task.heads)
         one_ranking = goal.allocation.kind == "global"
-        return Choice(plan_by_ratio(coupling, task.scores, ratios, one_ranking=one_ranking, multiple_of=goal.block))
+        return ChosenPlan(plan_by_ratio(coupling, task.scores, ratios, one_ranking=one_ranking, multiple_of=goal.block))
     scanned = _scan(task)
     plan, met = plan_within_limit(task, scanned.curves if scanned else ())
-    return Choice(plan, met=met, scan=scanned)
+    return ChosenPlan(plan, met=met, scan=scanned)
 
 
 def plan_within_limit(task: Task, curves: Sequence[Curve] = ()) -> tuple[Plan, Met]:

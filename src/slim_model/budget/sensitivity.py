@@ -52,11 +52,11 @@ def scan(
     if measure == "accuracy" and not data.labelled:
         raise InputError(f"{data.name} has no labels, so a scan cannot read accuracy. Leave out measure=accuracy.")
     mark = _mark(coupling, scores, data, measure)
-    held = _read(path, mark) if path else {}
+    curves = _read(path, mark) if path else {}
     judged, loss, scale = _judge(coupling, data, measure)
     names = tuple(group.name for group in coupling.groups)
     for number, (group, score) in enumerate(zip(coupling.groups, scores, strict=True)):
-        if number in held:
+        if number in curves:
             continue
         progress(f"scanning layers: {number} of {len(names)} ({group.name})")
         counts = sorted({round(share * group.width) for share in SHARES} - {0, group.width})
@@ -65,10 +65,10 @@ def scan(
         for row, count in enumerate(counts, 1):
             removed[row, worst_first[:count]] = True
         losses = (losses_of(coupling, group, judged, loss)(removed) / scale).numpy()
-        held[number] = [0.0, *(count / group.width for count in counts)], [0.0, *(losses[1:] - losses[0])]
+        curves[number] = [0.0, *(count / group.width for count in counts)], [0.0, *(losses[1:] - losses[0])]
         if path:
-            _append(path, mark, number, names[number], held[number])
-    ordered = [held[number] for number in range(len(names))]
+            _append(path, mark, number, names[number], curves[number])
+    ordered = [curves[number] for number in range(len(names))]
     return Scan(names, tuple((np.array(shares), np.array(lost)) for shares, lost in ordered), measure)
 
 
@@ -105,10 +105,10 @@ def _squares(outputs: Tensor | list[Tensor], labels: Tensor) -> Tensor:
 
 
 def _wrong(outputs: Tensor | list[Tensor], labels: Tensor) -> Tensor:
-    found = classes([outputs] if isinstance(outputs, Tensor) else outputs, labels)
-    if found is None:
+    answers = classes([outputs] if isinstance(outputs, Tensor) else outputs, labels)
+    if answers is None:
         raise InputError("none of the outputs scores classes, so a scan cannot read accuracy.")
-    return (found != labels.flatten()).double()
+    return (answers != labels.flatten()).double()
 
 
 # -- on disk --------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def _mark(coupling: Coupling, scores: list[Tensor], data: Data, measure: str) ->
 
 def _read(path: Path, mark: str) -> dict[int, tuple[list[float], list[float]]]:
     """A last line that was cut off is scanned again."""
-    found = {}
+    curves = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
@@ -134,8 +134,8 @@ def _read(path: Path, mark: str) -> dict[int, tuple[list[float], list[float]]]:
             raise InputError(
                 f"{path} holds a scan of another model, data or criterion. Give another file, or delete it."
             )
-        found[row["number"]] = row["removed"], row["lost"]
-    return found
+        curves[row["number"]] = row["removed"], row["lost"]
+    return curves
 
 
 def _append(path: Path, mark: str, number: int, name: str, curve: tuple[list[float], list[float]]) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from slim_model.budget.goal import Choice, Task
+from slim_model.budget.goal import ChosenPlan, Task
 from slim_model.budget.plan import Plan
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
@@ -97,10 +97,10 @@ class _Table:
             labels = self._labels(item, names)
             if labels is None or len(labels) != len(group[0].idxs):
                 continue
-            found = by_component[self.coupling.component[labels]]
-            if not np.isnan(found).all():
-                highest = np.nanmax(found)
-                return torch.from_numpy(np.where(np.isnan(found), highest + abs(highest) + 1, found))
+            own = by_component[self.coupling.component[labels]]
+            if not np.isnan(own).all():
+                highest = np.nanmax(own)
+                return torch.from_numpy(np.where(np.isnan(own), highest + abs(highest) + 1, own))
         name = names.get(group[0].dep.target.module, "?")
         raise InputError(
             f"slim-model ranks no channel of the group of '{name}': they are fixed, or made by no layer. "
@@ -133,7 +133,7 @@ class Peer:
     plan: Plan
 
 
-def plan_by_torch_pruning(task: Task) -> Choice:
+def plan_by_torch_pruning(task: Task) -> ChosenPlan:
     """The plan of Torch-Pruning's pruner under our scores, and a check of the module it made."""
     goal = task.goal
     peer = prune(
@@ -144,7 +144,7 @@ def plan_by_torch_pruning(task: Task) -> Choice:
         one_ranking=goal.allocation.kind == "global",
         round_to=goal.block,
     )
-    return Choice(peer.plan, lambda small, batches: check(peer, small, batches))
+    return ChosenPlan(peer.plan, lambda small, batches: check(peer, small, batches))
 
 
 def prune(
@@ -157,8 +157,8 @@ def prune(
     table, names = _Table(coupling, scores), {module: name for name, module in twin.named_modules()}
 
     def importance(group: Any) -> Tensor:
-        found = table.of(group, names)
-        return found / found.mean().clamp(min=1e-12)
+        worth = table.of(group, names)
+        return worth / worth.mean().clamp(min=1e-12)
 
     try:
         with warnings.catch_warnings():
@@ -208,10 +208,10 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _tagged(module: nn.Module) -> dict[str, Tensor]:
     """Write each position's number in its place; returns what stood there."""
-    held = {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
+    originals = {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
     for tensor in _tensors(module).values():
         tensor.data = torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
-    return held
+    return originals
 
 
 def _untagged(module: nn.Module, originals: dict[str, Tensor]) -> dict[tuple[str, int], np.ndarray]:

@@ -50,8 +50,8 @@ def bench_command(
         json=json,
     )
     with status() as progress:
-        found = bench(job, progress)
-    show_bench(found, console)
+        result = bench(job, progress)
+    show_bench(result, console)
 
 
 command = command_of(bench_command, [Section("Models in", SourceOptions)])

@@ -36,8 +36,8 @@ def explain_command(
         keep=options["keep"],
         tracing=TracingOptions(**given_to(TracingOptions, options)),
     )
-    wanted = ((as_json, drawing.json_text), (as_dot, drawing.dot), (as_svg, drawing.svg))
-    drawn = [(place, render) for place, render in wanted if place]
+    forms = ((as_json, drawing.json_text), (as_dot, drawing.dot), (as_svg, drawing.svg))
+    drawn = [(place, render) for place, render in forms if place]
     with status() as progress:
         explanation = answer(question, [place for place, _ in drawn], progress)
     shown = explanation.about(layer) if layer else explanation

@@ -50,11 +50,11 @@ def slim_command(
     source_options = SourceOptions(**given_to(SourceOptions, options))
     recipe = Recipe.of(**recipe_options)  # what is wrong is said before PyTorch is imported
 
-    from slim_model.commands.slim import Job, run
+    from slim_model.commands.slim import Job, run_job
     from slim_model.reporting.terminal import show
 
     with status() as progress:
-        report = run(Job(Source(source, source_options), out, recipe, outputs), progress)
+        report = run_job(Job(Source(source, source_options), out, recipe, outputs), progress)
     if report is None:
         return
     console = Console()

@@ -52,22 +52,22 @@ def bench(job: BenchJob, progress: Progress) -> Bench:
         check_output_paths(path, filter(None, [job.json]))
     progress("reading the files")
     files = [open_artifact(path, job.loading) for path in job.files]
-    found = Bench([], [], [])
+    result = Bench([], [], [])
     for row in _chosen(job, files):
         rivals = [file for file in files if file.kind == row.artifact]
         if (reason := row.available()) is not None:
-            found.absent.append((row.name, reason))
+            result.absent.append((row.name, reason))
         elif not rivals:
             needed = "an .onnx file" if row.artifact == "onnx" else "a PyTorch file (.pt2, .pt)"
-            found.absent.append((row.name, f"it runs {needed}, and none was given"))
+            result.absent.append((row.name, f"it runs {needed}, and none was given"))
         else:
-            _run_row(job, row, rivals, found, progress)
-    if not found.rows:
-        why = "; ".join(f"{name}: {reason}" for name, reason in found.absent)
+            _run_row(job, row, rivals, result, progress)
+    if not result.rows:
+        why = "; ".join(f"{name}: {reason}" for name, reason in result.absent)
         raise InputError(f"nothing could be measured. {why}.")
     if job.json:
-        publish(job.json, "".join(json.dumps(row) + "\n" for row in found.rows))
-    return found
+        publish(job.json, "".join(json.dumps(row) + "\n" for row in result.rows))
+    return result
 
 
 def _chosen(job: BenchJob, files: Sequence[Artifact]) -> list[Runtime]:
@@ -78,16 +78,16 @@ def _chosen(job: BenchJob, files: Sequence[Artifact]) -> list[Runtime]:
     return [runtime_named(name) for name in names]
 
 
-def _run_row(job: BenchJob, row: Runtime, rivals: list[Artifact], found: Bench, progress: Progress) -> None:
+def _run_row(job: BenchJob, row: Runtime, rivals: list[Artifact], result: Bench, progress: Progress) -> None:
     """All batches and thread counts of one runtime; what fails in it is told, and the others go on."""
     for batch in job.batches or (rivals[0].fixed_batch or 1,):
         for threads in job.threads:
             shapes = _same_inputs(rivals, batch)
             progress(f"measuring in {row.name}, batch {batch}, {threads} thread{'s' * (threads > 1)}")
             try:
-                found.rows.extend(_cell(job, row, rivals, batch, threads, shapes, found.notes))
+                result.rows.extend(_cell(job, row, rivals, batch, threads, shapes, result.notes))
             except Exception as error:  # whatever a runtime says of a model it cannot run
-                found.absent.append((row.name, f"failed at batch {batch}: {describe_error(error)}"))
+                result.absent.append((row.name, f"failed at batch {batch}: {describe_error(error)}"))
                 return
 
 

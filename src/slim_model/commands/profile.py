@@ -77,12 +77,14 @@ def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> fl
         raise InputError("only single layers are timed in float16; give no IN with it.")
     inputs = [_batched(x, setting.batch) if graph.dynamic_batch else x for x in graph.inputs]
     with tempfile.TemporaryDirectory() as folder:
-        held: nn.Module | Path = model
+        artifact: nn.Module | Path = model
         if row.artifact == "onnx":
-            held = Path(folder) / "dense.onnx"
-            to_onnx(runnable_form(graph, model), held, opset=None, metadata={}, device=row.device, weights_beside=True)
+            artifact = Path(folder) / "dense.onnx"
+            to_onnx(
+                runnable_form(graph, model), artifact, opset=None, metadata={}, device=row.device, weights_beside=True
+            )
         with without_gc():
-            run = row.prepare(held, inputs, setting.threads)
+            run = row.prepare(artifact, inputs, setting.threads)
             return ms_of(interleave(run, rounds=60, budget_s=10.0)[0])["ms"]
 
 

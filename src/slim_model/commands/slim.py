@@ -48,7 +48,7 @@ class Job:
     outputs: OutputOptions = OutputOptions()
 
 
-def run(job: Job, progress: Progress) -> Report | None:
+def run_job(job: Job, progress: Progress) -> Report | None:
     """load -> compile -> export, checked -> measure -> report -> gates -> save -> publish. Of several processes the
     first does all but compiling alone; the others have no report."""
     recipe, outputs, clock = job.recipe, job.outputs, _Clock()

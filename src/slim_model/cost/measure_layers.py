@@ -15,7 +15,7 @@ import torch
 from slim_model.cost.latency_store import append_points, read_points
 from slim_model.cost.latency_table import NOTHING, PROBES, LatencyTable, Setting, make_table, probe_layers
 from slim_model.cost.layer_models import Placed, example_inputs, module_of_layer, stored_bytes, write_onnx
-from slim_model.measuring.runtimes import Run, Runtime
+from slim_model.measuring.runtimes import Runtime, TimedCall
 from slim_model.measuring.timing import Clock, interleave, without_gc
 from slim_model.ops import LayerShape
 from slim_model.progress import Progress, say_nothing
@@ -74,7 +74,7 @@ def _measure(
             progress(f"these times are not kept for later runs: {why}")
 
 
-def _samples(runs: Sequence[Run], clock: Clock) -> list[list[float]]:
+def _samples(runs: Sequence[TimedCall], clock: Clock) -> list[list[float]]:
     """ms of each run, until a quarter of each's samples agree within 5 %, or MOST rounds are taken."""
     samples: list[list[float]] = [[] for _ in runs]
     while len(samples[0]) < MOST:
@@ -99,7 +99,7 @@ def split_to_fit(layers: Sequence[LayerShape], most_bytes: int = BYTES) -> Itera
         yield part
 
 
-def _prepare(layer: LayerShape, path: Path, job: MeasuringJob) -> tuple[Run, int]:
+def _prepare(layer: LayerShape, path: Path, job: MeasuringJob) -> tuple[TimedCall, int]:
     """What to time, and how many times the layer is in it."""
     dtype: torch.dtype = getattr(torch, job.setting.dtype)
     inputs = example_inputs(layer, dtype)

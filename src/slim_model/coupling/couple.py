@@ -58,9 +58,9 @@ def couple(
 def _check(coupling: Coupling) -> None:
     """What is pinned is fixed; a channel is in one group, and is not fixed; slices are as long as what they cut."""
     component, channels = coupling.component, [group.channels for group in coupling.groups]
-    held = [component[FIXED : FIXED + 1], component[coupling.protected]]
-    held += [component[pin.labels.numpy()] for pin in coupling.labelled.pins]
-    ensure(not any(part.any() for part in held), "couple", "what is pinned may go")
+    pinned = [component[FIXED : FIXED + 1], component[coupling.protected]]
+    pinned += [component[pin.labels.numpy()] for pin in coupling.labelled.pins]
+    ensure(not any(part.any() for part in pinned), "couple", "what is pinned may go")
     grouped = np.concatenate([*channels, np.zeros(0, np.int64)])
     ensure(FIXED not in grouped, "couple", "a group holds what is fixed")
     ensure(len(np.unique(grouped)) == len(grouped), "couple", "a channel is in two groups")

@@ -157,9 +157,9 @@ class _Writer:
             elif kind in _SPREADS:
                 self._write_spread(node, x, channels, dims, keepdim)
             else:
-                found = self._extreme(node, x, channels)
+                extreme = self._extreme(node, x, channels)
                 for user in list(node.users) if isinstance(node.meta["val"], list | tuple) else [node]:
-                    self._replace(user, found)
+                    self._replace(user, extreme)
         if not node._erased and not node.users:
             self.graph.module.graph.erase_node(node)
 

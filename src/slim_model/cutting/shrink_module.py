@@ -41,9 +41,9 @@ def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable
         else:
             memo.setdefault(id(tensor), new)
     for module in model.modules():
-        for held in vars(module).values():  # what a hook left there has a gradient, and refuses to be copied
-            if isinstance(held, Tensor) and not held.is_leaf:
-                memo.setdefault(id(held), held.detach().clone())
+        for value in vars(module).values():  # what a hook left there has a gradient, and refuses to be copied
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
     result = copy.deepcopy(model, memo)
     give_own_classes(result)
     make_plain(result, folded, tensors)

@@ -46,13 +46,13 @@ def accuracy(model: Graph | Predictor, data: Data) -> float:
         else:
             with torch.no_grad():
                 outputs = [torch.as_tensor(x) for x in pytree.tree_leaves(model(*batch.inputs))]
-        found = classes(outputs, batch.labels)
-        if found is None:
+        answers = classes(outputs, batch.labels)
+        if answers is None:
             raise InputError(
                 f"none of the outputs {[tuple(x.shape) for x in outputs]} scores classes for labels of shape "
                 f"{tuple(batch.labels.shape)}, so no accuracy can be read."
             )
-        right += int((found[: batch.samples] == batch.labels.flatten().to(found.device)).sum())
+        right += int((answers[: batch.samples] == batch.labels.flatten().to(answers.device)).sum())
         count += batch.samples
     return right / count
 

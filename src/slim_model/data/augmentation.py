@@ -13,27 +13,27 @@ from slim_model.errors import InputError
 Transform = Callable[[Tensor], Tensor]
 
 
-def choose_augmentations(wanted: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:
+def choose_augmentations(asked: str | Transform, example: Sequence[Any]) -> tuple[str, ...]:
     """The names of the random augmentations. ``auto``: ``crop`` (by up to an eighth) and ``flip`` for pictures in
     colour, none for anything else (a grey picture may be a letter or a digit)."""
-    if callable(wanted):
+    if callable(asked):
         return ()
     first = example[0] if example and isinstance(example[0], Tensor) else torch.empty(0)
     picture = first.dim() == 4 and first.is_floating_point() and first.shape[1] in (1, 3)
-    if wanted == "auto":
-        wanted = "crop+flip" if picture and first.shape[1] == 3 else "none"
-    if wanted == "none":
+    if asked == "auto":
+        asked = "crop+flip" if picture and first.shape[1] == 3 else "none"
+    if asked == "none":
         return ()
     if not picture:
-        raise InputError(f"augment '{wanted}' is for pictures; the model's input is {tuple(first.shape[1:])}.")
-    return tuple(wanted.split("+"))
+        raise InputError(f"augment '{asked}' is for pictures; the model's input is {tuple(first.shape[1:])}.")
+    return tuple(asked.split("+"))
 
 
-def augmentation_of(wanted: str | Transform, example: Sequence[Any]) -> Transform | None:
+def augmentation_of(asked: str | Transform, example: Sequence[Any]) -> Transform | None:
     """What these augmentations do to one picture (channels, height, width); or the callable given for that."""
-    if callable(wanted):
-        return wanted
-    names = choose_augmentations(wanted, example)
+    if callable(asked):
+        return asked
+    names = choose_augmentations(asked, example)
     if not names:
         return None
     from torchvision.transforms import v2

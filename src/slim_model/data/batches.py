@@ -51,14 +51,14 @@ class Data:
 
 def pad_batch(batch: Batch, graph: Graph) -> Batch:
     """A graph whose batch is fixed takes a short last batch filled up with copies, which are not counted."""
-    wanted = batch_of(graph.inputs)
-    if graph.dynamic_batch or batch.samples == wanted:
+    size = batch_of(graph.inputs)
+    if graph.dynamic_batch or batch.samples == size:
         return batch
-    if batch.samples > wanted:
-        raise InputError(f"the model takes batches of {wanted}, and the data has one of {batch.samples}.")
+    if batch.samples > size:
+        raise InputError(f"the model takes batches of {size}, and the data has one of {batch.samples}.")
 
     def filled(x: Any) -> Any:
-        return torch.cat([x, x[-1:].expand(wanted - len(x), *x.shape[1:])]) if isinstance(x, Tensor) else x
+        return torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) if isinstance(x, Tensor) else x
 
     return dataclasses.replace(batch, inputs=tuple(map(filled, batch.inputs)))
 
@@ -99,12 +99,12 @@ class Preparation:
             item = dict(item)
             labels = next((item.pop(key) for key in ("labels", "label", "y", "target") if key in item), None)
         leaves = [torch.as_tensor(x) if hasattr(x, "__array__") else x for x in pytree.tree_leaves(item)]
-        wanted = len(self.example)
-        if len(leaves) == wanted + 1 and labels is None:
+        inputs = len(self.example)
+        if len(leaves) == inputs + 1 and labels is None:
             return leaves[:-1], leaves[-1]
-        if len(leaves) != wanted:
+        if len(leaves) != inputs:
             raise InputError(
-                f"{self.name} gave batches of {len(leaves)} values; the model has {wanted} inputs. "
+                f"{self.name} gave batches of {len(leaves)} values; the model has {inputs} inputs. "
                 "Give batches of the inputs, or of the inputs and labels."
             )
         return leaves, labels

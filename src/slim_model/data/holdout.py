@@ -32,21 +32,21 @@ def split_off_held_out(data: Data, graph: Graph) -> tuple[Parts, Parts]:
     """(fitted on, held out). Which samples are held out does not depend on how they fall into batches; where the model
     takes one batch size only, whole batches are."""
 
-    def part(*, held: bool) -> Iterator[Part]:
+    def part(*, held_out: bool) -> Iterator[Part]:
         first = number = 0
         for at, batch in enumerate(data.batches()):
             if graph.dynamic_batch:
-                mine = (torch.arange(number, number + batch.samples) % _HELD_OUT == _HELD_OUT - 1) == held
+                mine = (torch.arange(number, number + batch.samples) % _HELD_OUT == _HELD_OUT - 1) == held_out
                 inputs, count = _chosen(batch, mine), int(mine.sum())
             else:
-                whole = batch.samples == batch_of(graph.inputs) and (at % _HELD_OUT == _HELD_OUT - 1) == held
+                whole = batch.samples == batch_of(graph.inputs) and (at % _HELD_OUT == _HELD_OUT - 1) == held_out
                 inputs, count = batch.inputs, batch.samples * whole
             number += batch.samples
             if count:
                 yield Part(inputs, count, first)
                 first += count
 
-    return lambda: part(held=False), lambda: part(held=True)
+    return lambda: part(held_out=False), lambda: part(held_out=True)
 
 
 def _chosen(batch: Batch, mine: Tensor) -> tuple[Any, ...]:

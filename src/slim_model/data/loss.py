@@ -64,10 +64,10 @@ def distillation(outputs: Sequence[Tensor], taught: Sequence[Tensor], temperatur
     return temperature**2 * apart
 
 
-def hint(values: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+def hint(values: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
     """How far values inside are from a teacher's: the mean of their squared errors, each relative to the variance of
-    what is wanted (Romero et al., FitNets, ICLR 2015)."""
-    parts = [F.mse_loss(x.float(), w.float()) / w.float().var().clamp_min(1e-12) for x, w in _floats(values, wanted)]
+    what is taught (Romero et al., FitNets, ICLR 2015)."""
+    parts = [F.mse_loss(x.float(), w.float()) / w.float().var().clamp_min(1e-12) for x, w in _floats(values, taught)]
     return torch.stack(parts).mean()
 
 

@@ -81,8 +81,8 @@ class Pictures(Dataset[Any]):
 
 def _part(folder: Path, names: Sequence[str]) -> Path | None:
     """The first folder in ``folder`` that bears one of ``names``."""
-    found = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
-    return next((found[name] for name in names if name in found), None)
+    folders = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
+    return next((folders[name] for name in names if name in folders), None)
 
 
 def _classes(folder: Path) -> list[str]:

@@ -41,8 +41,9 @@ def open_spec(spec: str, example: Sequence[Any], split: Split) -> Any:
         if not path.exists():
             raise InputError(f"--data {spec!r}: there is no {path}.")
         return SOURCES[kind](spec, place, example, split)
-    found = _callable(spec, spec)()
-    return found() if callable(found) and not hasattr(found, "__iter__") else found
+    samples = _callable(spec, spec)()
+    # A data set may be callable, too: only what cannot be gone through makes one.
+    return samples() if callable(samples) and not hasattr(samples, "__iter__") else samples
 
 
 # -- data sets with a test part of their own ------------------------------------------------------------------------
@@ -57,10 +58,10 @@ def _idx(name: str) -> Callable[..., Any]:
         kind = getattr(torchvision.datasets, name)
         with _unpacked(Path(place), name) as root:
             try:
-                found = kind(root, train=split == "train", download=False)
+                dataset = kind(root, train=split == "train", download=False)
             except (RuntimeError, OSError) as error:
                 raise InputError(f"--data {spec!r}: no {name} files are in {place}: {error}.") from error
-        return Divided((_like(found.data[:, None], example), found.targets))
+        return Divided((_like(dataset.data[:, None], example), dataset.targets))
 
     return read
 
@@ -86,25 +87,25 @@ def cifar10(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     import torchvision
 
     try:
-        found = torchvision.datasets.CIFAR10(place, train=split == "train", download=False)
+        dataset = torchvision.datasets.CIFAR10(place, train=split == "train", download=False)
     except (RuntimeError, OSError) as error:
         raise InputError(
             f"--data {spec!r}: {error} The folder must hold cifar-10-batches-py, as torchvision unpacks it."
         ) from error
-    return Divided((_like(torch.from_numpy(found.data).permute(0, 3, 1, 2), example), torch.tensor(found.targets)))
+    return Divided((_like(torch.from_numpy(dataset.data).permute(0, 3, 1, 2), example), torch.tensor(dataset.targets)))
 
 
 def _like(pixels: Tensor, example: Sequence[Any]) -> Tensor:
     """Pictures ``(N, C, H, W)`` in the size and number of channels of the model's input."""
-    wanted = example[0].shape if example and isinstance(example[0], Tensor) else pixels.shape
-    if len(wanted) == 4 and pixels.shape[1] == 1 and wanted[1] == 3:
+    shape = example[0].shape if example and isinstance(example[0], Tensor) else pixels.shape
+    if len(shape) == 4 and pixels.shape[1] == 1 and shape[1] == 3:
         pixels = pixels.expand(-1, 3, -1, -1)
-    if len(wanted) != 4:
-        return pixels.reshape(len(pixels), *wanted[1:]) if pixels[0].numel() == wanted[1:].numel() else pixels
-    if pixels.shape[2:] != wanted[2:]:
+    if len(shape) != 4:
+        return pixels.reshape(len(pixels), *shape[1:]) if pixels[0].numel() == shape[1:].numel() else pixels
+    if pixels.shape[2:] != shape[2:]:
         from torchvision.transforms.v2.functional import resize
 
-        pixels = torch.cat([resize(part, list(wanted[2:]), antialias=True) for part in pixels.split(1000)])
+        pixels = torch.cat([resize(part, list(shape[2:]), antialias=True) for part in pixels.split(1000)])
     return pixels
 
 
@@ -114,8 +115,8 @@ def _like(pixels: Tensor, example: Sequence[Any]) -> Tensor:
 def npz(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     """Arrays x (inputs) and y (labels), or x_train, y_train, x_test, y_test; a single array is x."""
     try:
-        held = np.load(place, allow_pickle=False)
-        arrays = {name: held[name] for name in held.files} if hasattr(held, "files") else {"x": held}
+        loaded = np.load(place, allow_pickle=False)
+        arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"x": loaded}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # cut, empty, no archive, pickles
         raise InputError(
             f"--data {spec!r}: it cannot be read as .npz ({first_line(error)}). Write it with numpy.savez, of plain "
@@ -181,14 +182,14 @@ def _callable(spec: str, text: str) -> Callable[..., Any]:
         raise InputError(f"--data {spec!r} names no data. {_FORMS}.")
     try:
         if place.endswith(".py"):
-            found: Any = import_file(Path(place))
+            attribute: Any = import_file(Path(place))
         else:
             make_importable(Path.cwd())
-            found = importlib.import_module(place)
+            attribute = importlib.import_module(place)
         for part in name.split("."):
-            found = getattr(found, part)
+            attribute = getattr(attribute, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"--data {spec!r}: {error}. {_FORMS}.") from error
-    if not callable(found):
-        raise InputError(f"--data {spec!r}: {text} is a {type(found).__name__}, not a callable.")
-    return found
+    if not callable(attribute):
+        raise InputError(f"--data {spec!r}: {text} is a {type(attribute).__name__}, not a callable.")
+    return attribute

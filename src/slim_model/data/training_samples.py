@@ -88,21 +88,21 @@ def open_samples(
     """The training part of ``source``, which may be all that ``data.open_data`` takes. A stream of batches is read
     once, and kept."""
     opened = read_source(source, example, "train")
-    name, found = opened.name, opened.samples
+    name, samples = opened.name, opened.samples
     prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
-    whole = isinstance(found, DataLoader) and found.collate_fn is default_collate  # has no test part of its own
+    whole = isinstance(samples, DataLoader) and samples.collate_fn is default_collate  # has no test part of its own
     if whole:
-        found = found.dataset
-    if not is_dataset(found):
-        batches = [prepare(item) for item in found]
+        samples = samples.dataset  # in an order of ours, in batches of ours
+    if not is_dataset(samples):  # a stream
+        batches = [prepare(item) for item in samples]
         if not batches:
             raise InputError(f"{name} is empty: it gave no batch.")
         return _kept(batches, example)
-    found = as_dataset(found)
-    rows = torch.arange(len(found)) if whole else rows_of(found, "train")
-    samples = Samples(found, rows, prepare, False)
-    first = next(samples.batches([torch.arange(min(1, len(rows)))]))
-    return dataclasses.replace(samples, labelled=first.labels is not None)
+    dataset = as_dataset(samples)
+    rows = torch.arange(len(dataset)) if whole else rows_of(dataset, "train")
+    unread = Samples(dataset, rows, prepare, False)
+    first = next(unread.batches([torch.arange(min(1, len(rows)))]))
+    return dataclasses.replace(unread, labelled=first.labels is not None)
 
 
 def _kept(batches: list[Batch], example: Sequence[Any]) -> Samples:

@@ -22,7 +22,7 @@ from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe_error
 from slim_model.loading.user_code import import_file, make_importable
 from slim_model.loading.weights.checkpoint import Checkpoint
-from slim_model.loading.weights.choose import Choice, choose
+from slim_model.loading.weights.choose import ChosenWeights, choose_weights
 
 _EXAMPLES = (
     "Write torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable, "
@@ -54,11 +54,11 @@ def build(
     builder = _find(spec)
     implied = _implied(builder, {name for weights in found.weights for name in weights.tensors})
     model = _call(spec, builder, implied | spec.kwargs)
-    choice = choose(found, _shapes(model), prefix)
+    choice = choose_weights(found, _shapes(model), prefix)
     classes = _classes(model, choice.fitted.tensors)
     if classes and "num_classes" not in spec.kwargs and not spec.args and _accepts(builder, "num_classes"):
         model = _call(spec, builder, implied | spec.kwargs | {"num_classes": classes})
-        choice = choose(found, _shapes(model), prefix)
+        choice = choose_weights(found, _shapes(model), prefix)
     choice.check_clear()
     return model, (*choice.notes(), *_load(arch, model, choice, found, strict))
 
@@ -198,7 +198,7 @@ def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
     return outputs if outputs != own[last].shape[0] else None
 
 
-def _load(arch: str, model: nn.Module, choice: Choice, found: Checkpoint, strict: bool) -> tuple[str, ...]:
+def _load(arch: str, model: nn.Module, choice: ChosenWeights, found: Checkpoint, strict: bool) -> tuple[str, ...]:
     """Copy the weights in; notes of what did not fit, where that is allowed."""
     own, state = model.state_dict(), choice.fitted.tensors
     misshapen = {name for name in own if name in state and own[name].shape != state[name].shape}

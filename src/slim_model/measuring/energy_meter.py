@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from slim_model.measuring.runtimes import Run
+from slim_model.measuring.runtimes import TimedCall
 from slim_model.measuring.timing import Clock
 
 
@@ -35,7 +35,7 @@ class Energy:
 
 
 def measure_energy(
-    meter: Meter, prepare: Callable[[], Run], *, least_s: float = 2.0, clock: Clock = time.perf_counter_ns
+    meter: Meter, prepare: Callable[[], TimedCall], *, least_s: float = 2.0, clock: Clock = time.perf_counter_ns
 ) -> Energy:
     """Run what ``prepare`` makes for ``least_s`` seconds beside the meter."""
     if (reason := meter.available()) is not None:

@@ -40,10 +40,10 @@ def check_device(device: str) -> None:
 
 def instruction_set() -> str:
     """The vector instructions PyTorch's CPU kernels use: AVX512, AVX2, NEON, SVE256, or DEFAULT."""
-    found = torch.backends.cpu.get_cpu_capability()
-    if found == "DEFAULT" and platform.machine().lower() in ("arm64", "aarch64"):
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "DEFAULT" and platform.machine().lower() in ("arm64", "aarch64"):
         return "NEON"
-    return found
+    return capability
 
 
 def vector_width_channels(device: str) -> int:

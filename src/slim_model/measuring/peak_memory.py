@@ -21,7 +21,7 @@ _RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class PeakMemory:
     """``peak_bytes``: the most the process ever held; ``own_bytes``: that less what it held with the runtime loaded
     and no model yet; ``device_bytes``: what the model took of a CUDA device, by the device's own count."""
 
@@ -30,13 +30,13 @@ class Memory:
     device_bytes: int | None
 
 
-def measure_memory(runtime: str, path: Path, loading: SourceOptions, *, batch: int, threads: int) -> Memory:
+def measure_memory(runtime: str, path: Path, loading: SourceOptions, *, batch: int, threads: int) -> PeakMemory:
     """Open the file and run it a few times in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_here, runtime, path, loading, batch, threads).result()
 
 
-def _here(runtime: str, path: Path, loading: SourceOptions, batch: int, threads: int) -> Memory:
+def _here(runtime: str, path: Path, loading: SourceOptions, batch: int, threads: int) -> PeakMemory:
     row = usable_runtime(runtime)
     for package in row.packages:
         with contextlib.suppress(ImportError):
@@ -50,7 +50,7 @@ def _here(runtime: str, path: Path, loading: SourceOptions, batch: int, threads:
         run()
     taken = free - torch.cuda.mem_get_info()[0] if row.device == "cuda" else None
     peak = peak_bytes()
-    return Memory(peak, peak - before, taken)
+    return PeakMemory(peak, peak - before, taken)
 
 
 def peak_bytes() -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slim_model.errors import InputError
-from slim_model.measuring.runtimes import Run, Runtime, usable_runtime
+from slim_model.measuring.runtimes import Runtime, TimedCall, usable_runtime
 
 Clock = Callable[[], int]
 
@@ -108,7 +108,7 @@ def measure(
 
 
 def interleave(
-    *runs: Run, rounds: int, budget_s: float, settle_ns: int = SETTLE_NS, clock: Clock = time.perf_counter_ns
+    *runs: TimedCall, rounds: int, budget_s: float, settle_ns: int = SETTLE_NS, clock: Clock = time.perf_counter_ns
 ) -> tuple[list[float], ...]:
     """Milliseconds a run of each, one sample of each a round, in the order given in even rounds, else backwards."""
     settle_ns = settle_ns if len(runs) > 1 else 0  # alone, nobody else was there before
@@ -124,7 +124,7 @@ def interleave(
     return samples
 
 
-def warm_up(run: Run, clock: Clock, limit_ns: int) -> float:
+def warm_up(run: TimedCall, clock: Clock, limit_ns: int) -> float:
     """Run until steady: the last three runs were no more than 5 % faster than all before. Returns ns a run.
 
     Takes at least six runs, unless ``limit_ns`` is spent after two.
@@ -156,7 +156,7 @@ def _repeats(run_ns: float) -> int:
     return max(1, min(MOST_RUNS, int(np.ceil(SHORTEST_SAMPLE_NS / max(run_ns, 1.0)))))
 
 
-def _sample_ms(run: Run, repeats: int, settle_ns: int, clock: Clock) -> float:
+def _sample_ms(run: TimedCall, repeats: int, settle_ns: int, clock: Clock) -> float:
     begun = clock()
     for _ in range(MOST_RUNS):
         run()

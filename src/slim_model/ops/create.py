@@ -18,7 +18,7 @@ from slim_model.ops.row import Op
 aten = torch.ops.aten
 
 
-def uniform(walk: Walk, size: list[Any], **_: Any) -> Value:
+def same_everywhere(walk: Walk, size: list[Any], **_: Any) -> Value:
     """The same value everywhere: any position may go, and the sizes are rewritten."""
     axes: list[Axis] = [walk.fresh(n, axis=i) if written else None for i, (n, written) in enumerate(_sizes(walk, size))]
     return walk.out(axes)
@@ -30,7 +30,7 @@ def _sizes(walk: Walk, size: list[Any]) -> list[tuple[int, bool]]:
 
 
 def uniform_like(walk: Walk, self: Value, size: list[Any], **_: Any) -> Value:
-    return uniform(walk, size)
+    return same_everywhere(walk, size)
 
 
 def expand(walk: Walk, self: Value, size: list[Any], **rest: Any) -> Any:
@@ -83,7 +83,7 @@ def size(walk: Walk, self: Value, dim: int) -> int:
     return self.shape[dim]
 
 
-_UNIFORM = Op(uniform, rewrite=rewrite_sizes())
+_UNIFORM = Op(same_everywhere, rewrite=rewrite_sizes())
 _UNIFORM_LIKE = Op(uniform_like, rewrite=rewrite_sizes())
 
 ROWS: dict[Any, Op] = {

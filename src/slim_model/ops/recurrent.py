@@ -139,7 +139,7 @@ def _cell(
     return walk.agree([units, *(state.axes[-1] for state in states)], _STATE)
 
 
-def pack(walk: Walk, input: Value, **_: Any) -> list[Value]:
+def pack_sequence(walk: Walk, input: Value, **_: Any) -> list[Value]:
     for axis in input.axes[:-1]:
         walk.pin(axis, _PLACES)
     return [walk.out((None, input.axes[-1]), 0), *walk.fixed_outputs()[1:]]
@@ -194,6 +194,6 @@ ROWS: dict[Any, Op] = {
     aten.gru_cell: _cell_of(simple_cell(3)),
     aten.rnn_tanh_cell: _cell_of(simple_cell(1)),
     aten.rnn_relu_cell: _cell_of(simple_cell(1)),
-    aten._pack_padded_sequence: Op(pack),
+    aten._pack_padded_sequence: Op(pack_sequence),
     aten._pad_packed_sequence: Op(unpack),
 }

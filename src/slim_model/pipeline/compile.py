@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from slim_model.budget.choose import choose
+from slim_model.budget.choose_plan import choose_plan
 from slim_model.budget.goal import Task
 from slim_model.cost.counted import cost
 from slim_model.cost.latency_store import width_step
@@ -65,21 +65,21 @@ def compile_model(
     """
     progress("tracing the model")
     dense = graph or capture(model, inputs, recipe.tracing, program=program)  # one ATen graph, checked on the inputs
-    run = _Run.open(model, dense, recipe, resume, progress)  # the user's samples, and what is known of the dense graph
+    shared = _Shared.open(model, dense, recipe, resume, progress)  # the data, and what is known of the dense graph
     result = Compiled(dense, dense, block=width_step(recipe.budget.multiple_of, recipe.measuring.device))
     for one in passes_of(recipe, result.block):  # whole heads first, then widths; a geometric share a round
-        removed = _remove(run, result, one)  # couple, score, choose, shrink, prove
+        removed = _remove(shared, result, one)  # couple, score, choose, shrink, prove
         if removed is None:
             continue
         result = result.after(removed)
         if one.round:
-            result = _recover(run, result)  # other values that compensate, without labels
-            result = _finetune(run, result, one.round)  # values trained with the dense model as teacher
-    return replace(result, warnings=_warnings(run, result))
+            result = _recover(shared, result)  # other values that compensate, without labels
+            result = _finetune(shared, result, one.round)  # values trained with the dense model as teacher
+    return replace(result, warnings=_warnings(shared, result))
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Shared:
     """What all passes share."""
 
     model: nn.Module
@@ -93,7 +93,7 @@ class _Run:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, model: nn.Module, dense: Graph, recipe: Recipe, resume: Resume | None, progress: Progress) -> _Run:
+    def open(cls, model: nn.Module, dense: Graph, recipe: Recipe, resume: Resume | None, progress: Progress) -> _Shared:
         """Opens the data; whatever can be refused is refused here, before any work is done."""
         sources = open_sources(recipe.data, dense, seed=recipe.seed, training=recipe.training.finetune > 0)
         if sources.training:
@@ -124,13 +124,13 @@ def _check_labels(recipe: Recipe, sources: Sources, dense: Graph) -> tuple[str, 
     return (f"{data.name}: {fault}; labels were left aside",)
 
 
-def _remove(run: _Run, result: Compiled, one: Pass) -> Removed | None:
+def _remove(shared: _Shared, result: Compiled, one: Pass) -> Removed | None:
     """One proven pass. An operator whose channels cannot be cut exactly is pinned, and the pass begins anew."""
-    start = resize(result.small) if result.passes else run.dense
+    start = resize(result.small) if result.passes else shared.dense
     pinned: dict[str, str] = {}
     while True:
         try:
-            return _removed(run, start, one, pinned)
+            return _removed(shared, start, one, pinned)
         except BudgetError:
             if one.optional:
                 return None
@@ -144,15 +144,17 @@ def _remove(run: _Run, result: Compiled, one: Pass) -> Removed | None:
             pinned[failed.node] = f"removing channels here could not be shown to be exact ({failed.reason})"
 
 
-def _removed(run: _Run, graph: Graph, one: Pass, pinned: dict[str, str]) -> Removed:
-    recipe, data, progress = run.recipe, run.sources.calibration, run.progress
+def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -> Removed:
+    recipe, data, progress = shared.recipe, shared.sources.calibration, shared.progress
     progress("finding coupled channels")
-    coupling = couple_attention(graph, loses=one.loses, heads=run.heads, keep=recipe.coupling.keep, pinned_nodes=pinned)
+    keep = recipe.coupling.keep
+    coupling = couple_attention(graph, loses=one.loses, heads=shared.heads, keep=keep, pinned_nodes=pinned)
     progress("ranking channels")
     ranking, count = recipe.ranking, count_in_text(progress)
     scores = score(coupling, ranking.criterion, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
-    heads = tuple(run.heads.groups(coupling)) if one.goal.whole_heads else ()
-    choice = choose(Task(run.model, run.dense, coupling, scores, one.goal, heads, data, recipe.measuring, progress))
+    heads = tuple(shared.heads.groups(coupling)) if one.goal.whole_heads else ()
+    task = Task(shared.model, shared.dense, coupling, scores, one.goal, heads, data, recipe.measuring, progress)
+    choice = choose_plan(task)
     plan = choice.plan
     progress("removing channels")
     small, replay = shrink(coupling, plan.keep)
@@ -174,19 +176,19 @@ def _removed(run: _Run, graph: Graph, one: Pass, pinned: dict[str, str]) -> Remo
     )
 
 
-def _recover(run: _Run, result: Compiled) -> Compiled:
+def _recover(shared: _Shared, result: Compiled) -> Compiled:
     """Compensate for the removed channels, and record test accuracy before, after removal and after each step.
 
     What the rounds before removed is compensated for already: from the second round on the small graph is fitted to
     what it was given.
     """
-    recovery, data = run.recipe.recovery, run.sources.calibration
+    recovery, data = shared.recipe.recovery, shared.sources.calibration
     level = recovery.level(data is not None)
     if data is None and level == "none":
         return result
-    run.progress("reading accuracy")
-    before = result.steps or (run.exam.step("dense", result.dense),)
-    removal = run.exam.step("removal", result.small)
+    shared.progress("reading accuracy")
+    before = result.steps or (shared.exam.step("dense", result.dense),)
+    removal = shared.exam.step("removal", result.small)
     since = len(result.passes) - 1 if result.steps else 0
     recovered, steps = recover(
         result.passes[since].dense,
@@ -194,32 +196,32 @@ def _recover(run: _Run, result: Compiled) -> Compiled:
         result.kept_positions(since),
         data,
         level,
-        run.exam,
+        shared.exam,
         recalibrate=recovery.recalibrate,
-        progress=run.progress,
+        progress=shared.progress,
     )
     return replace(result, small=recovered, steps=(*before, removal, *steps))
 
 
-def _finetune(run: _Run, result: Compiled, number: int) -> Compiled:
+def _finetune(shared: _Shared, result: Compiled, number: int) -> Compiled:
     """Train the small graph; the accuracy that it reaches is read once, when training is over."""
-    training, recipe = run.recipe.training, run.recipe
+    training, recipe = shared.recipe.training, shared.recipe
     if not training.finetune:
         return result
-    assert run.sources.training is not None
-    run.progress("fine-tuning")
+    assert shared.sources.training is not None
+    shared.progress("fine-tuning")
     started = time.perf_counter()
     tuned = finetune(
         result.small,
         result.dense,
-        run.sources.training,
+        shared.sources.training,
         lesson_of(recipe),
-        frozen=frozen_names(run.model, result.small.folded),
+        frozen=frozen_names(shared.model, result.small.folded),
         cut_points=inner_cut_points(result.dense, result.small, result.kept_positions()) if training.hints else (),
-        resume=run.resume and run.resume.round(number),
-        progress=run.progress,
+        resume=shared.resume and shared.resume.round(number),
+        progress=shared.progress,
     )
-    step = run.exam.step("fine-tuning", tuned.graph, started, **tuned.did())
+    step = shared.exam.step("fine-tuning", tuned.graph, started, **tuned.did())
     return replace(result, small=tuned.graph, steps=(*result.steps, step))
 
 
@@ -235,12 +237,12 @@ def lesson_of(recipe: Recipe) -> Lesson:
     )
 
 
-def _warnings(run: _Run, result: Compiled) -> tuple[str, ...]:
+def _warnings(shared: _Shared, result: Compiled) -> tuple[str, ...]:
     """What the user should know of the trace, of the proof, and of what was asked for."""
-    notes = [*run.dense.warnings, *run.notes]
-    if not _outputs_vary(result, run.recipe.seed):
+    notes = [*shared.dense.warnings, *shared.notes]
+    if not _outputs_vary(result, shared.recipe.seed):
         notes.append("the model's output is the same for every input tried, so comparing outputs says little")
-    if run.recipe.coupling.attention != "width" and not run.heads.heads:
+    if shared.recipe.coupling.attention != "width" and not shared.heads.heads:
         notes.append("no attention heads were found: widths were removed")
     return tuple(notes)
 

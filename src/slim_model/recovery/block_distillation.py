@@ -42,7 +42,7 @@ class Block:
     end: CutPoint
 
 
-def refit(
+def train_blocks(
     dense: Graph,
     small: Graph,
     layers: list[LinearLayer],
@@ -70,11 +70,11 @@ def refit(
     return small.with_tensors(tensors), took
 
 
-Samples = tuple[Tensor, Tensor]
+Pairs = tuple[Tensor, Tensor]
 """What comes in, and what should come out."""
 
 
-def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Samples | None:
+def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Pairs | None:
     """As many samples as fit into MEMORY; None where they differ in shape."""
     taken, wanted, size = [], [], 0
     for big, little in zip(dense.after(block.end.name), small.after(block.start), strict=True):
@@ -88,7 +88,7 @@ def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Samples | 
 
 
 def _learned(
-    run: _Runner, fit: Samples | None, held: Samples | None, stage: str, steps: int, progress: Progress
+    run: _Runner, fit: Pairs | None, held: Pairs | None, stage: str, steps: int, progress: Progress
 ) -> tuple[str, dict[str, Tensor]]:
     """What came of it, and the values that change."""
     progress(stage)

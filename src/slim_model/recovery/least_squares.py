@@ -48,7 +48,7 @@ class _Products:
         return float(wrong / self.yy.clamp(min=1e-300))
 
 
-def refit(
+def fit_layers(
     dense: Graph,
     small: Graph,
     layers: list[LinearLayer],

@@ -58,12 +58,12 @@ def _affine(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
 
 
 def _full(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = full.refit(case.dense, small, case.layers, case.fit, case.held, progress=case.progress)
+    graph, took = full.fit_layers(case.dense, small, case.layers, case.fit, case.held, progress=case.progress)
     return graph, {"layers": took}
 
 
 def _blocks(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = blocks.refit(case.dense, small, case.layers, case.fit, case.held, progress=case.progress)
+    graph, took = blocks.train_blocks(case.dense, small, case.layers, case.fit, case.held, progress=case.progress)
     return graph, {"blocks": took}
 
 

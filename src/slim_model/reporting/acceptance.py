@@ -17,7 +17,7 @@ def check_gates(report: Report, gates: Gates) -> None:
     if min_speedup is not None:
         row = next(row for row in report.latency if row["runtime"].startswith("onnxruntime"))
         if row["speedup_low"] < min_speedup:
-            found = f"{row['speedup']:.2f}x as fast (95 %: {row['speedup_low']:.2f} at least)"
-            unmet.append(f"it is {found}, not {min_speedup:g}x")
+            speed = f"{row['speedup']:.2f}x as fast (95 %: {row['speedup_low']:.2f} at least)"
+            unmet.append(f"it is {speed}, not {min_speedup:g}x")
     if unmet:
         raise GateError(f"the small model is proven, but {' and '.join(unmet)}. It is not handed out.")

@@ -37,10 +37,10 @@ def list_runtimes(console: Console) -> None:
     console.print(table)
 
 
-def show_bench(found: Bench, console: Console) -> None:
+def show_bench(result: Bench, console: Console) -> None:
     """A block for each runtime, batch and number of threads, then what is not a number."""
     blocks: dict[str, list[dict[str, Any]]] = {}
-    for row in found.rows:
+    for row in result.rows:
         threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
         blocks.setdefault(f"{row['runtime']}, batch {row['batch']}, {threads}", []).append(row)
     for title, rows in blocks.items():
@@ -49,11 +49,11 @@ def show_bench(found: Bench, console: Console) -> None:
             console.print(Text("\n".join(_lines(row))))
         for row in rows:
             _show_operators(row, console)
-    for source in dict.fromkeys(row["energy_source"] for row in found.rows):
+    for source in dict.fromkeys(row["energy_source"] for row in result.rows):
         console.print(Text(f"energy: {source}", style="dim"))
-    for name, reason in found.absent:
+    for name, reason in result.absent:
         console.print(Text(f"{name}: {reason}", style="yellow"))
-    for note in dict.fromkeys(found.notes):
+    for note in dict.fromkeys(result.notes):
         console.print(Text(f"note: {note}", style="yellow"))
 
 

@@ -37,8 +37,8 @@ def _group(group: ExplainedGroup) -> Iterator[str]:
     yield f"{group.name}: {_plural(group.channels, 'channel')}{times}{alone}" + _at(group.where)
     makers = dict.fromkeys(m.layer for m in group.members if m.role == "makes")
     for role, verb in (("makes", "made by"), ("holds", "held by"), ("reads", "read by")):
-        found = dict.fromkeys(m.layer for m in group.members if m.role == role)
-        if names := [name for name in found if role != "holds" or name not in makers]:
+        layers = dict.fromkeys(m.layer for m in group.members if m.role == role)
+        if names := [name for name in layers if role != "holds" or name not in makers]:
             yield f"    {verb} {_some(names)}"
     yield from (f"    {because}" for because in group.because)
 

@@ -185,8 +185,8 @@ def _numbers(group: Group, kept: np.ndarray, earlier: Compiled, first: int) -> l
 
 
 def _at(positions: np.ndarray | None, kept: np.ndarray) -> list[int]:
-    found = np.flatnonzero(kept)
-    return (found if positions is None else positions[found]).tolist()
+    indices = np.flatnonzero(kept)
+    return (indices if positions is None else positions[indices]).tolist()
 
 
 def _finite(value: Any) -> Any:

@@ -24,20 +24,20 @@ def draw_scans(compiled: Compiled, recipe: Recipe) -> None:
             plot(removed.scan, place.with_suffix(".svg"))
 
 
-def plot(found: Scan, place: Path) -> None:
+def plot(scan: Scan, place: Path) -> None:
     """One line a group, as Li et al. draw it; the format follows from the name. matplotlib must be installed."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0, 1, len(found.curves))))
-    for (shares, lost), name in zip(found.curves, found.names, strict=True):
+    axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0, 1, len(scan.curves))))
+    for (shares, lost), name in zip(scan.curves, scan.names, strict=True):
         axes.plot(shares * 100, lost, marker=".", label=name)
-    if found.measure == "error":
+    if scan.measure == "error":
         axes.set_yscale("log")  # layers differ by orders of magnitude; what loses less is as good as nothing
         axes.set_ylim(bottom=_NOTHING)
     axes.set_xlabel("channels of one layer removed, %")
-    axes.set_ylabel("relative error of the outputs" if found.measure == "error" else "accuracy lost")
-    figure.legend(fontsize=6, ncols=1 + len(found.names) // 32, loc="outside right upper")
+    axes.set_ylabel("relative error of the outputs" if scan.measure == "error" else "accuracy lost")
+    figure.legend(fontsize=6, ncols=1 + len(scan.names) // 32, loc="outside right upper")
     figure.savefig(place)

@@ -95,8 +95,8 @@ def _add_budget(table: Table, budget: dict[str, Any]) -> None:
 def _add_latency(table: Table, row: dict[str, Any]) -> None:
     dense, slim = row["dense"], row["slim"]
     low, high = row["speedup_low"], row["speedup_high"]
-    found = verdict(low, high)
-    said = found if low <= 1 <= high else f"{row['speedup']:.2f}x {found}"
+    words = verdict(low, high)
+    said = words if low <= 1 <= high else f"{row['speedup']:.2f}x {words}"
     table.add_row(
         row["runtime"],
         f"{dense['median_ms']:.2f} ms",

@@ -119,40 +119,40 @@ def finetune(
     ``hints`` have a weight. Returns the graph with the values of the best epoch on the samples kept apart."""
     options = lesson.options
     check_samples(options, samples)
-    run = _Run(small, teacher, samples, lesson, frozen or set(), cut_points if options.hints else ())
-    epochs = [run.examined(None, 0.0)]
-    best, chosen = run.values(), 0
-    if resume and (held := distributed.share_from_first(lambda: resume.load(run.identity()))):
-        epochs = [Epoch(**epoch) for epoch in held["epochs"]]
-        best, chosen = held["best"], held["chosen"]
-        run.load(held["run"])
+    training = _Training(small, teacher, samples, lesson, frozen or set(), cut_points if options.hints else ())
+    epochs = [training.examined(None, 0.0)]
+    best, chosen = training.values(), 0
+    if resume and (saved := distributed.share_from_first(lambda: resume.load(training.identity()))):
+        epochs = [Epoch(**row) for row in saved["epochs"]]
+        best, chosen = saved["best"], saved["chosen"]
+        training.load(saved["run"])
     while len(epochs) <= options.finetune:
         number, started = len(epochs), time.perf_counter()
-        loss = run.epoch(number, progress)
-        found = run.examined(loss, time.perf_counter() - started)
-        if found.better_than(epochs[chosen], _FLATTERY if run.alpha < 1 else 0.0):
-            best, chosen = run.values(), number
-        epochs.append(found)
+        loss = training.epoch(number, progress)
+        epoch = training.examined(loss, time.perf_counter() - started)
+        if epoch.better_than(epochs[chosen], _FLATTERY if training.alpha < 1 else 0.0):
+            best, chosen = training.values(), number
+        epochs.append(epoch)
         if resume and distributed.rank() == 0:
-            done = {"epochs": [asdict(epoch) for epoch in epochs], "best": best, "chosen": chosen, "run": run.state()}
-            resume.save(run.identity(), done)
-        progress(_said(number, options.finetune, found))
+            done = {"epochs": list(map(asdict, epochs)), "best": best, "chosen": chosen, "run": training.state()}
+            resume.save(training.identity(), done)
+        progress(_said(number, options.finetune, epoch))
     distributed.copy_from_first(best)
     graph = same_sizes(small.with_tensors(small.tensors | best), small, "finetune")
-    return Tuned(graph, tuple(epochs), chosen, run.settings())
+    return Tuned(graph, tuple(epochs), chosen, training.settings())
 
 
-def _said(number: int, epochs: int, found: Epoch) -> str:
-    accuracy = "" if found.validation_accuracy is None else f", validation accuracy {found.validation_accuracy:.2%}"
-    left = (epochs - number) * found.seconds
-    return f"fine-tuning: epoch {number} of {epochs}, loss {found.loss:.4f}{accuracy}, {_duration(left)} left"
+def _said(number: int, epochs: int, epoch: Epoch) -> str:
+    accuracy = "" if epoch.validation_accuracy is None else f", validation accuracy {epoch.validation_accuracy:.2%}"
+    left = (epochs - number) * epoch.seconds
+    return f"fine-tuning: epoch {number} of {epochs}, loss {epoch.loss:.4f}{accuracy}, {_duration(left)} left"
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-class _Run:
+class _Training:
     """One training: the module, its optimizer and what they learn from."""
 
     def __init__(self, small: Graph, teacher: Graph, samples: Samples, lesson: Lesson, frozen: set[str],
@@ -176,8 +176,8 @@ class _Run:
         self.varied = choose_augmentations(options.augment, small.inputs)
         self.bf16 = self._in_bf16(options.precision)
         self.fixed = None if small.dynamic_batch else batch_of(small.inputs)
-        self.batch = self.fixed or max(1, min(lesson.batch, len(self.train)) // distributed.size())
-        self.step = self.batch * distributed.size()
+        self.batch = self.fixed or max(1, min(lesson.batch, len(self.train)) // distributed.world_size())
+        self.step = self.batch * distributed.world_size()
         self.steps = len(self.train) // self.step
         if self.steps == 0:
             raise InputError(f"{samples.name} has {len(self.train)} samples to train on; one step takes {self.step}.")
@@ -192,7 +192,7 @@ class _Run:
             "lr": self.rate,
             "batch": self.step,
             "augmented": self.augment is not None or bool(self.varied),
-            "processes": distributed.size(),
+            "processes": distributed.world_size(),
             "alpha": self.alpha,
             "dropout": self.options.dropout,
             "hints": [cut_point.name for cut_point in self.cut_points],
@@ -211,12 +211,12 @@ class _Run:
 
     def epoch(self, number: int, progress: Progress) -> float:
         """Mean loss over one pass in an order of its own."""
-        first, share = self.lesson.seed * 1_000_003 + number, distributed.size()
+        first, share = self.lesson.seed * 1_000_003 + number, distributed.world_size()
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(first))
-        places = [place[distributed.rank() :: share] for place in order[: self.steps * self.step].split(self.step)]
+        rows = [chosen[distributed.rank() :: share] for chosen in order[: self.steps * self.step].split(self.step)]
         with fixed_seed(first + 7919 * distributed.rank(), self.device):
             total, started, said = 0.0, time.perf_counter(), time.perf_counter()
-            for step, batch in enumerate(self.train.batches(places, self.augment), 1):
+            for step, batch in enumerate(self.train.batches(rows, self.augment), 1):
                 total += self._step(batch)
                 if time.perf_counter() - said > _EVERY_S:
                     said = time.perf_counter()
@@ -231,13 +231,13 @@ class _Run:
     def _step(self, batch: Batch) -> float:
         inputs = self._mixed(batch)
         with self._precision():
-            taught, wanted = self._asked(inputs)
+            taught, hints = self._asked(inputs)
             with torch.enable_grad():
                 outputs, values = self.joint(*inputs)
         with torch.enable_grad():
             loss = self._loss(outputs, taught, batch)
             if self.cut_points:
-                whole = [cut_point.wanted(x) for cut_point, x in zip(self.cut_points, wanted, strict=True)]
+                whole = [cut_point.wanted(x) for cut_point, x in zip(self.cut_points, hints, strict=True)]
                 loss = loss + self.options.hints * hint(*([x[: batch.samples] for x in xs] for xs in (values, whole)))
         if not_finite(loss):
             raise InputError(
@@ -255,7 +255,7 @@ class _Run:
         return tuple(map(self._placed, (cut_mix(first) if "cutmix" in self.varied else first, *others)))
 
     def _asked(self, inputs: tuple[Any, ...]) -> tuple[list[Tensor] | None, Sequence[Tensor]]:
-        """What the teacher says, and its values at the cut_points. Where pictures are mirrored at random, it is asked
+        """What the teacher says, and its values at the cut points. Where pictures are mirrored at random, it is asked
         about both sides of each: the mean is right more often (ResNet-56 on CIFAR-10: 94.2 % for 93.4)."""
         if self.teacher is None:
             return None, ()
@@ -287,18 +287,18 @@ class _Run:
         net = eval_module(self.graph(), device=self.device)
         apart, right, count = 0.0, 0, 0
         scored = self.validation.labelled and "cutmix" not in self.varied
-        places = torch.arange(len(self.validation)).split(self.batch)
+        rows = torch.arange(len(self.validation)).split(self.batch)
         with torch.no_grad(), fixed_seed(self.lesson.seed, self.device):
-            for batch in self.validation.batches(places, self.augment):
+            for batch in self.validation.batches(rows, self.augment):
                 inputs = self._mixed(pad_batch(batch, self.small))
                 outputs = tensors_among(net(*inputs))
                 taught = self._asked(inputs)[0]
                 apart += float(self._loss(outputs, taught, batch)) * batch.samples
                 count += batch.samples
-                found = None if batch.labels is None else classes(outputs, batch.labels)
-                scored = scored and found is not None
-                if found is not None and batch.labels is not None:
-                    right += int((found[: batch.samples].cpu() == batch.labels.flatten()).sum())
+                answers = None if batch.labels is None else classes(outputs, batch.labels)
+                scored = scored and answers is not None
+                if answers is not None and batch.labels is not None:
+                    right += int((answers[: batch.samples].cpu() == batch.labels.flatten()).sum())
         return Epoch(loss, apart / count, right / count if scored else None, round(seconds, 3))
 
     # -- values -------------------------------------------------------------------------------------------------------
@@ -323,12 +323,12 @@ class _Run:
 
     # -- speed --------------------------------------------------------------------------------------------------------
 
-    def _in_bf16(self, wanted: str) -> bool:
+    def _in_bf16(self, precision: str) -> bool:
         """``auto``: where the machine has it and every operator of the model does. Raises InputError where the model
         cannot be trained at all."""
-        if wanted == "bf16" or (wanted == "auto" and _has_bf16(self.device)):
+        if precision == "bf16" or (precision == "auto" and _has_bf16(self.device)):
             refused = self._refusal(bf16=True)
-            if refused is None or wanted == "bf16":
+            if refused is None or precision == "bf16":
                 return self._unless(refused)
         return not self._unless(self._refusal(bf16=False))
 
@@ -366,7 +366,7 @@ class _Run:
 
 def _joint(net: nn.Module, own_loss: bool) -> nn.Module:
     """Averages gradients over all processes; a loss of the user's may not look at every output."""
-    if distributed.size() == 1:
+    if distributed.world_size() == 1:
         return net
     return nn.parallel.DistributedDataParallel(net, find_unused_parameters=own_loss)
 

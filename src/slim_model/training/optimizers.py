@@ -31,10 +31,10 @@ def optimizer_for(
     """(the optimizer, its schedule over ``steps``, the highest rate). Weights decay; what shifts or scales a channel
     does not."""
     rate = rate or _RATES[kind]
-    held = [p for p in net.parameters() if p.requires_grad]
+    trained = [p for p in net.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in held if p.dim() > 1], "weight_decay": 5e-4 if kind == "sgd" else 1e-2},
-        {"params": [p for p in held if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": 5e-4 if kind == "sgd" else 1e-2},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizer: torch.optim.Optimizer
     if kind == "sgd":

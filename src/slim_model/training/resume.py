@@ -25,20 +25,20 @@ class Resume:
     def round(self, number: int) -> Resume:
         return self if number == 1 else Resume(self.place.with_name(f"{self.place.name}-{number}"))
 
-    def save(self, identity: dict[str, Any], held: dict[str, Any]) -> None:
-        """Keep ``held`` for a later run, where there is room for it: training goes on without."""
+    def save(self, identity: dict[str, Any], progress: dict[str, Any]) -> None:
+        """Keep ``progress`` for a later run, where there is room for it: training goes on without."""
         archive = io.BytesIO()
-        torch.save({"identity": identity, "held": held}, archive)
+        torch.save({"identity": identity, "held": progress}, archive)
         with contextlib.suppress(OSError, InputError), beside(self.place) as temporary:
             temporary.write_bytes(archive.getbuffer())
 
     def load(self, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """What was held; None where nothing was. ``identity`` must be that of the run that wrote it."""
+        """What was saved; None where nothing was. ``identity`` must be that of the run that wrote it."""
         if not self.place.exists():
             return None
         try:
-            found = torch.load(self.place, weights_only=True)
-            theirs, held = found["identity"], dict(found["held"])
+            saved = torch.load(self.place, weights_only=True)
+            theirs, progress = saved["identity"], dict(saved["held"])
         except Exception as error:  # damaged files fail in many ways
             raise InputError(
                 f"{self.place} is not a checkpoint of fine-tuning. Remove it, or write elsewhere."
@@ -48,7 +48,7 @@ class Resume:
                 f"{self.place} was left by another run: {_difference(theirs, identity)}. Give the same command to go "
                 "on with that one, or remove the file to begin anew."
             )
-        return held
+        return progress
 
     def remove(self, rounds: int) -> None:
         for number in range(1, rounds + 1):
@@ -58,12 +58,12 @@ class Resume:
 
 def digest(graph: Graph) -> str:
     """Of all stored values."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, tensor in sorted(graph.tensors.items()):
         plain = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        found.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        hashed.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        hashed.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:

@@ -52,11 +52,11 @@ def with_values(module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
 
 def with_trained_values(graph: Graph, module: nn.Module) -> Graph:
     """``graph`` with the values that ``module``, made from it, holds now."""
-    held = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    stored = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     values: dict[int, Tensor] = {}
     tensors = dict(graph.tensors)
     for name in set(graph.owners.values()):
-        own = held[name]
+        own = stored[name]
         if id(own) not in values:
             values[id(own)] = own.detach().to(graph.tensors[name].device, copy=True).contiguous()
         tensors[name] = values[id(own)]
@@ -113,7 +113,7 @@ def frozen_names(model: nn.Module, folded: Iterable[Folded] = ()) -> set[str]:
     """Parameters the user froze; none where that is all of them, as in what was exported for inference. A ``folded``
     weight is frozen where all parameters behind it are."""
     given = dict(model.named_parameters(remove_duplicate=False))
-    found = {name for name, parameter in given.items() if not parameter.requires_grad}
-    if len(found) == len(given):
+    frozen = {name for name, parameter in given.items() if not parameter.requires_grad}
+    if len(frozen) == len(given):
         return set()
-    return found | {weight.name for weight in folded if found.issuperset(given.keys() & set(weight.sources))}
+    return frozen | {weight.name for weight in folded if frozen.issuperset(given.keys() & set(weight.sources))}

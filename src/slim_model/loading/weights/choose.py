@@ -15,7 +15,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenWeights:
     """``weights``, with their names made to fit. ``rivals``: other weights that fit as well, of other values."""
 
     weights: Weights
@@ -60,7 +60,7 @@ class Choice:
         return tuple(said)
 
 
-def choose(found: Checkpoint, expected: Mapping[str, torch.Size], prefix: str | None = None) -> Choice:
+def choose_weights(found: Checkpoint, expected: Mapping[str, torch.Size], prefix: str | None = None) -> ChosenWeights:
     """The weights with most names, then most shapes, of a model whose names and shapes are ``expected``; of equal ones
     those that checkpoints keep to be run. With a ``prefix`` that no name has, the InputError names those there are."""
     tries: list[tuple[tuple[int, int], Weights, Fitted]] = []
@@ -78,7 +78,7 @@ def choose(found: Checkpoint, expected: Mapping[str, torch.Size], prefix: str | 
     complete = fit.fits(expected)
     equal = [(w, f) for score, w, f in tries if score == best and w is not weights] if complete else []
     rivals = tuple(w for w, f in equal if _differ(f, fit, expected))
-    return Choice(weights, fit, rivals, complete, len(found.weights) > 1 and bool(weights.path))
+    return ChosenWeights(weights, fit, rivals, complete, len(found.weights) > 1 and bool(weights.path))
 
 
 def _score(fit: Fitted, expected: Mapping[str, torch.Size]) -> tuple[int, int]:

@@ -7,10 +7,10 @@ import importlib.metadata
 
 from slim_model.errors import InputError
 from slim_model.measuring.runtimes import with_onnxruntime, with_openvino, with_pytorch
-from slim_model.measuring.runtimes.row import Operator, Run, Runtime
+from slim_model.measuring.runtimes.row import Operator, Runtime, TimedCall
 from slim_model.measuring.runtimes.with_onnxruntime import PACKAGES as ONNXRUNTIME
 
-__all__ = ["ONNXRUNTIME", "RUNTIMES", "Operator", "Run", "Runtime", "known", "usable", "version_of"]
+__all__ = ["ONNXRUNTIME", "RUNTIMES", "Operator", "Runtime", "TimedCall", "known", "usable", "version_of"]
 
 RUNTIMES: dict[str, Runtime] = {
     row.name: row for row in (*with_onnxruntime.ROWS, *with_openvino.ROWS, *with_pytorch.ROWS)

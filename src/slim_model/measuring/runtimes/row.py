@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-Run = Callable[[], object]
+TimedCall = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Runtime:
     artifact: Literal["onnx", "module"]
     """What ``prepare`` takes: the path of an ONNX file, or an ``nn.Module`` (or callable) in eval mode."""
     available: Callable[[], str | None]
-    prepare: Callable[[Any, Sequence[Tensor], int], Run]
+    prepare: Callable[[Any, Sequence[Tensor], int], TimedCall]
     packages: tuple[str, ...]
     """Distributions that may have brought it: the first one found tells its version."""
     per_op: Callable[[str | Path, Sequence[Tensor], int], list[Operator]] | None = None
@@ -47,5 +47,5 @@ def by_kind(times: dict[str, tuple[str, float]]) -> list[Operator]:
     kinds: dict[str, list[float]] = {}
     for kind, ms in times.values():
         kinds.setdefault(kind, []).append(ms)
-    found = [Operator(kind, len(each), sum(each)) for kind, each in kinds.items()]
-    return sorted(found, key=lambda operator: -operator.ms)
+    operators = [Operator(kind, len(each), sum(each)) for kind, each in kinds.items()]
+    return sorted(operators, key=lambda operator: -operator.ms)

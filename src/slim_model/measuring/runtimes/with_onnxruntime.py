@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from slim_model.errors import InputError
-from slim_model.measuring.runtimes.row import Operator, Run, Runtime, by_kind
+from slim_model.measuring.runtimes.row import Operator, Runtime, TimedCall, by_kind
 from slim_model.measuring.runtimes.with_pytorch import no_cuda
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
@@ -65,13 +65,13 @@ def _feed(session: Any, inputs: Sequence[Tensor]) -> dict[str, Any]:
     return {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
 
 
-def _host(provider: str, options: _Options, path: str | Path, inputs: Sequence[Tensor], threads: int) -> Run:
+def _host(provider: str, options: _Options, path: str | Path, inputs: Sequence[Tensor], threads: int) -> TimedCall:
     session = _session(path, threads, provider, options(threads))
     feed = _feed(session, inputs)
     return lambda: session.run(None, feed)
 
 
-def _device(provider: str, options: _Options, path: str | Path, inputs: Sequence[Tensor], threads: int) -> Run:
+def _device(provider: str, options: _Options, path: str | Path, inputs: Sequence[Tensor], threads: int) -> TimedCall:
     """Inputs and outputs stay on the device: the copies to and from it are not timed."""
     import onnxruntime
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from slim_model.measuring.runtimes.row import Operator, Run, Runtime, by_kind
+from slim_model.measuring.runtimes.row import Operator, Runtime, TimedCall, by_kind
 
 _PROFILED_RUNS = 20
 
@@ -44,7 +44,7 @@ def _request(path: str | Path, inputs: Sequence[Tensor], threads: int, *, counti
     return request
 
 
-def _prepare(path: str | Path, inputs: Sequence[Tensor], threads: int) -> Run:
+def _prepare(path: str | Path, inputs: Sequence[Tensor], threads: int) -> TimedCall:
     request = _request(path, inputs, threads)
     return lambda: request.infer(share_outputs=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slim_model.measuring.runtimes.row import Run, Runtime
+from slim_model.measuring.runtimes.row import Runtime, TimedCall
 
 _Module = Callable[..., object]
 
@@ -30,7 +30,7 @@ def _no_triton() -> str | None:
     return no_cuda() or (None if importlib.util.find_spec("triton") else "not installed: pip install triton")
 
 
-def _eager(module: _Module, inputs: Sequence[Tensor], threads: int) -> Run:
+def _eager(module: _Module, inputs: Sequence[Tensor], threads: int) -> TimedCall:
     torch.set_num_threads(threads)
     values = [value.detach().cpu() for value in inputs]
 
@@ -41,13 +41,13 @@ def _eager(module: _Module, inputs: Sequence[Tensor], threads: int) -> Run:
     return run
 
 
-def _compiled(module: _Module, inputs: Sequence[Tensor], threads: int) -> Run:
+def _compiled(module: _Module, inputs: Sequence[Tensor], threads: int) -> TimedCall:
     run = _eager(_compile(module), inputs, threads)
     _compile_now(run)
     return run
 
 
-def _eager_cuda(module: _Module, inputs: Sequence[Tensor], threads: int) -> Run:
+def _eager_cuda(module: _Module, inputs: Sequence[Tensor], threads: int) -> TimedCall:
     torch.set_num_threads(threads)
     there, values = _moved(module, inputs)
 
@@ -59,14 +59,14 @@ def _eager_cuda(module: _Module, inputs: Sequence[Tensor], threads: int) -> Run:
     return run
 
 
-def _compiled_cuda(module: _Module, inputs: Sequence[Tensor], threads: int) -> Run:
+def _compiled_cuda(module: _Module, inputs: Sequence[Tensor], threads: int) -> TimedCall:
     there, values = _moved(module, inputs)
     run = _eager_cuda(_compile(there), values, threads)
     _compile_now(run)
     return run
 
 
-def _cuda_graph(module: _Module, inputs: Sequence[Tensor], threads: int) -> Run:
+def _cuda_graph(module: _Module, inputs: Sequence[Tensor], threads: int) -> TimedCall:
     """Recorded once after three runs on a side stream, as CUDA graphs want it; a run replays the record."""
     torch.set_num_threads(threads)
     there, values = _moved(module, inputs)
@@ -99,7 +99,7 @@ def _compile(module: _Module) -> _Module:
     return torch.compile(module, dynamic=False)
 
 
-def _compile_now(run: Run) -> None:
+def _compile_now(run: TimedCall) -> None:
     """The first run compiles. Beyond its limit of variants PyTorch would silently run eagerly: lift it, or fail."""
     with torch._dynamo.config.patch(recompile_limit=10_000, fail_on_recompile_limit_hit=True):
         run()

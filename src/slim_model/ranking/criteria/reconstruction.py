@@ -20,8 +20,8 @@ def thinet(slices: Slices, *, centre: bool = False) -> Tensor:
     """
     gram = torch.zeros(slices.width, slices.width, dtype=torch.float64)
     for view in slices.evidence.views:
-        held = view.statistics["contributions"]
-        here = (held.centred if centre else held.gram).cpu()
+        sums = view.statistics["contributions"]
+        here = (sums.centred if centre else sums.gram).cpu()
         gram[view.channel[:, None], view.channel] += here / here.sum().clamp(min=1e-12 * float(here.trace()) + 1e-300)
     order, errors = [], []
     left, cost, error = torch.ones(slices.width, dtype=torch.bool), gram.diagonal().clone(), 0.0
@@ -76,14 +76,14 @@ def _greedy(parts: list[_SiteInputs], width: int) -> Tensor:
 
 
 def _of_view(view: View, width: int, ridge: float) -> _SiteInputs:
-    held = view.statistics["covariance"]
-    covariance = (held.scatter / held.count).cpu()
+    moments = view.statistics["covariance"]
+    covariance = (moments.scatter / moments.count).cpu()
     gram = torch.zeros_like(covariance)
     for weight in view.weights:
         gram += weight.double() @ weight.double().T
     if not view.weights:
         gram = torch.eye(len(covariance), dtype=torch.float64)
-    changes = covariance.diagonal() > 1e-24 * held.mean.square().cpu()  # else dead, or a constant
+    changes = covariance.diagonal() > 1e-24 * moments.mean.square().cpu()  # else dead, or a constant
     return _SiteInputs(covariance, gram, view.channel, width, ridge, changes)
 
 

@@ -165,7 +165,7 @@ def _factor(coupling: Coupling, norm: fx.Node) -> Tensor:
 
 def _scales(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
     """Each BatchNorm's scale, by channel."""
-    found, index = [], coupling.index()
+    scales, index = [], coupling.index()
     mine = index.group[group.channels[0]]
     for norm, _ in _norms(coupling):
         gamma, values = arguments_of(norm)["weight"], tensors_in([coupling.labelled.values[norm]])
@@ -178,5 +178,5 @@ def _scales(coupling: Coupling, group: Group) -> tuple[Tensor, ...]:
         if tensor is not None and bool((channel >= 0).any()):
             rows = torch.full((group.width, 1), torch.nan)
             rows[channel[channel >= 0]] = tensor.detach().float().cpu()[channel >= 0][:, None]
-            found.append(rows)
-    return tuple(found)
+            scales.append(rows)
+    return tuple(scales)

@@ -20,7 +20,7 @@ from slim_model.graph.decisions import Decided
 from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
 from slim_model.ranking.evidence.read_sites import Positions, ReadSite, by_sample, has_writes
 
-PROBES = 16
+DIRECTIONS = 16
 """Directions along which curvature is taken; where there are no more gates than these, it is exact."""
 
 
@@ -44,30 +44,30 @@ class GateGradients:
 
 @dataclass(frozen=True, slots=True)
 class GateCurvature:
-    """Second derivatives of the summed loss along all gates of the model: ``probes (p, gate)`` and their products
-    with the Hessian, of which ``channels`` are this group's. Diagonals are ``sum_p probe * product``."""
+    """Second derivatives of the summed loss along all gates of the model: ``directions (p, gate)`` and their products
+    with the Hessian, of which ``channels`` are this group's. Diagonals are ``sum_p direction * product``."""
 
     count: int
     channels: slice
-    probes: Tensor
+    directions: Tensor
     products: Tensor
 
     def merge(self, other: GateCurvature) -> GateCurvature:
-        return GateCurvature(self.count + other.count, self.channels, self.probes, self.products + other.products)
+        return GateCurvature(self.count + other.count, self.channels, self.directions, self.products + other.products)
 
     def diagonal(self) -> Tensor:
         """Of the Hessian of the mean loss. Hutchinson 1989: ``E[v * Hv]`` for random signs v."""
-        mine = (self.probes * self.products)[:, self.channels]
+        mine = (self.directions * self.products)[:, self.channels]
         return mine.sum(0) / self.count
 
     def leading(self) -> tuple[Tensor, Tensor]:
         """The Hessian's eigenvalue of largest size, and the group's part of its eigenvector.
 
-        One pass gives H only along the probes; ``H = Y (probes Y)^-1 Y^T`` is exact where they span its range
+        One pass gives H only along the directions; ``H = Y (directions Y)^-1 Y^T`` is exact where they span its range
         (Nystrom; Halko, Martinsson, Tropp 2011, section 5.5).
         """
         y = self.products.T / self.count
-        core = self.probes @ y
+        core = self.directions @ y
         q, r = torch.linalg.qr(y)
         inverse = torch.linalg.pinv((core + core.T) / 2, rtol=1e-10, hermitian=True)
         values, vectors = torch.linalg.eigh(r @ inverse @ r.T)
@@ -75,15 +75,15 @@ class GateCurvature:
         return values[largest], (q @ vectors[:, largest])[self.channels]
 
 
-def probes_of(coupling: Coupling, seed: int) -> Tensor:
+def draw_directions(coupling: Coupling, seed: int) -> Tensor:
     """Directions ``(p, gate)`` for Hutchinson's estimate of a Hessian's diagonal: their outer products average to the
     identity. Random signs, or every axis where these are fewer."""
     gates = sum(group.width for group in coupling.groups)
-    if gates <= PROBES:
+    if gates <= DIRECTIONS:
         return torch.eye(gates, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (PROBES, gates), generator=generator, dtype=torch.float64) * 2 - 1
-    return signs / math.sqrt(PROBES)
+    signs = torch.randint(0, 2, (DIRECTIONS, gates), generator=generator, dtype=torch.float64) * 2 - 1
+    return signs / math.sqrt(DIRECTIONS)
 
 
 def gate_gradients(
@@ -209,17 +209,18 @@ class _Gated(_Graded):
 
 
 def gate_curvature(
-    coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None, probes: Tensor
+    coupling: Coupling, sites: list[ReadSite], batch: Batch, loss: Loss | None, directions: Tensor
 ) -> dict[int, GateCurvature]:
-    """Products of the loss's Hessian, along all gates, with each probe, over one batch."""
+    """Products of the loss's Hessian, along all gates, with each direction, over one batch."""
     widths = [group.width for group in coupling.groups]
     starts = [sum(widths[:i]) for i in range(len(widths))]
     gates = torch.ones(sum(widths), dtype=torch.float64, requires_grad=True)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         total = _loss_of(_Gated(coupling, sites, gates, starts), coupling, batch, loss)
         (slope,) = _gradient(total, [gates], create_graph=True)
-        products = [torch.autograd.grad(slope @ probe, gates, retain_graph=True)[0] for probe in probes]
+        products = [torch.autograd.grad(slope @ direction, gates, retain_graph=True)[0] for direction in directions]
     rows = torch.stack(products)
     return {
-        g: GateCurvature(batch.samples, slice(start, start + widths[g]), probes, rows) for g, start in enumerate(starts)
+        g: GateCurvature(batch.samples, slice(start, start + widths[g]), directions, rows)
+        for g, start in enumerate(starts)
     }

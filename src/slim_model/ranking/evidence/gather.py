@@ -27,9 +27,9 @@ from slim_model.progress import Count, count_nothing
 from slim_model.ranking.evidence.gate_gradients import (
     GateCurvature,
     GateGradients,
+    draw_directions,
     gate_curvature,
     gate_gradients,
-    probes_of,
 )
 from slim_model.ranking.evidence.patches import patch
 from slim_model.ranking.evidence.read_sites import ReadSite, by_sample, find_read_sites
@@ -107,7 +107,7 @@ def gather(
     evidence: Evidence | None = None
     done = 0
     for number, batch in enumerate(data.batches()):
-        if number % distributed.size() == distributed.rank():
+        if number % distributed.world_size() == distributed.rank():
             here = observer.look(batch, first + done)
             evidence = here if evidence is None else evidence.merge(here)
         done += batch.samples
@@ -128,7 +128,7 @@ class _Observer:
         self.names = tuple(name for name in statistics if name not in GRADIENTS)
         self.gates, self.curvature = (name in statistics for name in GRADIENTS)
         self.sites = find_read_sites(coupling)
-        self.probes = probes_of(coupling, seed) if self.curvature else torch.empty(0)
+        self.directions = draw_directions(coupling, seed) if self.curvature else torch.empty(0)
         if self.names:
             self._refuse_without_data()
 
@@ -152,7 +152,7 @@ class _Observer:
         if self.gates:
             gates = gate_gradients(self.coupling, self.sites, batch, self.loss)
         if self.curvature:
-            curvature = gate_curvature(self.coupling, self.sites, batch, self.loss, self.probes)
+            curvature = gate_curvature(self.coupling, self.sites, batch, self.loss, self.directions)
         by_group: dict[int, list[View]] = defaultdict(list)
         for site, statistics in zip(self.sites, views, strict=True):
             where = source_line(site.readers[0])
@@ -231,15 +231,15 @@ def _where_not_finite(coupling: Coupling, batch: Batch) -> str | None:
         return "the inputs are"
 
     class Search(Decided):
-        found: str | None = None
+        where: str | None = None
 
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if n.op == "call_function" and self.found is None and any(map(not_finite, tensors_among(result))):
-                self.found = f"the values of {n.target} ({source_line(n)}) are"
+            if n.op == "call_function" and self.where is None and any(map(not_finite, tensors_among(result))):
+                self.where = f"the values of {n.target} ({source_line(n)}) are"
             return result
 
     search = Search(coupling.graph.module, coupling.graph.decisions)
     with torch.no_grad():
         search.run(initial_env=coupling.graph.bind(batch.inputs))
-    return search.found
+    return search.where

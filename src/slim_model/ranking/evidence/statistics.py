@@ -200,11 +200,11 @@ class Correlations:
 
     def absolute(self) -> list[Tensor]:
         """For each reader ``(channel, tap, out)``: |r|, and 0 where one side never changes."""
-        found = []
+        correlations = []
         for xx, yy, xy in (part.spreads for part in self.parts):
             scale = (xx[..., None] * yy).sqrt()
-            found.append(torch.where(scale > 0, xy.abs() / scale, 0.0).clamp(max=1))
-        return found
+            correlations.append(torch.where(scale > 0, xy.abs() / scale, 0.0).clamp(max=1))
+        return correlations
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from slim_model.budget.goal import Choice, Task
+from slim_model.budget.goal import ChosenPlan, Task
 from slim_model.budget.options import ENGINES
 from slim_model.budget.plan import Plan, plan_of
 from slim_model.errors import ensure
 from slim_model.labels.values import FIXED
 
 
-def choose(task: Task) -> Choice:
+def choose_plan(task: Task) -> ChosenPlan:
     """The plan of the engine that the goal names. Raises BudgetError where the goal cannot be met, with the least that
     can be reached."""
-    choice: Choice = ENGINES[task.goal.engine](task)
+    choice: ChosenPlan = ENGINES[task.goal.engine](task)
     _check(choice.plan, task, f"engine {task.goal.engine}")
     return choice
 
