@@ -4,7 +4,7 @@ python benchmarks/real_models.py                  what is missing in results/rea
 python benchmarks/real_models.py --only resnet50  one model
 python benchmarks/real_models.py --latency-only   again the runs that measure latency (on a quiet machine)
 
-Every run is the real path from a file, in a process of its own: ``slim_model.commands.slim.run(Job(...))``.
+Every run is the real path from a file, in a process of its own: ``slim_model.commands.slim.run_job(Job(...))``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from torch import nn
 import datasets
 from evaluate import PUBLISHED, accuracy, onnx_predictor
 from provenance import RESULTS, peak_bytes, provenance, summary
-from slim_model.commands.slim import Job, run_job
+from slim_model.commands.slim import run_job
 from slim_model.errors import SlimError
 from slim_model.loading.load import load
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.recipe import Recipe
+from slim_model.recipe_files.job import Job
 from train import TRAINED
 
 RATIOS = (0.25, 0.5, 0.7)
@@ -183,7 +184,7 @@ def _recorded(report: dict[str, Any]) -> dict[str, Any]:
     proof = report["proof"]
     errors = {k: proof[k] for k in ("masked_max_rel_error", "layer_max_rel_error", "onnx_max_rel_error")}
     row = {
-        "block": report["recipe"]["block"],
+        "block": report["recipe"]["budget"]["multiple_of"],
         "free_share": report["free_share"],
         "removed_share": report["channels"]["removed_share"],
         "dense": report["dense"],

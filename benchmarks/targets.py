@@ -22,7 +22,7 @@ import torchvision
 
 from provenance import RESULTS, provenance, summary
 from real_models import enliven
-from slim_model.commands.slim import Job, run_job
+from slim_model.commands.slim import run_job
 from slim_model.errors import SlimError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.trace import trace
@@ -30,6 +30,7 @@ from slim_model.loading.source import Source, SourceOptions
 from slim_model.measuring.timing import measure
 from slim_model.progress import say_nothing
 from slim_model.recipe import Recipe
+from slim_model.recipe_files.job import Job
 from slim_model.simplifying.simplify import simplify
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_16")

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[1]
-_UNTOLD = {"seconds", "environment", "latency"}
-"""Of a report: what differs from run to run and from machine to machine."""
+_UNTOLD = {"seconds", "environment", "latency", "recipe", "schema"}
+"""Of a report: what differs from run to run and from machine to machine, and what was asked for."""
 
 
 class Run(NamedTuple):
@@ -219,7 +219,7 @@ def _stored(path: Path) -> str:
 def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
     """One line for each place where the two differ."""
     if isinstance(before, dict) and isinstance(after, dict):
-        for key in [*before, *(key for key in after if key not in before)]:
+        for key in [key for key in before | after if key not in _UNTOLD]:
             yield from differences(before.get(key), after.get(key), f"{where}.{key}" if where else key)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for number, (one, other) in enumerate(zip(before, after, strict=True)):

@@ -62,7 +62,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_files_exist(document: Path) -> None:
     """Those named with their folder; ``nets.py`` alone may be the user's."""
     data = ("../shared/", "mnist/", "fashion-mnist/", "text/", "cifar10/", "weights/")  # beside the repository
-    elsewhere = ("path/", "build/", *data)
+    elsewhere = ("path/", "build/", "slim-model-re", *data)  # the last: schemas of files
     for span in _spans(document):
         if re.fullmatch(r"[\w.-]+(/[\w.*-]+)+/?", span) and not span.startswith(elsewhere):
             roots = (PROJECT, SOURCE, document.parent)
@@ -83,7 +83,7 @@ def _options_of(command: str) -> set[str]:
 
 @cache
 def _options() -> set[str]:
-    found = {"--help"}.union(*map(_options_of, ("slim", "explain", "bench", "profile")))
+    found = {"--help"}.union(*map(_options_of, ("slim", "run", "schema", "explain", "bench", "profile")))
     scripts = [*PROJECT.glob("scripts/*"), *PROJECT.glob("scripts/*/*.py"), *PROJECT.glob("benchmarks/*.py")]
     for script in scripts:
         if script.is_file() and script.suffix in ("", ".py"):

@@ -13,6 +13,8 @@ from typing import Any
 from slim_model.errors import InputError
 
 _KEY = "option"
+Move = Callable[[str], str]
+"""A path as it stands in a text -> as it shall stand there."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class About:
 
     ``kind``: the type of one value on the command line. ``many``: it may be repeated, and is a tuple. ``choices``: the
     values it may have. ``read``: what turns the text that was typed into the value, for values that are no plain
-    ``kind``. ``basic``: it is among the few that ``--help`` shows.
+    ``kind``. ``basic``: it is among the few that ``--help`` shows. ``move``: ``(text, how)`` -> the text with the path
+    inside it changed by ``how``, for values in which a path stands beside other words.
     """
 
     help: str
@@ -34,6 +37,7 @@ class About:
     read: Callable[[str, str], Any] | None = None
     basic: bool = False
     negatable: bool = True
+    move: Callable[[str, Move], str] | None = None
 
 
 def option(
@@ -49,11 +53,12 @@ def option(
     read: Callable[[str, str], Any] | None = None,
     basic: bool = False,
     negatable: bool = True,
+    move: Callable[[str, Move], str] | None = None,
 ) -> Any:
     """A dataclass field that the command line has as an option. ``kind`` defaults to the type of ``default``."""
     kind = kind or (str if default is None or many or read else type(default))
     shown = metavar or ("|".join(choices) if choices else None)
-    about = About(help, kind, flag, shown, many, choices, least, read, basic, negatable)
+    about = About(help, kind, flag, shown, many, choices, least, read, basic, negatable, move)
     return dataclasses.field(default=default, metadata={_KEY: about})
 
 
@@ -77,6 +82,12 @@ def given_to(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``values`` that are fields of ``group``, by name."""
     names = {field.name for field in dataclasses.fields(group)}
     return {name: value for name, value in values.items() if name in names}
+
+
+def move_code(text: str, how: Move) -> str:
+    """The path in ``file.py:callable`` changed by ``how``; names of packages and libraries are left."""
+    path, colon, name = text.partition(":")
+    return f"{how(path)}{colon}{name}" if path.endswith(".py") else text
 
 
 # -- values that are typed in a form of their own -------------------------------------------------------------------

@@ -18,7 +18,7 @@ from slim_model.budget.allocations import allocation_of
 from slim_model.budget.goal import Goal, Met, Task
 from slim_model.budget.search import plan_for, plan_within_limit
 from slim_model.budget.sensitivity import scan
-from slim_model.commands.slim import Job, run_job
+from slim_model.commands.slim import run_job
 from slim_model.cost.counted import CostModel
 from slim_model.cost.latency_table import Setting, make_table
 from slim_model.cost.layer_models import layers_of
@@ -32,6 +32,7 @@ from slim_model.graph.trace import trace
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
+from slim_model.recipe_files.job import Job
 from slim_model.reporting.sensitivity_plot import plot
 from slim_model.simplifying.simplify import simplify
 from small_nets import images, trained

@@ -147,7 +147,7 @@ def test_its_pruner_is_proven_and_reported(ratio: float, scope: str) -> None:
     before = copy.deepcopy(net.state_dict())
     result = slim(net, EXAMPLE, criterion="l1", ratio=ratio, scope=scope, engine="torch-pruning", multiple_of=1)
     assert result.report.proof["masked_max_rel_error"] <= 1e-4
-    assert result.report.recipe["engine"] == "torch-pruning"
+    assert result.report.recipe["budget"]["engine"] == "torch-pruning"
     assert result.report.slim["params"] < result.report.dense["params"]
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     if scope == "local":

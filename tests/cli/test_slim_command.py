@@ -79,7 +79,7 @@ def test_multiple_of(slimmed: Callable[..., dict[str, Any]], multiple: str, expe
 
 def test_multiple_of_auto_is_the_block_of_this_machine(slimmed: Callable[..., dict[str, Any]]) -> None:
     report = slimmed("--multiple-of", "auto")
-    assert report["recipe"]["block"] in (4, 8, 16)
+    assert report["recipe"]["budget"]["multiple_of"] in (4, 8, 16)
     assert set(widths(report).values()) <= {8, 12, 16}
 
 

@@ -183,7 +183,7 @@ def test_a_criterion_may_be_a_function() -> None:
     for group in result.report.groups:
         assert group["kept"] == list(range(group["before"] - group["after"], group["before"]))
     assert [slices.width for slices in seen] == [group["before"] for group in result.report.groups]
-    assert result.report.recipe["criterion"] == "last_ones"
+    assert result.report.recipe["ranking"]["criterion"] == "last_ones"
 
 
 def test_l1_keeps_the_filters_with_the_largest_weights() -> None:
@@ -291,6 +291,8 @@ def test_two_processes_with_different_threads_write_the_same(criterion: str, wri
         name = f"{criterion}{suffix}"
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     reports = [json.loads((folder / f"{criterion}.json").read_text()) for folder in written_twice]
+    for report in reports:
+        del report["recipe"]["source"]["path"], report["recipe"]["outputs"]
     for key in ("groups", "pinned", "dense", "slim", "recipe", "source"):
         assert reports[0][key] == reports[1][key], key
 

@@ -66,7 +66,7 @@ def test_the_block_that_was_used_is_reported(monkeypatch: pytest.MonkeyPatch) ->
     recipe = Recipe.of(0.5)
     compiled = compile_model(trained(Residual()), (images(),), recipe)
     monkeypatch.setattr(latency_store, "vector_width_channels", lambda device: 16)
-    assert make_report(compiled, recipe, module_is_own=True).recipe["block"] == 4
+    assert make_report(compiled, recipe, module_is_own=True).recipe["budget"]["multiple_of"] == 4
 
 
 @pytest.mark.parametrize(

@@ -622,8 +622,8 @@ def test_slim_takes_names_rows_and_callables() -> None:
     by_name = slim(model, x[:2], criterion="apoz", data=(x, y), multiple_of=1)
     by_row = slim(model, x[:2], criterion=CRITERIA["apoz"], data=(x, y), multiple_of=1)
     assert np.array_equal(by_name.plan.keep, by_row.plan.keep)
-    assert by_name.report.recipe["criterion"] == by_row.report.recipe["criterion"] == "apoz"
-    assert by_name.report.recipe["data"] == "given in Python (tuple)"
+    assert by_name.report.recipe["ranking"]["criterion"] == by_row.report.recipe["ranking"]["criterion"] == "apoz"
+    assert by_name.report.recipe["data"]["data"] == "given in Python (tuple)"
     by_name.report.as_json()
     own = slim(model, x[:2], criterion=lambda s: s.makes[0].abs().sum(1), multiple_of=1)
     assert np.array_equal(own.plan.keep, slim(model, x[:2], criterion="l1", multiple_of=1).plan.keep)

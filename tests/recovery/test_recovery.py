@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim_model import InputError, Recipe, Slices
-from slim_model.commands.slim import Job, run_job
+from slim_model.commands.slim import run_job
 from slim_model.data.accuracy import Exam, Step
 from slim_model.data.holdout import split_off_held_out
 from slim_model.data.open_data import open_data
@@ -27,6 +27,7 @@ from slim_model.loading.source import Source, SourceOptions
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import make_small_module
+from slim_model.recipe_files.job import Job
 from slim_model.recovery import recover as recovery
 from slim_model.recovery.batchnorm_statistics import recalibrate
 from slim_model.recovery.least_squares import fit_layers

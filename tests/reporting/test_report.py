@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from rich.console import Console
@@ -19,7 +20,9 @@ from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
-from slim_model.reporting.report import SCHEMA, Report, make_report
+from slim_model.recipe_files.versions import REPORT_SCHEMA
+from slim_model.reporting.report import Report, make_report
+from slim_model.reporting.report_schema import report_schema
 from slim_model.reporting.terminal import show
 from small_nets import Residual, images, trained
 
@@ -66,7 +69,8 @@ def screen(report: Report, width: int = 80) -> str:
 
 def test_the_json_has_what_is_promised() -> None:
     report = json.loads(report_of(latency=[a_comparison()], warnings=["a note"], files=(4000, 1000)).as_json())
-    assert report["schema"] == SCHEMA
+    assert report["schema"] == REPORT_SCHEMA
+    jsonschema.validate(report, report_schema())
     for side in ("dense", "slim"):
         assert report[side].keys() >= {"params", "macs", "bytes"}
     for group in report["groups"]:
@@ -84,7 +88,7 @@ def test_the_json_has_what_is_promised() -> None:
     assert report["environment"].keys() >= {"slim_model", "torch", "onnx", "onnxruntime", "python", "cpu"}
     assert report["environment"]["slim_model"] == slim_model.__version__
     assert "a note" in report["warnings"]
-    assert report["recipe"]["ratio"] == 0.5
+    assert report["recipe"]["budget"]["ratio"] == 0.5
     assert (report["dense"]["bytes"], report["slim"]["bytes"]) == (4000, 1000)
 
 
@@ -139,7 +143,7 @@ def test_a_criterion_given_as_a_function_is_named() -> None:
 
     recipe = RECIPE.but(criterion=loudest)
     report = make_report(compile_model(trained(Residual()), (images(),), recipe), recipe, module_is_own=True)
-    assert json.loads(report.as_json())["recipe"]["criterion"] == "loudest"
+    assert json.loads(report.as_json())["recipe"]["ranking"]["criterion"] == "loudest"
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -1,4 +1,4 @@
-"""The command line: ``slim-model IN OUT.onnx``, ``explain``, ``bench``, ``profile``; a file each.
+"""The command line: ``slim-model IN OUT.onnx``, ``run``, ``explain``, ``bench``, ``profile``; a file each.
 
 Nothing is decided here, and nothing here imports PyTorch before the arguments are read.
 """
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from slim_model import distributed
-from slim_model.cli import bench, explain, profile, slim
+from slim_model.cli import bench, explain, profile, run_recipe, schema, slim
 from slim_model.cli.streams import lost_output, make_forgiving
 from slim_model.errors import SlimError, first_line
 
@@ -35,9 +35,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _NO_MEMORY = "can't allocate memory"  # as PyTorch says it
-_OTHERS = """Other commands: explain IN says which channels go together, and what the others wait for;
+_OTHERS = """Other commands: run RECIPE takes the options from a file; explain IN says which channels go together, and what the others wait for;
 bench A.onnx B.onnx times files; profile IN measures layers."""
 app.command("slim", epilog=_OTHERS)(slim.command)
+app.command("run")(run_recipe.command)
+app.command("schema")(schema.command)
 app.command("bench")(bench.command)
 app.command("profile")(profile.command)
 app.command("explain")(explain.command)

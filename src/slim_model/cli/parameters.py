@@ -22,12 +22,17 @@ class Section(NamedTuple):
 
 
 def command_of(
-    function: Callable[..., None], sections: Sequence[Section], *, basics_first: bool = False
+    function: Callable[..., None],
+    sections: Sequence[Section],
+    *,
+    basics_first: bool = False,
+    given_only: bool = False,
 ) -> Callable[..., None]:
     """``function`` as typer takes it: with its own parameters, and an option for each field of ``sections``.
 
     ``function`` is called with its own parameters and ``options``: what the user gave, as values of the fields by
     their names. ``basics_first``: options that are not basic are shown by ``--help-all`` alone.
+    ``given_only``: ``options`` has those alone that the user gave, since the others stand elsewhere.
     """
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
     rows = [
@@ -39,11 +44,18 @@ def command_of(
 
     @wraps(function)
     def command(**given: Any) -> None:
-        options = {field.name: _value(field, about, given.pop(field.name)) for _, field, about in rows}
+        options = {
+            field.name: _value(field, about, typed)
+            for _, field, about in rows
+            if (typed := given.pop(field.name)) not in (None, []) or not given_only
+        }
         given.pop("help_all", None)
         function(**given, options=options)
 
-    made = [_parameter(title, field, about, hidden=basics_first and not about.basic) for title, field, about in rows]
+    made = [
+        _parameter(title, field, about, hidden=basics_first and not about.basic, given_only=given_only)
+        for title, field, about in rows
+    ]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + made
     if basics_first:
         parameters.append(_HELP_ALL)
@@ -66,12 +78,12 @@ def _value(field: Field[Any], about: About, given: Any) -> Any:
     return field.default if given is None else given
 
 
-def _parameter(title: str, field: Field[Any], about: About, *, hidden: bool) -> inspect.Parameter:
+def _parameter(title: str, field: Field[Any], about: About, *, hidden: bool, given_only: bool) -> inspect.Parameter:
     flag = flag_of(field, about)
     if about.kind is bool and about.negatable:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     typed: Any = list[str] if about.many else about.kind
-    default = None if about.many or field.default in (None, ()) else field.default
+    default = None if given_only or about.many or field.default in (None, ()) else field.default
     option = typer.Option(
         flag,
         help=about.help,

@@ -15,6 +15,7 @@ from slim_model.export.options import OutputOptions
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.options import given_to
 from slim_model.recipe import GROUPS, Recipe
+from slim_model.recipe_files.job import Job
 from slim_model.version import __version__
 
 _REMOVED, _DATA = "What is removed", "Data, and recovery with it"
@@ -49,27 +50,29 @@ def slim_command(
     outputs = OutputOptions(**given_to(OutputOptions, options))
     source_options = SourceOptions(**given_to(SourceOptions, options))
     recipe = Recipe.of(**recipe_options)  # what is wrong is said before PyTorch is imported
+    carry_out(Job(Source(source, source_options), out, recipe, outputs))
 
-    from slim_model.commands.slim import Job, run_job
+
+def carry_out(job: Job) -> None:
+    """Run ``job``, show its report and name the files it wrote."""
+    from slim_model.commands.slim import run_job
     from slim_model.reporting.terminal import show
 
     with status() as progress:
-        report = run_job(Job(Source(source, source_options), out, recipe, outputs), progress)
+        report = run_job(job, progress)
     if report is None:
         return
     console = Console()
     show(report, console)
-    written = [out, *filter(None, (outputs.save, outputs.report))]
-    console.print(Text(f"wrote {', '.join(map(str, written))}"))
+    console.print(Text(f"wrote {', '.join(map(str, [job.target, *job.outputs.places]))}"))
 
 
-command = command_of(
-    slim_command,
-    [
-        *(Section(title, GROUPS[name]) for name, title in _TITLES.items()),
-        Section(_REMOVED, Recipe),
-        Section("Model in, model out", SourceOptions),
-        Section("Model in, model out", OutputOptions),
-    ],
-    basics_first=True,
-)
+EVERY_SECTION = [
+    *(Section(title, GROUPS[name]) for name, title in _TITLES.items()),
+    Section(_REMOVED, Recipe),
+    Section("Model in, model out", SourceOptions),
+    Section("Model in, model out", OutputOptions),
+]
+"""All options of a run."""
+
+command = command_of(slim_command, EVERY_SECTION, basics_first=True)

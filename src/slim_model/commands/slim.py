@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from slim_model import distributed
@@ -15,12 +15,10 @@ from slim_model.commands.outputs import check_output_paths, ensure_temporary_fol
 from slim_model.errors import ExportError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import EagerModel, runnable_form
-from slim_model.export.options import OutputOptions
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.loading.load import Subject, load
-from slim_model.loading.source import Source
 from slim_model.measuring.machine import check_device
 from slim_model.measuring.timing import Comparison, compare
 from slim_model.pipeline.compile import compile_model
@@ -29,8 +27,10 @@ from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.progress import Progress
 from slim_model.proof.own_module import SmallModule, make_small_module
 from slim_model.recipe import Recipe
+from slim_model.recipe_files.job import Job
+from slim_model.recipe_files.write import sections_of, toml_of
 from slim_model.reporting.acceptance import check_gates
-from slim_model.reporting.report import Report, make_report
+from slim_model.reporting.report import Report, as_used, make_report
 from slim_model.reporting.sensitivity_plot import draw_scans
 from slim_model.training.resume import Resume
 from slim_model.version import __version__
@@ -38,22 +38,12 @@ from slim_model.version import __version__
 _WITHOUT_CLASS = ("exported program", "torchscript")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """The arguments of the command."""
-
-    source: Source
-    target: Path
-    recipe: Recipe
-    outputs: OutputOptions = OutputOptions()
-
-
 def run_job(job: Job, progress: Progress) -> Report | None:
     """load -> compile -> export, checked -> measure -> report -> gates -> save -> publish. Of several processes the
     first does all but compiling alone; the others have no report."""
     recipe, outputs, clock = job.recipe, job.outputs, _Clock()
     check_device(recipe.measuring.device)
-    check_output_paths(job.source.path, filter(None, (job.target, outputs.save, outputs.report)))
+    check_output_paths(job.source.path, [job.target, *outputs.places])
     ensure_temporary_folder(job.target.parent)
     with clock("load"):
         progress(f"reading {job.source.path.name}")
@@ -78,24 +68,35 @@ def run_job(job: Job, progress: Progress) -> Report | None:
             dense_bytes = compiled.dense_cost.bytes
             if recipe.measuring.bench:
                 latency, dense_bytes = _measure(job, subject, compiled, small, temporary, progress)
+        used = replace(job, recipe=as_used(compiled, recipe))
         report = make_report(
             compiled,
             recipe,
+            sections=sections_of(used, (outputs.report or job.target).parent),
             module_is_own=small.own or subject.kind in _WITHOUT_CLASS,
             source={"name": job.source.path.name, "sha256": subject.sha256, "kind": subject.kind},
             files=(dense_bytes, temporary.stat().st_size),
             onnx_error=error,
-            warnings=subject.notes,
+            warnings=[*subject.notes, *_other_source(job, subject)],
             latency=latency,
             seconds=clock.seconds,
         )
         if outputs.report:  # also where a gate is not met: it says why
             publish(outputs.report, report.as_json())
+        if outputs.write_recipe:
+            publish(outputs.write_recipe, toml_of(sections_of(used, outputs.write_recipe.parent)))
         check_gates(report, recipe.gates)
         if outputs.save:
             save(compiled.small, small, outputs.save, compiled.removal(recipe))
     resume.remove(recipe.budget.iterations)
     return report
+
+
+def _other_source(job: Job, subject: Subject) -> list[str]:
+    """A note where a run is repeated with another IN than it had."""
+    if job.source.sha256 in (None, subject.sha256):
+        return []
+    return [f"{job.source.path} is not the file that the report tells of: its sha256 differs"]
 
 
 def _export(

@@ -9,7 +9,7 @@ from typing import Any
 
 from slim_model.errors import InputError
 from slim_model.late import Late
-from slim_model.options import option, read_numbers
+from slim_model.options import Move, move_code, option, read_numbers
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "mnist": Late("data.sources:mnist"),
@@ -23,6 +23,16 @@ SOURCES: dict[str, Callable[..., Any]] = {
 """What may stand ahead of the colon in ``--data KIND:PLACE``."""
 
 
+def _move_data(spec: str, how: Move) -> str:
+    """The paths in ``KIND:PLACE[,option=value]`` or ``file.py:callable`` changed by ``how``."""
+    kind, _, rest = spec.partition(":")
+    if kind not in SOURCES:
+        return move_code(spec, how)
+    place, *options = rest.split(",")
+    options = [f"{name}{sign}{move_code(value, how)}" for name, sign, value in (o.partition("=") for o in options)]
+    return f"{kind}:{','.join([how(place), *options])}"
+
+
 @dataclass(frozen=True, slots=True)
 class DataOptions:
     """``data``: what ``data.open_data.open_data`` takes, of which ``samples`` are read in batches of ``batch``,
@@ -33,6 +43,7 @@ class DataOptions:
         f"Samples for criteria that need some: {', '.join(f'{kind}:PLACE' for kind in SOURCES)}, or "
         "package.module:callable.",
         metavar="SPEC",
+        move=_move_data,
         basic=True,
     )
     samples: int = option(1024, "How many of them are read.", least=1)

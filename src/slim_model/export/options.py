@@ -13,8 +13,8 @@ FORMATS = (".pt2", ".safetensors", ".pt")
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """``save``: the small PyTorch model, in the format of its ending. ``report``: the JSON report. ``opset``: of the
-    ONNX file; None: the exporter's."""
+    """``save``: the small PyTorch model, in the format of its ending. ``report``: the JSON report. ``write_recipe``:
+    the options as they were used, for ``slim-model run``. ``opset``: of the ONNX file; None: the exporter's."""
 
     save: Path | None = option(
         None, "Also the small PyTorch model: .pt2, .safetensors or .pt.", kind=Path, metavar="S", basic=True
@@ -22,7 +22,15 @@ class OutputOptions:
     report: Path | None = option(
         None, "Everything that was done, for machines.", kind=Path, metavar="R.json", basic=True
     )
+    write_recipe: Path | None = option(
+        None, "The options as they were used, for slim-model run.", kind=Path, metavar="R.toml"
+    )
     opset: int | None = option(None, "ONNX opset; default: the exporter's.", kind=int, metavar="N")
+
+    @property
+    def places(self) -> list[Path]:
+        """The files that are asked for."""
+        return [place for place in (self.save, self.report, self.write_recipe) if place]
 
     def __post_init__(self) -> None:
         if self.save and self.save.suffix not in FORMATS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from slim_model.options import option
+from slim_model.options import move_code, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class SourceOptions:
         None,
         "Builds the model of a state dict: torchvision:NAME, timm:NAME, file.py:callable, package.module:callable.",
         metavar="SPEC",
+        move=move_code,
         basic=True,
     )
     inputs: tuple[str, ...] = option(
@@ -44,7 +45,8 @@ class SourceOptions:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The file ``path`` and how it is opened."""
+    """The file ``path`` and how it is opened. ``sha256``: what it had when the run was made that is repeated."""
 
     path: Path
     options: SourceOptions = SourceOptions()
+    sha256: str | None = None

@@ -6,21 +6,50 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
 from slim_model.coupling.attention_heads import share_left
-from slim_model.coupling.coupling import Group
+from slim_model.coupling.coupling import Group, Pinned
+from slim_model.data.accuracy import Step
 from slim_model.measuring.machine import environment
 from slim_model.measuring.timing import Comparison
 from slim_model.pipeline.compiled import Compiled
+from slim_model.proof.prove import Proof
 from slim_model.proof.tolerance import TOLERANCE
 from slim_model.recipe import Recipe
+from slim_model.recipe_files.versions import REPORT_SCHEMA
+from slim_model.recipe_files.write import sections_of_recipe
 from slim_model.reporting.recovery_notes import recovery_notes
 from slim_model.version import __version__
 
-SCHEMA = "slim-model-report/1"
+
+class SliceRow(TypedDict):
+    """Where a group's channels lie in a tensor, and the positions there that were kept."""
+
+    parameter: str
+    axis: int
+    role: str
+    kept: list[int]
+
+
+class _GroupRow(TypedDict):
+    """Channels that were ranked together; ``kept`` are their numbers, ``before`` and ``after`` how many there are."""
+
+    name: str
+    where: str
+    before: int
+    after: int
+    positions_per_channel: int
+    kept: list[int]
+    slices: list[SliceRow]
+
+
+class GroupRow(_GroupRow, total=False):
+    """``heads``: whole attention heads went."""
+
+    heads: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +65,20 @@ class Report:
     slim: dict[str, int]
     free_share: float
     channels: dict[str, float]
-    groups: list[dict[str, Any]]
-    pinned: list[dict[str, Any]]
+    groups: Annotated[list[dict[str, Any]], GroupRow]
+    pinned: Annotated[list[dict[str, Any]], Pinned]
     unknown_ops: list[dict[str, str]]
-    proof: dict[str, Any]
+    proof: Annotated[dict[str, Any], Proof]
     budget: dict[str, Any] = field(default_factory=dict)
-    latency: list[dict[str, Any]] = field(default_factory=list)
+    latency: Annotated[list[dict[str, Any]], Comparison] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    steps: Annotated[list[dict[str, Any]], Step] = field(default_factory=list)
     norms: list[dict[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"schema": SCHEMA} | asdict(self)
+        return {"schema": REPORT_SCHEMA} | asdict(self)
 
     def as_json(self) -> str:
         """Strict JSON: a number that is not finite is null."""
@@ -61,6 +90,7 @@ def make_report(
     recipe: Recipe,
     *,
     module_is_own: bool,
+    sections: dict[str, Any] | None = None,
     source: dict[str, Any] | None = None,
     files: tuple[int, int] | None = None,
     onnx_error: float | None = None,
@@ -68,7 +98,8 @@ def make_report(
     warnings: Iterable[str] = (),
     seconds: dict[str, float] | None = None,
 ) -> Report:
-    """``files``: bytes of the dense and the slim ONNX file; where None, ``bytes`` are those of the stored tensors."""
+    """``sections``: the recipe as a file has it, where there are files. ``files``: bytes of the dense and the slim ONNX
+    file; where None, ``bytes`` are those of the stored tensors."""
     dense, small = asdict(compiled.dense_cost), asdict(compiled.slim_cost)
     if files:
         dense["bytes"], small["bytes"] = files
@@ -80,7 +111,7 @@ def make_report(
     proof = asdict(compiled.proof) | {"onnx_max_rel_error": onnx_error, "tolerance": TOLERANCE}
     return Report(
         source=source or {},
-        recipe=_recipe(recipe, compiled.block),
+        recipe=sections or sections_of_recipe(as_used(compiled, recipe)),
         dense=dense,
         slim=small,
         free_share=round(compiled.coupling.free_share, 4),
@@ -118,15 +149,9 @@ def _rounding(compiled: Compiled, recipe: Recipe) -> list[str]:
     return []
 
 
-def _recipe(recipe: Recipe, block: int) -> dict[str, Any]:
-    """The options by name, as JSON has them; ``block`` is what widths were rounded to."""
-    values = recipe.options()
-    for name in ("criterion", "loss", "augment"):
-        if callable(values[name]):
-            values[name] = getattr(values[name], "__name__", "callable")
-    if values["data"] is not None and not isinstance(values["data"], str):
-        values["data"] = f"given in Python ({type(values['data']).__name__})"
-    return values | {"block": block, "scan": str(values["scan"]) if values["scan"] else None}
+def as_used(compiled: Compiled, recipe: Recipe) -> Recipe:
+    """The recipe with what was left to us decided: what widths were rounded to, and the level of recovery."""
+    return recipe.but(multiple_of=compiled.block, recover=recipe.recovery.level(recipe.data.data is not None))
 
 
 def _groups(compiled: Compiled) -> list[dict[str, Any]]:

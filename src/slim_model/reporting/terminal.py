@@ -73,7 +73,7 @@ def _error(did: dict[str, Any]) -> str:
 
 def _channels(report: Report) -> tuple[str, str, str]:
     removed = report.channels["removed_share"]
-    asked = report.recipe["ratio"]
+    asked = report.recipe["budget"]["ratio"]
     off = f" (asked: {asked:.0%})" if abs(removed - asked) > 0.015 and not report.budget else ""
     return f"{report.channels['dense']:,}", f"{report.channels['slim']:,}", f"{removed:.0%} removed{off}"
 

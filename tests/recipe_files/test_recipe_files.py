@@ -1,0 +1,215 @@
+"""Recipe files: what is written is read again, repeats the run, and a mistake is named where it stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from slim_model.cli import run as command
+from slim_model.errors import InputError
+from slim_model.export.options import OutputOptions
+from slim_model.loading.source import Source, SourceOptions
+from slim_model.recipe import Recipe
+from slim_model.recipe_files.job import SECTIONS, Job
+from slim_model.recipe_files.read import read_job
+from slim_model.recipe_files.schema import recipe_schema
+from slim_model.recipe_files.versions import RECIPE_SCHEMA, REPORT_SCHEMA
+from slim_model.recipe_files.write import sections_of, toml_of
+from small_nets import Residual, trained
+
+WHOLE = """
+seed = 3
+[source]
+path = "in.pt"
+arch = "nets.py:build(2)"
+inputs = ["1x3x8x8", "1x4:int64"]
+[budget]
+ratio = 0.25
+multiple_of = 4
+[data]
+data = "npz:${FOLDER}/samples.npz"
+mean = [0.5, 0.25, 1]
+std = 2
+[coupling]
+keep = "head.*"
+[gates]
+max_drop = 1
+[outputs]
+onnx = "out/small.onnx"
+save = "small.pt2"
+"""
+
+
+def written(folder: Path, text: str, name: str = "recipe.toml") -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+def test_a_recipe_is_the_job_that_its_options_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDER", "calibration")
+    job = read_job(written(tmp_path, WHOLE), {"ratio": 0.75}, target=Path("other.onnx"))
+    options = SourceOptions(arch=f"{tmp_path}/nets.py:build(2)", inputs=("1x3x8x8", "1x4:int64"))
+    assert job == Job(
+        Source(tmp_path / "in.pt", options),
+        Path("other.onnx"),
+        Recipe.of(
+            seed=3,
+            ratio=0.75,
+            multiple_of=4,
+            data=f"npz:{tmp_path}/calibration/samples.npz",
+            mean=(0.5, 0.25, 1),
+            std=(2,),
+            keep=("head.*",),
+            max_drop=1.0,
+        ),
+        OutputOptions(save=tmp_path / "small.pt2"),
+    )
+
+
+def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDER", "calibration")
+    job = read_job(written(tmp_path, WHOLE))
+    for folder in (tmp_path, tmp_path / "below"):  # paths are right from wherever the file lies
+        folder.mkdir(exist_ok=True)
+        sections = sections_of(job, folder)
+        jsonschema.validate(sections, _with_nulls(recipe_schema()))
+        assert read_job(written(folder, toml_of(sections), "again.toml")) == job
+        assert read_job(written(folder, json.dumps(sections), "again.json")) == job
+    assert str(tmp_path) not in toml_of(sections_of(job, tmp_path))  # a folder may be moved with its recipe
+
+
+def _with_nulls(schema: dict[str, Any]) -> dict[str, Any]:
+    """Reports have every option, also those without a value."""
+    for section in schema["properties"].values():
+        for name, option in section.get("properties", {}).items():
+            section["properties"][name] = {"anyOf": [option, {"type": "null"}]}
+    return schema
+
+
+MISTAKES = {
+    "[budget]\nratoi = 0.5": "[budget] has no option 'ratoi'. The nearest is 'ratio'.",
+    "[budgets]\nratio = 0.5": "there is no section 'budgets'. The nearest is 'budget'.",
+    "ratio = 0.5": "there is no section 'ratio'. 'ratio' belongs to [budget].",
+    "[ranking]\nratio = 0.5": "[ranking] has no option 'ratio'. It belongs to [budget].",
+    "budget = 3": "'budget' is a section: write [budget], and its options below.",
+    "[budget]\nratio = 'half'": '[budget] ratio = "half" is no number.',
+    "[budget]\nratio = true": "[budget] ratio = true is no number.",
+    "[budget]\nratio = 2": "ratio 2.0 is not between 0 and 1.",
+    "[budget]\nmultiple_of = 'few'": "[budget] multiple_of few: it is 'auto' or a whole number, such as 8.",
+    "[data]\nsamples = 1.5": "[data] samples = 1.5 is no whole number.",
+    "[data]\nsamples = 0": "[data] samples = 0 is below 1.",
+    "[data]\nmean = 'grey'": "[data] mean grey: it is one number or one per channel",
+    "[coupling]\nkeep = [1]": "[coupling] keep = 1 is no text. Put it in quotes.",
+    "[tracing]\nstatic_batch = 1": "[tracing] static_batch = 1 is no true or false.",
+    "[recovery]\nrecover = 'all'": "recover 'all' is unknown; it is one of",
+    "[recovery]\nrecover = 'affine'": "recover affine needs data, and none was given",
+    "[budget]\nratio = ": "recipe.toml is no TOML: ",
+    "schema = 'slim-model-recipe/9'": "is of schema slim-model-recipe/9; this version of slim-model reads",
+    "[data]\ndata = 'npz:${NOWHERE_SET}'": "asks for the environment variable NOWHERE_SET, which is not set.",
+    "[outputs]\nsave = 'small.bin'": "the ending says what is written",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_is_named_with_its_place(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        read_job(written(tmp_path, text), source=Path("in.pt"), target=Path("out.onnx"))
+    assert str(tmp_path / "recipe.toml") in str(refused.value)
+    assert MISTAKES[text] in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("recipe.toml", "", "[source] has no 'path', the model."),
+        ("recipe.toml", "[source]\npath = 'in.pt'", "[outputs] has no 'onnx', the file to write."),
+        ("recipe.ini", "", "it is one of .toml, .json, .yaml, .yml."),
+        ("recipe.json", "[1]", "holds no sections."),
+        ("report.json", '{"schema": "slim-model-report/9"}', f"this version reads up to {REPORT_SCHEMA}."),
+        ("report.json", '{"schema": "slim-model-report/2"}', "is no whole report"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(name: str, text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        read_job(written(tmp_path, text, name))
+    assert told in str(refused.value)
+    with pytest.raises(InputError, match="cannot read"):
+        read_job(tmp_path / "none.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="is no text"):
+        read_job(tmp_path / "bytes.toml")
+
+
+def test_a_report_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """Its options stood in one list, and it did not know where IN and OUT.onnx were."""
+    recipe = {"ratio": 0.25, "criterion": "l2", "recover": None, "multiple_of": "auto", "block": 8, "seed": 2}
+    old = {"schema": "slim-model-report/1", "recipe": recipe, "source": {"sha256": "0" * 64}}
+    file = written(tmp_path, json.dumps(old), "report.json")
+    job = read_job(file, source=Path("in.pt"), target=Path("out.onnx"))
+    assert job.recipe == Recipe.of(ratio=0.25, criterion="l2", multiple_of=8, seed=2)
+    with pytest.raises(InputError, match="--source IN"):
+        read_job(file)
+
+
+def test_a_report_repeats_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Byte for byte, from another working folder, after the folder of the run was moved; also by its written recipe.
+    Another IN under the same name is told."""
+    folder = tmp_path / "first"
+    folder.mkdir()
+    torch.save(trained(Residual()).state_dict(), folder / "in.pt")
+    recipe = """
+        [source]
+        path = "in.pt"
+        arch = "small_nets:Residual"
+        inputs = "2x3x8x8"
+        [measuring]
+        bench = false
+        [outputs]
+        onnx = "out.onnx"
+        report = "report.json"
+        write_recipe = "used.toml"
+    """
+    file = written(folder, recipe)
+    assert command(["run", str(file), "--ratio", "0.25"]) == 0, capsys.readouterr().err
+    once = (folder / "out.onnx").read_bytes()
+    moved = folder.rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    for again in ("report.json", "used.toml"):
+        other = tmp_path / "again.onnx"
+        assert command(["run", str(moved / again), "--onnx", str(other)]) == 0, capsys.readouterr().err
+        assert other.read_bytes() == once
+    report = json.loads((moved / "report.json").read_text())
+    assert not any("sha256" in note for note in report["warnings"])
+    assert (report["recipe"]["budget"]["ratio"], report["recipe"]["recovery"]["recover"]) == (0.25, "none")
+    torch.save({k: v + 0.01 for k, v in torch.load(moved / "in.pt").items()}, moved / "in.pt")
+    assert command(["run", str(moved / "report.json")]) == 0
+    assert "is not the file that the report tells of" in capsys.readouterr().out
+
+
+def test_the_schema_has_every_option() -> None:
+    schema = recipe_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert list(schema["properties"]) == ["schema", "seed", *SECTIONS]
+    recipe = {"schema": RECIPE_SCHEMA, "budget": {"ratio": 0.5, "multiple_of": "auto"}, "data": {"mean": [0.5]}}
+    jsonschema.validate(recipe, schema)
+    for wrong in ({"budget": {"ratoi": 1}}, {"budget": {"scope": "all"}}, {"data": {"samples": 0}}, {"ratio": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_schemas_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, title in (("recipe", RECIPE_SCHEMA), ("report", REPORT_SCHEMA)):
+        assert command(["schema", name]) == 0
+        schema = json.loads(capsys.readouterr().out)
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["title"] == title
+    assert command(["schema", "plan"]) == 2
+    assert "there are: recipe, report" in capsys.readouterr().err
