@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from file_fuzzing import KINDS, FileFuzzer, Read
 from fuzzing import Failure, fuzz
 from provenance import provenance
 from randomlaws import Case, Outcome
@@ -92,13 +95,48 @@ def rounds(first: int, nets: int, jobs: int) -> Iterator[Tally]:
         yield from pool.map(run_round, numbers)
 
 
+def read_files(asked: argparse.Namespace) -> int:
+    """Reads changed files, all kinds in turn, in this process and its copies."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    ends, bad, started = Counter[str](), list[Read](), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+        fuzzer = FileFuzzer(Path(folder), slimmed=0.3)
+        for kind in KINDS:
+            if (read := fuzzer.run_valid(kind)).answer != "0":
+                bad.append(read)
+        for number in range(asked.files):
+            kind = list(KINDS)[number % len(KINDS)]
+            read = fuzzer.run(kind, asked.seed * 10_000_000 + number)
+            ends[f"{kind}: {read.answer if read.fine else 'bad'}"] += 1
+            if not read.fine:
+                bad.append(read)
+                print(f"\nFAILED: {read.kind} {read.number}: {read.answer}\n{read.said}", flush=True)
+            if number % 100 == 99:
+                print(f"{number + 1} files, {len(bad)} failed, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    found = {
+        "seed": asked.seed,
+        "files": ends.total(),
+        "seconds": round(time.perf_counter() - started),
+        "exit_codes": dict(sorted(ends.items())),
+        "failures": [f"{read.kind} {read.number}: {read.answer}" for read in bad],
+    }
+    if asked.json:
+        asked.json.write_text(json.dumps(provenance() | found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    return 1 if bad else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Slims random networks and holds each result against laws.")
     parser.add_argument("--nets", type=int, default=1000, help="how many are drawn")
+    parser.add_argument("--files", type=int, help="read so many changed files of all kinds instead")
     parser.add_argument("--seed", type=int, default=0, help="other seeds draw other nets")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="where the summary goes")
     asked = parser.parse_args()
+    if asked.files is not None:
+        return read_files(asked)
     total, started = Tally(), time.perf_counter()
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends with what was found so far
         for tally in rounds(asked.seed * 10_000_000, asked.nets, asked.jobs):

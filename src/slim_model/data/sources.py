@@ -10,7 +10,6 @@ import io
 import lzma
 import shutil
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -117,7 +116,7 @@ def npz(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     try:
         loaded = np.load(place, allow_pickle=False)
         arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"x": loaded}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # cut, empty, no archive, pickles
+    except Exception as error:  # cut, empty, no archive, pickles: damaged files fail in many ways
         raise InputError(
             f"--data {spec!r}: it cannot be read as .npz ({first_line(error)}). Write it with numpy.savez, of plain "
             "numbers."
@@ -129,7 +128,11 @@ def npz(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
         held_names = ", ".join(arrays) or "nothing"
         raise InputError(f"--data {spec!r}: it holds {held_names}; name the inputs x and the labels y.")
     for name, array in (("x", inputs), ("y", labels)):
-        if array is not None and (array.dtype.kind not in "biuf" or not array.ndim):
+        if array is None:
+            continue
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"--data {spec!r}: {name} is no array. Write the file with numpy.savez.")
+        if array.dtype.kind not in "biuf" or not array.ndim:
             raise InputError(
                 f"--data {spec!r}: {name} is {array.dtype} of shape {array.shape}. Give numbers, a row a sample."
             )
@@ -156,11 +159,15 @@ def text(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
 def _columns(spec: str, file: Path, text: str, label: str) -> tuple[list[str], Tensor | None]:
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
     opened: Any = openers.get(file.suffix, open)
-    with opened(file, "rt", encoding="utf-8", newline="") as lines:
-        is_csv = spec.startswith("csv:")
-        form: dict[str, Any] = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        rows = list(csv.reader(io.StringIO(lines.read()), **form))
-    rows = [row for row in rows if row]
+    is_csv = spec.startswith("csv:")
+    form: dict[str, Any] = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    try:
+        with opened(file, "rt", encoding="utf-8", newline="") as lines:
+            rows = [row for row in csv.reader(io.StringIO(lines.read()), **form) if row]
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"--data {spec!r}: it cannot be read as a table ({first_line(error)}). Write it in UTF-8, a row a text."
+        ) from error
     header = [] if text.isdigit() or not rows else rows.pop(0)
     if not text.isdigit() and text not in header:
         raise InputError(f"--data {spec!r}: no column {text!r} among {', '.join(header)}; give text=NAME or text=0.")

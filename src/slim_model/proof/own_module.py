@@ -84,6 +84,8 @@ def _called(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> Any:
 
 
 def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return None  # it is copied in C++, which takes no smaller tensors, and leaves parameters with a history
     try:
         return shrink_module(model, small.tensors, small.folded).eval()
     except Exception:  # a class of the user's may refuse to be copied: the graph is the ground truth
