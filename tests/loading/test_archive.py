@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from model_files import INPUT, Calls, exported, refusal, rewrite, small_net
@@ -172,6 +173,27 @@ class Writes(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         torch.ops.aten.save(x, "ran")
         return x
+
+
+class ByName(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[torch.ops.torchvision.nms(x, x[:, 0], 0.5)]
+
+
+class ByFunction(nn.Module):
+    """The archive then has the code of torchvision, too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[torchvision.ops.nms(x, x[:, 0], 0.5)]
+
+
+@pytest.mark.parametrize("net", [ByName(), ByFunction()])
+def test_torchscript_may_call_torchvision(file: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.jit.save(torch.jit.script(net), file)
+    imported: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", imported.append)
+    load(file, SourceOptions(inputs=["5x4"]))
+    assert imported == ["torchvision"]  # it has the operator
 
 
 class WritesAnImage(nn.Module):

@@ -66,3 +66,14 @@ def _form_of_zip(content: bytes) -> Form:
         return "torchscript" if "constants.pkl" in names else "pickle"
     some = ", ".join(sorted(names)[:3])
     raise InputError(f"is a zip archive but no PyTorch model: it holds {some or 'nothing'}. Give the model file.")
+
+
+def names_in_code(content: bytes, name: str) -> bool:
+    """Whether the code of a TorchScript archive, which is compressed, names ``name``; False where it is no archive."""
+    if not content.startswith(b"PK") or b".py" not in content:
+        return False
+    try:
+        with open_zip(content) as archive:
+            return any(name.encode() in archive.read(part) for part in archive.namelist() if part.endswith(".py"))
+    except Exception:  # damaged files fail in many ways, which whoever loads them says
+        return False

@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from slim_model.errors import InputError
 from slim_model.loading.example_inputs import guess_inputs, make_inputs, run_once
 from slim_model.loading.file_bytes import FileBytes, read_file
+from slim_model.loading.file_form import names_in_code
 from slim_model.loading.input_spec import Shape, parse_input, spec_of
 from slim_model.loading.open_model import Kind, Opened, open_checkpoint, open_model
 from slim_model.loading.rehearse import rehearse
@@ -67,7 +68,7 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
 
 
 _LIBRARIES = ("torchvision", "timm")
-"""Whose classes pickles may hold (``pickles.settle``)."""
+"""Whose classes pickles may hold (``pickles.settle``), and whose operators archives may call once it is imported."""
 
 
 def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int) -> list[str] | None:
@@ -82,7 +83,7 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
         return None if specs or opened.program is not None else [spec_of(x.shape, x.dtype) for x in inputs]
 
     for library in _LIBRARIES:  # once, for the copy of this process and for what follows: it takes seconds
-        if library.encode() in file.content:
+        if library.encode() in file.content or names_in_code(file.content, library):
             with contextlib.suppress(ImportError):
                 importlib.import_module(library)
     typed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
