@@ -27,6 +27,7 @@ from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
+from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.recipe import Recipe
 from small_nets import HardCoded, Residual, error, images, trained
 
@@ -166,6 +167,46 @@ def test_a_static_batch_is_in_the_file(tmp_path: Path) -> None:
         [2, 3, 16, 16],
         [2, 5],
     ]
+
+
+class Counted(nn.Module):
+    """Asks for the batch as a number, which fixes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).reshape(len(x), 8, -1).mean(2))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_batch_that_the_model_fixes_is_fixed_in_the_file(batch: int, tmp_path: Path) -> None:
+    graph = compile_model(trained(Counted()), (images(batch),), Recipe.of(ratio=0.5, multiple_of=1)).small
+    assert list(axes(written(graph, tmp_path / "small.onnx")).values()) == [[batch, 3, 16, 16], [batch, 5]]
+    with pytest.raises(Exception, match=f"Got: 5 Expected: {batch}"):
+        run_onnx(onnxruntime.InferenceSession(tmp_path / "small.onnx"), (images(5),))
+
+
+class Doubled(nn.Module):
+    """(N, 3, H, W) -> (N, 5, 2 H, W - 2)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=(1, 0)), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.interpolate(self.conv(x), scale_factor=(2.0, 1.0)))
+
+
+def test_free_axes_have_names_in_the_file(tmp_path: Path) -> None:
+    recipe = Recipe.of(ratio=0.5, multiple_of=1, dynamic="2,3")
+    graph = compile_model(trained(Doubled()), (images(),), recipe).small
+    model = written(graph, tmp_path / "small.onnx")
+    assert list(axes(model).values()) == [["batch", 3, "height", "width"], ["batch", 5, "2*height", "width - 2"]]
+    batches = onnx_batches(graph, 0)
+    assert [list(x.shape) for (x,) in batches] == [[1, 3, 16, 16], [2, 3, 15, 17]]
+    assert check_onnx(tmp_path / "small.onnx", graph, [*batches, (torch.randn(3, 3, 40, 7),)]) <= 1e-4
 
 
 @pytest.mark.parametrize("opset", [18, 20, 23])

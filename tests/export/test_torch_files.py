@@ -55,6 +55,41 @@ def expected(form: str, x: Tensor) -> Tensor:
     return compiled(form)[0].small.run((x,))[0]
 
 
+@pytest.mark.parametrize("form", NETS)
+def test_free_axes_are_in_the_archive(form: str, tmp_path: Path) -> None:
+    """Those that a program brings, and those that are asked for; both of the user's own class and of the graph."""
+    net: nn.Module = trained(Residual())
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(net, (images(),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    recipe = Recipe.of(ratio=0.5, multiple_of=1, dynamic=() if form == "graph" else (2, 3))
+    result = compile_model(net, (images(),), recipe, program=program if form == "graph" else None)
+    save(result.small, make_small_module(net, result.small), tmp_path / "small.pt2", result.removal(recipe))
+    x = torch.randn(3, 3, 9, 20)
+    small = torch.export.load(tmp_path / "small.pt2").module()
+    assert error(result.small.run((x,))[0], small(x)) <= 1e-6
+
+
+def test_what_is_restored_as_a_graph_has_its_free_axes(tmp_path: Path) -> None:
+    """A mean over channels has another count in the small model, which its own class does not know."""
+    model = trained(Averaging())
+    recipe = Recipe.of(ratio=0.5, multiple_of=1, dynamic=(2, 3))
+    result = compile_model(model, (images(),), recipe)
+    small = make_small_module(model, result.small)
+    assert not small.own
+    save(result.small, small, tmp_path / "small.safetensors", result.removal(recipe))
+    x = torch.randn(3, 3, 9, 20)
+    assert error(result.small.run((x,))[0], restore(model, tmp_path / "small.safetensors")(x)) <= 1e-6
+
+
+class Averaging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).mean(1, keepdim=True))
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_the_same_bytes_under_any_name(suffix: str, tmp_path: Path) -> None:
     written = []

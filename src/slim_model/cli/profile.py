@@ -10,8 +10,10 @@ from rich.console import Console
 
 from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.status import status
+from slim_model.graph.options import TracingOptions
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.measuring.options import RUNTIME_NAMES
+from slim_model.options import given_to
 
 
 def profile_command(
@@ -31,7 +33,8 @@ def profile_command(
     from slim_model.reporting.latency_table import show_learned
 
     job = ProfileJob(
-        source=Source(source, SourceOptions(**options)) if source else None,
+        source=Source(source, SourceOptions(**given_to(SourceOptions, options))) if source else None,
+        tracing=TracingOptions(**given_to(TracingOptions, options)),
         runtime=runtime,
         threads=threads,
         batch=batch,
@@ -43,4 +46,4 @@ def profile_command(
     show_learned(learned, Console())
 
 
-command = command_of(profile_command, [Section("Model in", SourceOptions)])
+command = command_of(profile_command, [Section("Model in", SourceOptions), Section("Model in", TracingOptions)])

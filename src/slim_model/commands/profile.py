@@ -20,6 +20,7 @@ from slim_model.errors import InputError
 from slim_model.export.eager_model import runnable_form
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph
+from slim_model.graph.options import TracingOptions
 from slim_model.loading.load import load
 from slim_model.loading.source import Source
 from slim_model.measuring.runtimes import Runtime, usable_runtime
@@ -36,6 +37,7 @@ class ProfileJob:
     """The arguments of ``slim-model profile``. Without ``source`` only the width steps are learned."""
 
     source: Source | None = None
+    tracing: TracingOptions = TracingOptions()
     runtime: str = "onnxruntime"
     threads: int = 1
     batch: int = 1
@@ -55,7 +57,7 @@ def learn(job: ProfileJob, progress: Progress) -> Learned:
     progress(f"reading {job.source.path.name}")
     subject = load(job.source.path, job.source.options)
     progress("tracing the model")
-    graph = capture(subject.model, subject.inputs, program=subject.program)
+    graph = capture(subject.model, subject.inputs, job.tracing, program=subject.program)
     coupling = couple_attention(graph)
     placed = layers_of(coupling, batch=job.batch)
     if not placed:

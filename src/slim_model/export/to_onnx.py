@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx_ir
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.onnx import OnnxExporterError
 
 from slim_model.errors import ExportError, InputError, first_line
@@ -97,13 +98,18 @@ def _copied(graph: Graph, change: Callable[[fx.Graph], fx.Graph]) -> Graph:
 
 
 def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
-    """The free batch axis is called 'batch' rather than by the tracer's symbol."""
-    if not graph.dynamic_batch:
-        return
-    symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape is not None and len(v.shape)}
+    """Free axes are called batch, height, ... rather than by the tracer's symbols; all others have the size they have,
+    also where tracing left a symbol that it knows the number of."""
+    tensors = [i for i, x in enumerate(graph.inputs) if isinstance(x, Tensor)]
+    names = {
+        str(value.shape[axis]): str(size)
+        for value, number in zip(model.graph.inputs, tensors, strict=False)
+        for axis, size in (graph.free.sizes[number] if graph.free.sizes else {}).items()
+        if value.shape is not None
+    }
+    symbols = re.compile("|".join(sorted(rf"\b{re.escape(symbol)}\b" for symbol in names if symbol.isidentifier())))
     for value in [*model.graph.inputs, *model.graph.outputs]:
         if value.shape is not None:
-            names = [str(getattr(d, "value", d)) for d in value.shape]
-            value.shape = onnx_ir.Shape(
-                int(n) if n.isdigit() else "batch" if n in symbols else None if n == "None" else n for n in names
-            )
+            found = [str(getattr(d, "value", d)) for d in value.shape]
+            renamed = [names.get(n) or (symbols.sub(lambda m: names[m[0]], n) if symbols.pattern else n) for n in found]
+            value.shape = onnx_ir.Shape(int(n) if n.isdigit() else None if n == "None" else n for n in renamed)

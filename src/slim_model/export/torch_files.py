@@ -27,6 +27,7 @@ from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Folded, Graph, PlainLayer
 from slim_model.graph.modes import silence_torch
 from slim_model.graph.options import TracingOptions
+from slim_model.graph.other_sizes import resized
 from slim_model.graph.stored_tensors import shared_names, storage_key
 from slim_model.proof.capture import capture
 from slim_model.proof.own_module import SmallModule
@@ -46,7 +47,7 @@ class Removal:
     passes: tuple[tuple[str, RemovedSlices], ...]
     ratio: float
     keep: tuple[str, ...] = ()
-    static_batch: bool = False
+    tracing: TracingOptions = TracingOptions()
 
 
 def removed_slices(dense: Graph, kept: Mapping[tuple[str, int], np.ndarray]) -> RemovedSlices:
@@ -81,10 +82,10 @@ def save(small: Graph, module: SmallModule, path: Path, removal: Removal) -> Non
 
 def _save_program(small: Graph, path: Path) -> None:
     """Export once more, so that the archive holds nothing of the dense model."""
-    free = {0: torch.export.Dim.AUTO} if small.dynamic_batch else None
-    shapes = tuple(free if isinstance(x, Tensor) and x.dim() else None for x in small.inputs)
+    inputs = resized(small, {name: 2 for name, size in small.free.example.items() if size < 2})  # 1 is taken for fixed
+    shapes = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) or None for axes in small.free.sizes) or None
     with silence_torch(), torch.no_grad():
-        program = torch.export.export(graph_module(small), small.inputs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(graph_module(small), inputs, dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("from_node", None)  # holds addresses in memory
     archive = io.BytesIO()  # PyTorch's writer aborts the process where a disk is full
@@ -102,7 +103,7 @@ def _save_weights(small: Graph, module: SmallModule, path: Path, removal: Remova
         "inputs": json.dumps([[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in removal.inputs]),
         "removed": json.dumps(removal.removed),
         "steps": json.dumps(removal.passes),
-        "recipe": json.dumps({"ratio": removal.ratio, "keep": removal.keep, "static_batch": removal.static_batch}),
+        "recipe": json.dumps({"ratio": removal.ratio, "keep": removal.keep} | asdict(removal.tracing)),
     }
     if small.folded:
         metadata["folded"] = json.dumps([asdict(weight) for weight in small.folded])
@@ -176,7 +177,7 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[s
 def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
     recipe = json.loads(metadata["recipe"])
     inputs = tuple(_example(shape, dtype) for shape, dtype in json.loads(metadata["inputs"]))
-    graph = capture(model, inputs, TracingOptions(static_batch=recipe["static_batch"]))
+    graph = capture(model, inputs, TracingOptions(recipe["static_batch"], tuple(recipe.get("dynamic", ()))))
     heads = find_heads(graph)
     for loses, removed in json.loads(metadata["steps"]):
         coupling = couple_attention(graph, loses=loses, heads=heads, keep=tuple(recipe["keep"]))

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from slim_model.graph.decisions import Decided, Decision
+from slim_model.graph.free_axes import FreeAxes
 from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -53,9 +54,9 @@ class Graph:
     of the parameter, buffer or constant it stands for; ``tensors`` holds these by that name; the remaining
     placeholders are the user's inputs, whose examples are ``inputs`` (flattened, in order). A graph that follows one
     run (``program`` is None) holds for the ``decisions`` of that run, by the names of nodes: they are given to any run.
-    ``structure``: how the user nests the inputs; None where they are not nested. ``parameter_names``: those of
-    ``tensors`` that are trained (the others are buffers and constants). ``folded``: those of ``tensors`` that the model
-    computes.
+    ``free``: the axes of the inputs that may have any size. ``structure``: how the user nests the inputs; None where
+    they are not nested. ``parameter_names``: those of ``tensors`` that are trained (the others are buffers and
+    constants). ``folded``: those of ``tensors`` that the model computes.
     """
 
     module: fx.GraphModule
@@ -63,12 +64,17 @@ class Graph:
     tensors: dict[str, Tensor]
     inputs: tuple[Any, ...]
     program: ExportedProgram | None
-    dynamic_batch: bool
+    free: FreeAxes = field(default_factory=FreeAxes)
     warnings: tuple[str, ...] = ()
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     structure: pytree.TreeSpec | None = None
     parameter_names: frozenset[str] = frozenset()
     folded: tuple[Folded, ...] = ()
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the batch, axis 0, may have any size."""
+        return bool(self.free.batch())
 
     @property
     def nodes(self) -> Iterator[fx.Node]:
@@ -104,9 +110,13 @@ class Graph:
 
 def first_sample(graph: Graph) -> tuple[Any, ...]:
     """The example input as a batch of one where the batch is free; else as it is."""
-    if not graph.dynamic_batch:
-        return graph.inputs
-    return tuple(x[:1] if isinstance(x, Tensor) and x.dim() else x for x in graph.inputs)
+    shapes = shapes_at(graph, dict.fromkeys(graph.free.batch(), 1))
+    return tuple(x[: shape[0]] if shape else x for x, shape in zip(graph.inputs, shapes, strict=True))
+
+
+def shapes_at(graph: Graph, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """The shapes of the inputs where free axes have these ``sizes``; of what is no tensor none."""
+    return [graph.free.shape(i, x, sizes) if isinstance(x, Tensor) else () for i, x in enumerate(graph.inputs)]
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> str:

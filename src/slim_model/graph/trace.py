@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,18 +22,22 @@ from torch.utils import _pytree as pytree
 
 from slim_model.errors import InputError, first_line
 from slim_model.graph.decisions import decisions_of
-from slim_model.graph.fixed_batch import (
+from slim_model.graph.fixed_axes import (
     ASKED,
     NO_COMMON_AXIS,
     SCRIPTED,
+    cannot_be_free,
     exported_so,
+    fixed_among,
     fixed_batch_note,
     line_of_error,
     why_fixed,
     why_not_exported,
 )
+from slim_model.graph.free_axes import Axes, asked_axes, free_axes, input_names
 from slim_model.graph.graph import Graph, copy_graph, describe_inputs
 from slim_model.graph.modes import eval_mode, silence_torch
+from slim_model.graph.other_sizes import notes_on_sizes, other_sizes
 from slim_model.graph.promises import whole
 from slim_model.graph.tensor_trees import tensors_among
 
@@ -44,20 +49,29 @@ def trace(
     inputs: tuple[Any, ...],
     *,
     static_batch: bool = False,
+    why: str = ASKED,
+    dynamic: Sequence[str] = (),
     program: ExportedProgram | None = None,
 ) -> Graph:
-    """Trace ``model`` on ``inputs``; the batch axis (0 of every tensor) stays symbolic unless ``static_batch``.
+    """Trace ``model`` on ``inputs``. The batch (axis 0 of every tensor) stays symbolic where it can, unless
+    ``static_batch``, of which ``why`` is noted. So do the axes that ``dynamic`` names (``"2,3"``, ``"ids=1"``), or an
+    InputError says why not.
 
     A batch of one is doubled first: export specialises sizes 0 and 1. The model's training flags are put back.
     """
+    names = input_names(model, inputs)
+    asked = asked_axes(dynamic, names, pytree.tree_leaves(inputs))
     with eval_mode(model), silence_torch():
         if program is not None:
-            return _from_program(program, inputs, why=exported_so(inputs))
+            graph = _from_program(program, inputs, why=exported_so(inputs))
+            return _compared(graph, asked, names, exported_so(inputs, asked))
         if isinstance(model, torch.jit.ScriptModule):
-            return _from_script(model, inputs)
-        graph, why = (None, ASKED) if static_batch else _trace_dynamic(model, inputs)
-        if graph is not None:
-            return graph
+            return _compared(_from_script(model, inputs), asked, names, SCRIPTED)
+        found, why = (None, why) if static_batch else _trace_free(model, inputs, asked)
+        if found is not None:
+            return _compared(found, asked, names)
+        if any(asked):
+            return _trace_asked(model, inputs, asked, names, why)
         try:
             return _from_program(torch.export.export(model, inputs, strict=False), inputs, why)
         except Exception as error:
@@ -72,26 +86,60 @@ def trace(
             ) from error
 
 
-def _trace_dynamic(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph | None, str]:
+def _compared(graph: Graph, asked: Axes, names: Sequence[str], why: str = "") -> Graph:
+    """``graph`` with a second size of each free axis but the batch, at which it is compared. Raises InputError where an
+    axis that was ``asked`` for is fixed, or runs at one size only."""
+    if any(fixed_among(graph, asked)):
+        raise InputError(cannot_be_free(graph, asked, names, why))
+    others, misfits = other_sizes(graph)
+    alone = [symbol for symbol in graph.free.example if symbol not in (*others, *graph.free.batch())]
+    if alone and any(asked):
+        why = misfits.get(alone[0], "it runs at no other size")
+        raise InputError(f"{' and '.join(alone)} cannot be left free: {why}. Leave it out of dynamic, or change that.")
+    graph = dataclasses.replace(graph, free=graph.free.with_others(others))
+    notes = notes_on_sizes(graph, {symbol: why for symbol, why in misfits.items() if symbol in others})
+    return dataclasses.replace(graph, warnings=(*graph.warnings, *notes))
+
+
+def _trace_free(model: nn.Module, inputs: tuple[Any, ...], asked: Axes) -> tuple[Graph | None, str]:
     """The graph that was exported with a free batch on ``inputs``, or None, and why there is none."""
     doubled = _at_least_two(inputs)
     if doubled is None:
         return None, NO_COMMON_AXIS
+    batch = tuple(frozenset({0} if isinstance(x, Tensor) and x.dim() else ()) for x in pytree.tree_leaves(inputs))
+    exported, refused = _export(model, doubled, tuple(a | b for a, b in zip(asked, batch, strict=True)))
+    if exported is None:
+        return None, refused
+    graph = _from_program(exported, doubled)
+    if graph.dynamic_batch:
+        return graph, ""
+    why = why_fixed(graph, batch)
+    if doubled is inputs:
+        return dataclasses.replace(graph, warnings=(fixed_batch_note(inputs, why),)), why
+    return None, why
+
+
+def _trace_asked(
+    model: nn.Module, inputs: tuple[Any, ...], asked: Axes, names: Sequence[str], batch_fixed: str
+) -> Graph:
+    """The graph with the axes that were ``asked`` for free, and the batch not, for the reason ``batch_fixed``."""
+    exported, refused = _export(model, inputs, asked)
+    if exported is None:
+        listed = ", ".join(f"{sorted(axes)} of '{name}'" for name, axes in zip(names, asked, strict=True) if axes)
+        raise InputError(f"axes {listed} cannot be left free: {refused}. Leave them out of dynamic, or change that.")
+    return _compared(_from_program(exported, inputs, batch_fixed), asked, names)
+
+
+def _export(model: nn.Module, inputs: tuple[Any, ...], free: Axes) -> tuple[ExportedProgram | None, str]:
+    """The program with these axes ``free`` as far as the model lets them, or why there is none."""
+    given = [dict.fromkeys(sorted(axes), Dim.AUTO) if axes else None for axes in free]
+    shapes = pytree.tree_unflatten(given, pytree.tree_structure(inputs))
     refused: list[Exception] = []
-    shapes = pytree.tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None, doubled)
     for spec in (shapes, (shapes,)):  # the second form is that of forward(self, *inputs)
         try:
-            exported = torch.export.export(model, doubled, dynamic_shapes=spec, strict=False)
+            return torch.export.export(model, inputs, dynamic_shapes=spec, strict=False), ""
         except Exception as error:
             refused.append(error)
-            continue
-        graph = _from_program(exported, doubled)
-        if graph.dynamic_batch:
-            return graph, ""
-        why = why_fixed(graph)
-        if doubled is inputs:
-            return dataclasses.replace(graph, warnings=(fixed_batch_note(inputs, why),)), why
-        return None, why
     return None, why_not_exported(next(filter(line_of_error, refused), refused[0]))  # the other form does not fit
 
 
@@ -135,18 +183,12 @@ def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], why: str = 
         tensors[name] = program.constants[name] if stored is None else stored
     flat = tuple(pytree.tree_leaves(inputs))
     users = [n for n in module.graph.nodes if n.op == "placeholder" and n.name not in owners]
-    values = [n.meta.get("val") for n in users]
-    free = any(isinstance(v, Tensor) and v.dim() and _is_free(v.shape[0]) for v in values)
-    notes = (fixed_batch_note(inputs, why),) if why and not free else ()
+    free = free_axes([n.meta.get("val") for n in users], flat, program.range_constraints)
+    notes = (fixed_batch_note(inputs, why),) if why and not free.batch() else ()
     trained = frozenset(map(str, program.graph_signature.parameters))
     structure = pytree.tree_structure(inputs)
     result = Graph(module, owners, tensors, flat, program, free, notes, structure=structure, parameter_names=trained)
     return whole(result, "trace")
-
-
-def _is_free(size: Any) -> bool:
-    """Symbolic, and not fixed while the model was traced (as the steps of a recurrent layer are)."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def _inlined(module: fx.GraphModule) -> fx.GraphModule:
@@ -203,7 +245,7 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...], refused: str) -> Graph:
     module.recompile()
     trained = frozenset(name for name, _ in model.named_parameters())
     notes = (f"{_ONE_RUN} ({refused})",)
-    graph = Graph(module, owners, tensors, tuple(flat), None, False, notes, structure=spec, parameter_names=trained)
+    graph = Graph(module, owners, tensors, tuple(flat), None, warnings=notes, structure=spec, parameter_names=trained)
     decisions = decisions_of(module, whole(graph, "trace").bind(graph.inputs))
     return dataclasses.replace(graph, decisions=decisions, warnings=(*notes, _DECIDED)) if decisions else graph
 

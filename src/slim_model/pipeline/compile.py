@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -28,14 +27,14 @@ from slim_model.data.accuracy import Exam
 from slim_model.data.label_check import label_fault
 from slim_model.data.open_sources import Sources, open_sources
 from slim_model.errors import BudgetError, InputError, ProofError
-from slim_model.graph.graph import Graph, first_sample
+from slim_model.graph.graph import Graph
+from slim_model.graph.tensor_trees import batch_of
 from slim_model.pipeline.compiled import Compiled, Removed
-from slim_model.pipeline.example_batches import another_like, other_batches
+from slim_model.pipeline.example_batches import other_batches
 from slim_model.pipeline.passes import Pass, passes_of
 from slim_model.progress import Progress, count_in_text, say_nothing
 from slim_model.proof.capture import capture
 from slim_model.proof.prove import prove
-from slim_model.proof.tolerance import relative_error
 from slim_model.ranking.criteria import ranking_of
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
@@ -159,7 +158,8 @@ def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -
     progress("removing channels")
     small, replay = shrink(coupling, plan.keep)
     progress("proving that the small model equals the masked one")
-    others = () if coupling.batch_holds_channels else other_batches(graph, (1,), recipe.seed)
+    batch = batch_of(graph.inputs) if coupling.batch_holds_channels else 1
+    others = other_batches(graph, (batch,), recipe.seed)
     batches = [graph.inputs, *others]
     proof = prove(graph, small, cut_of(coupling, plan.keep), replay, batches)
     choice.check(small, batches)
@@ -240,19 +240,8 @@ def lesson_of(recipe: Recipe) -> Lesson:
 def _warnings(shared: _Shared, result: Compiled) -> tuple[str, ...]:
     """What the user should know of the trace, of the proof, and of what was asked for."""
     notes = [*shared.dense.warnings, *shared.notes]
-    if not _outputs_vary(result, shared.recipe.seed):
+    if not result.proof.outputs_vary:
         notes.append("the model's output is the same for every input tried, so comparing outputs says little")
     if shared.recipe.coupling.attention != "width" and not shared.heads.heads:
         notes.append("no attention heads were found: widths were removed")
     return tuple(notes)
-
-
-def _outputs_vary(result: Compiled, seed: int) -> bool:
-    """Outputs that do not depend on the input cannot show a fault in the exported file."""
-    vary = result.proof.outputs_vary
-    if vary is not None:
-        return vary
-    generator = torch.Generator().manual_seed(seed + 1)
-    example = first_sample(result.small)
-    first, second = (result.small.run(x) for x in (example, tuple(another_like(x, None, generator) for x in example)))
-    return any(not relative_error(a, b) < 1e-6 for a, b in zip(first, second, strict=True))

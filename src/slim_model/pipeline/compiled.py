@@ -114,7 +114,7 @@ class Compiled:
             passes=tuple((one.loses, removed_slices(one.dense, one.kept_positions())) for one in self.passes),
             ratio=recipe.budget.ratio,
             keep=recipe.coupling.keep,
-            static_batch=recipe.tracing.static_batch,
+            tracing=recipe.tracing,
         )
 
     def kept_norms(self) -> tuple[KeptNorm, ...]:

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from slim_model.export.eager_model import EagerModel
-from slim_model.graph.graph import Graph, first_sample
+from slim_model.graph.graph import Graph, first_sample, shapes_at
 
 
 def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple[Any, ...]]:
-    """Random inputs of other batch sizes; of the example's size where the batch is fixed, of which one is enough."""
+    """Random inputs of other batch sizes, and of other sizes of what is free besides; of the example's where the batch
+    is fixed, of which one is enough."""
     generator = torch.Generator().manual_seed(seed + 1)  # an example that was made up has ``seed``
-    free = sizes if graph.dynamic_batch else (None,)
-    return [tuple(another_like(x, size, generator) for x in graph.inputs) for size in free]
+    found = []
+    for size in sizes if graph.dynamic_batch else (0,):
+        shapes = shapes_at(graph, graph.free.elsewhere(size))
+        found.append(tuple(another_like(x, s, generator) for x, s in zip(graph.inputs, shapes, strict=True)))
+    return found
 
 
 def onnx_batches(written: Graph | EagerModel, seed: int) -> list[tuple[Any, ...]]:
@@ -28,15 +32,14 @@ def onnx_batches(written: Graph | EagerModel, seed: int) -> list[tuple[Any, ...]
     return [first_sample(written), *other_batches(written, (2,), seed)]
 
 
-def another_like(x: Any, batch: int | None, generator: torch.Generator) -> Any:
+def another_like(x: Any, shape: tuple[int, ...], generator: torch.Generator) -> Any:
     """A tensor like ``x`` with other values: normal for floats, within the range seen for integers. Of a mask the rows
     of ``x`` are taken: where a random one hides everything, attention is not defined."""
     if not isinstance(x, Tensor):
         return x
-    shape = [batch, *x.shape[1:]] if batch and x.dim() else list(x.shape)
     if x.is_floating_point():
         return torch.randn(shape, generator=generator).to(x)
     low, high = (int(x.min()), int(x.max()) + 1) if x.numel() else (0, 1)
-    if x.dim() and low >= 0 and high <= 2:
+    if x.dim() and low >= 0 and high <= 2 and x.shape[1:] == shape[1:]:
         return x[torch.randint(0, len(x), shape[:1], generator=generator).to(x.device)]
     return torch.randint(low, high, shape, generator=generator).to(x)

@@ -9,9 +9,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slim_model.coupling.dense_counts import keep_dense_counts
+from slim_model.errors import InputError
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import eval_mode
 from slim_model.graph.options import TracingOptions
+from slim_model.graph.other_sizes import batch_that_fails
 from slim_model.graph.trace import trace
 from slim_model.proof.check_trace import check_trace
 from slim_model.simplifying.simplify import simplify
@@ -30,7 +32,18 @@ def capture(
     ``program``: the model's own export, where it was read from one. The graph's ``warnings`` hold what the user should
     know of the trace. Raises InputError where the model cannot be traced, ProofError where the graph differs.
     """
-    graph = keep_dense_counts(simplify(trace(model, inputs, static_batch=options.static_batch, program=program)))
+    traced = trace(model, inputs, static_batch=options.static_batch, dynamic=options.dynamic, program=program)
+    graph = keep_dense_counts(simplify(traced))
     with eval_mode(model):
         doubts = check_trace(model, graph, inputs)
+    if doubts and (why := batch_that_fails(graph)):  # the batch is free in the trace, and only some sizes run
+        _refuse_if_asked(options, why)
+        graph = keep_dense_counts(simplify(trace(model, inputs, static_batch=True, dynamic=options.dynamic, why=why)))
+        with eval_mode(model):
+            doubts = check_trace(model, graph, inputs)
     return replace(graph, warnings=(*graph.warnings, *doubts))
+
+
+def _refuse_if_asked(options: TracingOptions, why: str) -> None:
+    if options.frees_batch:
+        raise InputError(f"the batch cannot be left free: {why}. Leave axis 0 out of dynamic.")

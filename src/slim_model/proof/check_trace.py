@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from slim_model.errors import InputError, ProofError
+from slim_model.errors import InputError, ProofError, first_line
 from slim_model.graph.decisions import Decided, Decision
+from slim_model.graph.fixed_axes import line_of_error
 from slim_model.graph.graph import Graph, first_sample, source_line
+from slim_model.graph.other_sizes import resized
 from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
@@ -23,6 +25,8 @@ def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tupl
     Returns what the user should be warned of. Raises InputError where the model gives other outputs each time,
     ProofError where the graph differs from it.
     """
+    if graph.free.others:
+        _check_other_sizes(model, graph, inputs)
     single = first_sample(graph)
     if graph.dynamic_batch and _trace_error(model, graph, inputs, single) <= TOLERANCE:
         return ()
@@ -39,6 +43,25 @@ def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tupl
         f"the traced graph differs from the model by {error:.1e} (relative; allowed {TOLERANCE:.0e}). Nothing was "
         "written. Give a .pt2 made by torch.export, or report the model."
     )
+
+
+def _check_other_sizes(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> None:
+    """The same at other sizes of free axes. Raises InputError where the model itself does not take them."""
+    flat = resized(graph, graph.free.elsewhere(batch=1))
+    said = " and ".join(f"{name} {size}" for name, size in graph.free.others.items())
+    try:
+        expected = _outputs(model, pytree.tree_unflatten(flat, pytree.tree_structure(inputs)))
+    except Exception as error:  # the user's forward, on sizes that it was not given with
+        raise InputError(
+            f"the model traces with free axes, and does not run itself with {said}: {first_line(error, named=True)} "
+            f"(at {line_of_error(error)}). Leave them out of dynamic."
+        ) from error
+    apart = _largest(expected, graph.run(flat)[-len(expected) :])
+    if not apart <= TOLERANCE:
+        raise InputError(
+            f"with {said} the traced graph differs from the model by {apart:.1e} (relative; allowed {TOLERANCE:.0e}): "
+            "it does another thing at other sizes. Leave them out of dynamic."
+        )
 
 
 def _remedy(graph: Graph) -> str:

@@ -23,7 +23,8 @@ from slim_model.graph.as_module import graph_module
 from slim_model.graph.decisions import DecisionRecorder, DecisionReplayer
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.modes import eval_mode
-from slim_model.graph.tensor_trees import copy_tensors, tensors_among
+from slim_model.graph.other_sizes import resized
+from slim_model.graph.tensor_trees import batch_of, copy_tensors, tensors_among
 from slim_model.ops import row_of
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
@@ -94,10 +95,12 @@ def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
 
 def _computes(module: nn.Module, small: Graph) -> bool:
     """Whether ``module`` does what ``small`` does on a batch of one: there no ``view(-1, ...)`` can take from the batch
-    what is missing of its channels. A model may treat a batch of one in a way of its own: then on two larger ones."""
-    return _agrees(module, small, first_sample(small)) or (
-        small.dynamic_batch and all(_agrees(module, small, x) for x in (small.inputs, _with_one_more(small)))
-    )
+    what is missing of its channels. A model may treat a batch of one in a way of its own: then on two larger ones.
+    Where other axes are free, also at other sizes."""
+    if _agrees(module, small, first_sample(small)):
+        return not small.free.others or _agrees(module, small, resized(small, small.free.elsewhere(batch=1)))
+    more = small.free.elsewhere(batch=batch_of(small.inputs) + 1)
+    return small.dynamic_batch and all(_agrees(module, small, x) for x in (small.inputs, resized(small, more)))
 
 
 def _agrees(
@@ -134,11 +137,6 @@ def _unfused(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for parameter in trained:
             parameter.requires_grad = True
-
-
-def _with_one_more(small: Graph) -> tuple[Any, ...]:
-    """A model may treat a batch of one in a way of its own."""
-    return tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in small.inputs)
 
 
 class _LayerOutput(NamedTuple):

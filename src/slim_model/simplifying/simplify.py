@@ -135,7 +135,10 @@ def _permutation(start: fx.Node) -> tuple[list[fx.Node], int, Tensor] | None:
         end = chain[-1]
         whole = len(chain) > 2 or end.target is aten.channel_shuffle.default
         if whole and shape_of(end.meta["val"]) == shape and (order := _order(chain, shape)):
-            return chain, *order
+            fixed = isinstance(
+                source.meta["val"].shape[order[0]], int
+            )  # a height that is free has other places elsewhere
+            return (chain, *order) if fixed else None
         users = list(end.users)
         if len(users) != 1 or not only_moves(users[0]) or users[0].args[0] is not end:
             return None

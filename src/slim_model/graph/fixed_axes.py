@@ -1,17 +1,19 @@
-"""Why a traced graph holds for one batch size only, in words a user can act on.
+"""Why a traced graph holds for one size of an axis only (the batch, a height), in words a user can act on.
 
-``torch.export`` takes a free batch and drops it without an error as soon as the forward turns its size into a number:
+``torch.export`` takes a free axis and drops it without an error as soon as the forward turns its size into a number:
 ``len(x)``, ``int(x.shape[0])``, ``if``, a view or a buffer with the size written in it. It keeps, as guards, what it
 then assumed and where. A guard that was set inside PyTorch has no line of the user's; then the graph is run on one
-sample more, and the first operator that fails is the one that needs the size.
+position more, and the first operator that fails is the one that needs the size.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sysconfig
 import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from slim_model.errors import first_line
+from slim_model.graph.free_axes import Axes, axis_name
 from slim_model.graph.graph import Graph, describe_inputs, source_line
-from slim_model.graph.tensor_trees import batch_of
 
 ASKED = "you asked for it (--static-batch)"
 SCRIPTED = "TorchScript is converted at these sizes. Give the PyTorch model it was made from to keep it free"
@@ -34,9 +36,10 @@ def fixed_batch_note(inputs: tuple[Any, ...], why: str) -> str:
     return f"the batch size is fixed at the example's ({describe_inputs(inputs)}): {why}"
 
 
-def exported_so(inputs: tuple[Any, ...]) -> str:
-    """Of a program that came exported: how it is exported with a free batch."""
-    axes = pytree.tree_map(lambda x: {0: "AUTO"} if isinstance(x, Tensor) and x.dim() else None, inputs)
+def exported_so(inputs: tuple[Any, ...], asked: Axes = ()) -> str:
+    """Of a program that came exported: how it is exported with a free batch, or with the axes ``asked`` for."""
+    given = iter(asked)
+    axes = pytree.tree_map(lambda x: _auto(x, next(given, frozenset())), inputs)
     shapes = repr(axes).replace("'AUTO'", "AUTO")
     return (
         "the program was exported so. With AUTO = torch.export.Dim.AUTO, "
@@ -44,11 +47,34 @@ def exported_so(inputs: tuple[Any, ...]) -> str:
     )
 
 
-def why_fixed(graph: Graph) -> str:
-    """Where the batch size of ``graph``, exported with a free batch, became a number."""
-    if line := _line_of_guard(graph):
-        return f"it becomes a number at {line}. x.shape[0] and -1 leave it free; len(), int() and branches do not"
-    node = _node_that_needs_it(graph)
+def _auto(x: Any, asked: frozenset[int]) -> dict[int, str] | None:
+    return dict.fromkeys(sorted({0} | asked), "AUTO") if isinstance(x, Tensor) and x.dim() else None
+
+
+def cannot_be_free(graph: Graph, asked: Axes, names: Sequence[str], why: str = "") -> str:
+    """The refusal where axes that were ``asked`` for are fixed in ``graph``. ``why``: known already."""
+    fixed = fixed_among(graph, asked)
+    listed = " and ".join(
+        f"axis {axis} ({axis_name(graph.inputs[number], axis)}) of '{names[number]}'"
+        for number, axes in enumerate(fixed)
+        for axis in sorted(axes)
+    )
+    return f"{listed} cannot be left free: {why or why_fixed(graph, fixed)}. Leave it out of dynamic, or change that."
+
+
+def fixed_among(graph: Graph, asked: Axes) -> Axes:
+    """Those of the axes that ``graph`` holds for one size of only."""
+    return tuple(
+        frozenset(axis for axis in axes if not graph.free.has(number, axis)) for number, axes in enumerate(asked)
+    )
+
+
+def why_fixed(graph: Graph, axes: Axes) -> str:
+    """Where the sizes of ``axes`` in ``graph``, exported as free ones, became numbers."""
+    if line := _line_of_guard(graph, axes):
+        axis = next(min(some) for some in axes if some)
+        return f"it becomes a number at {line}. x.shape[{axis}] and -1 leave it free; len(), int() and branches do not"
+    node = _node_that_needs_it(graph, axes)
     if node is not None:
         return f"{node.target} takes no other at {source_line(node) or node.name}"
     return "the model does not trace with a free one"
@@ -76,36 +102,47 @@ def _described(frame: traceback.FrameSummary) -> str:
     return f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}: {frame.line}"
 
 
-def _line_of_guard(graph: Graph) -> str:
-    """The user's line at which the first guard that leaves one batch size was set; '' where it is PyTorch's own."""
+def _line_of_guard(graph: Graph, axes: Axes) -> str:
+    """The user's line at which the first guard that leaves one size was set; '' where it is PyTorch's own."""
     values = [n.meta.get("val") for n in graph.nodes if n.op == "placeholder"]
     mode: Any = torch._guards.detect_fake_mode(values)
+    sizes = {(axis, graph.inputs[number].shape[axis]) for number, some in enumerate(axes) for axis in some}
     with contextlib.suppress(AttributeError, TypeError):  # not public: torch 2.11 to 2.15 lay it out so
         environment = mode.shape_env
-        batch = {symbol for name, symbol in environment.source_to_var.items() if name.endswith(".size()[0]")}
+        hints = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+        symbols = {
+            symbol: size
+            for name, symbol in environment.source_to_var.items()
+            for axis, size in sizes
+            if name.endswith(f".size()[{axis}]") and hints[symbol] == size
+        }
         for guard in environment.guards:
-            if _leaves_one(guard.expr, batch, batch_of(graph.inputs)):
+            if _leaves_one(guard.expr, symbols):
                 frame = guard.sloc.framework_loc
                 return _described(frame) if _is_the_users(frame) else ""
     return ""
 
 
-def _leaves_one(expression: Any, batch: set[Any], size: int) -> bool:
-    """Whether a guard is about the batch size alone, and holds for the example's, but for no larger one."""
+def _leaves_one(expression: Any, sizes: Mapping[Any, int]) -> bool:
+    """Whether a guard is about one of these symbols alone, and holds for its size, but for no larger one."""
     symbols = expression.free_symbols
-    if len(symbols) != 1 or not symbols <= batch:
+    if len(symbols) != 1 or not symbols <= sizes.keys():
         return False
+    (size,) = (sizes[symbol] for symbol in symbols)
     return not any(bool(expression.subs(dict.fromkeys(symbols, n))) for n in (size + 1, size + 2, 2 * size, 3 * size))
 
 
-def _node_that_needs_it(graph: Graph) -> fx.Node | None:
-    """The first operator that runs on the example's sizes, and not on one sample more."""
-    more = tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in graph.inputs)
-    node = _first_failure(graph, more)
-    return None if node is None or node is _first_failure(graph, graph.inputs) else node
+def _node_that_needs_it(graph: Graph, axes: Axes) -> fx.Node | None:
+    """The first operator that runs on the example's sizes, and not on one position more along ``axes``."""
+    more = tuple(
+        functools.reduce(lambda y, axis: torch.cat([y, y.narrow(axis, 0, 1)], axis), some, x)
+        for x, some in zip(graph.inputs, axes, strict=True)
+    )
+    node = first_failure(graph, more)
+    return None if node is None or node is first_failure(graph, graph.inputs) else node
 
 
-def _first_failure(graph: Graph, inputs: tuple[Any, ...]) -> fx.Node | None:
+def first_failure(graph: Graph, inputs: tuple[Any, ...]) -> fx.Node | None:
     """The node at which a run on sizes alone fails; None where none does."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         given = {n: mode.from_tensor(x) if isinstance(x, Tensor) else x for n, x in graph.bind(inputs).items()}

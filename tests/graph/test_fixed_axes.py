@@ -86,7 +86,7 @@ def test_the_line_is_named_that_makes_it_a_number(net: type[Net], line: str, row
 def test_the_operator_is_named_that_takes_no_other(net: type[Net], op: str) -> None:
     """Their size is found out inside PyTorch."""
     said = notes(net(), 2)
-    assert f"{op} takes no other at test_fixed_batch.py:" in said
+    assert f"{op} takes no other at test_fixed_axes.py:" in said
     assert "in forward: return self.layer(x)" in said
 
 
@@ -97,7 +97,7 @@ def test_inputs_of_several_sizes_have_no_batch() -> None:
 def test_a_run_that_is_followed_says_where_the_export_stopped() -> None:
     said = notes(Branching(), 2)
     assert said.startswith("traced from one run of the example")
-    assert "(torch.export stops at test_fixed_batch.py:" in said
+    assert "(torch.export stops at test_fixed_axes.py:" in said
     assert "in forward: return y if y.sum() > 0 else -y)" in said
 
 
@@ -135,7 +135,7 @@ class Counting(Net):
 def test_a_random_forward_is_refused_with_its_line() -> None:
     x = torch.ones(2, 4)
     noisy = Noisy().eval()
-    with pytest.raises(InputError, match=r"aten.randn_like.default draws random numbers at test_fixed_batch.py:\d+ in"):
+    with pytest.raises(InputError, match=r"aten.randn_like.default draws random numbers at test_fixed_axes.py:\d+ in"):
         check_trace(noisy, trace(noisy, (x,)), (x,))
     counting = Counting().eval()
     with pytest.raises(InputError, match=r"other outputs .* on the same input, .* a counter"):
