@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -154,6 +155,10 @@ def rounded(target: float, width: int, span: int, block: int) -> int:
         (7.3, 12, 4, 16, 8),  # 4 positions: 4 channels make a block
         (2.4, 12, 4, 16, 2),  # 9.6 positions: blocks of 8 are 2 channels
         (5.0, 12, 3, 12, 4),  # 3 positions: 4 channels make 12
+        (4.0, 8, 3, 8, 4),  # a GRU of 8 units: none below 8 makes a width that is a multiple of 8, so half of it counts
+        (2.4, 8, 3, 8, 2),
+        (6.0, 12, 3, 16, 8),
+        (4.8, 16, 49, 8, 4),  # pixels of 16 maps that are flattened
     ],
 )
 def test_rounding(target: float, width: int, span: int, block: int, count: int) -> None:
@@ -161,6 +166,15 @@ def test_rounding(target: float, width: int, span: int, block: int, count: int) 
 
 
 BLOCKS = st.sampled_from([1, 4, 8, 16])
+
+
+@given(width=st.integers(2, 300), span=st.integers(1, 64), block=st.sampled_from([1, 2, 4, 6, 8, 12, 16, 32]))
+def test_each_step_is_at_most_twice_the_one_below(width: int, span: int, block: int) -> None:
+    """Whatever kind of layer it is: with half of its channels to go, none is left with a tenth."""
+    channel = np.repeat(np.arange(width), span)
+    rungs = rungs_of(Group("layer", np.arange(width), (Slice("layer.weight", 0, channel, "makes"),), ""), block)
+    most = 2 if block & (block - 1) == 0 else 3  # blocks that are no powers of two are halved downwards
+    assert all(high <= most * low for low, high in itertools.pairwise(rungs))
 
 
 @given(width=st.integers(2, 300), ratio=st.floats(0.01, 0.99), block=BLOCKS)

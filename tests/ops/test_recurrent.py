@@ -136,6 +136,21 @@ def test_the_layer_is_a_smaller_one_of_its_kind(rnn: nn.RNNBase) -> None:
     assert all(p.grad is not None for p in small.parameters())
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_half_of_a_narrow_layer_stays_whatever_its_kind(kind: type[nn.RNNBase]) -> None:
+    """No fewer than 8 units of a GRU have rows that are a multiple of 8; of the steps below, 1 was left."""
+    small = slim(trained(Tagger(kind(8, 8, batch_first=True))), normal(2, 6, 7), ratio=0.5, multiple_of=8).module
+    assert small.rnn.hidden_size == 4
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_units_are_more_than_what_they_are_projected_to(both_ways: bool) -> None:
+    """PyTorch tells by the two widths that there is a projection: 8 of 16 and 8 of 12 would be none."""
+    rnn = nn.LSTM(8, 16, proj_size=12, batch_first=True, bidirectional=both_ways)
+    small = slim(trained(Tagger(rnn)), normal(2, 6, 7), ratio=0.5, multiple_of=8).module
+    assert (small.rnn.hidden_size, small.rnn.proj_size) == (9, 8)
+
+
 def _options(rnn: nn.RNNBase) -> dict[str, object]:
     options = {n: getattr(rnn, n) for n in ("num_layers", "bias", "batch_first", "bidirectional")}
     return options | ({"nonlinearity": "relu"} if rnn.mode == "RNN_RELU" else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from slim_model.coupling.coupling import Coupling, Group
 from slim_model.cutting.cut import cut_of
 from slim_model.errors import BudgetError
 from slim_model.labels.values import Value, tensors_in
+from slim_model.ops import kind_of
 
 FLOOR = 0.1
 """A ranking over many groups leaves each at least this share of its channels."""
@@ -75,14 +76,14 @@ def count_lowest(worth: Sequence[np.ndarray], count: int) -> list[int]:
 
 def rungs_of(group: Group, multiple_of: int) -> list[int]:
     """The numbers of channels a group may be left with, rising: those whose layer width (channels x span) is a multiple
-    of the block; of narrower ones powers of two, so that 8 of 16 channels stay 8 when the block is 16; and all."""
+    of the block; below the least of these, multiples of half the block, then of a quarter, so that 8 of 16 channels
+    stay 8 when the block is 16, and 4 of 8 units of a GRU, whose width is 24, stay 4 when it is 8; and all."""
     counts = {1, group.width}
-    block = multiple_of
+    block, below = multiple_of, group.width + 1
     while block >= 1:
         step = block_of(group, block)
-        widest = group.width if block == multiple_of else min(group.width, (2 * block - 1) // group.span)
-        counts.update(range(step, widest + 1, step))
-        block //= 2
+        counts.update(range(step, below, step))
+        block, below = block // 2, min(below, step)
     return sorted(int(count) for count in counts)
 
 
@@ -92,7 +93,8 @@ def block_of(group: Group, block: int) -> int:
 
 
 def refill_empty_axes(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]) -> np.ndarray:
-    """``keep`` with the best channel given back of any axis that would be left empty."""
+    """``keep`` with the best channel given back of any axis that would be left empty, and the best unit of an LSTM that
+    would be left as wide as its projection: by the two widths alone PyTorch tells that it has one."""
     rank, keep = np.full(len(keep), -np.inf), keep.copy()
     for group, score in zip(coupling.groups, scores, strict=True):
         rank[group.channels] = score.numpy()
@@ -104,7 +106,23 @@ def refill_empty_axes(coupling: Coupling, keep: np.ndarray, scores: list[Tensor]
                 channels = coupling.component[axis.numpy()]
                 keep[channels[int(np.argmax(rank[channels]))]] = True
                 cut = cut_of(coupling, keep)
+    for projected, units in _projections(coupling):
+        cut = cut_of(coupling, keep)
+        channels = coupling.component[units.numpy()]
+        gone = channels[~keep[channels]]
+        if len(gone) and cut.count(projected) == cut.count(units):
+            keep[gone[int(np.argmax(rank[gone]))]] = True
     return keep
+
+
+def _projections(coupling: Coupling) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each LSTM with a projection: the labels of what it projects to, and of its units."""
+    for node in coupling.graph.nodes:
+        value = coupling.labelled.values.get(node)
+        if kind_of(node) == "recurrent" and isinstance(value, list) and len(value) == 3:
+            projected, units = value[1].axes[-1], value[2].axes[-1]
+            if projected is not None and units is not None and len(projected) != len(units):
+                yield projected, units
 
 
 def _new_axes(value: Value, seen: set[int]) -> list[Tensor]:
