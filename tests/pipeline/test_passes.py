@@ -34,6 +34,15 @@ def test_heads_go_first_and_widths_follow() -> None:
     assert told(ratio=0.5, attention="both") == [("heads", 0, 0.2929), ("width", 1, 0.5)]
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_where_there_are_no_heads_widths_go(scope: str) -> None:
+    """One ranking over no groups at all was a fault."""
+    recipe = Recipe.of(0.5, attention="both", scope=scope)
+    compiled = compile_model(trained(Residual()), (images(),), recipe)
+    assert [one.loses for one in compiled.passes] == ["width"]
+    assert "no attention heads were found: widths were removed" in compiled.warnings
+
+
 def test_rounds_are_passes() -> None:
     """A share of a price is that of what the round before left: 1 - sqrt(0.25) = 0.5."""
     assert told(ratio=0.75, iterations=2) == [("width", 1, 0.75), ("width", 2, 0.75)]

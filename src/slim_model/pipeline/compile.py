@@ -148,10 +148,12 @@ def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -
     progress("finding coupled channels")
     keep = recipe.coupling.keep
     coupling = couple_attention(graph, loses=one.loses, heads=shared.heads, keep=keep, pinned_nodes=pinned)
+    heads = tuple(shared.heads.groups(coupling)) if one.goal.whole_heads else ()
+    if one.goal.whole_heads and not any(heads):
+        raise BudgetError("no whole attention head can go.")
     progress("ranking channels")
     ranking, count = recipe.ranking, count_in_text(progress)
     scores = score(coupling, ranking.criterion, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
-    heads = tuple(shared.heads.groups(coupling)) if one.goal.whole_heads else ()
     task = Task(shared.model, shared.dense, coupling, scores, one.goal, heads, data, recipe.measuring, progress)
     choice = choose_plan(task)
     plan = choice.plan
