@@ -299,3 +299,32 @@ def test_two_processes_with_different_threads_write_the_same(criterion: str, wri
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+# -- TorchScript inside ---------------------------------------------------------------------------------------------
+
+
+class Scripted(nn.Module):
+    """A model of which a part came as TorchScript (silero-vad and others give archives)."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.fc, self.head = part, nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.fc(self.part(x).mean((2, 3)))))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(("keep", "own"), [((), False), (("part.*",), True)])
+def test_a_model_that_holds_torchscript(keep: tuple[str, ...], own: bool, copied: bool) -> None:
+    """A copy of it has parameters with a gradient behind them, whose flags cannot be changed."""
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3)).eval()
+    script = torch.jit.trace(part, torch.randn(2, 3, 9, 9))
+    model, x = Scripted(copy.deepcopy(script) if copied else script).eval(), torch.randn(2, 3, 9, 9)
+    result = slim(model, x, ratio=0.5, multiple_of=1, keep=keep)
+    assert isinstance(result.module, Scripted) == own
+    assert all(p.is_leaf and p.requires_grad for p in result.module.parameters())
+    assert [after for _, after in result.plan.widths] == ([4] if own else [4, 8, 4])

@@ -44,7 +44,11 @@ def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable
         for value in vars(module).values():  # what a hook left there has a gradient, and refuses to be copied
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
-    result = copy.deepcopy(model, memo)
+    with torch.no_grad():  # a TorchScript module copies its parameters itself, else as values that have a gradient
+        result = copy.deepcopy(model, memo)
+    for name, parameter in result.named_parameters():
+        if name in owned:
+            parameter.requires_grad = owned[name].requires_grad
     give_own_classes(result)
     make_plain(result, folded, tensors)
     for module in result.modules():
