@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.errors import ExportError, first_line
+from slim_model.graph.autocast import in_float32
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import eval_mode, silence_torch
 from slim_model.graph.tensor_trees import copy_tensors, tensors_among
@@ -32,7 +33,7 @@ class EagerModel:
 
     def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         """Outputs (flattened, tensors only) of the module on flattened ``inputs``."""
-        with eval_mode(self.module):
+        with eval_mode(self.module), in_float32():
             return tensors_among(self.module(*self.graph.arguments(copy_tensors(inputs))))
 
 
@@ -107,7 +108,7 @@ def by_torchscript(model: EagerModel, path: Path, opset: int | None) -> onnx_ir.
     """The ONNX model that PyTorch's older exporter writes at ``path``."""
     inputs = model.graph.arguments(model.graph.inputs)
     try:
-        with eval_mode(model.module), silence_torch():
+        with eval_mode(model.module), in_float32(), silence_torch():
             torch.onnx.export(model.module, inputs, str(path), dynamo=False, opset_version=opset)
     except Exception as error:  # of the exporter or of the user's forward, which have no common root
         raise ExportError(

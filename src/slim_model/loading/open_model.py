@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slim_model.errors import InputError
+from slim_model.graph.autocast import autocast_types
 from slim_model.loading.architecture import build
 from slim_model.loading.file_bytes import FileBytes
 from slim_model.loading.file_form import WITH_ARTICLE, Form, form_of
@@ -131,10 +132,22 @@ def _load_program(content: bytes, *, trusted: bool) -> ExportedProgram:
     for node in program.graph.nodes:
         if _trains(node):
             raise InputError("was exported in training mode. Call model.eval() before torch.export.export.")
+    if autocast_types(program):
+        _drop_type_checks(program)
     tensors = (*program.state_dict.values(), *program.constants.values())
     if any(isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu" for tensor in tensors):
         program = move_to_device_pass(program, "cpu")
     return program
+
+
+def _drop_type_checks(program: ExportedProgram) -> None:
+    """Autocast regions are computed in float32 here, and the program would refuse to find that type behind them."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in list(module.graph.nodes):
+                if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                    module.graph.erase_node(node)
+            module.recompile()
 
 
 def _trains(node: torch.fx.Node) -> bool:

@@ -9,7 +9,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slim_model.coupling.dense_counts import keep_dense_counts
+from slim_model.cutting.resize import resize
 from slim_model.errors import InputError
+from slim_model.graph.autocast import autocast_types, float32_note, in_float32
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import eval_mode
 from slim_model.graph.options import TracingOptions
@@ -30,9 +32,21 @@ def capture(
     it computes on ``inputs`` what the model does.
 
     ``program``: the model's own export, where it was read from one. The graph's ``warnings`` hold what the user should
-    know of the trace. Raises InputError where the model cannot be traced, ProofError where the graph differs.
+    know of the trace. Autocast regions are in float32. Raises InputError where the model cannot be traced, ProofError
+    where the graph differs.
     """
+    with in_float32() as lowered:
+        graph = _captured(model, inputs, options, program)
+    lowered |= autocast_types(program)
+    return replace(graph, warnings=(*graph.warnings, float32_note(lowered))) if lowered else graph
+
+
+def _captured(
+    model: nn.Module, inputs: tuple[Any, ...], options: TracingOptions, program: ExportedProgram | None
+) -> Graph:
     traced = trace(model, inputs, static_batch=options.static_batch, dynamic=options.dynamic, program=program)
+    if autocast_types(program):
+        traced = resize(traced)  # types of values as they are outside of autocast
     graph = keep_dense_counts(simplify(traced))
     with eval_mode(model):
         doubts = check_trace(model, graph, inputs)

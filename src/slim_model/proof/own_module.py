@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import ProofError
 from slim_model.graph.as_module import graph_module
+from slim_model.graph.autocast import in_float32
 from slim_model.graph.decisions import DecisionRecorder, DecisionReplayer
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.modes import eval_mode
@@ -44,10 +45,11 @@ def make_small_module(model: nn.Module, small: Graph) -> SmallModule:
     Raises ProofError where the model decides from its values and its own class does not compute what was proven.
     """
     module = _shrunk(model, small)
-    if small.decisions:
-        return SmallModule(_deciding(model, module, small), True)
-    if module is not None and _computes(module, small):
-        return SmallModule(module, True)
+    with in_float32():  # as it was traced
+        if small.decisions:
+            return SmallModule(_deciding(model, module, small), True)
+        if module is not None and _computes(module, small):
+            return SmallModule(module, True)
     return SmallModule(graph_module(small), False)
 
 
