@@ -31,13 +31,13 @@ class GateError(SlimError):
 
 
 class ProofError(SlimError):
-    """The small model was not shown to equal the masked dense one. Nothing was written."""
+    """The small model was not shown to equal the masked dense one, or the ONNX file to equal the small model."""
 
     exit_code = 4
 
 
 class ExportError(SlimError):
-    """The small model was made and proven, but PyTorch's exporter cannot write it as ONNX."""
+    """The small model was made and proven, but PyTorch's exporter cannot write it as ONNX that is valid and runs."""
 
     exit_code = 5
 

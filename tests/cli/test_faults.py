@@ -59,29 +59,38 @@ def test_a_slice_that_is_wrong_only_where_it_is_cut_is_left_whole(
     assert widths(report)["block2.conv1"] == 12
 
 
+@pytest.mark.parametrize("saves", [False, True])
 def test_onnxruntime_that_differs_is_caught(
-    command: Command, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, weights: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: bool
 ) -> None:
-    right = check_onnx.run_onnx
+    """The small PyTorch model is proven, and kept where that was asked for."""
+    right, saved = check_onnx.run_onnx, tmp_path / "small.safetensors"
     monkeypatch.setattr(check_onnx, "run_onnx", lambda *a: [x + 1e-3 * np.abs(x).max() for x in right(*a)])
-    ran = command(weights, out, *RESIDUAL, *QUICK)
+    ran = command(weights, out, *RESIDUAL, *QUICK, *(["--save", saved] if saves else []))
     assert ran.code == 4
     assert "onnxruntime differs" in ran.message
+    assert (f"is in {saved}" if saves else "--save small.safetensors") in ran.message
+    assert saved.exists() == saves
     assert untouched(out)
 
 
+@pytest.mark.parametrize("saves", [False, True])
 def test_an_invalid_onnx_file_is_caught(
-    command: Command, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, weights: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: bool
 ) -> None:
+    saved = tmp_path / "small.safetensors"
+
     def save(self: Any, path: str, **_: Any) -> None:
         wrong = self.model_proto
         wrong.graph.node[0].op_type = "NoSuchOperator"
         onnx.save(wrong, path)
 
     monkeypatch.setattr(torch.onnx.ONNXProgram, "save", save)
-    ran = command(weights, out, *RESIDUAL, *QUICK)
-    assert ran.code in (1, 4)
+    ran = command(weights, out, *RESIDUAL, *QUICK, *(["--save", saved] if saves else []))
+    assert ran.code == 5
     assert "NoSuchOperator" in ran.message
+    assert (f"is in {saved}" if saves else "--save small.safetensors") in ran.message
+    assert saved.exists() == saves
     assert untouched(out)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slim_model.commands.slim import Job, run
+from slim_model.commands.slim import run_job
 from slim_model.export.options import OutputOptions
 from slim_model.graph.autocast import in_float32
 from slim_model.loading.source import Source
@@ -17,6 +17,7 @@ from slim_model.pipeline.compile import compile_model
 from slim_model.progress import say_nothing
 from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
+from slim_model.recipe_files.job import Job
 from small_nets import error, trained
 
 
@@ -87,7 +88,7 @@ def test_a_program_that_was_exported_with_regions(net: type[nn.Module], tmp_path
     torch.export.save(torch.export.export(trained(net()), (x,)), tmp_path / "in.pt2")
     out, saved = tmp_path / "out.onnx", tmp_path / "small.pt2"
     job = Job(Source(tmp_path / "in.pt2"), out, Recipe.of(0.5, multiple_of=1, bench=False), OutputOptions(save=saved))
-    report = run(job, say_nothing)
+    report = run_job(job, say_nothing)
     assert report is not None
     assert any(note.startswith(SAID) for note in report.warnings)
     kinds = {value.type.tensor_type.elem_type for value in onnx.load(out).graph.output}

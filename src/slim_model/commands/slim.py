@@ -12,7 +12,7 @@ from pathlib import Path
 from slim_model import distributed
 from slim_model.atomic_write import beside
 from slim_model.commands.outputs import check_output_paths, ensure_temporary_folder, publish
-from slim_model.errors import ExportError
+from slim_model.errors import ExportError, ProofError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import EagerModel, runnable_form
 from slim_model.export.to_onnx import to_onnx
@@ -102,24 +102,25 @@ def _other_source(job: Job, subject: Subject) -> list[str]:
 def _export(
     job: Job, subject: Subject, compiled: Compiled, small: SmallModule, written: Graph | EagerModel, place: Path
 ) -> float:
-    """Write the ONNX file; returns its largest relative error against PyTorch. Where ONNX has no form for the model,
-    the small PyTorch model is saved all the same if that was asked for, and the ExportError says so."""
+    """Write the ONNX file; returns its largest relative error against PyTorch. Where ONNX has no form for the model, or
+    the file is not what was proven, the small PyTorch model is saved all the same if that was asked for, and the error
+    says so."""
     recipe, outputs = job.recipe, job.outputs
     try:
-        to_onnx(
+        lines = to_onnx(
             written,
             place,
             opset=outputs.opset,
             metadata=_metadata(subject, recipe),
             device=recipe.measuring.device,
         )
-    except ExportError as refused:
+        return check_onnx(place, written, onnx_batches(written, recipe.seed), lines)
+    except (ExportError, ProofError) as refused:
         instead = "The small PyTorch model is proven: --save small.safetensors or small.pt keeps it."
         if outputs.save:
             save(compiled.small, small, outputs.save, compiled.removal(recipe))
             instead = f"The small PyTorch model is proven, and is in {outputs.save}."
-        raise ExportError(f"{refused} {instead}") from refused
-    return check_onnx(place, written, onnx_batches(written, recipe.seed))
+        raise type(refused)(f"{refused} {instead}") from refused
 
 
 def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:

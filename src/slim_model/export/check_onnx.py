@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,37 +17,45 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from slim_model.errors import ProofError
+from slim_model.errors import ExportError, ProofError
 from slim_model.export.eager_model import EagerModel, difference
 from slim_model.graph.graph import Graph
 from slim_model.graph.tensor_trees import tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
-def check_onnx(path: Path, graph: Graph | EagerModel, batches: list[tuple[Any, ...]]) -> float:
-    """onnx.checker, then onnxruntime against the graph or the deciding module; returns the largest relative error."""
-    _or_refuse(lambda: onnx.checker.check_model(str(path), full_check=True), "the ONNX file is not valid")
-    session = _or_refuse(lambda: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
+def check_onnx(
+    path: Path,
+    graph: Graph | EagerModel,
+    batches: list[tuple[Any, ...]],
+    lines: Mapping[str, str] = MappingProxyType({}),
+) -> float:
+    """onnx.checker, then onnxruntime against the graph or the deciding module; returns the largest relative error.
+
+    ``lines``: the user's line behind each node, by its name. Raises ExportError where the file is not valid or does not
+    run, ProofError where it gives other values.
+    """
+    try_to = functools.partial(_or_refuse, lines=lines)
+    try_to(lambda: onnx.checker.check_model(str(path), full_check=True), "PyTorch writes it as ONNX that is not valid")
+    session = try_to(lambda: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
     of_sigmoids = _sigmoids(onnx.load(path, load_external_data=False).graph)
     worst = 0.0
     for inputs in batches:
         expected = graph.run(inputs)
-        got = _or_refuse(functools.partial(run_onnx, session, inputs))
+        got = try_to(functools.partial(run_onnx, session, inputs))
         if len(expected) != len(got):
-            raise ProofError(f"the ONNX file has {len(got)} outputs, the model {len(expected)}. Nothing was written.")
+            raise ProofError(f"the ONNX file has {len(got)} outputs, the model {len(expected)}.")
         values = [torch.from_numpy(np.asarray(x)) for x in got]
         if isinstance(graph, EagerModel):
             worst = max(worst, difference(graph, inputs, expected, values))
         else:
             worst = max([worst, *itertools.starmap(_difference, zip(expected, values, of_sigmoids, strict=True))])
     if worst == math.inf and isinstance(graph, EagerModel):
-        raise ProofError(
-            "onnxruntime gives other rows (boxes) than PyTorch, more than rounding explains. Nothing was written."
-        )
+        raise ProofError("onnxruntime gives other rows (boxes) than PyTorch, more than rounding explains.")
     if not worst <= TOLERANCE:
         raise ProofError(
-            f"onnxruntime differs from PyTorch by {worst:.1e} (relative; allowed {TOLERANCE:.0e}). "
-            "Nothing was written. Try another --opset."
+            f"onnxruntime differs from PyTorch by {worst:.1e} (relative; allowed {TOLERANCE:.0e}), so the ONNX file "
+            "was not written. Please report the model."
         )
     return worst
 
@@ -78,14 +88,16 @@ def _sigmoids(graph: onnx.GraphProto) -> list[bool]:
     return [is_sigmoid(output.name) for output in graph.output]
 
 
-def _or_refuse(action: Callable[[], Any], what: str = "onnxruntime does not run the ONNX file") -> Any:
+def _or_refuse(
+    action: Callable[[], Any], what: str = "onnxruntime does not run it as ONNX", *, lines: Mapping[str, str]
+) -> Any:
     try:
         return action()
     except Exception as error:  # onnxruntime's own and the checker's, which have no common root
-        raise ProofError(
-            f"{what}: {' '.join(str(error).split())[:300]}. Nothing was written. "
-            "Try another --opset, or --static-batch."
-        ) from error
+        said = " ".join(str(error).split())
+        line = next((line for name, line in lines.items() if re.search(rf"\b{re.escape(name)}\b", said)), "")
+        advice = f" It comes from {line}: write that in another way." if line else ""
+        raise ExportError(f"{what}: {said[:300].rstrip('.')}.{advice}") from error
 
 
 def run_onnx(session: onnxruntime.InferenceSession, inputs: tuple[Any, ...]) -> list[np.ndarray]:

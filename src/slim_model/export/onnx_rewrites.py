@@ -45,6 +45,21 @@ def tidy(
         node.metadata_props.clear()  # stack traces with the paths of this machine, a third of a small file
 
 
+_INT64_ONLY = ("ScatterND", "GatherND")
+
+
+def index_by_int64(model: onnx_ir.Model) -> None:
+    """torch 2.15 writes ``index_put`` with the index as it is, also one of 32 bits, which ONNX does not take there."""
+    for node in [n for n in model.graph if n.op_type in _INT64_ONLY]:
+        indices = node.inputs[1]
+        if indices is None or indices.dtype == onnx_ir.DataType.INT64:
+            continue
+        cast = onnx_ir.node("Cast", [indices], attributes={"to": onnx_ir.DataType.INT64.value})
+        cast.outputs[0].dtype = onnx_ir.DataType.INT64
+        model.graph.insert_before(node, cast)
+        node.replace_input_with(1, cast.outputs[0])
+
+
 def _is_pool(context: Any, x: onnx_ir.Value, axes: onnx_ir.Value, **_: Any) -> bool:
     """Over height and width, and what else there is behind the channels; onnxruntime pools only floats."""
     taken = onnx_ir.convenience.get_const_tensor(axes)

@@ -16,11 +16,11 @@ from torch.onnx import OnnxExporterError
 from slim_model.errors import ExportError, InputError, first_line
 from slim_model.export.eager_model import EagerModel, by_torchscript
 from slim_model.export.lower import Lowered, lower
-from slim_model.export.onnx_rewrites import tidy
+from slim_model.export.onnx_rewrites import index_by_int64, tidy
 from slim_model.export.onnx_translations import TRANSLATIONS
 from slim_model.export.to_program import to_program
 from slim_model.graph.as_module import graph_module
-from slim_model.graph.graph import Graph
+from slim_model.graph.graph import Graph, last_line_in
 from slim_model.graph.modes import silence_torch
 
 LARGEST_PROTOBUF = 1_900_000_000
@@ -37,20 +37,23 @@ def to_onnx(
     weights_beside: bool = False,
     largest_file: int = LARGEST_PROTOBUF,
     rewrite: Callable[[onnx_ir.Model, str], None] = tidy,
-) -> None:
+) -> dict[str, str]:
     """Write ``source`` as ONNX at ``path`` (no checks yet), as onnxruntime runs it best on ``device``.
     ``weights_beside`` takes less memory, but two files, as weights of more than ``largest_file`` bytes do. ``rewrite``
-    gives a graph the form for ``device``."""
+    gives a graph the form for ``device``. Returns the user's line behind each ONNX node, by its name, where it is
+    known."""
     if isinstance(source, EagerModel):
         model = by_torchscript(source, path, opset)
         model.metadata_props.update(metadata)
         onnx_ir.save(model, path)
-        return
+        return {}
     graph = source
     if graph.decisions:
         raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
     with silence_torch(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
+        lines = _lines(result.model)
+        index_by_int64(result.model)
         rewrite(result.model, device)
     written = result.model.opset_imports.get("", opset)
     if opset not in (None, written):
@@ -65,6 +68,16 @@ def to_onnx(
             result.save(str(path), external_data=weights_beside)
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
+    return lines
+
+
+def _lines(model: onnx_ir.Model) -> dict[str, str]:
+    """Of each node the line of the user's forward that made it, as the exporter notes it."""
+    return {
+        node.name: line
+        for node in model.graph
+        if node.name and (line := last_line_in(node.metadata_props.get("pkg.torch.onnx.stack_trace", "")))
+    }
 
 
 def _exported(graph: Graph, opset: int | None) -> torch.onnx.ONNXProgram:

@@ -129,7 +129,12 @@ def describe_inputs(inputs: tuple[Any, ...]) -> str:
 
 def source_line(node: fx.Node) -> str:
     """``'model.py:42 in forward: x = self.conv(x)'``: the user's own line that made ``node``; '' where unknown."""
-    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    return last_line_in(node.meta.get("stack_trace") or "")
+
+
+def last_line_in(stack_trace: str) -> str:
+    """The innermost line of a stack trace that is the user's own, as ``source_line`` gives it; '' where unknown."""
+    frames = list(_FRAME.finditer(stack_trace))
     frames = [f for f in frames if not f["file"].startswith(_TORCH)] or frames
     if not frames:
         return ""
