@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from slim_model import distributed
 from slim_model.atomic_write import beside
 from slim_model.commands.outputs import check_output_paths, ensure_temporary_folder, publish
+from slim_model.coupling.explain import explain
 from slim_model.errors import ExportError, ProofError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import EagerModel, runnable_form
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
 from slim_model.graph.graph import Graph, first_sample
+from slim_model.late import Late
 from slim_model.loading.load import Subject, load
 from slim_model.measuring.machine import check_device
+from slim_model.measuring.runtimes import RUNTIMES
 from slim_model.measuring.timing import Comparison, compare
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
@@ -30,11 +37,13 @@ from slim_model.recipe import Recipe
 from slim_model.recipe_files.job import Job
 from slim_model.recipe_files.write import sections_of, toml_of
 from slim_model.reporting.acceptance import check_gates
+from slim_model.reporting.explanation import svg
 from slim_model.reporting.report import Report, as_used, make_report
 from slim_model.reporting.sensitivity_plot import draw_scans
 from slim_model.training.resume import Resume
 from slim_model.version import __version__
 
+_html_page = Late("reporting.html.page:html_page")
 _WITHOUT_CLASS = ("exported program", "torchscript")
 
 
@@ -64,10 +73,9 @@ def run_job(job: Job, progress: Progress) -> Report | None:
             progress("writing and checking ONNX")
             error = _export(job, subject, compiled, small, written, temporary)
         with clock("measure"):
-            latency: list[Comparison] = []
-            dense_bytes = compiled.dense_cost.bytes
+            measured = _Measured(dense_bytes=compiled.dense_cost.bytes)
             if recipe.measuring.bench:
-                latency, dense_bytes = _measure(job, subject, compiled, small, temporary, progress)
+                measured = _measure(job, subject, compiled, small, temporary, progress)
         used = replace(job, recipe=as_used(compiled, recipe))
         report = make_report(
             compiled,
@@ -75,14 +83,19 @@ def run_job(job: Job, progress: Progress) -> Report | None:
             sections=sections_of(used, (outputs.report or job.target).parent),
             module_is_own=small.own or subject.kind in _WITHOUT_CLASS,
             source={"name": job.source.path.name, "sha256": subject.sha256, "kind": subject.kind},
-            files=(dense_bytes, temporary.stat().st_size),
+            files=(measured.dense_bytes, temporary.stat().st_size),
             onnx_error=error,
             warnings=[*subject.notes, *_other_source(job, subject)],
-            latency=latency,
+            latency=measured.latency,
+            operators=measured.operators,
             seconds=clock.seconds,
         )
         if outputs.report:  # also where a gate is not met: it says why
             publish(outputs.report, report.as_json())
+        if outputs.html:
+            progress("drawing the report")
+            picture = svg(explain(compiled.passes[-1].coupling))
+            publish(outputs.html, _html_page(json.loads(report.as_json()), coupling_svg=picture))
         if outputs.write_recipe:
             publish(outputs.write_recipe, toml_of(sections_of(used, outputs.write_recipe.parent)))
         check_gates(report, recipe.gates)
@@ -137,8 +150,8 @@ def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:
 
 def _measure(
     job: Job, subject: Subject, compiled: Compiled, small: SmallModule, written: Path, progress: Progress
-) -> tuple[list[Comparison], int]:
-    """Dense against slim, in turns, in onnxruntime and in PyTorch; also the bytes of the dense ONNX file."""
+) -> _Measured:
+    """Dense against slim, in turns, in onnxruntime and in PyTorch."""
     inputs, measuring = first_sample(compiled.dense), job.recipe.measuring
     suffix = "" if measuring.device == "cpu" else "-cuda"
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +170,31 @@ def _measure(
         for runtime, (big, little) in pairs.items():
             progress(f"measuring latency in {runtime}")
             rows.append(compare(runtime + suffix, big, little, inputs, threads=measuring.threads))
-        return rows, sum(file.stat().st_size for file in Path(folder).iterdir())
+        operators = []
+        if job.outputs.html:  # a page has room for where the time goes
+            progress("measuring operators in onnxruntime")
+            operators = _operators("onnxruntime" + suffix, dense, written, inputs, measuring.threads)
+        return _Measured(rows, operators, sum(file.stat().st_size for file in Path(folder).iterdir()))
+
+
+def _operators(runtime: str, dense: Path, slim: Path, inputs: Sequence[Tensor], threads: int) -> list[dict[str, Any]]:
+    """What each kind of operator takes, by the profile that ``runtime`` writes of itself."""
+    profile = RUNTIMES[runtime].per_op
+    assert profile is not None, runtime
+    return [
+        {"model": model} | asdict(operator)
+        for model, file in (("dense", dense), ("slim", slim))
+        for operator in profile(file, inputs, threads)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """``dense_bytes``: of the dense ONNX file, or of the stored tensors where none was written."""
+
+    latency: list[Comparison] = field(default_factory=list)
+    operators: list[dict[str, Any]] = field(default_factory=list)
+    dense_bytes: int = 0
 
 
 class _Clock:

@@ -13,7 +13,8 @@ FORMATS = (".pt2", ".safetensors", ".pt")
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """``save``: the small PyTorch model, in the format of its ending. ``report``: the JSON report. ``write_recipe``:
+    """``save``: the small PyTorch model, in the format of its ending. ``report``: the JSON report. ``html``: the same
+    as a page. ``write_recipe``:
     the options as they were used, for ``slim-model run``. ``opset``: of the ONNX file; None: the exporter's."""
 
     save: Path | None = option(
@@ -22,6 +23,7 @@ class OutputOptions:
     report: Path | None = option(
         None, "Everything that was done, for machines.", kind=Path, metavar="R.json", basic=True
     )
+    html: Path | None = option(None, "The report as a page, for a browser.", kind=Path, metavar="R.html")
     write_recipe: Path | None = option(
         None, "The options as they were used, for slim-model run.", kind=Path, metavar="R.toml"
     )
@@ -30,7 +32,7 @@ class OutputOptions:
     @property
     def places(self) -> list[Path]:
         """The files that are asked for."""
-        return [place for place in (self.save, self.report, self.write_recipe) if place]
+        return [place for place in (self.save, self.report, self.html, self.write_recipe) if place]
 
     def __post_init__(self) -> None:
         if self.save and self.save.suffix not in FORMATS:

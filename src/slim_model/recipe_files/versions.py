@@ -15,17 +15,24 @@ REPORT_SCHEMA = "slim-model-report/2"
 """/1 had the options in one list, and not where IN and OUT.onnx lay."""
 
 
+def check_report(report: Any, file: Path) -> int:
+    """The version of ``report``, read from ``file``; InputError where it is no report, or one of a later slim-model."""
+    if not isinstance(report, dict) or not str(report.get("schema", "")).startswith("slim-model-report/"):
+        raise InputError(f"{file} is no report of slim-model. Give a file that --report wrote.")
+    version = str(report["schema"]).rpartition("/")[2]
+    if not version.isdecimal() or int(version) > int(REPORT_SCHEMA.rpartition("/")[2]):
+        raise InputError(
+            f"{file} is of schema {report['schema']}; this version reads up to {REPORT_SCHEMA}. Update slim-model."
+        )
+    if not isinstance(report.get("recipe"), dict) or not isinstance(report.get("source"), dict):
+        raise InputError(f"{file} is no whole report: it holds no recipe or no source.")
+    return int(version)
+
+
 def recipe_of_report(report: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], str | None]:
     """The sections of the recipe that ``report`` holds, and the sha256 of its IN."""
-    version = str(report["schema"]).rpartition("/")[2]
-    current = REPORT_SCHEMA.rpartition("/")[2]
-    if not version.isdecimal() or int(version) > int(current):
-        raise InputError(f"{file} is of schema {report['schema']}; this version reads up to {REPORT_SCHEMA}. Update "
-                         "slim-model.")  # fmt: skip
-    recipe, source = report.get("recipe"), report.get("source")
-    if not isinstance(recipe, dict) or not isinstance(source, dict):
-        raise InputError(f"{file} is no whole report: it holds no recipe or no source.")
-    return (_sections(recipe) if int(version) == 1 else recipe), source.get("sha256")
+    recipe = report["recipe"] if check_report(report, file) > 1 else _sections(report["recipe"])
+    return recipe, report["source"].get("sha256")
 
 
 def _sections(flat: Mapping[str, Any]) -> dict[str, Any]:

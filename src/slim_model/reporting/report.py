@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, TypedDict
 
@@ -34,6 +34,24 @@ class SliceRow(TypedDict):
     kept: list[int]
 
 
+class OperatorRow(TypedDict):
+    """What all operators of one kind take in one run of the dense or the slim file, of how many nodes."""
+
+    model: str
+    name: str
+    nodes: int
+    ms: float
+
+
+class SensitivityRow(TypedDict):
+    """What is lost where shares of one group's channels are removed, by ``measure`` (see ``Scan``)."""
+
+    name: str
+    measure: str
+    removed: list[float]
+    lost: list[float]
+
+
 class _GroupRow(TypedDict):
     """Channels that were ranked together; ``kept`` are their numbers, ``before`` and ``after`` how many there are."""
 
@@ -57,7 +75,8 @@ class Report:
     """What was done, in the words of the JSON report (``as_dict``). Counts of ``params``, ``macs`` (per example) and
     ``bytes`` are for the dense and the slim model; ``free_share`` is the share of channels that could go, and
     ``channels`` counts these before and after; ``steps``, each with the accuracy after it (see ``Step``); ``norms``:
-    those whose statistics run over the channels that are left, while all other statistics count the dense model's."""
+    those whose statistics run over the channels that are left, while all other statistics count the dense model's;
+    ``operators``: what each kind takes, where a page was asked for."""
 
     source: dict[str, Any]
     recipe: dict[str, Any]
@@ -76,6 +95,8 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     steps: Annotated[list[dict[str, Any]], Step] = field(default_factory=list)
     norms: list[dict[str, str]] = field(default_factory=list)
+    operators: Annotated[list[dict[str, Any]], OperatorRow] = field(default_factory=list)
+    sensitivity: Annotated[list[dict[str, Any]], SensitivityRow] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {"schema": REPORT_SCHEMA} | asdict(self)
@@ -95,6 +116,7 @@ def make_report(
     files: tuple[int, int] | None = None,
     onnx_error: float | None = None,
     latency: Iterable[Comparison] = (),
+    operators: Iterable[dict[str, Any]] = (),
     warnings: Iterable[str] = (),
     seconds: dict[str, float] | None = None,
 ) -> Report:
@@ -127,7 +149,16 @@ def make_report(
         seconds=seconds or {},
         steps=[asdict(step) for step in compiled.steps],
         norms=[asdict(norm) for norm in compiled.kept_norms()],
+        operators=list(operators),
+        sensitivity=list(_sensitivity(compiled)),
     )
+
+
+def _sensitivity(compiled: Compiled) -> Iterator[dict[str, Any]]:
+    """Every curve of a scan, where the allocation made one."""
+    for scan in (removed.scan for removed in compiled.passes if removed.scan):
+        for name, (shares, lost) in zip(scan.names, scan.curves, strict=True):
+            yield {"name": name, "measure": scan.measure, "removed": shares.tolist(), "lost": lost.tolist()}
 
 
 def _counted(compiled: Compiled) -> dict[str, float]:

@@ -1,0 +1,26 @@
+"""``slim-model compare A.json B.json``: reports of runs, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slim_model.errors import InputError, first_line
+from slim_model.recipe_files.versions import check_report
+
+
+def read_reports(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Each report by the name of its file. Raises InputError where one cannot be read, or is no report."""
+    reports: dict[str, dict[str, Any]] = {}
+    for file in files:
+        try:
+            report = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}.") from error
+        except ValueError as error:
+            raise InputError(f"{file} is no JSON: {first_line(error)}. Give reports that --report wrote.") from error
+        check_report(report, file)
+        reports[str(file)] = report
+    return reports

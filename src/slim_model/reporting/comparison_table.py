@@ -1,0 +1,24 @@
+"""Reports of several runs -> one table, a row a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from slim_model.reporting.headline import figures_of
+
+
+def show_comparison(reports: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Print the figures of ``reports``, by the names of their files; those that all dense models share stand above."""
+    rows = {name: {figure.name: figure for figure in figures_of(report)} for name, report in reports.items()}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[n].slim}\n[dim]{row[n].change}[/dim]" if n in row else "" for n in names))
+    console.print(table)

@@ -1,0 +1,41 @@
+"""The figures of a report that a reader looks for first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+_COUNTED = (
+    ("params", "parameters", "M", 1e6),
+    ("macs", "multiply-adds", "M", 1e6),
+    ("bytes", "file", "MB", 1e6),
+)
+
+
+class Figure(NamedTuple):
+    """One figure of the dense and the slim model as text, how they differ, and the slim one as a number to sort by."""
+
+    name: str
+    dense: str
+    slim: str
+    change: str
+    value: float
+
+
+def figures_of(report: Mapping[str, Any]) -> Iterator[Figure]:
+    """Of a report as JSON has it: channels, parameters, multiply-adds, file, latency, accuracy, as far as known."""
+    channels = report["channels"]
+    removed = f"{channels['removed_share']:.0%} removed"
+    yield Figure("channels", f"{channels['dense']:,}", f"{channels['slim']:,}", removed, channels["slim"])
+    for name, title, unit, scale in _COUNTED:
+        dense, slim = report["dense"][name], report["slim"][name]
+        less = f"{dense / slim:.2f}x less" if slim else ""
+        yield Figure(title, f"{dense / scale:,.2f} {unit}", f"{slim / scale:,.2f} {unit}", less, slim)
+    for row in report["latency"]:
+        dense, slim = (f"{row[side]['median_ms']:.2f} ms" for side in ("dense", "slim"))
+        faster = f"{row['speedup']:.2f}x, 95 %: {row['speedup_low']:.2f}-{row['speedup_high']:.2f}"
+        yield Figure(f"latency, {row['runtime']}", dense, slim, faster, row["slim"]["median_ms"])
+    known = [step["accuracy"] for step in report["steps"] if step["accuracy"] is not None]
+    if known:
+        change = f"{100 * (known[-1] - known[0]):+.2f} points"
+        yield Figure("accuracy", f"{known[0]:.2%}", f"{known[-1]:.2%}", change, known[-1])
