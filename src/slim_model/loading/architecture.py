@@ -42,9 +42,9 @@ class _Arch:
 
 
 def build(
-    arch: str, found: Checkpoint, *, prefix: str | None = None, strict: bool = True
+    arch: str, saved: Checkpoint, *, prefix: str | None = None, strict: bool = True
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The model that ``arch`` names, with the weights in ``found`` that fit it, and notes of what was assumed.
+    """The model that ``arch`` names, with the weights in ``saved`` that fit it, and notes of what was assumed.
 
     What training puts in front of names is taken off, or ``prefix`` alone. Names and shapes must all agree; without
     ``strict`` only shapes. The number of classes is taken from the weights where the builder accepts ``num_classes``
@@ -52,15 +52,15 @@ def build(
     """
     spec = _parse(arch)
     builder = _find(spec)
-    implied = _implied(builder, {name for weights in found.weights for name in weights.tensors})
+    implied = _implied(builder, {name for weights in saved.weights for name in weights.tensors})
     model = _call(spec, builder, implied | spec.kwargs)
-    choice = choose_weights(found, _shapes(model), prefix)
+    choice = choose_weights(saved, _shapes(model), prefix)
     classes = _classes(model, choice.fitted.tensors)
     if classes and "num_classes" not in spec.kwargs and not spec.args and _accepts(builder, "num_classes"):
         model = _call(spec, builder, implied | spec.kwargs | {"num_classes": classes})
-        choice = choose_weights(found, _shapes(model), prefix)
+        choice = choose_weights(saved, _shapes(model), prefix)
     choice.check_clear()
-    return model, (*choice.notes(), *_load(arch, model, choice, found, strict))
+    return model, (*choice.notes(), *_load(arch, model, choice, saved, strict))
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -68,14 +68,14 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def _parse(arch: str) -> _Arch:
-    found = re.fullmatch(r"(?P<place>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<call>\(.*\))?", arch.strip())
-    if not found:
+    match = re.fullmatch(r"(?P<place>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<call>\(.*\))?", arch.strip())
+    if not match:
         raise InputError(f"--arch {arch!r} names no model. {_EXAMPLES}.")
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
-    if found["call"]:
+    if match["call"]:
         try:
-            call = ast.parse(f"f{found['call']}", mode="eval").body
+            call = ast.parse(f"f{match['call']}", mode="eval").body
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
                 raise ValueError("it is not one call")
             args = tuple(ast.literal_eval(value) for value in call.args)
@@ -84,7 +84,7 @@ def _parse(arch: str) -> _Arch:
             raise InputError(
                 f"--arch {arch!r}: arguments must be plain values, such as (num_classes=10): {error}."
             ) from error
-    return _Arch(arch, found["place"], found["name"], args, kwargs)
+    return _Arch(arch, match["place"], match["name"], args, kwargs)
 
 
 def _find(spec: _Arch) -> Any:
@@ -106,14 +106,14 @@ def _find(spec: _Arch) -> Any:
             raise InputError(
                 f"--arch {spec.text!r}: importing {spec.place} failed with {describe_error(error)}. {_EXAMPLES}."
             ) from error
-    found = place
+    attribute = place
     for part in spec.name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(attribute, part):
             near = difflib.get_close_matches(part, [name for name in vars(place) if not name.startswith("_")])
             also = f" Did you mean {' or '.join(near)}?" if near else ""
             raise InputError(f"--arch {spec.text!r}: {spec.place} has no {spec.name!r}.{also}")
-        found = getattr(found, part)
-    return found
+        attribute = getattr(attribute, part)
+    return attribute
 
 
 def _timm_builder(spec: _Arch) -> Callable[..., Any]:
@@ -198,7 +198,7 @@ def _classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None:
     return outputs if outputs != own[last].shape[0] else None
 
 
-def _load(arch: str, model: nn.Module, choice: ChosenWeights, found: Checkpoint, strict: bool) -> tuple[str, ...]:
+def _load(arch: str, model: nn.Module, choice: ChosenWeights, saved: Checkpoint, strict: bool) -> tuple[str, ...]:
     """Copy the weights in; notes of what did not fit, where that is allowed."""
     own, state = model.state_dict(), choice.fitted.tensors
     misshapen = {name for name in own if name in state and own[name].shape != state[name].shape}
@@ -217,7 +217,7 @@ def _load(arch: str, model: nn.Module, choice: ChosenWeights, found: Checkpoint,
         if names
     }
     if differing and (strict or misshapen):
-        where = f" Taken were the {choice.words}; the file holds {found.listed()}." if len(found.weights) > 1 else ""
+        where = f" Taken were the {choice.words}; the file holds {saved.listed()}." if len(saved.weights) > 1 else ""
         raise InputError(
             f"the weights do not fit --arch {arch!r}. Of {len(own)} names, {'; '.join(differing)}.{where} Give the "
             "architecture and the arguments the file was trained with, such as torchvision:resnet18(num_classes=10)."

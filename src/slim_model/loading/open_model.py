@@ -55,11 +55,11 @@ def open_model(file: FileBytes, options: SourceOptions) -> Opened:
                 return _open_archive(file, form, options)
     except TooMuch as error:
         raise InputError(_too_much(error)) from error
-    found = open_checkpoint(file, options)
-    if options.arch is not None and found.weights:
-        model, notes = build(options.arch, found, prefix=options.prefix, strict=options.strict)
-        return Opened(model.eval(), "state dict", None, notes, found.image_sides)
-    return _held_model(found, options)
+    saved = open_checkpoint(file, options)
+    if options.arch is not None and saved.weights:
+        model, notes = build(options.arch, saved, prefix=options.prefix, strict=options.strict)
+        return Opened(model.eval(), "state dict", None, notes, saved.image_sides)
+    return _model_within(saved, options)
 
 
 def open_checkpoint(file: FileBytes, options: SourceOptions) -> Checkpoint:
@@ -73,12 +73,12 @@ def open_checkpoint(file: FileBytes, options: SourceOptions) -> Checkpoint:
             if form == "safetensors":
                 from safetensors.torch import load as load_safetensors
 
-                held: Any = load_safetensors(file.content)
+                content: Any = load_safetensors(file.content)
             elif options.trust_pickle:
-                held = _unpickle_trusted(file.content, options.code)
+                content = _unpickle_trusted(file.content, options.code)
             else:
-                held = read_saved(file.content)
-            return checkpoint(held).at(options.key)
+                content = read_saved(file.content)
+            return checkpoint(content).at(options.key)
     except InputError:
         raise
     except (TooMuch, RecursionError) as error:
@@ -189,17 +189,17 @@ def _unpickle_trusted(content: bytes, code: Path | None) -> Any:
 def _main_class(main: ModuleType | None, name: str, code: Path | None) -> Any:
     if main is None:
         raise InputError(f"holds {name} from the script that saved it. Name that script: --code path/train.py.")
-    found: Any = main
+    attribute: Any = main
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(attribute, part):
             raise InputError(f"holds {name}, which {code} does not define. Give the script that does with --code.")
-        found = getattr(found, part)
-    return found
+        attribute = getattr(attribute, part)
+    return attribute
 
 
-def _held_model(found: Checkpoint, options: SourceOptions) -> Opened:
+def _model_within(saved: Checkpoint, options: SourceOptions) -> Opened:
     """The model that a checkpoint itself holds."""
-    models = [weights for weights in found.weights if weights.model is not None]
+    models = [weights for weights in saved.weights if weights.model is not None]
     if models and options.arch is None:
         first, *others = models
         try:
@@ -209,14 +209,14 @@ def _held_model(found: Checkpoint, options: SourceOptions) -> Opened:
         except RecursionError as error:
             raise InputError(_too_much(error)) from error
         notes = (f"the model at {first.path!r} was taken; --key {others[0].path} takes the other",) if others else ()
-        return Opened(model.eval(), "module", None, notes, found.image_sides)
-    if found.unknown is not None:
-        raise InputError(_refusal(Refused(found.unknown)))
-    if not found.weights:
-        raise InputError(f"holds neither a model nor a state dict but {found.summary}. Save the model in it.")
-    first = found.weights[0]
+        return Opened(model.eval(), "module", None, notes, saved.image_sides)
+    if saved.unknown is not None:
+        raise InputError(_refusal(Refused(saved.unknown)))
+    if not saved.weights:
+        raise InputError(f"holds neither a model nor a state dict but {saved.summary}. Save the model in it.")
+    first = saved.weights[0]
     name, tensor = next(iter(first.tensors.items()))
-    more = f" It holds {found.listed()}." if len(found.weights) > 1 else ""
+    more = f" It holds {saved.listed()}." if len(saved.weights) > 1 else ""
     raise InputError(
         f"holds a state dict ({len(first.tensors)} tensors, the first {name} of shape {tuple(tensor.shape)}), which "
         f"does not say how they are used.{more} Name the architecture: {_ARCHS}."

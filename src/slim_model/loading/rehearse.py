@@ -48,11 +48,11 @@ def rehearse(work: Callable[[], Any], *, file_bytes: int, typed_bytes: int = 0) 
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if not answer:
         raise InputError(_ending(-status, answer is None, seconds, memory))
-    found = json.loads(answer)
-    if "refused" in found:
-        no_memory = _NO_MEMORY in found["refused"]
-        raise InputError(_ending(signal.SIGKILL, False, seconds, memory) if no_memory else found["refused"])
-    return found["result"] if "result" in found else work()  # a fault of ours shows here as it is
+    told = json.loads(answer)
+    if "refused" in told:
+        no_memory = _NO_MEMORY in told["refused"]
+        raise InputError(_ending(signal.SIGKILL, False, seconds, memory) if no_memory else told["refused"])
+    return told["result"] if "result" in told else work()  # a fault of ours shows here as it is
 
 
 def _perform(work: Callable[[], Any], writing: int, seconds: int, memory: int) -> NoReturn:

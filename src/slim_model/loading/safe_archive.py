@@ -90,8 +90,8 @@ def vet_script(content: bytes) -> None:
     for record in reader.get_all_records():
         if record.endswith((".py", ".pkl")) or "/" not in record:
             text = reader.get_record(record).decode("utf-8", "replace")
-            if found := _REACHES_OUT.search(text):
-                raise Unsafe(f"its {record} names {found[0]!r}")
+            if match := _REACHES_OUT.search(text):
+                raise Unsafe(f"its {record} names {match[0]!r}")
 
 
 def vet_names(model: nn.Module) -> None:

@@ -38,10 +38,10 @@ def recalibrate(small: Graph, fit: Parts, *, memory: int = MEMORY) -> tuple[Grap
 def _statistics(node: fx.Node, track: StreamedRun, seen: ChannelMoments) -> dict[str, Tensor]:
     owners, given = track.graph.owners, arguments_of(node)
     mean, variance = (owners[given[name].name] for name in ("running_mean", "running_var"))
-    held = track.tensors
+    stored = track.tensors
     return {
-        mean: seen.mean.to(held[mean]),
-        variance: (seen.m2 / (seen.count - 1)).to(held[variance]),  # as PyTorch stores it
+        mean: seen.mean.to(stored[mean]),
+        variance: (seen.m2 / (seen.count - 1)).to(stored[variance]),  # as PyTorch stores it
     }
 
 

@@ -47,7 +47,7 @@ def train_blocks(
     small: Graph,
     layers: list[LinearLayer],
     fit: Parts,
-    held: Parts,
+    held_out: Parts,
     *,
     at_once: int = BLOCKS_AT_ONCE,
     steps: int = STEPS,
@@ -58,7 +58,8 @@ def train_blocks(
     ``at_once``: blocks in a row that learn together; ``steps``: of the optimizer, for each such row.
     """
     blocks, took, tensors = find_blocks(dense, small, layers, at_once), dict[str, str](), dict(small.tensors)
-    tracks = [(StreamedRun(dense, part, MEMORY // 2), StreamedRun(small, part, MEMORY // 2)) for part in (fit, held)]
+    half = MEMORY // 2  # each pair of tracks shares the memory
+    tracks = [(StreamedRun(dense, part, half), StreamedRun(small, part, half)) for part in (fit, held_out)]
     for number, block in enumerate(blocks, 1):
         run, ours, unseen = _Runner(small, block, tensors), *(_samples(block, big, little) for big, little in tracks)
         took[block.end.name], changed = _learned(
@@ -76,23 +77,23 @@ Pairs = tuple[Tensor, Tensor]
 
 def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Pairs | None:
     """As many samples as fit into MEMORY; None where they differ in shape."""
-    taken, wanted, size = [], [], 0
+    taken, targets, size = [], [], 0
     for big, little in zip(dense.after(block.end.name), small.after(block.start), strict=True):
         if size < MEMORY:
             taken.append(little.values[block.start].detach().clone())
-            wanted.append(block.end.wanted(big.values[block.end.name].detach()).clone())
-            size += taken[-1].nbytes + wanted[-1].nbytes
-    if len({x.shape[1:] for x in taken}) != 1 or len({x.shape[1:] for x in wanted}) != 1:
+            targets.append(block.end.wanted(big.values[block.end.name].detach()).clone())
+            size += taken[-1].nbytes + targets[-1].nbytes
+    if len({x.shape[1:] for x in taken}) != 1 or len({x.shape[1:] for x in targets}) != 1:
         return None
-    return torch.cat(taken), torch.cat(wanted)
+    return torch.cat(taken), torch.cat(targets)
 
 
 def _learned(
-    run: _Runner, fit: Pairs | None, held: Pairs | None, stage: str, steps: int, progress: Progress
+    run: _Runner, fit: Pairs | None, held_out: Pairs | None, stage: str, steps: int, progress: Progress
 ) -> tuple[str, dict[str, Tensor]]:
     """What came of it, and the values that change."""
     progress(stage)
-    if fit is None or held is None:
+    if fit is None or held_out is None:
         return "kept: samples are of several shapes, or none is held out", {}
     if len(fit[0]) < _LEAST:
         return f"kept: {len(fit[0])} samples are too few", {}
@@ -100,7 +101,7 @@ def _learned(
         given = run(fit[0][:1])
     if not given.is_floating_point() or given.shape[1:] != fit[1].shape[1:]:
         return "kept: channels lie on more than one axis", {}
-    before = run.error(*held)
+    before = run.error(*held_out)
     if before == 0:
         return "kept: nothing is lost", {}
     try:
@@ -108,20 +109,20 @@ def _learned(
     except RuntimeError as error:  # an operator without a derivative
         return f"kept: {first_line(error, at_most=120)}", {}
     changed = {name: value.detach() for name, value in run.values.items()}
-    after = run.error(*held)
-    found = f"error {before:.3g} -> {after:.3g}"
-    return (f"learned: {found}", changed) if after < before else (f"kept: {found}", {})
+    after = run.error(*held_out)
+    errors = f"error {before:.3g} -> {after:.3g}"
+    return (f"learned: {errors}", changed) if after < before else (f"kept: {errors}", {})
 
 
 @torch.enable_grad()
-def _train(run: _Runner, taken: Tensor, wanted: Tensor, stage: str, steps: int, progress: Progress) -> None:
-    spread = float((wanted - wanted.mean(0)).square().mean()) or 1.0
+def _train(run: _Runner, taken: Tensor, targets: Tensor, stage: str, steps: int, progress: Progress) -> None:
+    spread = float((targets - targets.mean(0)).square().mean()) or 1.0
     optimizer = torch.optim.Adam([value.requires_grad_() for value in run.values.values()], RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator, told = torch.Generator().manual_seed(0), time.perf_counter()
     for step in range(steps):
         chosen = torch.randint(len(taken), (BATCH,), generator=generator).to(taken.device)
-        loss = (run(taken[chosen]) - wanted[chosen]).square().mean() / spread
+        loss = (run(taken[chosen]) - targets[chosen]).square().mean() / spread
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -151,15 +152,15 @@ class _Runner:
         for node in self.block.nodes:
             if node not in env:
                 env[node] = self.interpreter.run_node(node)
-        found: Tensor = env[self.block.end.node]
-        return found
+        output: Tensor = env[self.block.end.node]
+        return output
 
     @torch.no_grad()
-    def error(self, taken: Tensor, wanted: Tensor) -> float:
-        """Squared, relative to the spread of what is wanted."""
-        pairs = zip(taken.split(BATCH), wanted.split(BATCH), strict=True)
+    def error(self, taken: Tensor, targets: Tensor) -> float:
+        """Squared, relative to the spread of the targets."""
+        pairs = zip(taken.split(BATCH), targets.split(BATCH), strict=True)
         wrong = sum(float((self(x.clone()) - y).double().square().sum()) for x, y in pairs)
-        return wrong / max(float((wanted - wanted.mean(0)).double().square().sum()), 1e-300)
+        return wrong / max(float((targets - targets.mean(0)).double().square().sum()), 1e-300)
 
 
 # -- where blocks begin and end -------------------------------------------------------------------------------------
@@ -175,11 +176,11 @@ def find_blocks(
         ends.append(cut_points[-1])
     nodes, used = list(small.nodes), count_readers(small)
     at = {node: i for i, node in enumerate(nodes)}
-    found = []
+    blocks = []
     for start, end in itertools.pairwise(ends):
         inside = tuple(nodes[at[start.node] + 1 : at[end.node] + 1])
         read = dict.fromkeys(source for node in inside for source in node.all_input_nodes)
         owned = filter(None, (stored_name_of(small, source, used) for source in read))
         if trained := tuple(name for name in owned if name in small.parameter_names):
-            found.append(Block(start.name, inside, trained, end))
-    return found
+            blocks.append(Block(start.name, inside, trained, end))
+    return blocks

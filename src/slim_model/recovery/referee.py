@@ -40,9 +40,9 @@ class Verdict:
 class Referee:
     """Compares outputs with those of the dense graph on what is held out; these are kept."""
 
-    def __init__(self, dense: Graph, held: Parts) -> None:
-        self.held = held
-        self.expected = [_floating(dense.run(part.inputs)) for part in held()]
+    def __init__(self, dense: Graph, held_out: Parts) -> None:
+        self.held_out = held_out
+        self.expected = [_floating(dense.run(part.inputs)) for part in held_out()]
 
     def error(self, small: Graph) -> float:
         return self.judge(small).error
@@ -52,16 +52,16 @@ class Referee:
             return Verdict(math.nan)
         total = 0.0
         for number in range(len(self.expected[0])):
-            wanted = torch.cat([outputs[number].reshape(-1) for outputs in self.expected]).double()
-            total += float((wanted - wanted.mean()).square().sum())
+            values = torch.cat([outputs[number].reshape(-1) for outputs in self.expected]).double()
+            total += float((values - values.mean()).square().sum())
         wrong, agrees = 0.0, []
-        for part, wanted_here in zip(self.held(), self.expected, strict=True):
-            found = _floating(small.run(part.inputs))
+        for part, expected in zip(self.held_out(), self.expected, strict=True):
+            outputs = _floating(small.run(part.inputs))
             wrong += sum(
-                float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted_here, strict=True)
+                float((a.double() - b.double()).square().sum()) for a, b in zip(outputs, expected, strict=True)
             )
-            if _is_classes(wanted_here):
-                agrees.append(found[0].argmax(1) == wanted_here[0].argmax(1))
+            if _is_classes(expected):
+                agrees.append(outputs[0].argmax(1) == expected[0].argmax(1))
         error = wrong / total if total else math.nan
         return Verdict(math.inf if math.isnan(wrong) else error, torch.cat(agrees) if agrees else None)
 
@@ -71,7 +71,7 @@ def _is_classes(outputs: list[Tensor]) -> bool:
 
 
 def _floating(outputs: list[Tensor]) -> list[Tensor]:
-    found = [x for x in outputs if x.is_floating_point()]
-    if not found:
+    floating = [x for x in outputs if x.is_floating_point()]
+    if not floating:
         raise InputError("the model has no output of real numbers, so nothing can be recovered: --recover none.")
-    return found
+    return floating

@@ -48,44 +48,44 @@ def fold_weights(graph: Graph) -> Graph:
     sources = {node: [graph.owners[n.name] for n in known if n in cones[node] and n.name in graph.owners]
                for node in cones}  # fmt: skip
     made: dict[tuple[int, str], fx.Node] = {}
-    found: list[tuple[fx.Node, Folded, Tensor]] = []
+    folds: list[tuple[fx.Node, Folded, Tensor]] = []
     computed: dict[int, Tensor] = {}
     for node in cones:
         name = _name(graph, node, sources[node], layers[node])
         formula = formulas[node]
         if (formula, name) not in made:  # a weight that is computed at each of its uses is one weight
             value = computed.setdefault(formula, values[node].detach().clone())
-            made[formula, name] = add_placeholder(graph, f"folded_{len(found)}", value, node)
+            made[formula, name] = add_placeholder(graph, f"folded_{len(folds)}", value, node)
             folded = Folded(name, tuple(sources[node]), tuple(value.shape), source_line(node), layers[node])
-            found.append((made[formula, name], folded, value))
+            folds.append((made[formula, name], folded, value))
         node.replace_all_uses_with(made[formula, name])
     _drop(graph, known, {name for names in sources.values() for name in names})
-    return _with_folded(graph, found)
+    return _with_folded(graph, folds)
 
 
 def _last_computed(known: Sequence[fx.Node]) -> list[fx.Node]:
     """Where values that are used elsewhere were computed last, behind which they only move."""
     within = set(known)
-    found: dict[fx.Node, None] = {}
+    computed: dict[fx.Node, None] = {}
     pending = [node for node in known if any(user not in within for user in node.users)]
     while pending:
         node = pending.pop()
-        if node.op == "call_function" and node not in found:
+        if node.op == "call_function" and node not in computed:
             if _moves(node):
                 pending += node.all_input_nodes
             else:
-                found[node] = None
-    return [node for node in known if node in found]
+                computed[node] = None
+    return [node for node in known if node in computed]
 
 
 def _as_a_source(graph: Graph, node: fx.Node, known: Sequence[fx.Node]) -> fx.Node:
     """``node``, or where it has been moved into the shape of a parameter that it is computed from."""
     shapes = {tuple(graph.tensors[graph.owners[n.name]].shape) for n in cone_of(node) if n.name in graph.owners}
-    found = here = node
+    source = here = node
     while len(here.users) == 1 and _moves(here := next(iter(here.users))) and here in known and _is_one(here):
         if tuple(here.meta["val"].shape) in shapes:
-            found = here
-    return found
+            source = here
+    return source
 
 
 def _is_one(node: fx.Node) -> bool:
@@ -138,16 +138,16 @@ def _is_layer(node: fx.Node) -> bool:
 def _formulas(graph: Graph, known: Sequence[fx.Node]) -> dict[fx.Node, int]:
     """Equal numbers for nodes that compute the same from the same memory."""
     numbers: dict[Any, int] = {}
-    found: dict[fx.Node, int] = {}
+    formulas: dict[fx.Node, int] = {}
     for node in known:
         if node.name in graph.owners:
             key: Any = storage_key(graph.tensors[graph.owners[node.name]])
         elif node.op == "get_attr":
             key = node.target
         else:
-            key = (node.target, repr(fx.map_arg((node.args, node.kwargs), lambda n: f"node {found[n]}")))
-        found[node] = numbers.setdefault(key, len(numbers))
-    return found
+            key = (node.target, repr(fx.map_arg((node.args, node.kwargs), lambda n: f"node {formulas[n]}")))
+        formulas[node] = numbers.setdefault(key, len(numbers))
+    return formulas
 
 
 # -- names ----------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def _formulas(graph: Graph, known: Sequence[fx.Node]) -> dict[fx.Node, int]:
 
 def _removable(sources: Sequence[str]) -> str | None:
     """The name of the weight where torch.nn.utils computes it and can remove that again."""
-    names = {f"{found[1]}{found[2]}" for source in sources if (found := _PARAMETRIZED.fullmatch(source))}
+    names = {f"{match[1]}{match[2]}" for source in sources if (match := _PARAMETRIZED.fullmatch(source))}
     if len(names) == 1:
         return names.pop()
     for suffixes in _HOOKED:
@@ -188,12 +188,12 @@ def _drop(graph: Graph, known: Sequence[fx.Node], sources: set[str]) -> None:
     graph.module.recompile()
 
 
-def _with_folded(graph: Graph, found: list[tuple[fx.Node, Folded, Tensor]]) -> Graph:
+def _with_folded(graph: Graph, folds: list[tuple[fx.Node, Folded, Tensor]]) -> Graph:
     owners = {n.name: graph.owners[n.name] for n in graph.nodes if n.name in graph.owners}
     tensors = {name: tensor for name, tensor in graph.tensors.items() if name in set(owners.values())}
     trained = set(graph.parameter_names)
     folded = list(graph.folded)
-    for stored, weight, tensor in found:
+    for stored, weight, tensor in folds:
         name = weight.name
         while name in tensors:  # the raw parameter is read elsewhere, too
             name += "_folded"

@@ -187,8 +187,8 @@ def _keys(*args: Any) -> list[Any]:
 
 
 def _pairs(*args: Any) -> list[tuple[Any, Any]]:
-    held = _shown(*args)
-    return [(check_key(key), value) for key, value in (held.items() if isinstance(held, dict) else held)]
+    shown = _shown(*args)
+    return [(check_key(key), value) for key, value in (shown.items() if isinstance(shown, dict) else shown)]
 
 
 def _array(_cls: Any = None, *_: Any) -> Inert:
@@ -196,9 +196,9 @@ def _array(_cls: Any = None, *_: Any) -> Inert:
 
 
 def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> Inert:
-    found = Inert(_ARRAY)
-    found.state = (1, shape, dtype, order == "F", _latin(content))
-    return found
+    array = Inert(_ARRAY)
+    array.state = (1, shape, dtype, order == "F", _latin(content))
+    return array
 
 
 def _simple(*args: Any) -> Any:

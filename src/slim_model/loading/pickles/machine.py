@@ -103,26 +103,26 @@ class _Machine:
         end = self.at + count
         if count < 0 or end > len(self.data):
             raise IndexError("cut off")
-        found, self.at = self.data[self.at : end], end
-        return found
+        taken, self.at = self.data[self.at : end], end
+        return taken
 
     def number(self, form: str, size: int) -> int:
-        (found,) = unpack_from(form, self.take(size))
-        return int(found)
+        (value,) = unpack_from(form, self.take(size))
+        return int(value)
 
     def line(self) -> str:
         end = self.data.index(b"\n", self.at)
-        found, self.at = self.data[self.at : end], end + 1
-        return found.decode("utf-8")
+        text, self.at = self.data[self.at : end], end + 1
+        return text.decode("utf-8")
 
     # -- the stack ---------------------------------------------------------------------------------------------------
 
     def marked(self) -> list[Any]:
         """What lies above the last mark, taken off together with it."""
         at = next(i for i in range(len(self.stack) - 1, -1, -1) if self.stack[i] is _MARK)
-        found = self.stack[at + 1 :]
+        above = self.stack[at + 1 :]
         del self.stack[at:]
-        return found
+        return above
 
     def top(self) -> Any:
         return self.stack[-1]
@@ -364,10 +364,10 @@ def _appends(machine: _Machine) -> None:
 
 
 def _extend(machine: _Machine, values: list[Any]) -> None:
-    held = machine.top().entries if isinstance(machine.top(), Inert) else machine.top()
-    if type(held) is not list:
+    entries = machine.top().entries if isinstance(machine.top(), Inert) else machine.top()
+    if type(entries) is not list:
         raise TypeError("values for what is no list")
-    held.extend(values)
+    entries.extend(values)
 
 
 @_step("ADDITEMS")
@@ -391,7 +391,7 @@ def _set_items(machine: _Machine) -> None:
 
 
 def _update(machine: _Machine, flat: list[Any]) -> None:
-    held = machine.top().items if isinstance(machine.top(), Inert) else machine.top()
-    if not isinstance(held, dict):
+    items = machine.top().items if isinstance(machine.top(), Inert) else machine.top()
+    if not isinstance(items, dict):
         raise TypeError("items for what is no dict")
-    held.update(zip(map(check_key, flat[::2]), flat[1::2], strict=True))
+    items.update(zip(map(check_key, flat[::2]), flat[1::2], strict=True))

@@ -52,10 +52,10 @@ class Refused(Exception):
 
 def settle(module: Inert) -> nn.Module:
     """The real module; raises `Refused`, or InputError where its package is not installed."""
-    found = _Settler().settle(module)
-    if not isinstance(found, nn.Module):
+    settled = _Settler().settle(module)
+    if not isinstance(settled, nn.Module):
         raise Refused(module.name)
-    return found
+    return settled
 
 
 def children_of(module: Any) -> dict[str, Inert]:
@@ -64,8 +64,8 @@ def children_of(module: Any) -> dict[str, Inert]:
 
 
 def dict_in(module: Inert, name: str) -> dict[Any, Any]:
-    found = module.attributes.get(name)
-    return found if isinstance(found, dict) else {}
+    attribute = module.attributes.get(name)
+    return attribute if isinstance(attribute, dict) else {}
 
 
 def check_size(module: Any, children: Callable[[Any], dict[str, Any]]) -> None:
@@ -75,7 +75,7 @@ def check_size(module: Any, children: Callable[[Any], dict[str, Any]]) -> None:
     path: list[tuple[Any, list[Any]]] = [(module, list(children(module).values()))]
     open_ones = {id(module)}
     while path:
-        held, waiting = path[-1]
+        parent, waiting = path[-1]
         if waiting:
             child = waiting.pop()
             if id(child) in open_ones:
@@ -84,10 +84,10 @@ def check_size(module: Any, children: Callable[[Any], dict[str, Any]]) -> None:
                 open_ones.add(id(child))
                 path.append((child, list(children(child).values())))
             continue
-        counts[id(held)] = 1 + sum(counts[id(child)] for child in children(held).values())
-        if counts[id(held)] > MODULES:
+        counts[id(parent)] = 1 + sum(counts[id(child)] for child in children(parent).values())
+        if counts[id(parent)] > MODULES:
             raise TooMuch(f"its modules have more than {MODULES:,} names")
-        open_ones.discard(id(held))
+        open_ones.discard(id(parent))
         path.pop()
 
 
@@ -96,13 +96,13 @@ class _Settler:
 
     def __init__(self) -> None:
         self.settled: dict[int, Any] = {}
-        self.held: list[Any] = []  # so that no identity is used twice
+        self.seen: list[Any] = []  # so that no identity is used twice
 
     def settle(self, value: Any) -> Any:
         if isinstance(value, _PLAIN):
             return value
         if id(value) not in self.settled:
-            self.held.append(value)
+            self.seen.append(value)
             self._settle_new(value)
         return self.settled[id(value)]
 
@@ -113,12 +113,12 @@ class _Settler:
             self._settle_object(value)
         elif type(value) in (dict, OrderedDict, Counter):
             self.settled[id(value)] = made = type(value)()
-            made.update({key: self.settle(held) for key, held in value.items() if self._is_key(key)})
+            made.update({key: self.settle(item) for key, item in value.items() if self._is_key(key)})
         elif type(value) is list:
             self.settled[id(value)] = made = []
-            made.extend(self.settle(held) for held in value)
+            made.extend(self.settle(item) for item in value)
         elif type(value) is tuple:
-            self.settled[id(value)] = tuple(self.settle(held) for held in value)
+            self.settled[id(value)] = tuple(self.settle(item) for item in value)
         elif type(value) in (set, frozenset) and all(isinstance(item, _PLAIN) for item in value):
             self.settled[id(value)] = value
         else:
@@ -201,10 +201,10 @@ def _check_module(module: nn.Module) -> None:
         ("_parameters", torch.Tensor),
         ("_buffers", torch.Tensor),
     ):
-        held = module.__dict__.get(registry)
-        if not isinstance(held, dict):
+        registered = module.__dict__.get(registry)
+        if not isinstance(registered, dict):
             raise Refused(where, f"without {registry} may not load")
-        for key, value in held.items():
+        for key, value in registered.items():
             if not isinstance(key, str) or not _NAME.fullmatch(key):
                 raise Refused(where, f"may not load: {key!r} in {registry} is no name")
             if not isinstance(value, kind | None):

@@ -80,13 +80,15 @@ class Checkpoint:
         return f"weights at {', '.join(shown[:_SHOWN])}{more}" if shown else self.summary
 
 
-def checkpoint(held: Any) -> Checkpoint:
-    """What ``held``, read from a file, holds of models and weights."""
+def checkpoint(content: Any) -> Checkpoint:
+    """What ``content``, read from a file, has of models and weights."""
     walk = _Search()
-    walk.visit(held, "", _LEVELS)
-    swapped = _swapped(held)
-    order = sorted(walk.found, key=lambda w: (bool(_BESIDE.search(w.path)), w.nested, w.path in swapped, _rank(w.path)))
-    return Checkpoint(tuple(order), walk.unknown, _summary(held), _image_sides(held))
+    walk.visit(content, "", _LEVELS)
+    swapped = _swapped(content)
+    order = sorted(
+        walk.weights, key=lambda w: (bool(_BESIDE.search(w.path)), w.nested, w.path in swapped, _rank(w.path))
+    )
+    return Checkpoint(tuple(order), walk.unknown, _summary(content), _image_sides(content))
 
 
 def _rank(path: str) -> tuple[int, int]:
@@ -100,17 +102,17 @@ def _is_known(key: str) -> bool:
     return key.lower() in _KEYS or bool(_AVERAGED.search(key))
 
 
-def _swapped(held: Any) -> set[str]:
+def _swapped(content: Any) -> set[str]:
     """Where a key that says "averaged" holds the other ones: mmengine swaps them before it saves."""
-    top = _items(held) or {}
+    top = _items(content) or {}
     return {"ema_state_dict"} if "message_hub" in top or "steps" in (_items(top.get("ema_state_dict")) or {}) else set()
 
 
 class _Search:
     def __init__(self) -> None:
-        self.found: list[Weights] = []
+        self.weights: list[Weights] = []
         self.unknown: str | None = None
-        self.seen: dict[int, Any] = {}  # held, so that no identity is used twice
+        self.seen: dict[int, Any] = {}  # kept, so that no identity is used twice
 
     def visit(self, value: Any, path: str, levels: int) -> None:
         if levels == 0 or id(value) in self.seen:
@@ -118,22 +120,22 @@ class _Search:
         self.seen[id(value)] = value
         model = _unwrapped(value)
         if model is not None:
-            self.found.append(Weights(path, _state_of(model), model))
+            self.weights.append(Weights(path, _state_of(model), model))
             return
-        before = len(self.found)
+        before = len(self.weights)
         items = _items(value)
         tensors = {} if items is None else _tensors(items)
         if tensors:
-            self.found.append(Weights(path, tensors))
+            self.weights.append(Weights(path, tensors))
             if averages := _without_dots(tensors):
-                self.found.append(Weights(f"{path}.model_ema".lstrip("."), averages))
+                self.weights.append(Weights(f"{path}.model_ema".lstrip("."), averages))
         elif items and (nested := _nested(items)):
-            self.found.append(Weights(path, nested, nested=True))
+            self.weights.append(Weights(path, nested, nested=True))
         children = items if items is not None else dict(enumerate(_entries(value)))
         for key, inside in children.items():
             if isinstance(key, str | int):
                 self.visit(inside, f"{path}.{key}".lstrip("."), levels - 1)
-        if self.unknown is None and isinstance(value, Inert | Global) and len(self.found) == before:
+        if self.unknown is None and isinstance(value, Inert | Global) and len(self.weights) == before:
             is_model_here = not path or _is_known(path.rpartition(".")[2])
             self.unknown = value.name if is_model_here and not getattr(value, "items", None) else None
 
@@ -156,20 +158,20 @@ def _entries(value: Any) -> list[Any]:
 def _tensors(items: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors that a dict itself holds, if they are weights: a single number is a loss or a count."""
     pairs = ((key, as_tensor(value)) for key, value in items.items() if isinstance(key, str))
-    found = {key: tensor for key, tensor in pairs if tensor is not None}
-    return found if any(tensor.dim() for tensor in found.values()) else {}
+    weights = {key: tensor for key, tensor in pairs if tensor is not None}
+    return weights if any(tensor.dim() for tensor in weights.values()) else {}
 
 
 def _nested(items: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Dicts of nothing but state dicts as one: ``{"encoder": {"weight": x}} -> {"encoder.weight": x}``."""
-    found: dict[str, Tensor] = {}
+    nested: dict[str, Tensor] = {}
     for key, value in items.items():
         inside = _items(value)
         tensors = {} if inside is None or _unwrapped(value) is not None else _tensors(inside) or _nested(inside)
         if not isinstance(key, str) or not tensors:
             return {}
-        found |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
-    return found
+        nested |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
+    return nested
 
 
 def _without_dots(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -221,14 +223,14 @@ def _inert_state(module: Inert, prefix: str) -> Iterator[tuple[str, Tensor]]:
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def _summary(held: Any) -> str:
-    if isinstance(held, Mapping):
-        return f"a dict with {', '.join(str(key) for key in list(held)[:6]) or 'nothing in it'}"
-    return f"a {held.name if isinstance(held, Inert) else type(held).__name__}"
+def _summary(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a dict with {', '.join(str(key) for key in list(content)[:6]) or 'nothing in it'}"
+    return f"a {content.name if isinstance(content, Inert) else type(content).__name__}"
 
 
-def _image_sides(held: Any) -> tuple[int, ...]:
+def _image_sides(content: Any) -> tuple[int, ...]:
     """Ultralytics keeps the arguments of training beside the model."""
-    arguments = _items((_items(held) or {}).get("train_args")) or {}
+    arguments = _items((_items(content) or {}).get("train_args")) or {}
     size = arguments.get("imgsz")
     return (size,) if isinstance(size, int) and 0 < size < 10_000 else ()

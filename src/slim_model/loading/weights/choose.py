@@ -60,12 +60,12 @@ class ChosenWeights:
         return tuple(said)
 
 
-def choose_weights(found: Checkpoint, expected: Mapping[str, torch.Size], prefix: str | None = None) -> ChosenWeights:
+def choose_weights(saved: Checkpoint, expected: Mapping[str, torch.Size], prefix: str | None = None) -> ChosenWeights:
     """The weights with most names, then most shapes, of a model whose names and shapes are ``expected``; of equal ones
     those that checkpoints keep to be run. With a ``prefix`` that no name has, the InputError names those there are."""
     tries: list[tuple[tuple[int, int], Weights, Fitted]] = []
     refused: InputError | None = None
-    for weights in found.weights:
+    for weights in saved.weights:
         try:
             fit = fit_names(weights.tensors, expected, prefix)
         except InputError as error:
@@ -73,12 +73,12 @@ def choose_weights(found: Checkpoint, expected: Mapping[str, torch.Size], prefix
         else:
             tries.append((_score(fit, expected), weights, fit))
     if not tries:
-        raise refused or InputError(f"holds no weights but {found.summary}.")
+        raise refused or InputError(f"holds no weights but {saved.summary}.")
     best, weights, fit = max(tries, key=lambda t: t[0])
     complete = fit.fits(expected)
     equal = [(w, f) for score, w, f in tries if score == best and w is not weights] if complete else []
     rivals = tuple(w for w, f in equal if _differ(f, fit, expected))
-    return ChosenWeights(weights, fit, rivals, complete, len(found.weights) > 1 and bool(weights.path))
+    return ChosenWeights(weights, fit, rivals, complete, len(saved.weights) > 1 and bool(weights.path))
 
 
 def _score(fit: Fitted, expected: Mapping[str, torch.Size]) -> tuple[int, int]:

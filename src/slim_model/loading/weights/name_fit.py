@@ -73,27 +73,27 @@ def _given(state: Mapping[str, Tensor], prefix: str) -> str:
 
 def _without_infixes(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     infixes = [infix for infix in _INFIXES if not any(infix in name for name in expected)]
-    found = dict(state)
+    named = dict(state)
     for infix in infixes:
-        found = {name.replace(infix, ""): x for name, x in found.items()}
+        named = {name.replace(infix, ""): x for name, x in named.items()}
     if not any(".module." in name for name in expected):  # DataParallel of a part
-        shorter = {re.sub(r"(?<=\.)module\.", "", name): x for name, x in found.items()}
-        if len(shorter.keys() & expected.keys()) > len(found.keys() & expected.keys()):
+        shorter = {re.sub(r"(?<=\.)module\.", "", name): x for name, x in named.items()}
+        if len(shorter.keys() & expected.keys()) > len(named.keys() & expected.keys()):
             return shorter
-    return found
+    return named
 
 
 def _masked(state: dict[str, Tensor], expected: Mapping[str, torch.Size]) -> tuple[dict[str, Tensor], int]:
     """What ``torch.nn.utils.prune`` leaves, ``weight_orig`` and ``weight_mask``, as the weight that was used."""
-    found, folded = dict(state), 0
+    merged, folded = dict(state), 0
     for name in state:
         base = name.removesuffix("_orig")
         mask = f"{base}_mask"
         if base == name or mask not in state or name in expected or state[mask].shape != state[name].shape:
             continue
-        found[base] = found.pop(name) * found.pop(mask).to(state[name].dtype)
+        merged[base] = merged.pop(name) * merged.pop(mask).to(state[name].dtype)
         folded += 1
-    return found, folded
+    return merged, folded
 
 
 def _prefixes(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:
