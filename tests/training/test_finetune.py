@@ -1,69 +1,25 @@
-"""Fine-tuning: what it learns from, which epoch it takes, that it goes on where it was stopped."""
+"""Fine-tuning: what it learns from, which epoch it takes, what it refuses."""
 
 from __future__ import annotations
 
 import copy
-import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from slim_model import InputError, restore, slim
-from slim_model.data.augmentation import augmentation_of, cut_mix
-from slim_model.data.datasets import Divided, rows_of
-from slim_model.data.loss import distillation, hint
+from finetuning import EXAMPLE, labelled, recipe, same, tuned
+from slim_model import InputError, slim
+from slim_model.data.loss import hint
 from slim_model.data.training_samples import open_samples
-from slim_model.export.torch_files import save
 from slim_model.pipeline.compile import compile_model, lesson_of
 from slim_model.pipeline.compiled import Compiled
-from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.recovery.cut_points import inner_cut_points
-from slim_model.reporting.report import make_report
 from slim_model.training.finetune import Epoch, Tuned, _Training, finetune
-from slim_model.training.resume import Resume
 from slim_model.training.training_graph import eval_module, with_values
 from small_nets import Residual, images, trained
-
-EXAMPLE = (images(2),)
-
-
-def labelled(count: int = 200) -> Divided:
-    """Pictures that are darker or lighter as a whole, by class."""
-    labels = torch.arange(count) % 5
-    return Divided((0.3 * images(count) + (labels - 2.0).view(-1, 1, 1, 1), labels))
-
-
-class Stopped(Exception):
-    pass
-
-
-@pytest.fixture(scope="module")
-def removed() -> Compiled:
-    return compile_model(trained(Residual()), EXAMPLE, Recipe.of(0.5, multiple_of=1))
-
-
-def recipe(**options: Any) -> Recipe:
-    given = {"data": labelled(), "finetune": 2, "batch": 20, "lr": 0.02, "precision": "fp32"} | options
-    return Recipe.of(0.5, multiple_of=1, **given)
-
-
-_BESIDE = ("resume", "progress", "cut_points")
-
-
-def tuned(removed: Compiled, **options: Any) -> Tuned:
-    made = recipe(**{name: x for name, x in options.items() if name not in _BESIDE})
-    more = {name: options[name] for name in _BESIDE if name in options}
-    return finetune(removed.small, removed.dense, open_samples(made.data.data, EXAMPLE), lesson_of(made), **more)
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
 
 # -- learning -------------------------------------------------------------------------------------------------------
 
@@ -204,148 +160,12 @@ def test_the_users_module_gets_the_values() -> None:
     assert did["did"]["chosen_epoch"] > 0
 
 
-# -- loss -----------------------------------------------------------------------------------------------------------
-
-
-def test_distillation_by_hand() -> None:
-    """The sum written out, over classes; of one logit, over two."""
-    own, taught = torch.tensor([[0.0, 1.0, -2.0], [3.0, 0.5, 0.0]]), torch.tensor([[1.0, 0.0, 0.0], [2.0, 2.0, -1.0]])
-    for T in (1.0, 4.0):
-        total = 0.0
-        for s, t in zip(own.tolist(), taught.tolist(), strict=True):
-            q, p = ([math.exp(x / T) for x in row] for row in (s, t))
-            total += sum((b / sum(p)) * math.log((b / sum(p)) / (a / sum(q))) for a, b in zip(q, p, strict=True))
-        assert float(distillation([own], [taught], T)) == pytest.approx(T**2 * total / 2, rel=1e-5)
-    assert float(distillation([torch.zeros(1, 2)], [torch.tensor([[math.log(3), 0.0]])], 1.0)) == pytest.approx(
-        0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    )
-    p, q = 1 / (1 + math.exp(-2.0)), 1 / (1 + math.exp(1.0))
-    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    for shape in ((1,), (1, 1)):
-        found = distillation([torch.full(shape, -1.0)], [torch.full(shape, 2.0)], 1.0)
-        assert float(found) == pytest.approx(expected, rel=1e-5)
-    pair = [torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])], [torch.tensor([1.0, 5.0]), torch.tensor([0.0, 1.0])]
-    assert float(distillation(*pair, 4.0)) == pytest.approx((2.0 / 8.0 + 0.0) / 2)
-
-
-# -- samples --------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_validated_on_is_not_trained_on() -> None:
-    whole = TensorDataset(torch.arange(100.0)[:, None], torch.arange(100))
-    held = open_samples(whole, (torch.zeros(2, 1),))
-    train, validation = held.divided(seed=3)
-    parts = [set(part.rows.tolist()) for part in (train, validation)]
-    assert [len(part) for part in parts] == [72, 8]
-    assert parts[0] | parts[1] | set(rows_of(whole, "test").tolist()) == set(range(100))
-    assert parts[1] != set(held.divided(seed=4)[1].rows.tolist())
-    assert torch.equal(held.divided(seed=3)[1].rows, validation.rows)
-    assert len(open_samples(labelled(30_000), EXAMPLE).divided(0)[1]) == 2000
-    with pytest.raises(InputError, match="has 8 samples to train on"):
-        open_samples(TensorDataset(torch.zeros(10, 1)), (torch.zeros(2, 1),)).divided(0)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        Divided((torch.arange(40.0)[:, None], torch.arange(40))),
-        [(torch.arange(40.0)[:, None][i : i + 7], torch.arange(40)[i : i + 7]) for i in range(0, 40, 7)],
-        DataLoader(TensorDataset(torch.arange(40.0)[:, None], torch.arange(40)), batch_size=6),
-    ],
-    ids=["tensors", "batches", "loader"],
-)
-def test_samples_of_every_source(source: Any) -> None:
-    held = open_samples(source, (torch.zeros(2, 1),), mean=(1.0,), std=(2.0,))
-    assert (len(held), held.labelled) == (40, True)
-    places = torch.tensor([5, 0, 17]), torch.tensor([1])
-    for place, batch in zip(places, held.batches(places), strict=True):
-        assert batch.labels is not None
-        assert batch.labels.tolist() == place.tolist()
-        assert torch.equal(batch.inputs[0].flatten(), (place - 1.0) / 2)
-    moved = next(held.batches(places[:1], augment=lambda x: x + 2)).inputs[0]
-    assert torch.equal(moved.flatten(), (places[0] + 2 - 1.0) / 2 if held.prepare.mean else (places[0] - 1.0) / 2 + 2)
-
-
-def test_pictures_are_varied() -> None:
-    """One white pixel: it is moved by up to an eighth, and in colour mirrored, in each picture otherwise."""
-    vary = augmentation_of("auto", EXAMPLE)
-    assert vary is not None
-    picture = torch.zeros(3, 16, 16)
-    picture[:, 5, 4] = 1
-    places = {tuple(torch.nonzero(vary(picture)[0])[0].tolist()) for _ in range(300)}
-    rows, columns = ({place[i] for place in places} for i in (0, 1))
-    assert rows == set(range(3, 8))
-    assert columns == set(range(2, 7)) | set(range(9, 14))
-    assert augmentation_of("auto", (torch.zeros(2, 1, 16, 16),)) is None
-    grey = augmentation_of("crop", (torch.zeros(2, 1, 16, 16),))
-    assert grey is not None
-    assert {int(torch.nonzero(grey(picture[:1]))[0, 2]) for _ in range(300)} == set(range(2, 7))
-    assert augmentation_of("auto", (torch.zeros(2, 16),)) is None
-    assert augmentation_of("none", EXAMPLE) is None
-    with pytest.raises(InputError, match="augment 'flip' is for pictures"):
-        augmentation_of("flip", (torch.zeros(2, 16),))
-
-
-def test_boxes_of_other_pictures() -> None:
-    """Each picture keeps a share of its own, drawn evenly, in a box; the rest is of one other."""
-    torch.manual_seed(0)
-    x = torch.arange(2000.0)[:, None, None, None].expand(-1, 3, 20, 20)
-    mixed = cut_mix(x)
-    kept = (mixed == x).float().mean((1, 2, 3))
-    assert 0.55 < kept.mean() < 0.75  # half, and what of a box lies outside
-    assert kept.min() < 0.15
-    assert kept.max() > 0.99
-    for picture, own in zip(mixed[:200, 0], x[:200, 0, 0, 0], strict=True):
-        rows, columns = torch.nonzero(picture != own, as_tuple=True)
-        if len(rows):
-            box = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-            assert len(box.unique()) == 1
-
-
 def test_mixed_pictures_have_no_labels(removed: Compiled) -> None:
     with pytest.raises(InputError, match="for which labels do not hold: add --alpha 1"):
         tuned(removed, augment="flip+cutmix")
     plain, mixed = (tuned(removed, augment=augment, alpha=1.0, finetune=1) for augment in ("none", "cutmix"))
     assert mixed.settings["augmented"]
     assert mixed.epochs[1].loss != plain.epochs[1].loss
-
-
-# -- stopped and resumed --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_stopped_run_ends_as_an_uninterrupted_one(removed: Compiled, tmp_path: Path, optimizer: str) -> None:
-    resume = Resume(tmp_path / "OUT.onnx.finetune")
-    options = {"finetune": 3, "optimizer": optimizer, "lr": 0.005}
-    whole = tuned(removed, **options)
-
-    def stop(text: str) -> None:
-        if text.startswith("fine-tuning: epoch 2 of 3, loss"):
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        tuned(removed, **options, resume=resume, progress=stop)
-    said: list[str] = []
-    again = tuned(removed, **options, resume=resume, progress=said.append)
-    assert {text.split(",")[0] for text in said} == {"fine-tuning: epoch 3 of 3"}
-    assert same(again.graph.tensors, whole.graph.tensors)
-    assert [e.loss for e in again.epochs] == [e.loss for e in whole.epochs]
-    assert again.chosen == whole.chosen
-    resume.remove(rounds=1)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_run_goes_on_only_as_the_same_run(removed: Compiled, tmp_path: Path) -> None:
-    resume = Resume(tmp_path / "OUT.onnx.finetune")
-    tuned(removed, finetune=1, resume=resume)
-    with pytest.raises(InputError, match=r"OUT.onnx.finetune was left by another run: lr was 0.02, and is 0.03"):
-        tuned(removed, finetune=1, lr=0.03, resume=resume)
-    other = compile_model(trained(Residual(), seed=1), EXAMPLE, Recipe.of(0.5, multiple_of=1))
-    with pytest.raises(InputError, match="left by another run: the weights differ"):
-        tuned(other, finetune=1, resume=resume)
-    resume.place.write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match="is not a checkpoint of fine-tuning"):
-        tuned(removed, finetune=1, resume=resume)
 
 
 def test_the_random_numbers_of_the_user_are_left_alone(removed: Compiled) -> None:
@@ -432,76 +252,3 @@ def test_a_model_without_parameters_to_train() -> None:
     compiled = compile_model(Fixed().eval(), EXAMPLE, Recipe.of(0.5, multiple_of=1))
     with pytest.raises(InputError, match="the model cannot be trained: its outputs depend on no parameters"):
         tuned(compiled)
-
-
-# -- rounds ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scope", ["local", "global"])
-def test_rounds_end_at_the_ratio(scope: Any) -> None:
-    """16 and 24 channels at 0.75 in two rounds: 8 and 12, then 4 and 6. Positions are those of the dense model."""
-    model = trained(Residual())
-    once, twice = (
-        compile_model(model, EXAMPLE, Recipe.of(0.75, scope=scope, multiple_of=1, iterations=k)) for k in (1, 2)
-    )
-    assert len(twice.passes) == 2
-    total = [sum(after for _, after in c.plan.widths) for c in (once, twice.passes[0], twice)]
-    assert total[2] == pytest.approx(total[0], abs=1)
-    assert total[1] == pytest.approx(2 * total[0], abs=1)
-    if scope == "local":
-        assert {after for _, after in twice.passes[0].plan.widths} == {8, 12}
-        assert {after for _, after in twice.plan.widths} == {4, 6}
-    assert twice.slim_cost.macs < twice.passes[0].slim_cost.macs < twice.dense_cost.macs == once.dense_cost.macs
-    for (owner, axis), kept in twice.kept_positions().items():
-        dense = twice.dense.tensors[owner].detach()
-        small = twice.small.tensors[owner]
-        assert small.shape[axis] == len(kept)
-        for other, positions in twice.kept_positions().items():
-            if other[0] == owner:
-                dense = dense.index_select(other[1], torch.from_numpy(positions))
-        assert torch.equal(dense, small), owner
-    for group in make_report(twice, Recipe.of(0.75), module_is_own=True).groups:
-        made = next(s for s in group["slices"] if s["role"] == "makes")
-        assert group["kept"] == made["kept"]
-        assert group["before"] == twice.dense.tensors[made["parameter"]].shape[made["axis"]]
-        assert group["after"] == len(group["kept"])
-
-
-def test_rounds_count_from_the_dense_model() -> None:
-    compiled = compile_model(trained(Residual()), EXAMPLE, Recipe.of(0.5, of="params", multiple_of=1, iterations=2))
-    assert compiled.met is not None
-    assert compiled.met.dense == compiled.dense_cost.params
-    assert 0.97 * compiled.met.limit <= compiled.slim_cost.params <= compiled.met.limit
-    assert compiled.met.limit == pytest.approx(compiled.dense_cost.params / 2, rel=0.02)
-
-
-def test_rounds_of_training(tmp_path: Path) -> None:
-    """Each round trains, and goes on with what the last one learned; the small model can be restored."""
-    model, resume = trained(Residual()), Resume(tmp_path / "OUT.onnx.finetune")
-    made = recipe(finetune=1, iterations=2, distill=False)
-    compiled = compile_model(model, EXAMPLE, made, resume=resume)
-    assert [step.name for step in compiled.steps if step.name in ("removal", "fine-tuning")] == [
-        *("removal", "fine-tuning"),
-        *("removal", "fine-tuning"),
-    ]
-    assert len(compiled.passes) == 2
-    assert not torch.equal(compiled.passes[1].dense.tensors["fc.bias"], model.fc.bias)  # type: ignore[arg-type, union-attr]
-    assert len(list(tmp_path.iterdir())) == 2
-    again = compile_model(model, EXAMPLE, made, resume=resume)
-    assert same(again.small.tensors, compiled.small.tensors)
-    resume.remove(rounds=2)
-    assert not list(tmp_path.iterdir())
-    small = make_small_module(model, compiled.small)
-    save(compiled.small, small, tmp_path / "small.safetensors", compiled.removal(made))
-    restored = restore(trained(Residual()), tmp_path / "small.safetensors")
-    with torch.no_grad():
-        torch.testing.assert_close(restored(*EXAMPLE), compiled.small.run(EXAMPLE)[0], atol=1e-5, rtol=1e-4)
-
-
-def test_rounds_that_cannot_be() -> None:
-    with pytest.raises(InputError, match="iterations 0 is not a number of rounds"):
-        Recipe.of(iterations=0)
-    with pytest.raises(InputError, match="iterations 2 takes a ratio and the engine slim; engine 'torch-pruning'"):
-        Recipe.of(iterations=2, engine="torch-pruning")
-    with pytest.raises(InputError, match="target 'macs=1M' takes one round"):
-        Recipe.of(iterations=2, target="macs=1M")
