@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnxscript.function_libs.torch_lib import registration
 from torch.onnx._internal._lazy_import import onnxscript_apis
 from xdist.scheduler import LoadScopeScheduling
 
@@ -24,9 +25,11 @@ def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(autouse=True, scope="session")
 def operators_of_onnx_read_once() -> None:
-    """torch.onnx reads the source of some 500 functions anew at each export, which takes most of a second."""
+    """torch.onnx reads the source of some 500 functions anew at each export, which takes most of a second. The registry
+    that holds them is another one where few are needed."""
     module: Any = onnxscript_apis
-    module.get_torchlib_ops = functools.cache(lambda: importlib.import_module(module._name).get_torchlib_ops())
+    held: Any = functools.cache(lambda _: importlib.import_module(module._name).get_torchlib_ops())
+    module.get_torchlib_ops = lambda: held(registration.default_registry)
 
 
 class ByNet(LoadScopeScheduling):

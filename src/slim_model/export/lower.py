@@ -25,8 +25,18 @@ aten = torch.ops.aten
 class Lowered(ExportedProgram):
     """A program that is its own decomposition, where ``lower`` left nothing to take apart."""
 
+    def called(self) -> set[str] | None:
+        """Names of its operators, as ``aten::add.Tensor``; None where one of them is taken apart whatever ONNX has."""
+        targets = self._targets()
+        if not all(map(_is_plain, targets)):
+            return None
+        return {target.name() for target in targets if isinstance(target, torch._ops.OpOverload)}
+
+    def _targets(self) -> list[Any]:
+        return [node.target for node in self.graph.nodes if node.op == "call_function"]
+
     def run_decompositions(self, decomp_table: Any = None, *rest: Any, **options: Any) -> ExportedProgram:
-        targets = [node.target for node in self.graph.nodes if node.op == "call_function"]
+        targets = self._targets()
         if decomp_table is not None and all(_is_plain(target) and target not in decomp_table for target in targets):
             return self
         return super().run_decompositions(decomp_table, *rest, **options)

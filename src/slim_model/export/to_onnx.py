@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any
 import onnx_ir
 import torch
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 from torch.onnx import OnnxExporterError
 
 from slim_model.errors import ExportError, InputError, first_line
 from slim_model.export.eager_model import EagerModel, by_torchscript
 from slim_model.export.lower import Lowered, lower
+from slim_model.export.needed_translations import needed_translations
 from slim_model.export.onnx_rewrites import index_by_int64, tidy
 from slim_model.export.onnx_translations import TRANSLATIONS
 from slim_model.export.to_program import to_program
@@ -81,15 +85,20 @@ def _lines(model: onnx_ir.Model) -> dict[str, str]:
 
 
 def _exported(graph: Graph, opset: int | None) -> torch.onnx.ONNXProgram:
-    """The short way first; where it left an operator whole that ONNX does not have, the exporter's own way."""
+    """The short way first; where it left an operator whole that ONNX does not have, the exporter's own way. The short
+    way has few translations at hand, and all of them where the exporter itself put in an operator that needs another.
+    """
     options: Any = {"custom_translation_table": TRANSLATIONS}
     options |= {"dynamo": True, "opset_version": opset, "verbose": False, "optimize": False}
-    ways: list[Callable[[], Any]] = [lambda: to_program(_copied(graph, lower), Lowered), lambda: to_program(graph)]
+    short, own = functools.partial(_lowered, graph), functools.partial(to_program, graph)
+    ways: list[tuple[Callable[[], Any], Any]] = [(short, needed_translations), (short, _all), (own, _all)]
     if graph.program is None:
-        ways = [lambda: graph_module(graph).eval()]
-    for last, way in enumerate(ways, 1 - len(ways)):
+        ways = [(lambda: graph_module(graph).eval(), _all)]
+    for last, (way, translations) in enumerate(ways, 1 - len(ways)):
         try:
-            result = torch.onnx.export(way(), graph.inputs, **options)
+            program = way()  # made anew for each: the exporter writes to it
+            with translations(program):
+                result = torch.onnx.export(program, graph.inputs, **options)
         except OnnxExporterError as error:
             if last == 0:
                 raise ExportError(f"PyTorch cannot write this model as ONNX: {_cause(error)}.") from error
@@ -106,8 +115,12 @@ def _cause(error: BaseException) -> str:
     return first_line(error).rstrip(".")
 
 
-def _copied(graph: Graph, change: Callable[[fx.Graph], fx.Graph]) -> Graph:
-    return dataclasses.replace(graph, module=fx.GraphModule(graph.module, change(graph.module.graph)))
+def _lowered(graph: Graph) -> ExportedProgram | None:
+    module = fx.GraphModule(graph.module, lower(graph.module.graph))
+    return to_program(dataclasses.replace(graph, module=module), Lowered)
+
+
+_all = contextlib.nullcontext  # of the translations
 
 
 def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:
