@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from model_files import INPUT, NET_SOURCE, exported, opened, small_net
-from slim_model.loading import open_model, rehearse
+from slim_model.loading import load, open_model, rehearse
 
 
 def _program(path: Path, fill: float) -> None:
@@ -82,6 +86,34 @@ def test_the_rehearsal_leaves_nothing_here(file: Path, monkeypatch: pytest.Monke
 def test_a_fault_of_ours_in_the_rehearsal_is_raised_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
         rehearse.rehearse(lambda: 1 / 0, file_bytes=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the rehearsal is in this process")
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("inputs", [["1x6"], []], ids=["typed", "guessed"])
+def test_what_was_rehearsed_is_not_run_again(
+    file: Path, inputs: list[str], trust: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy of this process ran these bytes on these inputs; a file that was not rehearsed runs here."""
+    torch.save(nn.Sequential(nn.Linear(6, 4)), file)
+    runs: list[Any] = []
+    monkeypatch.setattr(load, "run_once", lambda *_: runs.append("here"))
+    opened(file, inputs=inputs, trust_pickle=trust)
+    assert runs == ["here"] * trust
+
+
+def test_where_the_limits_of_posix_are_not_to_be_had_the_work_is_done_here() -> None:
+    """As on Windows: there is no module ``resource``."""
+    code = """
+        import sys
+        sys.modules["resource"] = None
+        from slim_model.loading.rehearse import rehearse
+        print(rehearse(lambda: 3, file_bytes=1))
+        sys.platform = "win32"
+        print(rehearse(lambda: 4, file_bytes=1))
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "4"]
 
 
 def test_a_trusted_file_is_not_rehearsed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

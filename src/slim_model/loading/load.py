@@ -33,7 +33,7 @@ Specs = list[tuple[Shape, torch.dtype]]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is to be made smaller. ``model`` is in eval mode and was run once on ``inputs``."""
+    """What is to be made smaller. ``model`` is in eval mode and runs on ``inputs``, as was tried."""
 
     model: nn.Module  # of an exported program: its module()
     inputs: tuple[torch.Tensor, ...]  # positional
@@ -52,7 +52,8 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
         file = read_file(Path(path), limited=not options.trust_pickle)
         found = None if options.trust_pickle else _rehearsed(file, options, specs, seed)
         opened = open_model(file, options)
-        inputs, notes = _ready(opened, specs or [parse_input(spec) for spec in found or ()], seed)
+        specs_found = specs or [parse_input(spec) for spec in found or ()]
+        inputs, notes = _ready(opened, specs_found, seed, tried=found is not None)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     guessed = () if specs or opened.program is not None else (_tried(inputs, opened),)
@@ -73,14 +74,15 @@ _LIBRARIES = ("torchvision", "timm")
 
 def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int) -> list[str] | None:
     """Read the file and run its model in a process that may hang or fill the memory; the inputs that were found for
-    it, as typed after ``--input``, or None where they are known or the model is of ``--arch``, the user's own code."""
+    it, as typed after ``--input`` (none where they are known), or None where nothing was run: the model is of
+    ``--arch``, the user's own code."""
 
     def work() -> list[str] | None:
         if options.arch is not None and open_checkpoint(file, options).weights:
             return None
         opened = open_model(file, options)
         inputs, _ = _ready(opened, specs, seed)
-        return None if specs or opened.program is not None else [spec_of(x.shape, x.dtype) for x in inputs]
+        return [] if specs or opened.program is not None else [spec_of(x.shape, x.dtype) for x in inputs]
 
     for library in _LIBRARIES:  # once, for the copy of this process and for what follows: it takes seconds
         if library.encode() in file.content or names_in_code(file.content, library):
@@ -91,14 +93,19 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
     return found
 
 
-def _ready(opened: Opened, specs: Specs, seed: int) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
-    """Example inputs that the model runs on, and notes; the model is turned into float32."""
-    _check_numbers(opened.model)
+def _ready(
+    opened: Opened, specs: Specs, seed: int, *, tried: bool = False
+) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+    """Example inputs that the model runs on, and notes; the model is turned into float32. ``tried``: the same bytes and
+    inputs went through this in the rehearsal, so numbers are not looked through and the model is not run again."""
+    if not tried:
+        _check_numbers(opened.model)
     precision = _in_float32(opened.model, opened.kind)
     inputs = _examples(opened, specs, seed)
     if precision:
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
-    run_once(opened.model, inputs)
+    if not tried:
+        run_once(opened.model, inputs)
     return inputs, precision
 
 

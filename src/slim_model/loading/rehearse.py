@@ -6,7 +6,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import resource
 import select
 import signal
 import sys
@@ -19,6 +18,11 @@ import torch
 from slim_model.errors import InputError, SlimError
 from slim_model.loading import limits
 
+try:
+    import resource
+except ImportError:  # Windows, where nothing is rehearsed
+    resource = None  # type: ignore[assignment]
+
 _PATIENCE = 8  # seconds on the clock for each of processor time: other programs run, too
 _NO_MEMORY = "can't allocate memory"  # as PyTorch says it
 _TRUST = "If you made the file yourself, --trust-pickle lifts the limit."
@@ -30,7 +34,7 @@ def rehearse(work: Callable[[], Any], *, file_bytes: int, typed_bytes: int = 0) 
     Raises the InputError that ``work`` raised there, or one that says which limit was passed. Where copies of a
     process are not to be had (Windows) or not safe (macOS) ``work`` is done here, without these two limits.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or resource is None:
         return work()
     seconds, memory = limits.time_limit(file_bytes, typed_bytes), limits.memory_limit(file_bytes, typed_bytes)
     reading, writing = os.pipe()
