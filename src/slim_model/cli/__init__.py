@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from slim_model import distributed
-from slim_model.cli import bench, compare, explain, profile, run_recipe, schema, slim
+from slim_model.cli import bench, compare, explain, profile, run_recipe, schema, slim, sweep
 from slim_model.cli.streams import lost_output, make_forgiving
 from slim_model.errors import SlimError, first_line
 
@@ -42,6 +42,7 @@ bench A.onnx B.onnx times files; profile IN measures layers."""
 app.command("slim", epilog=_OTHERS)(slim.command)
 app.command("run")(run_recipe.command)
 app.command("schema")(schema.command)
+app.command("sweep")(sweep.command)
 app.command("compare")(compare.command)
 app.command("bench")(bench.command)
 app.command("profile")(profile.command)

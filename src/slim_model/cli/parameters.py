@@ -6,11 +6,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from functools import wraps
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from slim_model.errors import InputError
 from slim_model.options import About, options_of
+
+Style = Literal["every", "given", "several"]
 
 
 class Section(NamedTuple):
@@ -26,13 +29,14 @@ def command_of(
     sections: Sequence[Section],
     *,
     basics_first: bool = False,
-    given_only: bool = False,
+    style: Style = "every",
 ) -> Callable[..., None]:
     """``function`` as typer takes it: with its own parameters, and an option for each field of ``sections``.
 
     ``function`` is called with its own parameters and ``options``: what the user gave, as values of the fields by
     their names. ``basics_first``: options that are not basic are shown by ``--help-all`` alone.
-    ``given_only``: ``options`` has those alone that the user gave, since the others stand elsewhere.
+    ``style``: ``options`` has every option; those that were ``given`` alone, since the others stand elsewhere; or of
+    these ``several`` values each, a tuple.
     """
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
     rows = [
@@ -45,15 +49,15 @@ def command_of(
     @wraps(function)
     def command(**given: Any) -> None:
         options = {
-            field.name: _value(field, about, typed)
+            field.name: _values(field, about, typed) if style == "several" else _value(field, about, typed)
             for _, field, about in rows
-            if (typed := given.pop(field.name)) not in (None, []) or not given_only
+            if (typed := given.pop(field.name)) not in (None, []) or style == "every"
         }
         given.pop("help_all", None)
         function(**given, options=options)
 
     made = [
-        _parameter(title, field, about, hidden=basics_first and not about.basic, given_only=given_only)
+        _parameter(title, field, about, hidden=basics_first and not about.basic, style=style)
         for title, field, about in rows
     ]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + made
@@ -78,17 +82,37 @@ def _value(field: Field[Any], about: About, given: Any) -> Any:
     return field.default if given is None else given
 
 
-def _parameter(title: str, field: Field[Any], about: About, *, hidden: bool, given_only: bool) -> inspect.Parameter:
+def _values(field: Field[Any], about: About, given: Any) -> tuple[Any, ...]:
+    """The values typed as ``0.3,0.5``; where the option was repeated, each is taken whole."""
+    if about.kind is bool:
+        return (given,)
+    texts = given[0].split(",") if len(given) == 1 else given
+    return tuple(_one(field, about, text) for text in texts)
+
+
+def _one(field: Field[Any], about: About, text: str) -> Any:
+    if about.many:
+        return (text,)
+    if about.read:
+        return about.read(flag_of(field, about), text)
+    try:
+        return about.kind(text)
+    except ValueError:
+        raise InputError(f"{flag_of(field, about)} {text}: it is no number. Give several as 0.3,0.5.") from None
+
+
+def _parameter(title: str, field: Field[Any], about: About, *, hidden: bool, style: Style) -> inspect.Parameter:
     flag = flag_of(field, about)
     if about.kind is bool and about.negatable:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    typed: Any = list[str] if about.many else about.kind
-    default = None if given_only or about.many or field.default in (None, ()) else field.default
+    listed = about.many or (style == "several" and about.kind is not bool)
+    typed: Any = list[str] if listed else about.kind
+    default = None if style != "every" or about.many or field.default in (None, ()) else field.default
     option = typer.Option(
         flag,
         help=about.help,
         metavar=about.metavar,
-        min=about.least,
+        min=None if listed else about.least,
         rich_help_panel=title,
         hidden=hidden,
     )

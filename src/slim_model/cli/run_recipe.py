@@ -22,4 +22,4 @@ def run_command(
     carry_out(read_job(file, options, source=source, target=onnx))
 
 
-command = command_of(run_command, EVERY_SECTION, basics_first=True, given_only=True)
+command = command_of(run_command, EVERY_SECTION, basics_first=True, style="given")

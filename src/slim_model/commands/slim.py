@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from slim_model.measuring.timing import Comparison, compare
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
+from slim_model.pipeline.known import Known
 from slim_model.progress import Progress
 from slim_model.proof.own_module import SmallModule, make_small_module
 from slim_model.recipe import Recipe
@@ -47,20 +48,40 @@ _html_page = Late("reporting.html.page:html_page")
 _WITHOUT_CLASS = ("exported program", "torchscript")
 
 
-def run_job(job: Job, progress: Progress) -> Report | None:
+@dataclass(frozen=True, slots=True)
+class SharedWork:
+    """What runs on one model share: the model as it was loaded, what follows from it, and the ``place`` where the dense
+    ONNX file lies, which stays."""
+
+    subject: Subject
+    known: Known
+    place: Path
+
+    def folder(self) -> AbstractContextManager[Path]:
+        return nullcontext(self.place)
+
+
+def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> Report | None:
     """load -> compile -> export, checked -> measure -> report -> gates -> save -> publish. Of several processes the
-    first does all but compiling alone; the others have no report."""
+    first does all but compiling alone; the others have no report. ``shared``: what a sweep does once."""
     recipe, outputs, clock = job.recipe, job.outputs, _Clock()
     check_device(recipe.measuring.device)
     check_output_paths(job.source.path, [job.target, *outputs.places])
     ensure_temporary_folder(job.target.parent)
     with clock("load"):
         progress(f"reading {job.source.path.name}")
-        subject = load(job.source.path, job.source.options, seed=recipe.seed)
+        subject = shared.subject if shared else load(job.source.path, job.source.options, seed=recipe.seed)
+    known = shared.known if shared else None
     resume = Resume(job.target.with_name(f"{job.target.name}.finetune"))
     with clock("compile"):
         compiled = compile_model(
-            subject.model, subject.inputs, recipe, program=subject.program, resume=resume, progress=progress
+            subject.model,
+            subject.inputs,
+            recipe,
+            program=subject.program,
+            resume=resume,
+            known=known,
+            progress=progress,
         )
     if distributed.rank() > 0:
         return None
@@ -75,7 +96,8 @@ def run_job(job: Job, progress: Progress) -> Report | None:
         with clock("measure"):
             measured = _Measured(dense_bytes=compiled.dense_cost.bytes)
             if recipe.measuring.bench:
-                measured = _measure(job, subject, compiled, small, temporary, progress)
+                with shared.folder() if shared else tempfile.TemporaryDirectory() as folder:
+                    measured = _measure(job, subject, compiled, small, temporary, Path(folder), progress)
         used = replace(job, recipe=as_used(compiled, recipe))
         report = make_report(
             compiled,
@@ -149,14 +171,14 @@ def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:
 
 
 def _measure(
-    job: Job, subject: Subject, compiled: Compiled, small: SmallModule, written: Path, progress: Progress
+    job: Job, subject: Subject, compiled: Compiled, small: SmallModule, written: Path, folder: Path, progress: Progress
 ) -> _Measured:
-    """Dense against slim, in turns, in onnxruntime and in PyTorch."""
+    """Dense against slim, in turns, in onnxruntime and in PyTorch. The dense ONNX file lies in ``folder``."""
     inputs, measuring = first_sample(compiled.dense), job.recipe.measuring
     suffix = "" if measuring.device == "cpu" else "-cuda"
-    with tempfile.TemporaryDirectory() as folder:
+    dense = folder / "dense.onnx"
+    if not dense.exists():
         progress("exporting the dense model to compare with")
-        dense = Path(folder) / "dense.onnx"
         to_onnx(
             runnable_form(compiled.dense, subject.model),
             dense,
@@ -165,16 +187,16 @@ def _measure(
             device=measuring.device,
             weights_beside=True,
         )
-        rows = []
-        pairs = {"onnxruntime": (dense, written), "pytorch": (subject.model, small.module)}
-        for runtime, (big, little) in pairs.items():
-            progress(f"measuring latency in {runtime}")
-            rows.append(compare(runtime + suffix, big, little, inputs, threads=measuring.threads))
-        operators = []
-        if job.outputs.html:  # a page has room for where the time goes
-            progress("measuring operators in onnxruntime")
-            operators = _operators("onnxruntime" + suffix, dense, written, inputs, measuring.threads)
-        return _Measured(rows, operators, sum(file.stat().st_size for file in Path(folder).iterdir()))
+    rows = []
+    pairs = {"onnxruntime": (dense, written), "pytorch": (subject.model, small.module)}
+    for runtime, (big, little) in pairs.items():
+        progress(f"measuring latency in {runtime}")
+        rows.append(compare(runtime + suffix, big, little, inputs, threads=measuring.threads))
+    operators = []
+    if job.outputs.html:  # a page has room for where the time goes
+        progress("measuring operators in onnxruntime")
+        operators = _operators("onnxruntime" + suffix, dense, written, inputs, measuring.threads)
+    return _Measured(rows, operators, sum(file.stat().st_size for file in folder.iterdir()))
 
 
 def _operators(runtime: str, dense: Path, slim: Path, inputs: Sequence[Tensor], threads: int) -> list[dict[str, Any]]:

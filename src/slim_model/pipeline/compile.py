@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -23,7 +24,7 @@ from slim_model.coupling.attention_heads import Heads, couple_attention, find_he
 from slim_model.cutting.cut import CutFailed, cut_of
 from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
-from slim_model.data.accuracy import Exam
+from slim_model.data.accuracy import Exam, Step
 from slim_model.data.label_check import label_fault
 from slim_model.data.open_sources import Sources, open_sources
 from slim_model.errors import BudgetError, InputError, ProofError
@@ -31,6 +32,7 @@ from slim_model.graph.graph import Graph
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.pipeline.compiled import Compiled, Removed
 from slim_model.pipeline.example_batches import other_batches
+from slim_model.pipeline.known import Known
 from slim_model.pipeline.passes import Pass, passes_of
 from slim_model.progress import Progress, count_in_text, say_nothing
 from slim_model.proof.capture import capture
@@ -55,16 +57,22 @@ def compile_model(
     program: ExportedProgram | None = None,
     graph: Graph | None = None,
     resume: Resume | None = None,
+    known: Known | None = None,
     progress: Progress = say_nothing,
 ) -> Compiled:
     """A small graph that was proven to equal the masked dense one, for the goal that ``recipe`` names.
 
     ``program``: the model's own export, where there is one; ``graph``: what ``capture`` made of the model already.
-    ``resume``: where fine-tuning keeps what it needs to go on. Raises InputError, BudgetError or ProofError.
+    ``resume``: where fine-tuning keeps what it needs to go on. ``known``: what runs on the same model and inputs share.
+    Raises InputError, BudgetError or ProofError.
     """
     progress("tracing the model")
-    dense = graph or capture(model, inputs, recipe.tracing, program=program)  # one ATen graph, checked on the inputs
-    shared = _Shared.open(model, dense, recipe, resume, progress)  # the data, and what is known of the dense graph
+    known = known or Known()
+    traced = partial(capture, model, inputs, recipe.tracing, program=program)
+    dense = graph or known.once("graph", recipe.tracing, traced)  # one ATen graph, checked on the inputs
+    shared = _Shared.open(
+        model, dense, recipe, resume, known, progress
+    )  # the data, and what is known of the dense graph
     result = Compiled(dense, dense, block=width_step(recipe.budget.multiple_of, recipe.measuring.device))
     for one in passes_of(recipe, result.block):  # whole heads first, then widths; a geometric share a round
         removed = _remove(shared, result, one)  # couple, score, choose, shrink, prove
@@ -88,11 +96,20 @@ class _Shared:
     sources: Sources
     exam: Exam
     resume: Resume | None
+    known: Known
     progress: Progress
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, model: nn.Module, dense: Graph, recipe: Recipe, resume: Resume | None, progress: Progress) -> _Shared:
+    def open(
+        cls,
+        model: nn.Module,
+        dense: Graph,
+        recipe: Recipe,
+        resume: Resume | None,
+        known: Known,
+        progress: Progress,
+    ) -> _Shared:
         """Opens the data; whatever can be refused is refused here, before any work is done."""
         sources = open_sources(recipe.data, dense, seed=recipe.seed, training=recipe.training.finetune > 0)
         if sources.training:
@@ -103,7 +120,7 @@ class _Shared:
             raise InputError(
                 "max_drop: no accuracy can be read; it takes labels, classes, and a test part of the data."
             )
-        return cls(model, dense, recipe, find_heads(dense), sources, exam, resume, progress, notes)
+        return cls(model, dense, recipe, find_heads(dense), sources, exam, resume, known, progress, notes)
 
 
 def _check_labels(recipe: Recipe, sources: Sources, dense: Graph) -> tuple[str, ...]:
@@ -153,7 +170,12 @@ def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -
         raise BudgetError("no whole attention head can go.")
     progress("ranking channels")
     ranking, count = recipe.ranking, count_in_text(progress)
-    scores = score(coupling, ranking.criterion, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
+    rank = partial(score, coupling, ranking.criterion, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
+    if graph is shared.dense and isinstance(recipe.data.data, str | None):  # other runs on this model rank the same
+        follows_from = (one.loses, tuple(pinned), recipe.coupling, ranking, recipe.seed, recipe.data, recipe.tracing)
+        scores = shared.known.once("scores", follows_from, rank)
+    else:
+        scores = rank()
     task = Task(shared.model, shared.dense, coupling, scores, one.goal, heads, data, recipe.measuring, progress)
     choice = choose_plan(task)
     plan = choice.plan
@@ -189,7 +211,7 @@ def _recover(shared: _Shared, result: Compiled) -> Compiled:
     if data is None and level == "none":
         return result
     shared.progress("reading accuracy")
-    before = result.steps or (shared.exam.step("dense", result.dense),)
+    before = result.steps or (_dense_step(shared),)
     removal = shared.exam.step("removal", result.small)
     since = len(result.passes) - 1 if result.steps else 0
     recovered, steps = recover(
@@ -203,6 +225,13 @@ def _recover(shared: _Shared, result: Compiled) -> Compiled:
         progress=shared.progress,
     )
     return replace(result, small=recovered, steps=(*before, removal, *steps))
+
+
+def _dense_step(shared: _Shared) -> Step:
+    read, recipe = partial(shared.exam.step, "dense", shared.dense), shared.recipe
+    if not isinstance(recipe.data.data, str):
+        return read()
+    return shared.known.once("accuracy", (recipe.data, recipe.seed, recipe.tracing), read)
 
 
 def _finetune(shared: _Shared, result: Compiled, number: int) -> Compiled:

@@ -39,3 +39,25 @@ def figures_of(report: Mapping[str, Any]) -> Iterator[Figure]:
     if known:
         change = f"{100 * (known[-1] - known[0]):+.2f} points"
         yield Figure("accuracy", f"{known[0]:.2%}", f"{known[-1]:.2%}", change, known[-1])
+
+
+def tested_accuracy(report: Mapping[str, Any]) -> float | None:
+    """The share of test samples that the small model has right; None where it was not read."""
+    return next((step["accuracy"] for step in reversed(report["steps"]) if step["accuracy"] is not None), None)
+
+
+def agreement_of(report: Mapping[str, Any]) -> float | None:
+    """The share of held-out samples of which the small model says what the dense one does; None where unknown."""
+    known = (step["did"].get("agreement_after") for step in reversed(report["steps"]))
+    return next((share for share in known if share is not None), None)
+
+
+def speedup_of(report: Mapping[str, Any]) -> float | None:
+    """In onnxruntime, the lower end of its interval; None where it was not measured."""
+    return next((row["speedup_low"] for row in report["latency"] if row["runtime"].startswith("onnxruntime")), None)
+
+
+def latency_of(report: Mapping[str, Any]) -> float | None:
+    """Median ms of the small model in onnxruntime; None where it was not measured."""
+    rows = (row["slim"]["median_ms"] for row in report["latency"] if row["runtime"].startswith("onnxruntime"))
+    return next(rows, None)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from slim_model.recipe_files.write import toml_of
 from slim_model.reporting.headline import figures_of
+from slim_model.reporting.pareto import trade_offs
 
 _TEMPLATES = Environment(
     loader=PackageLoader("slim_model.reporting", "html"),
@@ -37,7 +38,9 @@ def comparison_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """The page that puts ``reports``, by the names of their files, side by side."""
     rows = {name: {figure.name: figure for figure in figures_of(report)} for name, report in reports.items()}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return _TEMPLATES.get_template("compare.html.j2").render(reports=reports, rows=rows, names=names)
+    return _TEMPLATES.get_template("compare.html.j2").render(
+        reports=reports, rows=rows, names=names, pictures=list(trade_offs(reports))
+    )
 
 
 def _steps(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

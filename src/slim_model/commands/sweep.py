@@ -1,0 +1,155 @@
+"""``slim-model sweep RECIPE --ratio 0.3,0.5``: the same run with other values of some options, side by side."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from slim_model.atomic_write import beside
+from slim_model.commands.slim import SharedWork, run_job
+from slim_model.errors import InputError, SlimError
+from slim_model.export.options import OutputOptions
+from slim_model.loading.load import load
+from slim_model.pipeline.known import Known
+from slim_model.progress import Progress
+from slim_model.recipe_files.job import Job
+from slim_model.recipe_files.write import sections_of
+from slim_model.reporting.condition import Condition
+from slim_model.reporting.headline import latency_of
+
+_DECIDED = ("multiple_of", "recover")
+"""Options that a report has as they were decided, in place of 'auto'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """``axes``: options by name, each with the values to try. Files are written in ``folder``, two a point; the fastest
+    point that meets ``best`` becomes OUT.onnx of ``job``."""
+
+    job: Job
+    axes: Mapping[str, Sequence[Any]]
+    folder: Path
+    best: Condition | None = None
+
+
+@dataclass(slots=True)
+class Swept:
+    """``reports`` of the points, as JSON has them, and why others ``failed``, by name; ``best``: the chosen one."""
+
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, SlimError] = field(default_factory=dict)
+    best: str | None = None
+
+
+def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
+    """Run every point that has no report yet. The model is loaded, traced and ranked once, and its dense ONNX file
+    written once; a point that fails is told of, and the others go on. Raises InputError where IN cannot be used."""
+    points = dict(_points(sweep))
+    _make(sweep.folder)
+    job, result = sweep.job, Swept()
+    progress(f"reading {job.source.path.name}")
+    subject = load(job.source.path, job.source.options, seed=job.recipe.seed)
+    with tempfile.TemporaryDirectory() as place:
+        shared = SharedWork(subject, Known(), Path(place))
+        for number, (name, point) in enumerate(points.items(), start=1):
+            told = _told(f"{number} of {len(points)}, {name}", progress)
+            report = _written_before(point, subject.sha256)
+            try:
+                if report is None:
+                    made = run_job(point, told, shared)
+                    assert made is not None
+                    report = json.loads(made.as_json())
+                result.reports[name] = report
+            except SlimError as error:
+                result.failed[name] = error
+                told(f"failed: {error}")
+    if sweep.best:
+        result.best = fastest(result.reports, sweep.best)
+    if result.best:
+        chosen = points[result.best]
+        _copy(chosen.target, job.target)
+        if job.outputs.report and chosen.outputs.report:
+            _copy(chosen.outputs.report, job.outputs.report)
+    return result
+
+
+def fastest(reports: Mapping[str, Mapping[str, Any]], condition: Condition) -> str | None:
+    """The name of the report with the lowest latency among those that meet ``condition``, of multiply-adds where none
+    was measured; None where none meets it."""
+    meeting = {name: report for name, report in reports.items() if condition.holds(report)}
+
+    def cost(name: str) -> tuple[float, float]:
+        return latency_of(meeting[name]) or math.inf, meeting[name]["slim"]["macs"]
+
+    return min(meeting, key=cost, default=None)
+
+
+def _points(sweep: Sweep) -> Iterator[tuple[str, Job]]:
+    """Each combination of values, by a name that is also its files'. Raises InputError where a recipe cannot be."""
+    for values in itertools.product(*sweep.axes.values()):
+        changes = dict(zip(sweep.axes, values, strict=True))
+        name = ",".join(f"{option}={value}" for option, value in changes.items()) or "as it is"
+        stem = re.sub(r"[^\w.,=+-]", "_", name)
+        try:
+            recipe = sweep.job.recipe.but(**changes)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        report = sweep.folder / f"{stem}.json"
+        outputs = replace(sweep.job.outputs, save=None, html=None, write_recipe=None, report=report)
+        yield name, replace(sweep.job, recipe=recipe, target=sweep.folder / f"{stem}.onnx", outputs=outputs)
+
+
+def _written_before(point: Job, sha256: str) -> dict[str, Any] | None:
+    """The report of an earlier sweep that was stopped, where it tells of the same run on the same file."""
+    assert point.outputs.report
+    try:
+        report = json.loads(point.outputs.report.read_text(encoding="utf-8"))
+        was, now = (
+            _asked(sections) for sections in (report["recipe"], sections_of(point, point.outputs.report.parent))
+        )
+        same = was == now and report["source"]["sha256"] == sha256
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, cut, or something else
+        return None
+    return report if same and point.target.exists() else None
+
+
+def _asked(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by section, without those that a run decides, and without places."""
+    return {
+        name: {key: value for key, value in section.items() if key not in _DECIDED}
+        for name, section in sections.items()
+        if isinstance(section, dict) and name != "outputs"
+    }
+
+
+def _told(point: str, progress: Progress) -> Progress:
+    return lambda stage: progress(f"[{point}] {stage}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}. Give another with --into.") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The file, and weights that lie beside it, at once."""
+    with beside(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def no_outputs(outputs: OutputOptions) -> None:
+    """Raise InputError where ``outputs`` ask for files that only a single run writes."""
+    for name in ("save", "html", "write_recipe"):
+        if getattr(outputs, name):
+            raise InputError(f"a sweep does not write {name}. Leave it out, and give it to slim-model run with the "
+                             "report of the point you choose.")  # fmt: skip

@@ -1,0 +1,155 @@
+"""Sweeps: every combination once, what is shared found once, what was written used again, the best one chosen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from slim_model.cli import run as command
+from slim_model.commands import sweep as sweeping
+from slim_model.errors import InputError
+from slim_model.pipeline import compile as pipeline
+from slim_model.reporting.condition import FIGURES, read_condition
+from slim_model.reporting.pareto import front, trade_offs
+from small_nets import Residual, trained
+
+RECIPE = """
+[source]
+path = "in.pt"
+arch = "small_nets:Residual"
+inputs = "1x3x16x16"
+[budget]
+multiple_of = 1
+[measuring]
+bench = false
+[outputs]
+onnx = "out.onnx"
+report = "report.json"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.save(trained(Residual()).state_dict(), tmp_path / "in.pt")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often the stages that points share were called, and how many points ran."""
+    calls = {"capture": 0, "score": 0, "run_job": 0}
+    for module, name in ((pipeline, "capture"), (pipeline, "score"), (sweeping, "run_job")):
+        original = getattr(module, name)
+
+        def counted(*arguments: Any, _name: str = name, _original: Any = original, **options: Any) -> Any:
+            calls[_name] += 1
+            return _original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def test_a_sweep_is_its_runs(
+    folder: Path, calls: dict[str, int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files as single runs, byte for byte; shared stages once; a second sweep runs only what is missing."""
+    asked = ["sweep", "recipe.toml", "--ratio", "0.25,0.5", "--criterion", "l1,l2", "--best", "macs<1e12"]
+    assert command(asked) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert calls == {"capture": 1, "score": 2, "run_job": 4}
+    names = [f"ratio={ratio},criterion={criterion}" for ratio in (0.25, 0.5) for criterion in ("l1", "l2")]
+    points = folder / "out.sweep"
+    assert {path.name for path in points.iterdir()} == {f"{name}{end}" for name in names for end in (".onnx", ".json")}
+    single = ["run", "recipe.toml", "--ratio", "0.5", "--criterion", "l2", "--onnx", "single.onnx"]
+    assert command(single) == 0
+    once = (points / f"{names[3]}.onnx").read_bytes()
+    assert (folder / "single.onnx").read_bytes() == once
+    chosen = (folder / "out.onnx").read_bytes()  # both at 0.5 have as few multiply-adds; the first one is taken
+    assert chosen == (points / f"{names[2]}.onnx").read_bytes()
+    assert f"wrote out.onnx: {names[2]}" in said
+
+    (points / f"{names[0]}.json").unlink()
+    (points / f"{names[1]}.json").write_text("{")
+    calls["run_job"] = 0
+    assert command([*asked, "--html", "points.html"]) == 0
+    assert calls["run_job"] == 2
+    assert names[1] in (folder / "points.html").read_text()
+    torch.save({k: v * 1.5 for k, v in torch.load(folder / "in.pt").items()}, folder / "in.pt")
+    calls["run_job"] = 0
+    assert command(asked) == 0
+    assert calls["run_job"] == 4  # another model
+    onnx.checker.check_model(str(folder / "out.onnx"))
+
+
+def test_a_point_that_fails_is_told_and_the_others_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["sweep", "recipe.toml", "--target", "macs=1", "--target", "macs=1.5M", "--best", "macs<1"]) == 3
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "failed: target=macs=1:" in told
+    assert "no point meets macs<1" in told
+    assert not (folder / "out.onnx").exists()
+    assert command(["sweep", "recipe.toml", "--target", "macs=1", "--target", "macs=1.5M"]) == 3
+    assert "1 of 2 points failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--ratio", "0.5,2"], "ratio 2.0 is not between 0 and 1"),
+        (["--ratio", "half,0.5"], "--ratio half: it is no number"),
+        (["--best", "beauty>1"], "is no condition"),
+        (["--recover", "affine,none"], "recover affine needs data"),
+        (["--into", "in.pt"], "cannot make the folder in.pt"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    asked: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["sweep", "recipe.toml", *asked]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_what_only_a_single_run_writes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recipe.toml").write_text(RECIPE + 'save = "small.pt2"\n')
+    assert command(["sweep", "recipe.toml", "--ratio", "0.3,0.5"]) == 2
+    assert "a sweep does not write save" in capsys.readouterr().err
+
+
+def report_with(accuracy: float | None, ms: float) -> dict[str, Any]:
+    row = {"runtime": "onnxruntime", "slim": {"median_ms": ms}, "speedup_low": 10 / ms}
+    steps = [{"accuracy": accuracy, "did": {"agreement_after": accuracy}}] if accuracy else []
+    return {"slim": {"macs": 5, "params": 4, "bytes": 3}, "latency": [row], "steps": steps}
+
+
+def test_conditions_read_what_they_name() -> None:
+    report = report_with(0.9, 4.0)
+    values = {name: read(report) for name, read in FIGURES.items()}
+    shares, counts = {"accuracy": 0.9, "agreement": 0.9}, {"macs": 5, "params": 4, "bytes": 3}
+    assert values == {**shares, "speedup": 2.5, "latency": 4.0, **counts}
+    for text, holds in (("accuracy>=0.9", True), ("accuracy > 0.9", False), ("latency<=4", True), ("macs<5e0", False)):
+        assert read_condition(text).holds(report) is holds, text
+    assert not read_condition("accuracy<1").holds(report_with(None, 1.0))
+    for wrong in ("", "accuracy", "accuracy=1", "macs<1.2.3", "accuracy>=high"):
+        with pytest.raises(InputError):
+            read_condition(wrong)
+
+
+def test_the_fastest_that_holds_is_chosen() -> None:
+    reports = {"slow": report_with(0.95, 3.0), "fast": report_with(0.92, 1.0), "wrong": report_with(0.8, 0.5)}
+    assert sweeping.fastest(reports, read_condition("accuracy>=0.91")) == "fast"
+    assert sweeping.fastest(reports, read_condition("accuracy>=0.99")) is None
+
+
+def test_the_front_is_what_no_run_beats() -> None:
+    assert front([(1, 0.5), (2, 0.5), (2, 0.7), (3, 0.6), (1, 0.5)]) == [True, False, True, False, True]
+    reports = {"a": report_with(0.9, 1.0), "b": report_with(0.8, 2.0)}
+    latency, *_ = trade_offs(reports)
+    assert [(name, best) for name, *_, best in latency.points] == [("a", True), ("b", False)]
+    assert list(trade_offs({"a": report_with(None, 1.0), "b": report_with(None, 2.0)})) == []
+    assert json.dumps(latency)  # plain values
