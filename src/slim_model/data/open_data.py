@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from slim_model.data.batches import Batch, Data, Preparation
 from slim_model.data.datasets import Split, as_dataset, is_dataset, rows_of
 from slim_model.data.sources import open_spec
+from slim_model.data.user_faults import check_is_data, made_by, read_each, user_faults
 from slim_model.errors import InputError
 from slim_model.graph.tensor_trees import batch_of, not_finite, tensors_among
+
+_STREAMED = 64  # samples of a stream that are put together
 
 
 def open_data(
@@ -41,11 +44,12 @@ def open_data(
     opened = read_source(source, example, split)
     name, source = opened.name, opened.samples
     if isinstance(source, Iterator):
-        source = _kept(source, samples)
+        source = _kept(read_each(name, lambda: opened.samples), samples)
     parted = is_dataset(source)
     prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
     if parted:
-        source = _chosen(source, samples, seed, split)
+        with user_faults(name, "counting its samples"):
+            source = _chosen(source, samples, seed, split)
         limit = min(samples, len(source))
         raw: Callable[[], Iterator[Any]] = lambda: _collated(source, size)  # noqa: E731
     else:
@@ -53,7 +57,7 @@ def open_data(
         raw = lambda: iter(source)  # noqa: E731
 
     def batches() -> Iterator[Batch]:
-        return _finite(_sized((prepare(item) for item in raw()), size, limit), name, source)
+        return _finite(_sized((prepare(item) for item in read_each(name, raw)), size, limit), name, source)
 
     first = next(batches(), None)
     if first is None:
@@ -74,10 +78,19 @@ def read_source(source: Any, example: Sequence[Any], split: Split) -> OpenedData
     if isinstance(source, OpenedData):
         return source
     if isinstance(source, str):
-        return OpenedData(source, open_spec(source, example, split))
+        return _opened(source, open_spec(source, example, split))
     name = f"the data ({type(source).__name__})"
     if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-        source = source()
+        source = made_by(name, source)
+    return _opened(name, source)
+
+
+def _opened(name: str, source: Any) -> OpenedData:
+    check_is_data(name, source)
+    if isinstance(source, IterableDataset):  # it gives samples one by one, and cannot be asked for those of a part
+        from torch.utils.data import DataLoader
+
+        source = DataLoader(source, batch_size=_STREAMED)
     return OpenedData(name, source)
 
 

@@ -8,7 +8,6 @@ import gzip
 import importlib
 import io
 import lzma
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,9 @@ from torch import Tensor
 
 from slim_model.data.datasets import Divided, Split
 from slim_model.data.options import SOURCES
+from slim_model.data.user_faults import made_by, user_faults
 from slim_model.errors import InputError, first_line
+from slim_model.loading.input_spec import describe_error
 from slim_model.loading.user_code import import_file, make_importable
 
 _FORMS = (
@@ -37,12 +38,14 @@ def open_spec(spec: str, example: Sequence[Any], split: Split) -> Any:
         raise InputError(f"--data {spec!r} names no data. {_FORMS}.")
     if kind in SOURCES:
         path = Path(place.partition(",")[0])
-        if not path.exists():
+        with user_faults(f"--data {spec!r}", "looking for it"):  # a name may be too long
+            is_there = path.exists()
+        if not is_there:
             raise InputError(f"--data {spec!r}: there is no {path}.")
         return SOURCES[kind](spec, place, example, split)
-    samples = _callable(spec, spec)()
+    samples = made_by(f"--data {spec!r}", _callable(spec, spec))
     # A data set may be callable, too: only what cannot be gone through makes one.
-    return samples() if callable(samples) and not hasattr(samples, "__iter__") else samples
+    return made_by(f"--data {spec!r}", samples) if callable(samples) and not hasattr(samples, "__iter__") else samples
 
 
 # -- data sets with a test part of their own ------------------------------------------------------------------------
@@ -58,7 +61,7 @@ def _idx(name: str) -> Callable[..., Any]:
         with _unpacked(Path(place), name) as root:
             try:
                 dataset = kind(root, train=split == "train", download=False)
-            except (RuntimeError, OSError) as error:
+            except Exception as error:  # of files that are missing, cut or something else
                 raise InputError(f"--data {spec!r}: no {name} files are in {place}: {error}.") from error
         return Divided((_like(dataset.data[:, None], example), dataset.targets))
 
@@ -77,8 +80,8 @@ def _unpacked(folder: Path, name: str) -> Iterator[Path]:
         raw.mkdir(parents=True)
         for path in files:
             opened: Any = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rb") as packed, (raw / path.name.removesuffix(".gz")).open("wb") as plain:
-                shutil.copyfileobj(packed, plain)
+            with user_faults(str(path), "unpacking it"), opened(path, "rb") as packed:
+                (raw / path.name.removesuffix(".gz")).write_bytes(packed.read())
         yield Path(temporary)
 
 
@@ -87,7 +90,7 @@ def cifar10(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
 
     try:
         dataset = torchvision.datasets.CIFAR10(place, train=split == "train", download=False)
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # of files that are missing or cut
         raise InputError(
             f"--data {spec!r}: {error} The folder must hold cifar-10-batches-py, as torchvision unpacks it."
         ) from error
@@ -152,7 +155,11 @@ def text(spec: str, place: str, example: Sequence[Any], split: Split) -> Any:
     if "tokenizer" not in options:
         raise InputError(f"--data {spec!r}: say how texts become numbers, with tokenizer=package.module:callable.")
     texts, labels = _columns(spec, Path(file), options.get("text", "text"), options.get("label", "label"))
-    tokens = torch.as_tensor(_callable(spec, options["tokenizer"])(texts))
+    tokenizer = _callable(spec, options["tokenizer"])
+    with user_faults(
+        f"--data {spec!r}", f"turning {len(texts)} texts into a tensor with tokenizer={options['tokenizer']}"
+    ):
+        tokens = torch.as_tensor(tokenizer(texts))
     return tokens if labels is None else (tokens, labels)
 
 
@@ -191,12 +198,16 @@ def _callable(spec: str, text: str) -> Callable[..., Any]:
         if place.endswith(".py"):
             attribute: Any = import_file(Path(place))
         else:
-            make_importable(Path.cwd())
+            make_importable(Path())
             attribute = importlib.import_module(place)
         for part in name.split("."):
             attribute = getattr(attribute, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"--data {spec!r}: {error}. {_FORMS}.") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's module raises
+        raise InputError(f"--data {spec!r}: importing {place} failed with {describe_error(error)}.") from error
     if not callable(attribute):
         raise InputError(f"--data {spec!r}: {text} is a {type(attribute).__name__}, not a callable.")
     return attribute

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from slim_model.data.augmentation import Transform
 from slim_model.data.batches import Batch, Preparation
 from slim_model.data.datasets import TensorSamples, as_dataset, is_dataset, rows_of
 from slim_model.data.open_data import read_source
+from slim_model.data.user_faults import read_each, user_faults
 from slim_model.errors import InputError
 
 _SHARE = 10
@@ -62,7 +63,8 @@ class Samples:
             return
         chosen = Subset(self.source, self.rows.tolist())
         collate = default_collate if augment is None else _Augmented(augment)
-        for item in DataLoader(chosen, batch_sampler=[p.tolist() for p in places], collate_fn=collate):
+        loader = DataLoader(chosen, batch_sampler=[p.tolist() for p in places], collate_fn=collate)
+        for item in read_each(self.name, lambda: loader):
             yield self.prepare(item)
 
 
@@ -90,19 +92,26 @@ def open_samples(
     opened = read_source(source, example, "train")
     name, samples = opened.name, opened.samples
     prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
-    whole = isinstance(samples, DataLoader) and samples.collate_fn is default_collate  # has no test part of its own
+    whole = _is_plain_loader(samples)  # has no test part of its own
     if whole:
         samples = samples.dataset  # in an order of ours, in batches of ours
     if not is_dataset(samples):  # a stream
-        batches = [prepare(item) for item in samples]
+        batches = [prepare(item) for item in read_each(name, lambda: samples)]
         if not batches:
             raise InputError(f"{name} is empty: it gave no batch.")
         return _kept(batches, example)
     dataset = as_dataset(samples)
-    rows = torch.arange(len(dataset)) if whole else rows_of(dataset, "train")
+    with user_faults(name, "counting its samples"):
+        rows = torch.arange(len(dataset)) if whole else rows_of(dataset, "train")
     unread = Samples(dataset, rows, prepare, False)
     first = next(unread.batches([torch.arange(min(1, len(rows)))]))
     return dataclasses.replace(unread, labelled=first.labels is not None)
+
+
+def _is_plain_loader(source: Any) -> bool:
+    """A loader over samples that have numbers."""
+    plain = isinstance(source, DataLoader) and source.collate_fn is default_collate
+    return plain and not isinstance(source.dataset, IterableDataset)
 
 
 def _kept(batches: list[Batch], example: Sequence[Any]) -> Samples:

@@ -99,7 +99,7 @@ def _find(spec: _Arch) -> Any:
     if spec.place.endswith(".py"):
         place: ModuleType = import_file(Path(spec.place))
     else:
-        make_importable(Path.cwd())
+        make_importable(Path())
         try:
             place = importlib.import_module(spec.place)
         except Exception as error:  # whatever the user's package raises

@@ -167,7 +167,7 @@ def _load_script(content: bytes, *, trusted: bool) -> nn.Module:
 
 def _unpickle_trusted(content: bytes, code: Path | None) -> Any:
     """What ``torch.save`` wrote, as Python's own pickle reads it: it runs what the file says."""
-    make_importable(Path.cwd())
+    make_importable(Path())
     main = import_file(code) if code else None
 
     class Unpickler(pickle.Unpickler):

@@ -39,5 +39,9 @@ def import_file(path: Path) -> ModuleType:
 
 def make_importable(folder: Path) -> None:
     """Let modules in ``folder`` be imported, as if the program had been started there."""
-    if (text := str(folder.resolve())) not in sys.path:
+    try:
+        text = str(folder.resolve())
+    except OSError:  # the working folder was deleted: nothing lies there
+        return
+    if text not in sys.path:
         sys.path.insert(0, text)
