@@ -72,6 +72,17 @@ class Raises(nn.Module):
         raise RuntimeError("this forward is not finished")
 
 
+class NotInOnnx(nn.Module):
+    """ONNX has no matrix exponential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(self.head(self.conv(x).mean((2, 3))).view(-1, 3, 3))
+
+
 def trained(model: nn.Module, seed: int = 0) -> nn.Module:
     """``model`` in eval mode, with weights and BatchNorm statistics that differ from channel to channel."""
     generator = torch.Generator().manual_seed(seed)

@@ -13,11 +13,13 @@ import onnx
 import pytest
 import torch
 
+import small_nets
 from command_runs import OLD, QUICK, RESIDUAL, TIMEOUT, Command, process, untouched, wait_for, widths
 from slim_model.commands import slim as slim_stages
 from slim_model.cutting import shrink_graph
 from slim_model.export import check_onnx
 from slim_model.pipeline import compile as pipeline
+from small_nets import SHAPE, NotInOnnx, trained
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,23 @@ def test_an_invalid_onnx_file_is_caught(
     assert "NoSuchOperator" in ran.message
     assert (f"is in {saved}" if saves else "--save small.safetensors") in ran.message
     assert saved.exists() == saves
+    assert untouched(out)
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_what_onnx_has_no_form_for_is_said_before_the_work(
+    command: Command, tmp_path: Path, out: Path, saves: bool
+) -> None:
+    """And goes on where the small PyTorch model is wanted all the same."""
+    source, small = tmp_path / "in.pt", tmp_path / "small.safetensors"
+    torch.save(trained(NotInOnnx()).state_dict(), source)
+    options = ("--arch", f"{small_nets.__file__}:NotInOnnx", "--input", SHAPE, *QUICK)
+    ran = command(source, out, *options, *(["--save", small] if saves else []))
+    assert ran.code == 5
+    assert "linalg_matrix_exp" in ran.message
+    assert ("removing channels" in ran.err) == saves
+    assert small.exists() == saves
+    assert (f"is in {small}" if saves else "--save small.safetensors") in ran.message
     assert untouched(out)
 
 

@@ -30,7 +30,7 @@ from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.proof.capture import capture
 from slim_model.recipe import Recipe
-from small_nets import HardCoded, Residual, error, images, trained
+from small_nets import HardCoded, NotInOnnx, Residual, error, images, trained
 
 
 class TwoInputs(nn.Module):
@@ -68,15 +68,6 @@ class BatchInParts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         one, two = self.conv(torch.cat([x, x.flip(3)])).chunk(2)
         return self.head((one * two).mean((2, 3)))
-
-
-class NotInOnnx(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 9)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.matrix_exp(self.head(self.conv(x).mean((2, 3))).view(-1, 3, 3))
 
 
 class Means(nn.Module):

@@ -22,6 +22,7 @@ from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import EagerModel, runnable_form
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
+from slim_model.export.writable import check_writable
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.late import Late
 from slim_model.loading.load import Subject, load
@@ -81,6 +82,7 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
             program=subject.program,
             resume=resume,
             known=known,
+            check=None if outputs.save else check_writable,
             progress=progress,
         )
     if distributed.rank() > 0:

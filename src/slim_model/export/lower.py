@@ -57,8 +57,8 @@ def lower(graph: fx.Graph) -> fx.Graph:
         if node.target._schema.is_mutable:
             _out_of_place(node, node.target)
     for node in called:
-        if node.target in _SIMPLER:
-            _SIMPLER[node.target](node, **arguments_of(node))
+        if node.target in SIMPLER:
+            SIMPLER[node.target](node, **arguments_of(node))
     return result
 
 
@@ -135,7 +135,7 @@ def _cast(node: fx.Node, self: fx.Node, dtype: torch.dtype, **_: Any) -> None:
     node.target, node.args, node.kwargs = aten._to_copy.default, (self,), {"dtype": dtype}
 
 
-_SIMPLER: dict[Any, Callable[..., None]] = {
+SIMPLER: dict[Any, Callable[..., None]] = {
     aten.adaptive_avg_pool2d.default: _global_pool,
     aten.batch_norm.default: _batch_norm,
     aten.scaled_dot_product_attention.default: _attention,

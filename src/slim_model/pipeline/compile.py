@@ -9,6 +9,7 @@ loaded) and after (the small model is written, measured and reported) is in ``co
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -58,18 +59,21 @@ def compile_model(
     graph: Graph | None = None,
     resume: Resume | None = None,
     known: Known | None = None,
+    check: Callable[[Graph], None] | None = None,
     progress: Progress = say_nothing,
 ) -> Compiled:
     """A small graph that was proven to equal the masked dense one, for the goal that ``recipe`` names.
 
     ``program``: the model's own export, where there is one; ``graph``: what ``capture`` made of the model already.
     ``resume``: where fine-tuning keeps what it needs to go on. ``known``: what runs on the same model and inputs share.
-    Raises InputError, BudgetError or ProofError.
+    ``check``: refuses a graph that its caller has no use for. Raises InputError, BudgetError or ProofError.
     """
     progress("tracing the model")
     known = known or Known()
     traced = partial(capture, model, inputs, recipe.tracing, program=program)
     dense = graph or known.once("graph", recipe.tracing, traced)  # one ATen graph, checked on the inputs
+    if check is not None:
+        check(dense)
     shared = _Shared.open(
         model, dense, recipe, resume, known, progress
     )  # the data, and what is known of the dense graph
