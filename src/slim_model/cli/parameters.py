@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from functools import wraps
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from slim_model.errors import InputError
 from slim_model.options import About, options_of
 
-Style = Literal["every", "given", "several"]
+
+class Style(enum.Enum):
+    """What a command is told of its options."""
+
+    EVERY = "each option, with its default"
+    GIVEN = "those that the user gave, since the others stand elsewhere"
+    SEVERAL = "those that the user gave, each as a tuple of values"
 
 
 class Section(NamedTuple):
@@ -29,14 +36,13 @@ def command_of(
     sections: Sequence[Section],
     *,
     basics_first: bool = False,
-    style: Style = "every",
+    style: Style = Style.EVERY,
 ) -> Callable[..., None]:
     """``function`` as typer takes it: with its own parameters, and an option for each field of ``sections``.
 
     ``function`` is called with its own parameters and ``options``: what the user gave, as values of the fields by
-    their names. ``basics_first``: options that are not basic are shown by ``--help-all`` alone.
-    ``style``: ``options`` has every option; those that were ``given`` alone, since the others stand elsewhere; or of
-    these ``several`` values each, a tuple.
+    their names, which of them says ``style``. ``basics_first``: options that are not basic are shown by
+    ``--help-all`` alone.
     """
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
     rows = [
@@ -49,9 +55,9 @@ def command_of(
     @wraps(function)
     def command(**given: Any) -> None:
         options = {
-            field.name: _values(field, about, typed) if style == "several" else _value(field, about, typed)
+            field.name: _values(field, about, typed) if style is Style.SEVERAL else _value(field, about, typed)
             for _, field, about in rows
-            if (typed := given.pop(field.name)) not in (None, []) or style == "every"
+            if (typed := given.pop(field.name)) not in (None, []) or style is Style.EVERY
         }
         given.pop("help_all", None)
         function(**given, options=options)
@@ -105,9 +111,9 @@ def _parameter(title: str, field: Field[Any], about: About, *, hidden: bool, sty
     flag = flag_of(field, about)
     if about.kind is bool and about.negatable:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    listed = about.many or (style == "several" and about.kind is not bool)
+    listed = about.many or (style is Style.SEVERAL and about.kind is not bool)
     typed: Any = list[str] if listed else about.kind
-    default = None if style != "every" or about.many or field.default in (None, ()) else field.default
+    default = None if style is not Style.EVERY or about.many or field.default in (None, ()) else field.default
     option = typer.Option(
         flag,
         help=about.help,

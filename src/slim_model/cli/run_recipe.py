@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slim_model.cli.parameters import command_of
+from slim_model.cli.parameters import Style, command_of
 from slim_model.cli.slim import EVERY_SECTION, carry_out
 from slim_model.recipe_files.read import read_job
 
@@ -22,4 +22,4 @@ def run_command(
     carry_out(read_job(file, options, source=source, target=onnx))
 
 
-command = command_of(run_command, EVERY_SECTION, basics_first=True, style="given")
+command = command_of(run_command, EVERY_SECTION, basics_first=True, style=Style.GIVEN)

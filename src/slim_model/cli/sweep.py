@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from slim_model.cli.parameters import command_of
+from slim_model.cli.parameters import Style, command_of
 from slim_model.cli.slim import EVERY_SECTION
 from slim_model.cli.status import status
 from slim_model.errors import GateError
@@ -64,5 +64,5 @@ command = command_of(
     sweep_command,
     [section for section in EVERY_SECTION if section.group in GROUPS.values()],
     basics_first=True,
-    style="several",
+    style=Style.SEVERAL,
 )
