@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from slim_model.calling.outputs import output_tensors
 from slim_model.cutting.cut import cut_of
 from slim_model.errors import BudgetError
 from slim_model.graph.decisions import Decided
-from slim_model.graph.tensor_trees import copy_tensors, tensors_among
+from slim_model.graph.graph import Graph
 from slim_model.labels.values import Value
 from slim_model.ops import row_of
 from slim_model.pipeline.compile import compile_model
@@ -39,13 +40,13 @@ def removing_the_dead_changes_nothing(
 ) -> str:
     """Holds ``model`` against the law, with the channels that ``found`` removed. ``others``: inputs that nobody has
     seen; ``options``: those of ``found``. Returns "" where it holds, or why it does not apply; raises Alive."""
-    inputs = found.dense.arguments(found.dense.inputs)
-    _outputs(model, inputs)  # what hooks left in it has no gradient now, and can be copied
+    inputs, dense = found.dense.inputs, found.dense
+    _outputs(dense, model, inputs)  # what hooks left in it has no gradient now, and can be copied
     dead = _killed(model, found)
-    if not all(x.isfinite().all() for x in _outputs(dead, inputs) if x.is_floating_point()):
+    if not all(x.isfinite().all() for x in _outputs(dense, dead, inputs) if x.is_floating_point()):
         return "a norm of zeros is no number"
     try:
-        again = compile_model(dead, inputs, Recipe.of(**options | {"criterion": "l1"}))
+        again = compile_model(dead, dense.arguments.filled(inputs), Recipe.of(**options | {"criterion": "l1"}))
     except BudgetError:
         return "nothing can be removed"
     if not _removes(found, again):
@@ -57,7 +58,7 @@ def removing_the_dead_changes_nothing(
         return "its zeros become something else"
     small, _ = make_small_module(dead, again.small)
     for given in (inputs, others):
-        error = _error(_outputs(dead, given), _outputs(small, given))
+        error = _error(_outputs(dense, dead, given), _outputs(dense, small, given))
         if not error <= TOLERANCE:
             raise Alive(f"dead channels were removed, and an output changed by {error:.1e}")
     return ""
@@ -125,9 +126,9 @@ def _dead_where_read(found: Compiled) -> bool:
     return not alive
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(dense: Graph, model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     with torch.no_grad():
-        return tensors_among(model(*copy_tensors(inputs)))
+        return output_tensors(dense.call(model, inputs))
 
 
 def _error(one: list[Tensor], other: list[Tensor]) -> float:

@@ -254,6 +254,9 @@ def the_onnx_file_computes_the_same(case: Case, model: nn.Module, found: Compile
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         inputs = case.net.example(OTHER if found.dense.dynamic_batch else found.proof.batches[0])
         got = [torch.from_numpy(np.asarray(x)) for x in run_onnx(session, inputs)]
+        names = [output.name for output in session.get_outputs()]
+    if names != list(found.dense.outputs.names) or len(names) != len(outputs_of(model, inputs)):
+        raise Wrong(f"the file has the outputs {names}, the model {found.dense.outputs.names}")
     assert_same(lambda wide: found.small.run(inputs), lambda wide: got, "small graph and ONNX file")
     return True
 

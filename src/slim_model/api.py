@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from slim_model.budget.plan import Plan
 from slim_model.errors import InputError
+from slim_model.loading.python_inputs import arguments_given
 from slim_model.measuring.machine import check_device
 from slim_model.pipeline.compile import compile_model
 from slim_model.proof.own_module import make_small_module
@@ -26,9 +27,16 @@ class Slimmed(NamedTuple):
     report: Report
 
 
-def slim(model: nn.Module, example_inputs: Tensor | Sequence[Any], **options: Any) -> Slimmed:
+def slim(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    example_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Slimmed:
     """Remove channels from ``model`` and prove the result. ``model`` is left as it was.
 
+    ``example_inputs``: a tensor, a sequence of the arguments of forward, or a mapping of them by name; with
+    ``example_kwargs`` besides. Containers may nest; what is no tensor is a constant of the model.
     ``options`` are the fields of ``Recipe``: ``slim(model, x, ratio=0.5, criterion="l1")``. A criterion may be a
     callable ``(Slices) -> (width,) scores, higher = keep``. Raises InputError, BudgetError, GateError or ProofError.
     """
@@ -36,8 +44,7 @@ def slim(model: nn.Module, example_inputs: Tensor | Sequence[Any], **options: An
     if recipe.gates.min_speedup is not None:
         raise InputError("min_speedup is measured by the command alone; leave it out, and time the module yourself.")
     check_device(recipe.measuring.device)
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    compiled = compile_model(model, inputs, recipe)
+    compiled = compile_model(model, arguments_given(model, example_inputs, example_kwargs), recipe)
     draw_scans(compiled, recipe)
     small = make_small_module(model, compiled.small)
     report = make_report(compiled, recipe, module_is_own=small.own)

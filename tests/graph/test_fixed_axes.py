@@ -136,7 +136,7 @@ def test_a_random_forward_is_refused_with_its_line() -> None:
     x = torch.ones(2, 4)
     noisy = Noisy().eval()
     with pytest.raises(InputError, match=r"aten.randn_like.default draws random numbers at test_fixed_axes.py:\d+ in"):
-        check_trace(noisy, trace(noisy, (x,)), (x,))
+        check_trace(noisy, trace(noisy, (x,)))
     counting = Counting().eval()
     with pytest.raises(InputError, match=r"other outputs .* on the same input, .* a counter"):
-        check_trace(counting, trace(counting, (x,)), (x,))
+        check_trace(counting, trace(counting, (x,)))

@@ -96,8 +96,11 @@ def test_inputs_may_be_nested_and_outputs_may_be_many() -> None:
     x, y = numbers(2, 3), numbers(2, 2)
     graph = trace(net := Nested(), ({"x": x}, [y]))
     assert [tuple(given.shape) for given in graph.inputs] == [(2, 3), (2, 2)]
-    assert graph.arguments(graph.inputs)[0]["x"] is graph.inputs[0]
-    summed, given = graph.run((x, y))
+    assert graph.arguments.filled(graph.inputs).args[0]["x"] is graph.inputs[0]
+    assert graph.input_names == ("given.x", "more.0")
+    assert graph.outputs.names == ("sum", "all.0", "all.1")
+    summed, given, number = graph.run((x, y))
+    assert int(number) == 2
     torch.testing.assert_close(summed, net.a(x) + y)
     assert torch.equal(given, x)
 
@@ -219,5 +222,5 @@ def test_what_does_not_run_is_refused_with_the_inputs_it_was_given() -> None:
         trace(Net(), (numbers(2, 5),))
     message = str(raised.value)
     assert "could not be traced with inputs 2x5:float32" in message
-    assert "Check --input" in message
+    assert "Check that the model runs on them" in message
     assert "\n" not in message

@@ -15,19 +15,56 @@ from torch import nn
 from model_files import INPUT, NET_SOURCE, SHAPES, refusal
 from slim_model.errors import InputError
 from slim_model.loading.example_inputs import guess_inputs
-from slim_model.loading.input_spec import parse_input
+from slim_model.loading.input_spec import ConstantSpec, InputSpec, TensorSpec, parse_input
 from slim_model.loading.load import load
 from slim_model.loading.source import SourceOptions
 
 
 def test_parse_input() -> None:
-    assert parse_input("1x3x224x224") == ((1, 3, 224, 224), torch.float32)
-    assert parse_input(" 1X16:INT64 ") == ((1, 16), torch.int64)
-    assert parse_input("4:bool") == ((4,), torch.bool)
+    """One row for each form that docs/cli.md names."""
+    typed = {
+        "1x3x224x224": ("", TensorSpec((1, 3, 224, 224), torch.float32)),
+        " 1X16:INT64 ": ("", TensorSpec((1, 16), torch.int64)),
+        "4:bool": ("", TensorSpec((4,), torch.bool)),
+        "image=1x3x8x8": ("image", TensorSpec((1, 3, 8, 8), torch.float32)),
+        "batch.views.0=1x3": ("batch.views.0", TensorSpec((1, 3), torch.float32)),
+        "lengths=1:int64=64": ("lengths", TensorSpec((1,), torch.int64, (64,))),
+        "3:int64=1,2,3": ("", TensorSpec((3,), torch.int64, (1, 2, 3))),
+        "mask=1x2:bool=true": ("mask", TensorSpec((1, 2), torch.bool, (True,))),
+        "t=scalar=0.5": ("t", TensorSpec((), torch.float32, (0.5,))),
+        "sr=int=16000": ("sr", ConstantSpec(16000)),
+        "int=3": ("", ConstantSpec(3)),
+        "scale=float=0.5": ("scale", ConstantSpec(0.5)),
+        "training=bool=false": ("training", ConstantSpec(False)),
+        "mode=str=a=b": ("mode", ConstantSpec("a=b")),
+        "state=none": ("state", ConstantSpec(None)),
+    }
+    for text, (name, given) in typed.items():
+        assert parse_input(text) == InputSpec(name, given), text
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "3,224", "1x", "x3", "1x-3", "1x3:float", "0x3", "1x99999999x9999", "1x3.5", "ax3"]
+    "spec",
+    [
+        "",
+        "3,224",
+        "1x",
+        "x3",
+        "1x-3",
+        "1x3:float",
+        "0x3",
+        "1x99999999x9999",
+        "1x3.5",
+        "ax3",
+        "x=",
+        "x=1=y",
+        "1x3=1,2",
+        "1:uint8=300",
+        "1:int64=0.5",
+        "1:bool=7",
+        "n=int=x",
+        "flag=bool=maybe",
+    ],
 )
 def test_a_bad_input_spec_is_shown_with_an_example(spec: str) -> None:
     with pytest.raises(InputError, match="--input") as raised:
@@ -43,10 +80,11 @@ def test_inputs_are_of_the_dtype_asked_for_and_repeat(file: Path) -> None:
     from slim_model.loading.example_inputs import make_inputs
 
     specs = [
-        parse_input(f"2x50:{name}") for name in ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
+        TensorSpec((2, 50), getattr(torch, name))
+        for name in ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
     ]
     first, again, other = (make_inputs(Net(), specs, seed) for seed in (1, 1, 2))
-    assert [x.dtype for x in first] == [dtype for _, dtype in specs]
+    assert [x.dtype for x in first] == [spec.dtype for spec in specs]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
 
@@ -55,7 +93,7 @@ def test_tokens_are_numbers_that_every_embedding_has() -> None:
     net = nn.ModuleList([nn.Embedding(50, 4), nn.Embedding(7, 4)])
     from slim_model.loading.example_inputs import make_inputs
 
-    [tokens] = make_inputs(net, [((1, 500), torch.int64)], 0)
+    [tokens] = make_inputs(net, [TensorSpec((1, 500), torch.int64)], 0)
     assert set(tokens.unique().tolist()) == set(range(7))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from slim_model.budget.goal import ChosenPlan, Task
 from slim_model.budget.plan import Plan
+from slim_model.calling.outputs import output_tensors
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.shrink_module import shrink_module
@@ -29,7 +30,6 @@ from slim_model.data.loss import Loss
 from slim_model.data.open_data import open_data
 from slim_model.errors import InputError, ProofError
 from slim_model.graph.graph import Graph
-from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 from slim_model.loading.input_spec import describe_error
 from slim_model.proof.capture import capture
 from slim_model.proof.tolerance import TOLERANCE, relative_error
@@ -152,7 +152,8 @@ def prune(
 ) -> Peer:
     """Run Torch-Pruning on a copy of ``model`` with our scores. Raises ProofError where it fails or parts what is
     coupled."""
-    twin = shrink_module(model, coupling.graph.tensors, coupling.graph.folded).eval()
+    graph = coupling.graph
+    twin = shrink_module(model, graph.tensors, graph.folded).eval()
     fixed = [m for name, m in twin.named_modules() if name in {p.name for p in coupling.pinned}]
     table, names = _Table(coupling, scores), {module: name for name, module in twin.named_modules()}
 
@@ -165,7 +166,8 @@ def prune(
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(
                 twin,
-                tuple(coupling.graph.inputs),
+                graph.inputs,
+                forward_fn=lambda net, given: [x for x in output_tensors(graph.call(net, given)) if x.requires_grad],
                 importance=importance,
                 pruning_ratio=ratio,
                 global_pruning=one_ranking,
@@ -187,7 +189,7 @@ def check(peer: Peer, small: Graph, batches: Sequence[tuple[Any, ...]]) -> None:
     for inputs in batches:
         try:
             with torch.no_grad():
-                outputs = tensors_among(peer.module(*copy_tensors(inputs)))
+                outputs = output_tensors(small.call(peer.module, inputs))
         except Exception as error:  # the user's forward may fail in any way on other sizes
             raise _refused(f"its module does not run: {describe_error(error)}") from error
         errors = [relative_error(a, b) for a, b in zip(small.run(inputs), outputs, strict=True)]

@@ -31,6 +31,6 @@ def answer(question: Question, places: list[Path], progress: Progress) -> Explan
     progress(f"reading {source.path.name}")
     subject = load(source.path, source.options)
     progress("tracing the model")
-    graph = capture(subject.model, subject.inputs, question.tracing, program=subject.program)
+    graph = capture(subject.model, subject.arguments, question.tracing, program=subject.program)
     progress("finding coupled channels")
     return explain(couple_attention(graph, keep=question.keep))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from slim_model.calling.flat_module import flat_module
 from slim_model.cost.latency_model import model_latency
 from slim_model.cost.latency_store import check_cache, setting_of
 from slim_model.cost.latency_table import LatencyTable, Setting
@@ -57,7 +58,7 @@ def learn(job: ProfileJob, progress: Progress) -> Learned:
     progress(f"reading {job.source.path.name}")
     subject = load(job.source.path, job.source.options)
     progress("tracing the model")
-    graph = capture(subject.model, subject.inputs, job.tracing, program=subject.program)
+    graph = capture(subject.model, subject.arguments, job.tracing, program=subject.program)
     coupling = couple_attention(graph)
     placed = layers_of(coupling, batch=job.batch)
     if not placed:
@@ -79,7 +80,7 @@ def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> fl
         raise InputError("only single layers are timed in float16; give no IN with it.")
     inputs = [_batched(x, setting.batch) if graph.dynamic_batch else x for x in graph.inputs]
     with tempfile.TemporaryDirectory() as folder:
-        artifact: nn.Module | Path = model
+        artifact: nn.Module | Path = flat_module(model, graph.arguments)
         if row.artifact == "onnx":
             artifact = Path(folder) / "dense.onnx"
             to_onnx(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slim_model import distributed
 from slim_model.atomic_write import beside
+from slim_model.calling.flat_module import flat_module
 from slim_model.commands.outputs import check_output_paths, ensure_temporary_folder, publish
 from slim_model.coupling.explain import explain
 from slim_model.errors import ExportError, ProofError
@@ -77,7 +78,7 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
     with clock("compile"):
         compiled = compile_model(
             subject.model,
-            subject.inputs,
+            subject.arguments,
             recipe,
             program=subject.program,
             resume=resume,
@@ -190,7 +191,8 @@ def _measure(
             weights_beside=True,
         )
     rows = []
-    pairs = {"onnxruntime": (dense, written), "pytorch": (subject.model, small.module)}
+    modules = [flat_module(module, compiled.dense.arguments) for module in (subject.model, small.module)]
+    pairs: dict[str, tuple[Any, Any]] = {"onnxruntime": (dense, written), "pytorch": (modules[0], modules[1])}
     for runtime, (big, little) in pairs.items():
         progress(f"measuring latency in {runtime}")
         rows.append(compare(runtime + suffix, big, little, inputs, threads=measuring.threads))

@@ -16,11 +16,12 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
+from slim_model.calling.flat_forward import flat_forward
+from slim_model.calling.outputs import output_tensors
 from slim_model.errors import ExportError, first_line
 from slim_model.graph.autocast import in_float32
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import eval_mode, silence_torch
-from slim_model.graph.tensor_trees import copy_tensors, tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
@@ -34,7 +35,7 @@ class EagerModel:
     def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         """Outputs (flattened, tensors only) of the module on flattened ``inputs``."""
         with eval_mode(self.module), in_float32():
-            return tensors_among(self.module(*self.graph.arguments(copy_tensors(inputs))))
+            return output_tensors(self.graph.call(self.module, inputs))
 
 
 def runnable_form(graph: Graph, module: nn.Module) -> Graph | EagerModel:
@@ -106,10 +107,10 @@ def _apart(expected: list[Tensor], got: list[Tensor]) -> tuple[int, float]:
 
 def by_torchscript(model: EagerModel, path: Path, opset: int | None) -> onnx_ir.Model:
     """The ONNX model that PyTorch's older exporter writes at ``path``."""
-    inputs = model.graph.arguments(model.graph.inputs)
+    graph, module = model.graph, model.module
     try:
-        with eval_mode(model.module), in_float32(), silence_torch():
-            torch.onnx.export(model.module, inputs, str(path), dynamo=False, opset_version=opset)
+        with eval_mode(module), in_float32(), silence_torch(), flat_forward(module, graph.arguments):
+            torch.onnx.export(module, graph.inputs, str(path), dynamo=False, opset_version=opset)
     except Exception as error:  # of the exporter or of the user's forward, which have no common root
         raise ExportError(
             "the model makes decisions from its values, so that the graph of one run would be wrong for other inputs, "

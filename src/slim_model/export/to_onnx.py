@@ -48,6 +48,7 @@ def to_onnx(
     known."""
     if isinstance(source, EagerModel):
         model = by_torchscript(source, path, opset)
+        _name_values(model, source.graph)
         model.metadata_props.update(metadata)
         onnx_ir.save(model, path)
         return {}
@@ -63,6 +64,7 @@ def to_onnx(
     if opset not in (None, written):
         raise InputError(f"--opset {opset}: torch {torch.__version__} wrote opset {written} instead. Ask for another.")
     result.model.metadata_props.update(metadata)
+    _name_values(result.model, graph)
     _name_axes(result.model, graph)
     large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > largest_file
     try:
@@ -93,7 +95,7 @@ def _exported(graph: Graph, opset: int | None) -> torch.onnx.ONNXProgram:
     short, own = functools.partial(_lowered, graph), functools.partial(to_program, graph)
     ways: list[tuple[Callable[[], Any], Any]] = [(short, needed_translations), (short, _all), (own, _all)]
     if graph.program is None:
-        ways = [(lambda: graph_module(graph).eval(), _all)]
+        ways = [(lambda: graph_module(graph, flat=True).eval(), _all)]
     for last, (way, translations) in enumerate(ways, 1 - len(ways)):
         try:
             program = way()  # made anew for each: the exporter writes to it
@@ -121,6 +123,38 @@ def _lowered(graph: Graph) -> ExportedProgram | None:
 
 
 _all = contextlib.nullcontext  # of the translations
+
+
+def _name_values(model: onnx_ir.Model, graph: Graph) -> None:
+    """Inputs and outputs bear the names of the user's parameters, keys and fields; what is inside gives way."""
+    inside = model.graph
+    for number, value in enumerate(inside.outputs):
+        if value.is_graph_input() or value.is_initializer() or value in inside.outputs[:number]:
+            inside.outputs[number] = _copied_value(inside, value)
+    taken = {*graph.input_names, *inside.initializers}
+    outputs = []
+    for name in graph.outputs.names:
+        while name in taken:
+            name += "_out"
+        taken.add(name)
+        outputs.append(name)
+    named = [*zip(inside.inputs, graph.input_names, strict=True), *zip(inside.outputs, outputs, strict=True)]
+    public, values = {id(value) for value, _ in named}, dict.fromkeys(name for _, name in named)
+    for node in onnx_ir.traversal.RecursiveGraphIterator(inside):
+        for value in node.outputs:
+            if id(value) not in public and value.name in values:
+                value.name = f"{value.name}_inside"
+    for value, name in named:
+        value.name = name
+
+
+def _copied_value(inside: onnx_ir.Graph, value: onnx_ir.Value) -> onnx_ir.Value:
+    """ONNX has each output once, and none that is an input or stored."""
+    node = onnx_ir.node("Identity", [value])
+    inside.append(node)
+    (copied,) = node.outputs
+    copied.shape, copied.type = value.shape, value.type
+    return copied
 
 
 def _name_axes(model: onnx_ir.Model, graph: Graph) -> None:

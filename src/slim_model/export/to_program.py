@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import fx, nn
-from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
+from torch import nn
+from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.utils import _pytree as pytree
 
 from slim_model.cutting.resize import resize
 from slim_model.graph.graph import Graph
@@ -21,7 +29,7 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
     signature = program.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     inputs = [
-        specs.get(node.name) or InputSpec(*_made_here(graph, node.name))
+        _as_owned(graph, specs[node.name]) if node.name in specs else InputSpec(*_made_here(graph, node.name))
         for node in graph.nodes
         if node.op == "placeholder"
     ]
@@ -40,11 +48,11 @@ def to_program(graph: Graph, kind: type[ExportedProgram] = ExportedProgram) -> E
     result = kind(
         root=graph.module,
         graph=graph.module.graph,
-        graph_signature=ExportGraphSignature(inputs, _output_specs(graph, signature)),
+        graph_signature=ExportGraphSignature(inputs, _output_specs(graph)),
         state_dict=state,
         range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
+        module_call_graph=[_called(graph)],
+        example_inputs=(graph.inputs, {}),
         constants={**{k: v for k, v in program.constants.items() if k not in graph.tensors}, **constants},
         verifiers=[program.verifier],
     )
@@ -60,12 +68,18 @@ def _made_here(graph: Graph, node: str) -> tuple[InputKind, TensorArgument, str,
     return InputKind.PARAMETER if trained else InputKind.BUFFER, TensorArgument(node), name, None if trained else True
 
 
-def _output_specs(graph: Graph, signature: ExportGraphSignature) -> list[OutputSpec]:
-    """With the names of the nodes that give the outputs now."""
+def _as_owned(graph: Graph, spec: InputSpec) -> InputSpec:
+    """By the name that the tensor has in ``graph``."""
+    owner = graph.owners.get(spec.arg.name)
+    return spec if owner is None else dataclasses.replace(spec, target=owner)
+
+
+def _output_specs(graph: Graph) -> list[OutputSpec]:
     (given,) = next(node for node in graph.nodes if node.op == "output").args
-    return [
-        dataclasses.replace(spec, arg=TensorArgument(node.name))
-        if isinstance(node, fx.Node) and isinstance(spec.arg, TensorArgument)
-        else spec
-        for spec, node in zip(signature.output_specs, given, strict=True)  # type: ignore[arg-type]
-    ]
+    return [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in given]  # type: ignore
+
+
+def _called(graph: Graph) -> ModuleCallEntry:
+    """It takes tensors by position and returns a tuple of tensors."""
+    into, out = pytree.tree_structure((graph.inputs, {})), pytree.tree_structure(graph.outputs.names)
+    return ModuleCallEntry("", ModuleCallSignature([], [], into, out))

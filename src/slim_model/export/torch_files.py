@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.atomic_write import beside
+from slim_model.calling.arguments import Arguments
 from slim_model.coupling.attention_heads import couple_attention, find_heads
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.resize import resize
@@ -38,11 +39,11 @@ RemovedSlices = dict[str, dict[str, list[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What was removed from the dense model, as a file remembers it. ``inputs``: the dense model's example.
+    """What was removed from the dense model, as a file remembers it. ``arguments``: the dense model's example.
     ``removed``: for each tensor and axis the positions that are gone, over all passes; ``passes``: what attention lost
     in each (``heads`` or ``width``), and what it removed from what it was given. The rest are options of the run."""
 
-    inputs: tuple[Any, ...]
+    arguments: Arguments
     removed: RemovedSlices
     passes: tuple[tuple[str, RemovedSlices], ...]
     ratio: float
@@ -83,9 +84,13 @@ def save(small: Graph, module: SmallModule, path: Path, removal: Removal) -> Non
 def _save_program(small: Graph, path: Path) -> None:
     """Export once more, so that the archive holds nothing of the dense model."""
     inputs = resized(small, {name: 2 for name, size in small.free.example.items() if size < 2})  # 1 is taken for fixed
-    shapes = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) or None for axes in small.free.sizes) or None
+    given, module, free = small.arguments.filled(inputs), graph_module(small), torch.export.ShapesCollection()
+    for x, axes in zip(inputs, small.free.sizes, strict=False):
+        if axes:
+            free[x] = dict.fromkeys(axes, torch.export.Dim.AUTO)
+    shapes = free.dynamic_shapes(module, given.args, given.kwargs)
     with silence_torch(), torch.no_grad():
-        program = torch.export.export(graph_module(small), inputs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(module, given.args, given.kwargs, dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("from_node", None)  # holds addresses in memory
     archive = io.BytesIO()  # PyTorch's writer aborts the process where a disk is full
@@ -100,7 +105,7 @@ def _save_weights(small: Graph, module: SmallModule, path: Path, removal: Remova
     metadata = {
         "format": "slim-model/1",
         "form": "module" if module.own else "graph",
-        "inputs": json.dumps([[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in removal.inputs]),
+        "inputs": json.dumps(_described([removal.arguments.args, removal.arguments.kwargs])) if not module.own else "",
         "removed": json.dumps(removal.removed),
         "steps": json.dumps(removal.passes),
         "recipe": json.dumps({"ratio": removal.ratio, "keep": removal.keep} | asdict(removal.tracing)),
@@ -176,8 +181,8 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[s
 
 def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
     recipe = json.loads(metadata["recipe"])
-    inputs = tuple(_example(shape, dtype) for shape, dtype in json.loads(metadata["inputs"]))
-    graph = capture(model, inputs, TracingOptions(recipe["static_batch"], tuple(recipe.get("dynamic", ()))))
+    arguments = Arguments(*_example(json.loads(metadata["inputs"])))
+    graph = capture(model, arguments, TracingOptions(recipe["static_batch"], tuple(recipe.get("dynamic", ()))))
     heads = find_heads(graph)
     for loses, removed in json.loads(metadata["steps"]):
         coupling = couple_attention(graph, loses=loses, heads=heads, keep=tuple(recipe["keep"]))
@@ -206,5 +211,26 @@ def _keep(coupling: Coupling, removed: dict[str, dict[str, list[int]]], file: st
     return keep
 
 
-def _example(shape: list[int], dtype: str) -> Any:
-    return torch.zeros(shape, dtype=getattr(torch, dtype))
+def _described(value: Any) -> Any:
+    """An argument as JSON: of a tensor its shape and type, of what is no tensor the value."""
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if type(value) in (list, tuple):
+        return {type(value).__name__: [_described(item) for item in value]}
+    if type(value) is dict:
+        return {"dict": {key: _described(item) for key, item in value.items()}}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise InputError(f"an input is a {type(value).__name__}, which .safetensors has no form for. Try .pt2.")
+
+
+def _example(described: dict[str, Any]) -> Any:
+    """Zeros for tensors, in the nest that was ``_described``."""
+    if "shape" in described:
+        return torch.zeros(described["shape"], dtype=getattr(torch, described["dtype"]))
+    if "dict" in described:
+        return {key: _example(item) for key, item in described["dict"].items()}
+    for kind in (list, tuple):
+        if kind.__name__ in described:
+            return kind(map(_example, described[kind.__name__]))
+    return described["value"]

@@ -1,22 +1,28 @@
-"""A graph as a module that owns its tensors."""
+"""A graph as a module that owns its tensors, and is called as the user's own is."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from slim_model.calling.arguments import Arguments
+from slim_model.calling.nesting import leaves_of
+from slim_model.calling.outputs import Place
 from slim_model.graph.graph import Graph
 
 
-def graph_module(graph: Graph) -> nn.Module:
-    """The graph as a ``torch.nn.Module``; its tensors are parameters and buffers under their own names."""
+def graph_module(graph: Graph, *, flat: bool = False) -> nn.Module:
+    """The graph as a ``torch.nn.Module``; its tensors are parameters and buffers under their own names.
+
+    It takes and returns what the user's model does; containers other than tuples, lists and dicts are returned as dicts
+    of their fields. ``flat``: it takes tensors by position and returns a tuple of tensors.
+    """
     root = nn.Module()
     body = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     result: Any = body.graph_copy(graph.module.graph, copies)
-    body.output(_structured(graph, result))
+    body.output(result if flat else _structured(graph.outputs.nest, result))
     parameters = graph.parameter_names
     for node in [n for n in body.nodes if n.op == "placeholder" and n.name in graph.owners]:
         owner = graph.owners[node.name]
@@ -25,16 +31,49 @@ def graph_module(graph: Graph) -> nn.Module:
     for node in body.nodes:
         if node.op == "get_attr" and node.target not in graph.owners.values():
             setattr(root, str(node.target), getattr(graph.module, str(node.target)))
-    return fx.GraphModule(root, body)
+    module = fx.GraphModule(root, body)
+    return module if flat or graph.arguments.plain else NestedGraph(module, graph.arguments, graph.heads)
 
 
-def _structured(graph: Graph, outputs: Any) -> Any:
-    """Outputs as the model returned them: a tensor, tuple, list or dict; other containers become a tuple."""
-    spec = graph.program.call_spec.out_spec if graph.program is not None else None
-    if spec is None:
-        return outputs
-    structure = pytree.tree_unflatten(list(outputs), spec)
-    return structure if isinstance(structure, fx.Node | tuple | list | dict) else tuple(outputs)
+class NestedGraph(nn.Module):
+    """``module``, which takes tensors by position, called with ``arguments``; its first ``heads`` may come either by
+    position or by keyword. Other values of what is no tensor are refused: they are part of the graph."""
+
+    def __init__(self, module: nn.Module, arguments: Arguments, heads: tuple[str, ...]) -> None:
+        super().__init__()
+        self.example, self.heads = arguments.filled(tuple(x[:0] for x in arguments.tensors)), heads
+        object.__setattr__(self, "_graph", module)
+        self._share()
+
+    def _share(self) -> None:
+        """One set of tensors, under the names that they have in the model."""
+        for held in ("_parameters", "_buffers", "_modules"):
+            vars(self)[held] = vars(vars(self)["_graph"])[held]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        example = self._leaves(self.example.args, self.example.kwargs)
+        given = self._leaves(args, kwargs)
+        for path, value in example.items():
+            if not isinstance(value, Tensor) and given.get(path, value) != value:
+                raise ValueError(f"{'.'.join(path)} is {value!r} in this graph; it takes no other.")
+        return vars(self)["_graph"](*[given[path] for path, value in example.items() if isinstance(value, Tensor)])
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+        heads = (*self.heads, *(f"*{number}" for number in range(len(args) - len(self.heads))))
+        return dict(leaves_of(dict(zip(heads, args, strict=False)) | kwargs))
+
+
+def _structured(nest: Any, outputs: Any) -> Any:
+    """Outputs as the model returned them; of other containers than tuples, lists and dicts a dict of their fields."""
+    if isinstance(nest, Place):
+        return outputs[nest.number]
+    if isinstance(nest, dict):
+        return {key: _structured(item, outputs) for key, item in nest.items()}
+    return None if nest is None else type(nest)(_structured(item, outputs) for item in nest)
 
 
 def _store(root: nn.Module, name: str, tensor: Tensor, is_parameter: bool) -> None:

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
+from slim_model.calling.arguments import Arguments
+from slim_model.calling.nesting import replaced
 from slim_model.errors import first_line
 from slim_model.graph.free_axes import Axes, axis_name
 from slim_model.graph.graph import Graph, describe_inputs, source_line
@@ -36,14 +37,18 @@ def fixed_batch_note(inputs: tuple[Any, ...], why: str) -> str:
     return f"the batch size is fixed at the example's ({describe_inputs(inputs)}): {why}"
 
 
-def exported_so(inputs: tuple[Any, ...], asked: Axes = ()) -> str:
+def exported_so(arguments: Arguments, heads: tuple[str, ...], asked: Axes = ()) -> str:
     """Of a program that came exported: how it is exported with a free batch, or with the axes ``asked`` for."""
     given = iter(asked)
-    axes = pytree.tree_map(lambda x: _auto(x, next(given, frozenset())), inputs)
+    nest: Any = (
+        dict(zip(heads, arguments.args, strict=False)) | arguments.kwargs if arguments.kwargs else arguments.args
+    )
+    axes = replaced(nest, lambda x: _auto(x, next(given, frozenset())) if isinstance(x, Tensor) else None)
     shapes = repr(axes).replace("'AUTO'", "AUTO")
+    call = "model, args, kwargs" if arguments.kwargs else "model, inputs"
     return (
         "the program was exported so. With AUTO = torch.export.Dim.AUTO, "
-        f"torch.export.export(model, inputs, dynamic_shapes={shapes}) leaves it free"
+        f"torch.export.export({call}, dynamic_shapes={shapes}) leaves it free"
     )
 
 

@@ -6,15 +6,13 @@ called here by what the axis is: batch, height, width, length. Axes of one symbo
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from slim_model.errors import InputError
 
@@ -124,22 +122,6 @@ def axis_name(x: Any, axis: int) -> str:
 
 
 # -- what is asked for ----------------------------------------------------------------------------------------------
-
-
-def input_names(model: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
-    """Of each flattened input the name of the parameter of forward that it is given for, and its place in there."""
-    try:
-        parameters = list(inspect.signature(model.forward).parameters.values())
-    except (TypeError, ValueError):  # compiled code has none
-        parameters = []
-    named = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL][: len(inputs)]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
-    named += [f"{rest}_{number}" for number in range(len(inputs) - len(named))]
-    paths: Any = pytree.tree_flatten_with_path(inputs)[0]
-    return [
-        ".".join([named[path[0].idx], *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path[1:])])
-        for path, _ in paths
-    ]
 
 
 def asked_axes(dynamic: Sequence[str], names: Sequence[str], inputs: Sequence[Any]) -> Axes:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from slim_model.calling.arguments import Arguments
+from slim_model.calling.outputs import OutputForm
 from slim_model.graph.decisions import Decided, Decision
 from slim_model.graph.free_axes import FreeAxes
 from slim_model.graph.tensor_trees import copy_tensors, tensors_among
@@ -54,9 +55,10 @@ class Graph:
     of the parameter, buffer or constant it stands for; ``tensors`` holds these by that name; the remaining
     placeholders are the user's inputs, whose examples are ``inputs`` (flattened, in order). A graph that follows one
     run (``program`` is None) holds for the ``decisions`` of that run, by the names of nodes: they are given to any run.
-    ``free``: the axes of the inputs that may have any size. ``structure``: how the user nests the inputs; None where
-    they are not nested. ``parameter_names``: those of ``tensors`` that are trained (the others are buffers and
-    constants). ``folded``: those of ``tensors`` that the model computes.
+    ``free``: the axes of the inputs that may have any size. ``arguments``: what the model is called with, in the user's
+    own nest; ``input_names``: those of its tensors; ``heads``: the parameters that its positional arguments stand for;
+    ``outputs``: how it nests what it returns. ``parameter_names``: those of ``tensors`` that are trained (the others
+    are buffers and constants). ``folded``: those of ``tensors`` that the model computes.
     """
 
     module: fx.GraphModule
@@ -67,7 +69,10 @@ class Graph:
     free: FreeAxes = field(default_factory=FreeAxes)
     warnings: tuple[str, ...] = ()
     decisions: Mapping[str, Decision] = field(default_factory=dict)
-    structure: pytree.TreeSpec | None = None
+    arguments: Arguments = field(default_factory=Arguments)
+    input_names: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    outputs: OutputForm = field(default_factory=OutputForm)
     parameter_names: frozenset[str] = frozenset()
     folded: tuple[Folded, ...] = ()
 
@@ -97,9 +102,9 @@ class Graph:
             if node.op == "placeholder"
         }
 
-    def arguments(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Flattened inputs as the user's forward takes them."""
-        return inputs if self.structure is None else pytree.tree_unflatten(inputs, self.structure)
+    def call(self, model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        """What ``model``, of the user's own class, returns for flattened ``inputs``, which it may write to."""
+        return self.arguments.filled(copy_tensors(inputs)).call(model)
 
     def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         """Outputs (flattened, tensors only) of the graph on flattened ``inputs``."""

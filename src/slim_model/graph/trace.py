@@ -18,8 +18,12 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
+from slim_model.calling.arguments import Arguments
+from slim_model.calling.flat_forward import flat_forward
+from slim_model.calling.flat_program import form_of, only_tensors
+from slim_model.calling.flat_script import SCRIPT_PREFIX, flat_script
+from slim_model.calling.outputs import output_form
 from slim_model.errors import InputError, first_line
 from slim_model.graph.decisions import decisions_of
 from slim_model.graph.fixed_axes import (
@@ -30,23 +34,21 @@ from slim_model.graph.fixed_axes import (
     exported_so,
     fixed_among,
     fixed_batch_note,
-    line_of_error,
     why_fixed,
     why_not_exported,
 )
-from slim_model.graph.free_axes import Axes, asked_axes, free_axes, input_names
+from slim_model.graph.free_axes import Axes, asked_axes, free_axes
 from slim_model.graph.graph import Graph, copy_graph, describe_inputs
 from slim_model.graph.modes import eval_mode, silence_torch
 from slim_model.graph.other_sizes import notes_on_sizes, other_sizes
 from slim_model.graph.promises import whole
-from slim_model.graph.tensor_trees import tensors_among
 
 _READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 
 def trace(
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: Arguments | tuple[Any, ...],
     *,
     static_batch: bool = False,
     why: str = ASKED,
@@ -59,31 +61,59 @@ def trace(
 
     A batch of one is doubled first: export specialises sizes 0 and 1. The model's training flags are put back.
     """
-    names = input_names(model, inputs)
-    asked = asked_axes(dynamic, names, pytree.tree_leaves(inputs))
+    arguments = Arguments.of(inputs)
+    names, heads, tensors = arguments.names(model), arguments.heads(model), arguments.tensors
+    if not tensors:
+        raise InputError("no input is a tensor, so there is nothing to trace. Give at least one.")
+    asked = asked_axes(dynamic, names, tensors)
     with eval_mode(model), silence_torch():
         if program is not None:
-            graph = _from_program(program, inputs, why=exported_so(inputs))
-            return _compared(graph, asked, names, exported_so(inputs, asked))
-        if isinstance(model, torch.jit.ScriptModule):
-            return _compared(_from_script(model, inputs), asked, names, SCRIPTED)
-        found, why = (None, why) if static_batch else _trace_free(model, inputs, asked)
-        if found is not None:
-            return _compared(found, asked, names)
-        if any(asked):
-            return _trace_asked(model, inputs, asked, names, why)
-        try:
-            return _from_program(torch.export.export(model, inputs, strict=False), inputs, why)
-        except Exception as error:
-            refused = why_not_exported(error)
-        try:
-            return _follow(model, inputs, refused)
-        except Exception as error:
-            raise InputError(
-                f"the model could not be traced with inputs {describe_inputs(inputs)}: "
-                f"{first_line(error, named=True)}. "
-                "Check --input; if the shapes are right, export the model yourself with torch.export and give the .pt2."
-            ) from error
+            graph = _from_program(program, tensors, why=exported_so(arguments, heads))
+            graph = _compared(graph, asked, names, exported_so(arguments, heads, asked))
+            outputs = form_of(program)
+        elif isinstance(model, torch.jit.ScriptModule):
+            graph = _compared(_from_script(model, arguments), asked, names, SCRIPTED)
+            outputs = output_form(arguments.call(model))
+        else:
+            with flat_forward(model, arguments) as flat:
+                graph = _trace_flat(model, tensors, asked, names, why if static_batch else "")
+            outputs = flat.outputs
+    found = len(next(node for node in graph.nodes if node.op == "output").args[0])  # type: ignore[arg-type]
+    if found != len(outputs.names):
+        raise InputError(
+            f"the model returns {', '.join(outputs.names)}, and its trace {found} outputs. Let forward return its "
+            "tensors in a tuple or a dict."
+        )
+    notes = (*graph.warnings, *outputs.notes())
+    return dataclasses.replace(
+        graph, arguments=arguments, input_names=names, heads=heads, outputs=outputs, warnings=notes
+    )
+
+
+def _trace_flat(
+    model: nn.Module, inputs: tuple[Tensor, ...], asked: Axes, names: Sequence[str], fixed: str = ""
+) -> Graph:
+    """The graph of a model that takes tensors and returns a tuple of tensors. ``fixed``: why its batch is to be so."""
+    found, why = (None, fixed) if fixed else _trace_free(model, inputs, asked)
+    if found is not None:
+        return _compared(found, asked, names)
+    if any(asked):
+        return _trace_asked(model, inputs, asked, names, why)
+    try:
+        return _from_program(torch.export.export(model, inputs, strict=False), inputs, why)
+    except InputError:
+        raise
+    except Exception as error:
+        refused = why_not_exported(error)
+    try:
+        return _follow(model, inputs, refused)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the model could not be traced with inputs {describe_inputs(inputs)}: "
+            f"{first_line(error, named=True)}. Check that the model runs on them."
+        ) from error
 
 
 def _compared(graph: Graph, asked: Axes, names: Sequence[str], why: str = "") -> Graph:
@@ -101,12 +131,12 @@ def _compared(graph: Graph, asked: Axes, names: Sequence[str], why: str = "") ->
     return dataclasses.replace(graph, warnings=(*graph.warnings, *notes))
 
 
-def _trace_free(model: nn.Module, inputs: tuple[Any, ...], asked: Axes) -> tuple[Graph | None, str]:
+def _trace_free(model: nn.Module, inputs: tuple[Tensor, ...], asked: Axes) -> tuple[Graph | None, str]:
     """The graph that was exported with a free batch on ``inputs``, or None, and why there is none."""
     doubled = _at_least_two(inputs)
     if doubled is None:
         return None, NO_COMMON_AXIS
-    batch = tuple(frozenset({0} if isinstance(x, Tensor) and x.dim() else ()) for x in pytree.tree_leaves(inputs))
+    batch = tuple(frozenset({0} if x.dim() else ()) for x in inputs)
     exported, refused = _export(model, doubled, tuple(a | b for a, b in zip(asked, batch, strict=True)))
     if exported is None:
         return None, refused
@@ -120,7 +150,7 @@ def _trace_free(model: nn.Module, inputs: tuple[Any, ...], asked: Axes) -> tuple
 
 
 def _trace_asked(
-    model: nn.Module, inputs: tuple[Any, ...], asked: Axes, names: Sequence[str], batch_fixed: str
+    model: nn.Module, inputs: tuple[Tensor, ...], asked: Axes, names: Sequence[str], batch_fixed: str
 ) -> Graph:
     """The graph with the axes that were ``asked`` for free, and the batch not, for the reason ``batch_fixed``."""
     exported, refused = _export(model, inputs, asked)
@@ -130,28 +160,28 @@ def _trace_asked(
     return _compared(_from_program(exported, inputs, batch_fixed), asked, names)
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...], free: Axes) -> tuple[ExportedProgram | None, str]:
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], free: Axes) -> tuple[ExportedProgram | None, str]:
     """The program with these axes ``free`` as far as the model lets them, or why there is none."""
-    given = [dict.fromkeys(sorted(axes), Dim.AUTO) if axes else None for axes in free]
-    shapes = pytree.tree_unflatten(given, pytree.tree_structure(inputs))
-    refused: list[Exception] = []
-    for spec in (shapes, (shapes,)):  # the second form is that of forward(self, *inputs)
-        try:
-            return torch.export.export(model, inputs, dynamic_shapes=spec, strict=False), ""
-        except Exception as error:
-            refused.append(error)
-    return None, why_not_exported(next(filter(line_of_error, refused), refused[0]))  # the other form does not fit
+    shapes = tuple(dict.fromkeys(sorted(axes), Dim.AUTO) if axes else None for axes in free)
+    try:
+        return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False), ""
+    except InputError:
+        raise
+    except Exception as error:
+        return None, why_not_exported(error)
 
 
-def _from_script(model: torch.jit.ScriptModule, inputs: tuple[Any, ...]) -> Graph:
+def _from_script(model: torch.jit.ScriptModule, arguments: Arguments) -> Graph:
+    inputs = arguments.tensors
     doubled = _at_least_two(inputs)
     try:
         from torch._export.converter import TS2EPConverter  # private; torch 2.11 to 2.15 have it
 
+        flat = model if arguments.plain else flat_script(model, arguments)
         for example in filter(None, (doubled, inputs)):
             with contextlib.suppress(Exception):
-                return _from_program(TS2EPConverter(model, example).convert(), example, SCRIPTED)
-        return _from_program(TS2EPConverter(model, inputs).convert(), inputs, SCRIPTED)
+                return _from_program(TS2EPConverter(flat, example).convert(), example, SCRIPTED)
+        return _from_program(TS2EPConverter(flat, inputs).convert(), inputs, SCRIPTED)
     except Exception as error:
         raise InputError(
             f"this TorchScript archive could not be converted to ATen operators: {first_line(error, named=True)}. "
@@ -159,17 +189,15 @@ def _from_script(model: torch.jit.ScriptModule, inputs: tuple[Any, ...]) -> Grap
         ) from error
 
 
-def _at_least_two(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _at_least_two(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Inputs with a batch of at least two, or None where they share no batch axis."""
-    sizes = {x.shape[0] for x in tensors_among(inputs) if x.dim()}
+    sizes = {x.shape[0] for x in inputs if x.dim()}
     if len(sizes) != 1:
         return None
-    if sizes == {1}:
-        return pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, inputs)
-    return inputs
+    return tuple(torch.cat([x, x]) if x.dim() else x for x in inputs) if sizes == {1} else inputs
 
 
-def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], why: str = "") -> Graph:
+def _from_program(program: ExportedProgram, inputs: tuple[Tensor, ...], why: str = "") -> Graph:
     """The graph of ``program``. ``why``: what is noted of a batch size that is fixed."""
     graph, _ = copy_graph(program.graph_module.graph)  # the program is the user's
     module = _inlined(fx.GraphModule(program.graph_module, graph))
@@ -178,17 +206,16 @@ def _from_program(program: ExportedProgram, inputs: tuple[Any, ...], why: str = 
         if spec.kind is InputKind.USER_INPUT:
             continue
         name = str(spec.target)
-        owners[spec.arg.name] = name
+        owners[spec.arg.name] = name.removeprefix(SCRIPT_PREFIX)
         stored = program.state_dict.get(name)
-        tensors[name] = program.constants[name] if stored is None else stored
-    flat = tuple(pytree.tree_leaves(inputs))
+        tensors[owners[spec.arg.name]] = program.constants[name] if stored is None else stored
+    updated = only_tensors(module, program)
     users = [n for n in module.graph.nodes if n.op == "placeholder" and n.name not in owners]
-    free = free_axes([n.meta.get("val") for n in users], flat, program.range_constraints)
+    free = free_axes([n.meta.get("val") for n in users], inputs, program.range_constraints)
     notes = (fixed_batch_note(inputs, why),) if why and not free.batch() else ()
-    trained = frozenset(map(str, program.graph_signature.parameters))
-    structure = pytree.tree_structure(inputs)
-    result = Graph(module, owners, tensors, flat, program, free, notes, structure=structure, parameter_names=trained)
-    return whole(result, "trace")
+    trained = frozenset(str(name).removeprefix(SCRIPT_PREFIX) for name in program.graph_signature.parameters)
+    notes = (*notes, *updated)
+    return whole(Graph(module, owners, tensors, inputs, program, free, notes, parameter_names=trained), "trace")
 
 
 def _inlined(module: fx.GraphModule) -> fx.GraphModule:
@@ -217,16 +244,13 @@ def _inlined(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def _follow(model: nn.Module, inputs: tuple[Any, ...], refused: str) -> Graph:
+def _follow(model: nn.Module, inputs: tuple[Tensor, ...], refused: str) -> Graph:
     """Record the ATen calls of one real run (no control flow, fixed sizes). ``refused``: why it is not exported."""
     state = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
     names = list(state)
-    flat, spec = pytree.tree_flatten(inputs)
 
-    def forward(tensors: list[Tensor], leaves: list[Any]) -> Any:
-        arguments = pytree.tree_unflatten(leaves, spec)
-        result = torch.func.functional_call(model, dict(zip(names, tensors, strict=True)), arguments)
-        return tensors_among(result)
+    def forward(tensors: list[Tensor], given: list[Tensor]) -> Any:
+        return torch.func.functional_call(model, dict(zip(names, tensors, strict=True)), tuple(given))
 
     recorder = make_fx(
         forward,
@@ -236,7 +260,7 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...], refused: str) -> Graph:
         _error_on_data_dependent_ops=False,  # a branch goes the way it went for the example
     )
     with torch.no_grad():
-        module = recorder([t.detach() for t in state.values()], list(flat))
+        module = recorder([t.detach() for t in state.values()], list(inputs))
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     owners = {n.name: name for n, name in zip(placeholders, names, strict=False)}
     tensors = {name: state[name].detach() for name in names}
@@ -245,7 +269,7 @@ def _follow(model: nn.Module, inputs: tuple[Any, ...], refused: str) -> Graph:
     module.recompile()
     trained = frozenset(name for name, _ in model.named_parameters())
     notes = (f"{_ONE_RUN} ({refused})",)
-    graph = Graph(module, owners, tensors, tuple(flat), None, warnings=notes, structure=spec, parameter_names=trained)
+    graph = Graph(module, owners, tensors, inputs, None, warnings=notes, parameter_names=trained)
     decisions = decisions_of(module, whole(graph, "trace").bind(graph.inputs))
     return dataclasses.replace(graph, decisions=decisions, warnings=(*notes, _DECIDED)) if decisions else graph
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from slim_model.calling.arguments import Arguments
+from slim_model.calling.outputs import flatten_outputs, output_tensors
 from slim_model.errors import InputError
-from slim_model.graph.tensor_trees import tensors_among
-from slim_model.loading.input_spec import Shape, describe_error, spec_of
+from slim_model.loading.input_spec import Shape, TensorSpec, describe_error, spec_of
 
 #: Tried in this order. 224 is what most image models are trained on; the small ones tell fixed sizes apart.
 _SIDES = (224, 32, 64, 28, 96, 128, 48, 112, 160, 192, 240, 256, 299, 320, 384)
@@ -42,12 +43,13 @@ class _Trial:
     outputs: tuple[Shape, ...]
 
 
-def make_inputs(model: nn.Module, specs: Iterable[tuple[Shape, torch.dtype]], seed: int) -> tuple[torch.Tensor, ...]:
-    """A random tensor per (shape, dtype): normal, or token numbers that the embeddings have."""
+def make_inputs(model: nn.Module, specs: Iterable[TensorSpec], seed: int) -> tuple[torch.Tensor, ...]:
+    """A tensor for each of ``specs``, of its values; without any random: normal, or token numbers that the embeddings
+    have."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[Any] = [module for module in model.modules() if _kind(module).startswith("Embedding")]
     vocabulary = min((int(layer.num_embeddings) for layer in layers), default=2)
-    return tuple(_random(shape, dtype, vocabulary, generator) for shape, dtype in specs)
+    return tuple(_filled(spec) if spec.values else _random(spec, vocabulary, generator) for spec in specs)
 
 
 def guess_inputs(model: nn.Module, seed: int = 0, *, sides: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
@@ -74,18 +76,22 @@ def guess_inputs(model: nn.Module, seed: int = 0, *, sides: tuple[int, ...] = ()
                 failure = f"{tried[-1]} failed with {outcome}"
         if trials:
             shape = _choose(model, candidate, trials, seed)
-            return make_inputs(model, [((1, *shape), candidate.dtype)], seed)
+            return make_inputs(model, [TensorSpec((1, *shape), candidate.dtype)], seed)
     listed = f" (tried {', '.join(tried[:6])}{', ...' if len(tried) > 6 else ''})" if tried else ""
     failure = failure or "it has no layer that tells"
     raise InputError(f"cannot tell the shape of the model's input{listed}: {failure}. {_EXAMPLE}")
 
 
-def run_once(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    """The tensors that ``model`` returns for ``inputs``; an InputError says why there are none."""
+def run_once(model: nn.Module, arguments: Arguments) -> list[torch.Tensor]:
+    """The tensors that ``model`` returns for ``arguments``; an InputError says why there are none, or what it returns
+    that is none."""
+    inputs = arguments.tensors
     shapes = ", ".join(spec_of(x.shape, x.dtype) for x in inputs)
     try:
         with torch.no_grad():
-            outputs = tensors_among(model(*inputs))
+            outputs = output_tensors(arguments.call(model))
+    except InputError:
+        raise
     except Exception as error:  # whatever the user's model raises
         hint = (
             " The model looks up whole numbers, so :int64 may be what is missing."
@@ -104,7 +110,13 @@ def run_once(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.T
     return outputs
 
 
-def _random(shape: Shape, dtype: torch.dtype, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+def _filled(spec: TensorSpec) -> torch.Tensor:
+    values = torch.tensor(spec.values, dtype=spec.dtype)
+    return values.expand(spec.shape).clone() if len(values) == 1 else values.reshape(spec.shape)
+
+
+def _random(spec: TensorSpec, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+    shape, dtype = spec.shape, spec.dtype
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
     highest = 2 if dtype == torch.bool else min(vocabulary, torch.iinfo(dtype).max)
@@ -187,9 +199,12 @@ def _try(model: nn.Module, shape: Shape, dtype: torch.dtype, seed: int) -> _Tria
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs = tensors_among(model(*make_inputs(model, [((2, *shape), dtype)], seed)))
+            tensors, form = flatten_outputs(model(*make_inputs(model, [TensorSpec((2, *shape), dtype)], seed)))
+    except InputError:  # of what it returns, whatever the shape
+        raise
     except Exception as error:  # the model's way of saying that the shape is wrong
         return describe_error(error)
+    outputs = [x for x, name in zip(tensors, form.names, strict=True) if name not in form.numbers]
     if not outputs or any(tensor.ndim == 0 or tensor.shape[0] != 2 for tensor in outputs):
         return f"outputs of shape {[tuple(t.shape) for t in outputs]} for a batch of 2"
     return _Trial(shape, tuple(tuple(tensor.shape[1:]) for tensor in outputs))

@@ -18,17 +18,19 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from slim_model.calling.arguments import Arguments
 from slim_model.errors import InputError
-from slim_model.loading.example_inputs import guess_inputs, make_inputs, run_once
+from slim_model.loading.example_inputs import guess_inputs, run_once
 from slim_model.loading.file_bytes import FileBytes, read_file
 from slim_model.loading.file_form import names_in_code
-from slim_model.loading.input_spec import Shape, parse_input, spec_of
+from slim_model.loading.input_spec import InputSpec, TensorSpec, parse_input, spec_of
 from slim_model.loading.open_model import Kind, Opened, open_checkpoint, open_model
+from slim_model.loading.place_inputs import make_arguments
 from slim_model.loading.rehearse import rehearse
 from slim_model.loading.source import SourceOptions
 
 _NO_OPTIONS = SourceOptions()
-Specs = list[tuple[Shape, torch.dtype]]
+Specs = list[InputSpec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,17 @@ class Subject:
     """What is to be made smaller. ``model`` is in eval mode and runs on ``inputs``, as was tried."""
 
     model: nn.Module  # of an exported program: its module()
-    inputs: tuple[torch.Tensor, ...]  # positional
+    arguments: Arguments  # what it is called with
     source: str  # what the user typed
     sha256: str  # of the file's bytes
     kind: Kind
     program: ExportedProgram | None  # of a .pt2
     notes: tuple[str, ...] = ()  # what was assumed, for the user
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """The tensors among the arguments, in order."""
+        return self.arguments.tensors
 
 
 def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 0) -> Subject:
@@ -53,13 +60,13 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
         found = None if options.trust_pickle else _rehearsed(file, options, specs, seed)
         opened = open_model(file, options)
         specs_found = specs or [parse_input(spec) for spec in found or ()]
-        inputs, notes = _ready(opened, specs_found, seed, tried=found is not None)
+        arguments, notes = _ready(opened, specs_found, seed, tried=found is not None)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    guessed = () if specs or opened.program is not None else (_tried(inputs, opened),)
+    guessed = () if specs or opened.program is not None else (_tried(arguments.tensors, opened),)
     return Subject(
         model=opened.model,
-        inputs=inputs,
+        arguments=arguments,
         source=source,
         sha256=file.sha256,
         kind=opened.kind,
@@ -81,32 +88,32 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
         if options.arch is not None and open_checkpoint(file, options).weights:
             return None
         opened = open_model(file, options)
-        inputs, _ = _ready(opened, specs, seed)
-        return [] if specs or opened.program is not None else [spec_of(x.shape, x.dtype) for x in inputs]
+        arguments, _ = _ready(opened, specs, seed)
+        guessed = not specs and opened.program is None
+        return [spec_of(x.shape, x.dtype) for x in arguments.tensors] if guessed else []
 
     for library in _LIBRARIES:  # once, for the copy of this process and for what follows: it takes seconds
         if library.encode() in file.content or names_in_code(file.content, library):
             with contextlib.suppress(ImportError):
                 importlib.import_module(library)
-    typed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
+    given = [spec.given for spec in specs if isinstance(spec.given, TensorSpec)]
+    typed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in given)
     found: list[str] | None = rehearse(work, file_bytes=len(file.content), typed_bytes=typed)
     return found
 
 
-def _ready(
-    opened: Opened, specs: Specs, seed: int, *, tried: bool = False
-) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+def _ready(opened: Opened, specs: Specs, seed: int, *, tried: bool = False) -> tuple[Arguments, tuple[str, ...]]:
     """Example inputs that the model runs on, and notes; the model is turned into float32. ``tried``: the same bytes and
     inputs went through this in the rehearsal, so numbers are not looked through and the model is not run again."""
     if not tried:
         _check_numbers(opened.model)
     precision = _in_float32(opened.model, opened.kind)
-    inputs = _examples(opened, specs, seed)
+    arguments = _examples(opened, specs, seed)
     if precision:
-        inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
+        arguments = arguments.filled(tuple(x.float() if x.is_floating_point() else x for x in arguments.tensors))
     if not tried:
-        run_once(opened.model, inputs)
-    return inputs, precision
+        run_once(opened.model, arguments)
+    return arguments, precision
 
 
 def _check_numbers(model: nn.Module) -> None:
@@ -138,12 +145,12 @@ def _in_float32(model: nn.Module, kind: Kind) -> tuple[str, ...]:
     return (f"its {said} weights were turned into float32, which the small model is written in",)
 
 
-def _examples(opened: Opened, specs: Specs, seed: int) -> tuple[torch.Tensor, ...]:
+def _examples(opened: Opened, specs: Specs, seed: int) -> Arguments:
     if specs:
-        return make_inputs(opened.model, specs, seed)
+        return make_arguments(opened.model, specs, seed)
     if opened.program is not None:
         return _carried(opened.program)
-    return guess_inputs(opened.model, seed, sides=opened.image_sides)
+    return Arguments(guess_inputs(opened.model, seed, sides=opened.image_sides))
 
 
 def _tried(inputs: tuple[torch.Tensor, ...], opened: Opened) -> str:
@@ -153,11 +160,11 @@ def _tried(inputs: tuple[torch.Tensor, ...], opened: Opened) -> str:
     return f"no --input was given; {shape} was tried and works"
 
 
-def _carried(program: ExportedProgram) -> tuple[torch.Tensor, ...]:
-    args, kwargs = program.example_inputs or ((), {})
-    if kwargs or not args or not all(isinstance(arg, torch.Tensor) for arg in args):
+def _carried(program: ExportedProgram) -> Arguments:
+    carried = Arguments(*(program.example_inputs or ()))
+    if not carried.tensors:
         raise InputError(
-            "carries no example inputs that are positional tensors. Export it as "
-            "torch.export.export(model, (tensor, ...)), or give --input 1x3x224x224 for each."
+            "carries no example inputs that are tensors. Export it as torch.export.export(model, (tensor, ...), "
+            "{'name': tensor}), or give --input 1x3x224x224 for each."
         )
-    return tuple(arg.detach().cpu() for arg in args)
+    return carried.filled(tuple(x.detach().cpu() for x in carried.tensors))

@@ -11,9 +11,10 @@ import onnx
 import torch
 from torch import Tensor
 
+from slim_model.calling.flat_module import flat_module
 from slim_model.errors import InputError
 from slim_model.loading.file_bytes import read_file
-from slim_model.loading.input_spec import DTYPES, parse_input, spec_of
+from slim_model.loading.input_spec import DTYPES, TensorSpec, parse_input, spec_of
 from slim_model.loading.load import load
 from slim_model.loading.source import SourceOptions
 
@@ -50,25 +51,39 @@ class Artifact:
 
     def shapes(self, batch: int) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
         """Shape and dtype of each input; an InputError names a size that only the user knows."""
-        typed = [parse_input(text)[0] for text in self.loading.inputs]
-        if typed and len(typed) != len(self.inputs):
-            raise InputError(
-                f"{self.path}: --input is given {len(typed)} times; the file has {len(self.inputs)} inputs."
-            )
         if self.fixed_batch not in (None, batch):
             raise InputError(f"{self.path}: its batch size is fixed at {self.fixed_batch}. Leave --batch out.")
-        given: Sequence[tuple[int, ...] | None] = typed or [None] * len(self.inputs)
-        return tuple((self._shape(i, batch, shape), i.dtype) for i, shape in zip(self.inputs, given, strict=True))
+        return tuple((self._shape(i, batch, spec.shape if spec else None), i.dtype) for i, spec in self._given())
 
     def example(self, batch: int, seed: int = 0) -> list[Tensor]:
         """Random inputs: normal, or 0 and 1 for whole numbers, which any table of words or mask takes."""
         generator = torch.Generator().manual_seed(seed)
-        return [
+        drawn = [
             torch.randn(shape, generator=generator).to(dtype)
             if dtype.is_floating_point
             else torch.randint(0, 2, shape, generator=generator).to(dtype)
             for shape, dtype in self.shapes(batch)
         ]
+        given = [spec.values if spec else () for _, spec in self._given()]
+        return [
+            torch.full_like(x, v[0]) if v and len(v) == 1 else torch.tensor(v).reshape(x.shape).to(x) if v else x
+            for x, v in zip(drawn, given, strict=True)
+        ]
+
+    def _given(self) -> list[tuple[Signature, TensorSpec | None]]:
+        """Each input with what was typed for it: by name, else by place."""
+        specs = [parse_input(text) for text in self.loading.inputs]
+        tensors = [(spec.name, spec.given) for spec in specs if isinstance(spec.given, TensorSpec)]
+        if tensors and len(tensors) != len(self.inputs):
+            raise InputError(
+                f"{self.path}: --input is given {len(tensors)} times; the file has {len(self.inputs)} inputs."
+            )
+        by_name = {name: given for name, given in tensors if name}
+        if unknown := by_name.keys() - {i.name for i in self.inputs}:
+            listed = ", ".join(i.name for i in self.inputs)
+            raise InputError(f"{self.path}: --input {min(unknown)}=...: its inputs are called {listed}.")
+        by_place = iter([given for name, given in tensors if not name])
+        return [(i, by_name.get(i.name) or next(by_place, None)) for i in self.inputs]
 
     def _shape(self, signature: Signature, batch: int, typed: tuple[int, ...] | None) -> tuple[int, ...]:
         wanted = " x ".join(str(d) or "?" for d in signature.dims)
@@ -143,11 +158,12 @@ def _module(path: Path, loading: SourceOptions) -> Artifact:
     subject = load(path, loading)
     batch_is_free = subject.program is None or _free_batch(subject.program)
     inputs = tuple(
-        Signature(f"input {n}", (("batch" if batch_is_free else x.shape[0]), *x.shape[1:]) if x.dim() else (), x.dtype)
-        for n, x in enumerate(subject.inputs, 1)
+        Signature(name, (("batch" if batch_is_free else x.shape[0]), *x.shape[1:]) if x.dim() else (), x.dtype)
+        for name, x in zip(subject.arguments.names(subject.model), subject.inputs, strict=True)
     )
+    held = flat_module(subject.model, subject.arguments)
     weights = [(str(p.dtype).removeprefix("torch."), p.numel()) for p in subject.model.parameters()]
-    return Artifact(path, "module", subject.model, inputs, _most(weights), subject.sha256, loading)
+    return Artifact(path, "module", held, inputs, _most(weights), subject.sha256, loading)
 
 
 def _free_batch(program: Any) -> bool:

@@ -26,7 +26,7 @@ class SourceOptions:
         (),
         "Example input, where it cannot be known (one per input).",
         flag="--input",
-        metavar="1x3x224x224[:dtype]",
+        metavar="[NAME=]1x3x224x224[:dtype][=VALUE]",
         many=True,
         basic=True,
     )

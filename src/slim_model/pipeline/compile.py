@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from slim_model.budget.choose_plan import choose_plan
 from slim_model.budget.goal import Task
+from slim_model.calling.arguments import Arguments
 from slim_model.cost.counted import cost
 from slim_model.cost.latency_store import width_step
 from slim_model.coupling.attention_heads import Heads, couple_attention, find_heads
@@ -52,7 +53,7 @@ _ATTEMPTS = 40  # each failed attempt pins one more operator
 
 def compile_model(
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: Arguments | tuple[Any, ...],
     recipe: Recipe,
     *,
     program: ExportedProgram | None = None,

@@ -109,7 +109,7 @@ class Compiled:
     def removal(self, recipe: Recipe) -> Removal:
         """What a saved file remembers of it."""
         return Removal(
-            inputs=self.dense.inputs,
+            arguments=self.dense.arguments,
             removed=removed_slices(self.dense, self.kept_positions()),
             passes=tuple((one.loses, removed_slices(one.dense, one.kept_positions())) for one in self.passes),
             ratio=recipe.budget.ratio,

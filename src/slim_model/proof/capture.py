@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from slim_model.calling.arguments import Arguments
 from slim_model.coupling.dense_counts import keep_dense_counts
 from slim_model.cutting.resize import resize
 from slim_model.errors import InputError
@@ -23,7 +24,7 @@ from slim_model.simplifying.simplify import simplify
 
 def capture(
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: Arguments | tuple[Any, ...],
     options: TracingOptions = TracingOptions(),
     *,
     program: ExportedProgram | None = None,
@@ -42,19 +43,19 @@ def capture(
 
 
 def _captured(
-    model: nn.Module, inputs: tuple[Any, ...], options: TracingOptions, program: ExportedProgram | None
+    model: nn.Module, inputs: Arguments | tuple[Any, ...], options: TracingOptions, program: ExportedProgram | None
 ) -> Graph:
     traced = trace(model, inputs, static_batch=options.static_batch, dynamic=options.dynamic, program=program)
     if autocast_types(program):
         traced = resize(traced)  # types of values as they are outside of autocast
     graph = keep_dense_counts(simplify(traced))
     with eval_mode(model):
-        doubts = check_trace(model, graph, inputs)
+        doubts = check_trace(model, graph)
     if doubts and (why := batch_that_fails(graph)):  # the batch is free in the trace, and only some sizes run
         _refuse_if_asked(options, why)
         graph = keep_dense_counts(simplify(trace(model, inputs, static_batch=True, dynamic=options.dynamic, why=why)))
         with eval_mode(model):
-            doubts = check_trace(model, graph, inputs)
+            doubts = check_trace(model, graph)
     return replace(graph, warnings=(*graph.warnings, *doubts))
 
 

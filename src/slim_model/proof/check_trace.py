@@ -8,32 +8,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from slim_model.calling.outputs import output_tensors
 from slim_model.errors import InputError, ProofError, first_line
 from slim_model.graph.decisions import Decided, Decision
 from slim_model.graph.fixed_axes import line_of_error
 from slim_model.graph.graph import Graph, first_sample, source_line
 from slim_model.graph.other_sizes import resized
-from slim_model.graph.tensor_trees import copy_tensors, tensors_among
+from slim_model.graph.tensor_trees import tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
 
-def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+def check_trace(model: nn.Module, graph: Graph) -> tuple[str, ...]:
     """Compare the traced graph with the model itself on the example input.
 
     Returns what the user should be warned of. Raises InputError where the model gives other outputs each time,
     ProofError where the graph differs from it.
     """
     if graph.free.others:
-        _check_other_sizes(model, graph, inputs)
+        _check_other_sizes(model, graph)
     single = first_sample(graph)
-    if graph.dynamic_batch and _trace_error(model, graph, inputs, single) <= TOLERANCE:
+    if graph.dynamic_batch and _trace_error(model, graph, single) <= TOLERANCE:
         return ()
-    error = _trace_error(model, graph, inputs, graph.inputs)
+    error = _trace_error(model, graph, graph.inputs)
     if error <= TOLERANCE:
         return () if not graph.dynamic_batch else (_OTHER_AT_ONE,)
-    again = [_outputs(model, pytree.tree_unflatten(graph.inputs, pytree.tree_structure(inputs))) for _ in range(2)]
+    again = [_outputs(model, graph, graph.inputs) for _ in range(2)]
     if not _largest(*again) <= TOLERANCE:
         raise InputError(
             "the model gives other outputs when it is run again on the same input, so nothing can be proven of it. "
@@ -45,18 +45,18 @@ def check_trace(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> tupl
     )
 
 
-def _check_other_sizes(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> None:
+def _check_other_sizes(model: nn.Module, graph: Graph) -> None:
     """The same at other sizes of free axes. Raises InputError where the model itself does not take them."""
     flat = resized(graph, graph.free.elsewhere(batch=1))
     said = " and ".join(f"{name} {size}" for name, size in graph.free.others.items())
     try:
-        expected = _outputs(model, pytree.tree_unflatten(flat, pytree.tree_structure(inputs)))
+        expected = _outputs(model, graph, flat)
     except Exception as error:  # the user's forward, on sizes that it was not given with
         raise InputError(
             f"the model traces with free axes, and does not run itself with {said}: {first_line(error, named=True)} "
             f"(at {line_of_error(error)}). Leave them out of dynamic."
         ) from error
-    apart = _largest(expected, graph.run(flat)[-len(expected) :])
+    apart = _largest(expected, graph.run(flat))
     if not apart <= TOLERANCE:
         raise InputError(
             f"with {said} the traced graph differs from the model by {apart:.1e} (relative; allowed {TOLERANCE:.0e}): "
@@ -101,18 +101,18 @@ _OTHER_AT_ONE = (
 )
 
 
-def _trace_error(model: nn.Module, graph: Graph, inputs: tuple[Any, ...], flat: tuple[Any, ...]) -> float:
+def _trace_error(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> float:
     """The largest relative error over the outputs; infinite where the model does not run or has others."""
     try:
-        expected = _outputs(model, pytree.tree_unflatten(flat, pytree.tree_structure(inputs)))
+        expected = _outputs(model, graph, inputs)
     except Exception:  # the user's forward, on a batch size that it was not given with
         return math.inf
-    return _largest(expected, graph.run(flat)[-len(expected) :])  # buffers that the forward updates come first
+    return _largest(expected, graph.run(inputs))
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> list[Tensor]:
     with torch.no_grad():
-        return tensors_among(model(*copy_tensors(inputs)))
+        return output_tensors(graph.call(model, inputs))
 
 
 def _largest(expected: list[Tensor], got: list[Tensor]) -> float:

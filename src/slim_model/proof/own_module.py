@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slim_model.calling.outputs import flatten_outputs, output_tensors
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import ProofError
 from slim_model.graph.as_module import graph_module
@@ -25,7 +26,7 @@ from slim_model.graph.decisions import DecisionRecorder, DecisionReplayer
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.modes import eval_mode
 from slim_model.graph.other_sizes import resized
-from slim_model.graph.tensor_trees import batch_of, copy_tensors, tensors_among
+from slim_model.graph.tensor_trees import batch_of
 from slim_model.ops import row_of
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
@@ -58,7 +59,7 @@ def _deciding(model: nn.Module, module: nn.Module | None, small: Graph) -> nn.Mo
     it, and also runs when it decides for itself. With the graph there is nothing to hand out in its place: it has the
     sizes in it that follow from these decisions."""
     with eval_mode(model), _unfused(model), DecisionRecorder() as noted:
-        _called(model, small, small.inputs)
+        small.call(model, small.inputs)
     replay = DecisionReplayer(noted)
     if module is None or not _agrees(module, small, small.inputs, replay) or not _runs(model, module, small):
         raise ProofError(
@@ -72,18 +73,14 @@ def _runs(model: nn.Module, module: nn.Module, small: Graph) -> bool:
     """Whether ``module`` gives an output such as that of ``model``, and finite where that is."""
     try:
         with eval_mode(model):
-            theirs, mine = (_called(m, small, small.inputs) for m in (model, module))
+            theirs, mine = (flatten_outputs(small.call(m, small.inputs)) for m in (model, module))
     except Exception:  # the user's forward may fail in any way on other decisions
         return False
-    return pytree.tree_structure(theirs) == pytree.tree_structure(mine) and (not _finite(theirs) or _finite(mine))
+    return theirs[1] == mine[1] and (not _finite(theirs[0]) or _finite(mine[0]))
 
 
-def _finite(outputs: Any) -> bool:
-    return all(bool(x.isfinite().all()) for x in tensors_among(outputs))
-
-
-def _called(module: nn.Module, small: Graph, inputs: tuple[Any, ...]) -> Any:
-    return module(*small.arguments(copy_tensors(inputs)))
+def _finite(outputs: tuple[Tensor, ...]) -> bool:
+    return all(bool(x.isfinite().all()) for x in outputs)
 
 
 def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
@@ -115,7 +112,7 @@ def _agrees(
             expected = plain.run(inputs)
         try:
             with _LayerRecorder() as mine, steered or nullcontext():
-                outputs = tensors_among(_called(module, small, inputs))
+                outputs = output_tensors(small.call(module, inputs))
         except Exception:  # the user's forward may fail in any way on other sizes
             return False
     return (
