@@ -13,6 +13,7 @@ from micronets import (
     concatenation,
     convolution,
     gates,
+    indices,
     interfaces,
     moves,
     norms,
@@ -29,7 +30,7 @@ from micronets.table import NETS, Micro, randomised
 
 SUBJECTS = (
     *(chains, convolution, concatenation, splitting, views, moves, gates, parameters, reductions, norms),
-    *(attention, recurrent, writes, interfaces, unknown),
+    *(attention, recurrent, writes, indices, interfaces, unknown),
 )
 
 __all__ = ["NETS", "SUBJECTS", "Micro", "normal", "randomised"]

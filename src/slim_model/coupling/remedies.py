@@ -64,8 +64,8 @@ REMEDIES: dict[str, str] = {
     "patches are summed along it": "Put channels on axis 1 before fold.",
     "every n-th channel of a part is taken": "Take every n-th channel of the whole axis, from its start to its end.",
     "it is indexed by computed values": "Index with a stored tensor (a buffer) instead.",
-    "it is indexed by values that cannot be rewritten": "Index along one axis with a stored one-dimensional tensor of "
-    "whole numbers that is used only here.",
+    "it is indexed by values that cannot be rewritten": "Index along one axis, or along axes side by side, with a "
+    "stored tensor of whole numbers.",
     # recurrent layers
     "its weights are fixed": "Make all weights and biases parameters of the layer.",
     "its initial state is fixed": _STATE,

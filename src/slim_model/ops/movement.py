@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ def index(walk: Walk, self: Value, indices: list[Any]) -> Value:
     nodes = arguments_of(node)["indices"]
     addressed = [i for i, n in enumerate(nodes) if n is not None]
     real: list[Any] = [None if n is None else walk.constant(n) for n in nodes]
-    first = _stored(nodes[addressed[0]])
+    first = stored_alone(nodes[addressed[0]])
     own = len(addressed) == 1 and first is not None and first.meta["val"].dim() == 1
     if any(real[i] is None for i in addressed):
         for axis in self.axes[: len(nodes)] if len(addressed) > 1 else [self.axes[i] for i in addressed]:
@@ -167,7 +168,7 @@ def index(walk: Walk, self: Value, indices: list[Any]) -> Value:
 _AS_STORED = (aten.lift_fresh_copy, aten.lift_fresh, aten.alias, aten.detach, aten.detach_, aten.clone)
 
 
-def _stored(node: fx.Node) -> fx.Node | None:
+def stored_alone(node: fx.Node) -> fx.Node | None:
     """The stored tensor that ``node`` is a copy of, where nothing else reads it."""
     while node.op == "call_function" and packet_of(node) in _AS_STORED:
         if len(node.users) > 1:
@@ -182,12 +183,47 @@ def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
     walk.pin(index, "its positions are used as data")
     axes = list(self.axes)
     axis = axes[dim]
-    if axis is not None and (_stored(node) is None or walk.constant(node) is None):
+    if axis is not None and (stored_alone(node) is None or walk.constant(node) is None):
         walk.pin(axis, "it is indexed by values that cannot be rewritten")
         axes[dim] = None
     elif axis is not None:
         axes[dim] = axis[walk.constant(node)]
     return walk.out(axes)
+
+
+def gather(walk: Walk, self: Value, dim: int | None, **rest: Any) -> Value:
+    """A look-up along ``dim``, at each place of the other axes by an index of its own: channels there pass, where the
+    index has as many (an index that is expanded may lose any)."""
+    (index,) = tensors_in(rest.values())
+    if dim is None:
+        for value in (self, index):
+            walk.pin(value, "all its values are used together")
+        return walk.fixed_outputs()  # type: ignore[no-any-return]
+    along = dim % max(1, len(self.shape))
+    if self.axes:
+        walk.pin(self.axes[along], "it is indexed by computed values")
+        walk.pin(index.axes[along], "its positions are used as data")
+    axes: list[Axis] = []
+    for i, mine in enumerate(self.axes):
+        looks = walk.choose(partial(_looked_up, walk.node, i == along, self.shape[i], index.shape[i]))
+        if looks == "all":
+            axes.append(walk.agree([mine, index.axes[i]], "it is combined with a value whose positions are fixed"))
+            continue
+        axes.append(mine if looks == "alike" else None)
+        if looks == "some":
+            walk.pin(mine, "its positions are used as data")
+            walk.pin(index.axes[i], "its positions are used as data")
+    return walk.out(axes)
+
+
+def _looked_up(node: fx.Node, along: bool, size: int, indices: int) -> str:
+    """What of an axis is looked up: "all" positions, each by an index of its own; all "alike"; "some" of them, the
+    first ones; or "other" ones, where it is the axis that the index counts in. Small graphs follow the dense one."""
+    if along:
+        return "other"
+    if size == indices:
+        return "all"
+    return "alike" if indices == 1 and packet_of(node) is aten.take_along_dim else "some"
 
 
 def reindex_select(cut: Cut, node: fx.Node) -> dict[str, Any]:
@@ -283,7 +319,7 @@ def reindex(cut: Cut, node: fx.Node) -> dict[str, Any]:
 
 def _remap(cut: Cut, index_node: fx.Node, source: Value, dim: int) -> dict[str, Tensor]:
     """By name: the index constant with the entries that stay, counted in kept positions."""
-    stored = _stored(index_node)
+    stored = stored_alone(index_node)
     if source.axes[dim] is None or stored is None or stored.name not in cut.graph.owners:
         return {}
     kept = cut.kept(source.axes[dim], source.shape[dim])
@@ -324,6 +360,7 @@ ROWS: dict[Any, Op] = {
     **_moves(aten.pixel_shuffle, aten.pixel_unshuffle, aten.unfold),
     aten.slice: Op(strided_slice, rewrite=reslice, effect="moves"),
     aten.index: Op(index, rewrite=reindex, effect="moves"),
+    **dict.fromkeys((aten.gather, aten.take_along_dim), Op(gather, effect="moves")),
     aten.index_select: Op(index_select, rewrite=reindex_select, effect="moves"),
     aten.im2col: Op(unfold_patches, effect="moves"),
     aten.col2im: Op(fold_patches),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from slim_model.graph.nodes import arguments_of
 from slim_model.ops import kind_of, row_of
 
 aten = torch.ops.aten
@@ -42,11 +43,17 @@ def is_written(node: fx.Node) -> bool:
         target = user.target
         if isinstance(target, torch._ops.OpOverload):
             is_view = any(result.alias_info for result in target._schema.returns)
-            if writes(target) or (is_view and is_written(user)):
+            if (writes(target) and node in _written(user)) or (is_view and is_written(user)):
                 return True
         elif target is operator.getitem and is_written(user):
             return True
     return False
+
+
+def _written(node: fx.Node) -> list[Any]:
+    """The arguments that ``node`` writes to."""
+    given, schema = arguments_of(node), node.target._schema  # type: ignore[union-attr]
+    return [given[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def writes(target: torch._ops.OpOverload) -> bool:

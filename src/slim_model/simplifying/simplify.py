@@ -12,6 +12,9 @@ is sliced like a parameter.
 A batch norm without running statistics is written as the operator that says so: it is also how weights are standardised
 (Qiao 2019), where its mean and variance run over the filter's inputs.
 
+Look-ups and writes by constant indices become ``index_select`` (``constant_indices``), through which channels can be
+followed.
+
 A fused projection is cut before it is viewed as queries, keys and values (``fused_projections``).
 
 A view becomes a reshape: that it needs no copy holds for the layout of the traced run. For other widths other kernels
@@ -31,6 +34,7 @@ from torch import Tensor, fx
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of, shape_of
 from slim_model.graph.promises import whole
+from slim_model.simplifying.constant_indices import write_as_look_ups
 from slim_model.simplifying.constants import add_placeholder, computed_from, values_of
 from slim_model.simplifying.fold_weights import fold_weights
 from slim_model.simplifying.fused_projections import unfuse
@@ -49,6 +53,7 @@ def simplify(graph: Graph) -> Graph:
     graph = fold_weights(graph)  # first: what is folded need not be looked at
     _mark_batch_statistics(graph)
     graph = _fold_constants(graph)
+    graph = _with(graph, *write_as_look_ups(graph))
     graph = _look_up_shuffles(graph)  # before projections: a shuffle before a chunk is a chain of views that is cut
     unfuse(graph.module.graph)
     _reshape_views(graph)  # last: the steps before look for views
