@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from slim_model.data.label_check import label_fault
 from slim_model.data.open_data import open_data
+from slim_model.data.pictures import Pictures
 from slim_model.errors import InputError
+from slim_model.graph.trace import trace
 
 EXAMPLE = (torch.zeros(2, 3, 4, 4),)
 
@@ -56,6 +60,23 @@ def test_both_parts_have_the_same_classes(tmp_path: Path) -> None:
     folders(tmp_path / "test", "ants", "wasps")
     with pytest.raises(InputError, match="have not the same classes: bees, wasps are in one of them alone"):
         labels(tmp_path, "test")
+
+
+def test_labels_are_looked_at_without_reading_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders(tmp_path, "ants", "bees", count=20)
+    graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(48, 1)).eval(), EXAMPLE)
+    data = open_data(f"imagefolder:{tmp_path}", EXAMPLE, batch=4)
+    found = [batch.labels for batch in data.batches() if batch.labels is not None]
+    assert data.known_labels is not None
+    assert torch.equal(data.known_labels(), torch.cat(found))
+    read: list[int] = []
+    taken = Pictures.__getitem__
+    monkeypatch.setattr(Pictures, "__getitem__", lambda self, i: read.append(i) or taken(self, i))
+    assert label_fault(data, graph) is None
+    assert len(read) == 4
+    monkeypatch.setattr(Pictures, "labels_of", lambda _, rows: torch.arange(len(rows)))
+    data = open_data(f"imagefolder:{tmp_path}", EXAMPLE, batch=4)
+    assert label_fault(data, graph) == "there are labels from 0 to 31, and the model has 2 classes"
 
 
 def cut(path: Path) -> None:

@@ -40,13 +40,15 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Data:
     """``batches()`` starts a pass and may be called again. ``samples``: how many a pass gives at most. ``parted``: the
-    source has samples of its other split, too."""
+    source has samples of its other split, too. ``known_labels()``: those of a pass, where the source has them without
+    reading samples."""
 
     name: str
     batches: Callable[[], Iterator[Batch]]
     labelled: bool
     samples: int
     parted: bool = False
+    known_labels: Callable[[], Tensor] | None = None
 
 
 def pad_batch(batch: Batch, graph: Graph) -> Batch:

@@ -14,7 +14,7 @@ def label_fault(data: Data, graph: Graph) -> str | None:
     """
     scores = None
     for batch in data.batches():
-        labels = batch.labels
+        labels = data.known_labels() if data.known_labels else batch.labels
         if labels is None or not labels.numel():
             return None
         if scores is None:
@@ -31,4 +31,6 @@ def label_fault(data: Data, graph: Graph) -> str | None:
             return (
                 f"there are labels from {int(labels.min())} to {int(labels.max())}, and the model has {classes} classes"
             )
+        if data.known_labels:  # all of them were looked at
+            break
     return None

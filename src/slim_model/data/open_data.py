@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from slim_model.data.batches import Batch, Data, Preparation
@@ -62,7 +63,9 @@ def open_data(
     first = next(batches(), None)
     if first is None:
         raise InputError(f"{name} is empty: it gave no batch.")
-    return Data(name, batches, first.labels is not None, limit, parted)
+    labelled = first.labels is not None
+    known = _known_labels(source) if parted and labelled else None
+    return Data(name, batches, labelled, limit, parted, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,12 @@ def _chosen(source: Any, samples: int, seed: int, split: Split) -> Subset[Any]:
     rows = rows_of(source, split)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return Subset(source, rows[order[:samples]].tolist())
+
+
+def _known_labels(source: Subset[Any]) -> Callable[[], Tensor] | None:
+    """The labels of its samples, where its data set has ``labels_of(rows)``."""
+    labels_of = getattr(source.dataset, "labels_of", None)
+    return None if labels_of is None else lambda: labels_of(source.indices)
 
 
 def _collated(source: Subset[Any], batch: int) -> Iterator[Any]:
