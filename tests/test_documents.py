@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch_pruning
-import typer
 
 from slim_model.budget.allocations import ALLOCATIONS
-from slim_model.cli import app
+from slim_model.cli import COMMANDS, command_named
 from slim_model.cost.prices import PRICES
 from slim_model.ops import OPS
 from slim_model.ranking.criteria import CRITERIA
@@ -76,16 +75,14 @@ def test_options_exist(document: Path) -> None:
 
 
 def _options_of(command: str) -> set[str]:
-    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    parameters = command_named(command).params
     found = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
     return {option for option in found if option.startswith("--")}
 
 
 @cache
 def _options() -> set[str]:
-    found = {"--help"}.union(
-        *map(_options_of, ("slim", "run", "schema", "sweep", "compare", "explain", "bench", "profile"))
-    )
+    found = {"--help"}.union(*map(_options_of, COMMANDS))
     scripts = [*PROJECT.glob("scripts/*"), *PROJECT.glob("scripts/*/*.py"), *PROJECT.glob("benchmarks/*.py")]
     for script in scripts:
         if script.is_file() and script.suffix in ("", ".py"):

@@ -1,4 +1,4 @@
-"""The command line: ``slim-model IN OUT.onnx``, ``run``, ``explain``, ``bench``, ``profile``; a file each.
+"""The command line: a file each command, ``slim`` for ``slim-model IN OUT.onnx``.
 
 Nothing is decided here, and nothing here imports PyTorch before the arguments are read.
 """
@@ -17,36 +17,26 @@ from rich.console import Console
 from rich.text import Text
 
 from slim_model import distributed
-from slim_model.cli import bench, compare, explain, profile, run_recipe, schema, slim, sweep
 from slim_model.cli.streams import lost_output, make_forgiving
 from slim_model.errors import SlimError, first_line
+from slim_model.late import Late
 
+COMMANDS = {
+    "slim": Late("cli.slim:command"),
+    "run": Late("cli.run_recipe:command"),
+    "sweep": Late("cli.sweep:command"),
+    "compare": Late("cli.compare:command"),
+    "explain": Late("cli.explain:command"),
+    "bench": Late("cli.bench:command"),
+    "profile": Late("cli.profile:command"),
+    "schema": Late("cli.schema:command"),
+}
+"""``slim-model IN OUT`` means ``slim-model slim IN OUT``, and its help is the help."""
 
-class _SlimByDefault(typer.core.TyperGroup):
-    """``slim-model IN OUT`` means ``slim-model slim IN OUT``, and its help is the help."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named = args[:1] and args[0] in self.commands
-        return super().parse_args(ctx, args if named else ["slim", *args])
-
-
-app = typer.Typer(
-    cls=_SlimByDefault,
-    add_completion=False,
-    add_help_option=False,  # of the group: it is never reached, and typer would load pydantic for it
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 _NO_MEMORY = "can't allocate memory"  # as PyTorch says it
-_OTHERS = """Other commands: run RECIPE takes the options from a file; explain IN says which channels go together, and what the others wait for;
-bench A.onnx B.onnx times files; profile IN measures layers."""
-app.command("slim", epilog=_OTHERS)(slim.command)
-app.command("run")(run_recipe.command)
-app.command("schema")(schema.command)
-app.command("sweep")(sweep.command)
-app.command("compare")(compare.command)
-app.command("bench")(bench.command)
-app.command("profile")(profile.command)
-app.command("explain")(explain.command)
+_OTHERS = """Other commands: explain IN says which channels go together, and what the others wait for; run RECIPE takes the
+options from a file, sweep RECIPE tries several values of some; compare A.json B.json puts reports side by side;
+bench A.onnx B.onnx times files; profile IN measures layers; schema prints what recipes and reports are checked with."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,14 +53,26 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run the command and return its exit code; errors are printed."""
     errors = Console(stderr=True, soft_wrap=True)
-    command = typer.main.get_command(app)
     with distributed.join_processes():
-        return _said(command, arguments, errors)
+        return _said(arguments, errors)
 
 
-def _said(command: Any, arguments: list[str], errors: Console) -> int:
+def command_named(name: str) -> Any:
+    """The command as a parser; the modules of the others are not imported, nor are their options built."""
+    app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+    app.command(epilog=_OTHERS if name == "slim" else None)(COMMANDS[name].load())
+    return typer.main.get_command(app)
+
+
+def _said(arguments: list[str], errors: Console) -> int:
+    named = bool(arguments) and arguments[0] in COMMANDS
+    name = arguments[0] if named else "slim"
     try:
-        result = command.main(args=arguments, prog_name="slim-model", standalone_mode=False)
+        result = command_named(name).main(
+            args=arguments[1:] if named else arguments,
+            prog_name=f"slim-model {name}" if named else "slim-model",
+            standalone_mode=False,
+        )
         return _interrupted(errors) if result == 130 else int(result or 0)  # typer makes 130 of Ctrl-C
     except SlimError as error:
         if distributed.may_speak():
