@@ -5,6 +5,8 @@ A message says what happened, where, and what to do now; it is printed as it is,
 
 from __future__ import annotations
 
+import linecache
+
 
 class SlimError(Exception):
     """Root of all errors a user can meet. ``exit_code`` is what the command line returns."""
@@ -71,3 +73,26 @@ def first_line(error: BaseException, *, named: bool = False, at_most: int = 300)
     )
     said = str(error).strip().partition("\n")[0].rstrip()
     return (f"{name}: {said}" if named and said else said or name)[:at_most]
+
+
+_STATEMENT = 12  # lines of one that are read
+_OPENING, _CLOSING = "([{", ")]}"
+
+
+def whole_statement(file: str, line: int, code: str) -> str:
+    """``code``, the first line of a statement at ``line`` of ``file``, with the lines that close its brackets; where
+    these cannot be read, it ends in ``...``.
+
+    >>> whole_statement("nowhere.py", 1, "x = f(")
+    'x = f(...'
+    """
+    text = code.strip()
+    for number in range(line + 1, line + _STATEMENT):
+        if not _is_open(text):
+            return text
+        text += linecache.getline(file, number).strip()
+    return f"{text}..." if _is_open(text) else text
+
+
+def _is_open(text: str) -> bool:
+    return sum(text.count(c) for c in _OPENING) > sum(text.count(c) for c in _CLOSING)

@@ -178,8 +178,35 @@ def test_layers_that_the_user_keeps_stay() -> None:
     assert tied(coupling) == [("a", 4)]
     assert coupling.pinned[0] == Pinned("b", 5, "", "", "you asked to keep it (--keep)", False)
     assert coupling.free_share == 4 / 9  # of the 4 of a and the 5 of b
-    with pytest.raises(InputError, match=r"--keep 'd' matches no layer of this model\. Its layers are named a, b, c, "):
+    with pytest.raises(InputError, match=r"--keep 'd' matches no layer of this model\. Its layers are named a, b, c\."):
         coupled(lambda s, x: s.c(F.relu(s.b(F.relu(s.a(x))))), keep=("d",), **parts)
+
+
+class Headed(nn.Module):
+    """A module of two layers, as heads are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = linear(3, 4), nn.Sequential(linear(4, 6), nn.ReLU(), linear(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.stem(x)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says", "meant"),
+    [
+        ("head", r"a module that holds layers: --keep 'head\.\*' keeps them \(head\.0, head\.2\)", "head.*"),
+        ("stm", r"Did you mean stem\?", "stem"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_has_a_hint_that_works(pattern: str, says: str, meant: str) -> None:
+    graph = trace(Headed(), (torch.zeros(2, 3),))
+    with pytest.raises(InputError, match=says):
+        couple(graph, keep=(pattern,))
+    assert any(
+        pin.name.startswith(meant.rstrip("*")) and not pin.is_output for pin in couple(graph, keep=(meant,)).pinned
+    )
 
 
 def test_a_node_that_could_not_be_cut_is_named_with_what_went_wrong() -> None:

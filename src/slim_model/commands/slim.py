@@ -21,6 +21,7 @@ from slim_model.coupling.explain import explain
 from slim_model.errors import ExportError, ProofError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import EagerModel, runnable_form
+from slim_model.export.opsets import check_opset
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
 from slim_model.export.writable import check_writable
@@ -68,6 +69,7 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
     first does all but compiling alone; the others have no report. ``shared``: what a sweep does once."""
     recipe, outputs, clock = job.recipe, job.outputs, _Clock()
     check_device(recipe.measuring.device)
+    check_opset(outputs.opset)
     check_output_paths(job.source.path, [job.target, *outputs.places])
     ensure_temporary_folder(job.target.parent)
     with clock("load"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from slim_model.errors import InputError, ensure
 from slim_model.graph.graph import Graph, source_line
 from slim_model.labels.label import label
 from slim_model.labels.labelled import Labelled
-from slim_model.labels.values import FIXED
+from slim_model.labels.values import FIXED, Birth
 from slim_model.labels.walk import Walk
 from slim_model.ops import flow_of
 
@@ -104,12 +105,25 @@ def _find_protected(labelled: Labelled, patterns: tuple[str, ...], roles: dict[t
     for pattern in patterns:
         matching = [b for b in stored if fnmatch(b.owner, pattern) or fnmatch(b.owner.rpartition(".")[0], pattern)]
         if not matching:
-            names = ", ".join(dict.fromkeys(b.owner.removesuffix(".weight") for b in stored[:8]))
-            raise InputError(f"--keep '{pattern}' matches no layer of this model. Its layers are named {names}, ...")
+            raise InputError(f"--keep '{pattern}' matches no layer of this model. {_hint(pattern, stored)}")
         for birth in matching:
             if roles.get((birth.owner, birth.axis), "holds") != "reads":
                 chosen.append(np.arange(birth.start, birth.start + birth.size, dtype=np.int32))
     return np.concatenate(chosen)
+
+
+def _hint(pattern: str, stored: list[Birth]) -> str:
+    """What could have been meant: the layers inside a module of that name, or names that are like it."""
+    inside = sorted({b.owner.rpartition(".")[0] for b in stored if fnmatch(b.owner, f"{pattern}.*")})
+    if inside:
+        return f"It is a module that holds layers: --keep '{pattern}.*' keeps them ({_some(inside)})."
+    names = list(dict.fromkeys(b.owner.rpartition(".")[0] or b.owner for b in stored))
+    like = difflib.get_close_matches(pattern, names, n=3)
+    return f"Did you mean {' or '.join(like)}?" if like else f"Its layers are named {_some(names)}."
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _groups(labelled: Labelled, component: np.ndarray, roles: dict[tuple[str, int], str]) -> tuple[Group, ...]:

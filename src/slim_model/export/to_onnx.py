@@ -22,6 +22,7 @@ from slim_model.export.lower import Lowered, lower
 from slim_model.export.needed_translations import needed_translations
 from slim_model.export.onnx_rewrites import index_by_int64, tidy
 from slim_model.export.onnx_translations import TRANSLATIONS
+from slim_model.export.opsets import newest_opset
 from slim_model.export.to_program import to_program
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph, last_line_in
@@ -62,7 +63,10 @@ def to_onnx(
         rewrite(result.model, device)
     written = result.model.opset_imports.get("", opset)
     if opset not in (None, written):
-        raise InputError(f"--opset {opset}: torch {torch.__version__} wrote opset {written} instead. Ask for another.")
+        raise InputError(
+            f"--opset {opset}: torch {torch.__version__} does not write this model so. Ask for {written} to "
+            f"{newest_opset()}."
+        )
     result.model.metadata_props.update(metadata)
     _name_values(result.model, graph)
     _name_axes(result.model, graph)

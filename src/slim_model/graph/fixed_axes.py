@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slim_model.calling.arguments import Arguments
 from slim_model.calling.nesting import replaced
-from slim_model.errors import first_line
+from slim_model.errors import first_line, whole_statement
 from slim_model.graph.free_axes import Axes, axis_name
 from slim_model.graph.graph import Graph, describe_inputs, source_line
 
@@ -104,7 +104,8 @@ def _is_the_users(frame: traceback.FrameSummary) -> bool:
 
 
 def _described(frame: traceback.FrameSummary) -> str:
-    return f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}: {frame.line}"
+    code = whole_statement(frame.filename, frame.lineno or 0, frame.line or "")
+    return f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}: {code}"
 
 
 def _line_of_guard(graph: Graph, axes: Axes) -> str:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from slim_model.calling.arguments import Arguments
 from slim_model.calling.outputs import OutputForm
+from slim_model.errors import whole_statement
 from slim_model.graph.decisions import Decided, Decision
 from slim_model.graph.free_axes import FreeAxes
 from slim_model.graph.tensor_trees import copy_tensors, tensors_among
@@ -144,7 +145,8 @@ def last_line_in(stack_trace: str) -> str:
     if not frames:
         return ""
     frame = frames[-1]
-    return f"{os.path.basename(frame['file'])}:{frame['line']} in {frame['function']}: {frame['code'].strip()}"
+    code = whole_statement(frame["file"], int(frame["line"]), frame["code"])
+    return f"{os.path.basename(frame['file'])}:{frame['line']} in {frame['function']}: {code}"
 
 
 def module_path(node: fx.Node) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from slim_model.errors import InputError, first_line
+from slim_model.errors import InputError, first_line, whole_statement
 
 Shape = tuple[int, ...]
 
@@ -149,4 +149,7 @@ def describe_error(error: BaseException) -> str:
     text = first_line(error, named=True)
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
-    return f"{text} (at {users[-1].filename}:{users[-1].lineno}: {users[-1].line})" if users else text
+    if not users:
+        return text
+    at = users[-1]
+    return f"{text} (at {at.filename}:{at.lineno}: {whole_statement(at.filename, at.lineno or 0, at.line or '')})"

@@ -108,12 +108,27 @@ def _ready(opened: Opened, specs: Specs, seed: int, *, tried: bool = False) -> t
     if not tried:
         _check_numbers(opened.model)
     precision = _in_float32(opened.model, opened.kind)
-    arguments = _examples(opened, specs, seed)
-    if precision:
-        arguments = arguments.filled(tuple(x.float() if x.is_floating_point() else x for x in arguments.tensors))
-    if not tried:
-        run_once(opened.model, arguments)
+    try:
+        arguments = _examples(opened, specs, seed)
+        if precision:
+            arguments = arguments.filled(tuple(x.float() if x.is_floating_point() else x for x in arguments.tensors))
+        if not tried:
+            run_once(opened.model, arguments)
+    except InputError as error:
+        tensors = [spec.given for spec in specs if isinstance(spec.given, TensorSpec)]
+        given = {tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point}
+        kind = next((kind for kind in _OTHER_KINDS if kind in str(error)), "")
+        if kind and (precision or given <= {torch.float32}):
+            raise InputError(
+                f"its weights are float32 here, and its forward turns values into {kind} all the same: {error} Take "
+                f"{_OTHER_KINDS[kind]} out of the forward, or make it follow the type of the weights."
+            ) from error
+        raise
     return arguments, precision
+
+
+_OTHER_KINDS = {"BFloat16": ".bfloat16()", "Half": ".half()", "Double": ".double()"}
+"""Types as PyTorch's messages call them, and what turns values into them."""
 
 
 def _check_numbers(model: nn.Module) -> None:
