@@ -52,9 +52,10 @@ class Arguments:
         """The parameters that ``args`` stand for."""
         return _positions(forward_parameters(model), len(self.args))
 
-    def constants(self, model: nn.Module) -> dict[str, Any]:
-        """What is no tensor, by name; None is left out."""
-        return {name: x for name, x in self._named(model) if not isinstance(x, Tensor) and x is not None}
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """What a user should know of the arguments that are no tensors."""
+        said = [f"{name}={x!r}" for name, x in self._named(model) if not isinstance(x, Tensor) and x is not None]
+        return (f"no tensors, and so constants of the model: {', '.join(said)}",) if said else ()
 
     def _named(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
         heads = self.heads(model)

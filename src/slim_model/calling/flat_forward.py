@@ -43,7 +43,7 @@ def flat_forward(model: nn.Module, arguments: Arguments) -> Iterator[FlatForward
         return flat
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = dict.fromkeys(_identifiers(arguments.names(model)))
+    names = dict.fromkeys(identifiers(arguments.names(model)))
     forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
     flat = {"forward": forward, "_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
     with _attributes(attributes, flat), _unchecked_distributions():
@@ -74,7 +74,7 @@ def _unchecked_distributions() -> Iterator[None]:
         Distribution.set_default_validate_args(checked)
 
 
-def _identifiers(names: tuple[str, ...]) -> list[str]:
+def identifiers(names: tuple[str, ...]) -> list[str]:
     """Python names: ``batch.image`` -> ``batch_image``."""
     found: list[str] = []
     for name in names:

@@ -24,7 +24,7 @@ from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import InputError, first_line
-from slim_model.graph.as_module import graph_module
+from slim_model.graph.as_module import NestedGraph, graph_module
 from slim_model.graph.graph import Folded, Graph, PlainLayer
 from slim_model.graph.modes import silence_torch
 from slim_model.graph.options import TracingOptions
@@ -85,6 +85,7 @@ def _save_program(small: Graph, path: Path) -> None:
     """Export once more, so that the archive holds nothing of the dense model."""
     inputs = resized(small, {name: 2 for name, size in small.free.example.items() if size < 2})  # 1 is taken for fixed
     given, module, free = small.arguments.filled(inputs), graph_module(small), torch.export.ShapesCollection()
+    module = module.signed() if isinstance(module, NestedGraph) else module
     for x, axes in zip(inputs, small.free.sizes, strict=False):
         if axes:
             free[x] = dict.fromkeys(axes, torch.export.Dim.AUTO)

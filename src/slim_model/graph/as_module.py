@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from slim_model.calling.arguments import Arguments
+from slim_model.calling.flat_forward import identifiers
 from slim_model.calling.nesting import leaves_of
 from slim_model.calling.outputs import Place
 from slim_model.graph.graph import Graph
@@ -53,6 +55,19 @@ class NestedGraph(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
+
+    def signed(self) -> NestedGraph:
+        """Itself, with a forward that says what it takes, as ``torch.export`` wants to know."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return NestedGraph.forward(self, *args, **kwargs)
+
+        by_place, by_name = identifiers(self.heads), list(self.example.kwargs)
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in by_place]
+        parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in by_name]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        vars(self)["forward"] = forward
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         example = self._leaves(self.example.args, self.example.kwargs)

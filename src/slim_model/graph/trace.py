@@ -84,7 +84,7 @@ def trace(
             f"the model returns {', '.join(outputs.names)}, and its trace {found} outputs. Let forward return its "
             "tensors in a tuple or a dict."
         )
-    notes = (*graph.warnings, *outputs.notes())
+    notes = (*graph.warnings, *arguments.notes(model), *outputs.notes())
     return dataclasses.replace(
         graph, arguments=arguments, input_names=names, heads=heads, outputs=outputs, warnings=notes
     )

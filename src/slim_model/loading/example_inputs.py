@@ -111,8 +111,9 @@ def run_once(model: nn.Module, arguments: Arguments) -> list[torch.Tensor]:
 
 
 def _filled(spec: TensorSpec) -> torch.Tensor:
-    values = torch.tensor(spec.values, dtype=spec.dtype)
-    return values.expand(spec.shape).clone() if len(values) == 1 else values.reshape(spec.shape)
+    if len(spec.values) == 1:
+        return torch.full(spec.shape, spec.values[0], dtype=spec.dtype)
+    return torch.tensor(spec.values, dtype=spec.dtype).reshape(spec.shape)
 
 
 def _random(spec: TensorSpec, vocabulary: int, generator: torch.Generator) -> torch.Tensor:

@@ -13,7 +13,7 @@ from slim_model.errors import InputError
 from slim_model.loading.example_inputs import make_inputs
 from slim_model.loading.input_spec import InputSpec, TensorSpec
 
-_NAME_THEM = "Name them, such as --input image=1x3x224x224"
+_NAME_THEM = "Name them, such as --input {name}=1x3x224x224"
 
 
 def make_arguments(model: nn.Module, specs: Iterable[InputSpec], seed: int) -> Arguments:
@@ -36,21 +36,22 @@ def place(model: nn.Module, given: Iterable[tuple[str, Any]]) -> Arguments:
         else:
             args.append(value)
     named = {name: _lists(value) for name, value in named.items()}
+    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    if not any(p.kind is p.VAR_POSITIONAL for p in parameters):  # what comes by place is also for keywords
+        keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in named]
+        named |= dict(zip(keywords, args[count:], strict=False))
+        args = args[:count] + args[count + len(keywords) :]
     return bind(parameters, args, named)
 
 
 def bind(
     parameters: list[inspect.Parameter], args: list[Any], named: Mapping[str, Any], *, advice: str = _NAME_THEM
 ) -> Arguments:
-    """By position as far as forward takes them so, else by keyword; what comes by place also for keywords."""
+    """By position as far as forward takes them so, else by keyword."""
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
     by_keyword = dict(named)
     extra = by_keyword.pop(rest, []) if rest else []
-    if rest is None:
-        keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in by_keyword]
-        by_keyword |= dict(zip(keywords, args[len(names) :], strict=False))
-        args = args[: len(names)] + args[len(names) + len(keywords) :]
     for name in names[len(args) :]:  # as far as there is no gap
         if name not in by_keyword:
             break
@@ -68,7 +69,10 @@ def _check(parameters: list[inspect.Parameter], args: list[Any], by_keyword: dic
         inspect.Signature(sorted(parameters, key=lambda p: p.kind)).bind(*args, **by_keyword)
     except (TypeError, ValueError) as error:
         takes = ", ".join(map(_shown, parameters))
-        raise InputError(f"forward takes ({takes}), and the inputs do not fit: {error}. {advice}.") from error
+        first = next((p.name for p in parameters if p.default is p.empty and p.name not in by_keyword), "image")
+        raise InputError(
+            f"forward takes ({takes}), and the inputs do not fit: {error}. {advice.format(name=first)}."
+        ) from error
 
 
 def _shown(parameter: inspect.Parameter) -> str:

@@ -15,7 +15,7 @@ from slim_model.graph.tensor_trees import copy_tensors
 from slim_model.loading.input_spec import describe_error
 from slim_model.loading.place_inputs import bind
 
-_NAME_THEM = "Give them by name: slim(model, {'image': tensor, 'side': tensor})"
+_NAME_THEM = "Give them by name, in a dict: slim(model, {{'{name}': tensor, ...}})"
 
 
 def arguments_given(

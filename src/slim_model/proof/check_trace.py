@@ -27,6 +27,8 @@ def check_trace(model: nn.Module, graph: Graph) -> tuple[str, ...]:
     """
     if graph.free.others:
         _check_other_sizes(model, graph)
+    if graph.outputs.numbers:
+        _check_numbers(model, graph)
     single = first_sample(graph)
     if graph.dynamic_batch and _trace_error(model, graph, single) <= TOLERANCE:
         return ()
@@ -43,6 +45,26 @@ def check_trace(model: nn.Module, graph: Graph) -> tuple[str, ...]:
         f"the traced graph differs from the model by {error:.1e} (relative; allowed {TOLERANCE:.0e}). Nothing was "
         "written. Give a .pt2 made by torch.export, or report the model."
     )
+
+
+def _check_numbers(model: nn.Module, graph: Graph) -> None:
+    """A number that the model returns may follow from sizes, and not from values: the graph has that of the example."""
+    generator = torch.Generator().manual_seed(0)
+    other = tuple(
+        x + torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x.flip(0) if x.dim() else x
+        for x in graph.inputs
+    )
+    try:
+        expected = _outputs(model, graph, other)
+    except Exception:  # a forward may refuse values
+        return
+    for name, number, got in zip(graph.outputs.names, expected, graph.run(other), strict=True):
+        if name in graph.outputs.numbers and not relative_error(number, got) <= TOLERANCE:
+            raise InputError(
+                f"the number that the model returns as its output '{name}' follows from the values of its inputs, and "
+                "a file would have that of the example. Let forward return it as a tensor, without .item(), int() or "
+                "float()."
+            )
 
 
 def _check_other_sizes(model: nn.Module, graph: Graph) -> None:
