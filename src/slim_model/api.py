@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slim_model.budget.plan import Plan
 from slim_model.errors import InputError
-from slim_model.loading.python_inputs import arguments_given
+from slim_model.loading.given.python_inputs import arguments_given
 from slim_model.measuring.machine import check_device
 from slim_model.pipeline.compile import compile_model
 from slim_model.proof.own_module import make_small_module

@@ -15,10 +15,12 @@ from slim_model.api import slim
 from slim_model.errors import InputError
 from slim_model.export.torch_files import restore, save
 from slim_model.graph.as_module import graph_module
+from slim_model.loading.given.example_file import example_arguments, read_example
+from slim_model.loading.given.place_inputs import make_arguments
+from slim_model.loading.given.python_inputs import arguments_given
 from slim_model.loading.input_spec import parse_input
 from slim_model.loading.load import load
-from slim_model.loading.place_inputs import make_arguments
-from slim_model.loading.python_inputs import arguments_given
+from slim_model.loading.source import SourceOptions
 from slim_model.pipeline.compile import compile_model
 from slim_model.proof.own_module import SmallModule
 from slim_model.recipe import Recipe
@@ -137,8 +139,6 @@ class Scripted(nn.Module):
 def test_torchscript_takes_numbers(tmp_path: Path) -> None:
     net = Scripted().eval()
     torch.jit.save(torch.jit.script(net), tmp_path / "net.pt")
-    from slim_model.loading.source import SourceOptions
-
     subject = load(tmp_path / "net.pt", SourceOptions(inputs=("2x8", "sr=int=8000")))
     found = compile_model(subject.model, subject.arguments, Recipe.of(ratio=0.5))
     assert set(found.dense.tensors) >= {"a.weight", "out.bias"}
@@ -180,3 +180,84 @@ def test_a_number_that_follows_from_values_is_refused() -> None:
     with pytest.raises(InputError, match=r"as its output 'output_1' follows from the values"):
         slim(Counts(lambda x: int((x > 0).sum())).eval(), x())
     slim(Counts(lambda x: x.shape[1]).eval(), x())
+
+
+# -- a file of all inputs -------------------------------------------------------------------------------------------
+
+
+class Speech(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor, sr: int, views: Any = None) -> Tensor:
+        return self.a(x) * lengths[:, None] / sr
+
+
+ARRAYS = {"x": np.ones((2, 8), np.float32), "lengths": np.array([3, 4]), "sr": np.array(16000)}
+SAVED: list[Any] = [
+    (torch.ones(2, 8), torch.tensor([3, 4]), 16000),
+    [torch.ones(2, 8), torch.tensor([3, 4]), 16000, None],
+    {"x": torch.ones(2, 8), "lengths": torch.tensor([3, 4]), "sr": 16000},
+]
+
+
+def example_files(folder: Path) -> list[Path]:
+    """The same inputs in every form."""
+    paths = [folder / "named.npz", *(folder / f"{number}.pt" for number in range(len(SAVED)))]
+    np.savez(paths[0], **ARRAYS)
+    for path, held in zip(paths[1:], SAVED, strict=True):
+        torch.save(held, path)
+    return paths
+
+
+def test_a_file_has_all_inputs(tmp_path: Path) -> None:
+    for path in example_files(tmp_path):
+        arguments = example_arguments(Speech(), read_example(path))
+        assert arguments.names(Speech()) == ("x", "lengths"), path
+        assert arguments.args[2] == 16000
+        assert arguments.tensors[1].tolist() == [3, 4]
+
+
+def test_arrays_may_have_keys_or_no_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "keys.npz", **{"batch.image": np.ones((2, 8)), "batch.text": np.ones((2, 4))})
+    assert example_arguments(Net(), read_example(tmp_path / "keys.npz")).names(Net()) == NAMES[:2]
+    np.savez(tmp_path / "places.npz", np.ones((2, 8)), np.ones(2), np.array(1))
+    assert example_arguments(Speech(), read_example(tmp_path / "places.npz")).names(Speech())[:2] == ("x", "lengths")
+
+
+def test_a_dict_that_forward_takes_as_a_whole(tmp_path: Path) -> None:
+    torch.save(GIVEN["batch"], tmp_path / "batch.pt")
+    assert example_arguments(Net(), read_example(tmp_path / "batch.pt")).names(Net()) == NAMES[:2]
+
+
+def _raw(path: Path) -> None:
+    path.write_bytes(b"no archive")
+
+
+FILES: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("cut.npz", _raw, "cannot be read as .npz"),
+    ("cut.pt", _raw, "cannot be read"),
+    ("text.npz", lambda path: np.savez(path, x=np.array(["a"])), "array 'x' is of type <U1"),
+    ("net.pt", lambda path: torch.save({"x": nn.Linear(2, 2)}, path), "which is no input"),
+    ("none.npz", lambda path: None, "there is no such file"),
+]
+
+
+@pytest.mark.parametrize(("name", "write", "message"), FILES, ids=[name for name, *_ in FILES])
+def test_a_file_without_inputs_is_refused(
+    tmp_path: Path, name: str, write: Callable[[Path], Any], message: str
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=f"--example .*{name}: .*{message}"):
+        read_example(tmp_path / name)
+
+
+def test_the_command_takes_the_file_or_the_shapes(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(Scripted().eval()), tmp_path / "net.pt")
+    torch.save((x(), 8000), tmp_path / "example.pt")
+    subject = load(tmp_path / "net.pt", SourceOptions(example=tmp_path / "example.pt"))
+    assert torch.equal(subject.inputs[0], x())
+    assert subject.arguments.args[1] == 8000
+    with pytest.raises(InputError, match="leave out --input"):
+        load(tmp_path / "net.pt", SourceOptions(example=tmp_path / "example.pt", inputs=("2x8",)))

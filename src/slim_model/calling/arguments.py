@@ -92,4 +92,4 @@ def _keywords_of_program(model: nn.Module) -> tuple[str, ...]:
 def _scripted(argument: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY if argument.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
     default = argument.default_value if argument.has_default_value() else inspect.Parameter.empty
-    return inspect.Parameter(argument.name, kind, default=default)
+    return inspect.Parameter(argument.name, kind, default=default, annotation=str(argument.type))

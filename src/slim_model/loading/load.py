@@ -23,14 +23,15 @@ from slim_model.errors import InputError
 from slim_model.loading.example_inputs import guess_inputs, run_once
 from slim_model.loading.file_bytes import FileBytes, read_file
 from slim_model.loading.file_form import names_in_code
+from slim_model.loading.given.example_file import HeldExample, example_arguments, read_example
+from slim_model.loading.given.place_inputs import make_arguments
 from slim_model.loading.input_spec import InputSpec, TensorSpec, parse_input, spec_of
 from slim_model.loading.open_model import Kind, Opened, open_checkpoint, open_model
-from slim_model.loading.place_inputs import make_arguments
 from slim_model.loading.rehearse import rehearse
 from slim_model.loading.source import SourceOptions
 
 _NO_OPTIONS = SourceOptions()
-Specs = list[InputSpec]
+Specs = list[InputSpec] | HeldExample
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
     """The model in ``path`` with example inputs; an InputError says what is wrong and what to do."""
     source = str(path)
     try:
-        specs = [parse_input(spec) for spec in options.inputs]
+        specs = _specs(options)
         file = read_file(Path(path), limited=not options.trust_pickle)
         found = None if options.trust_pickle else _rehearsed(file, options, specs, seed)
         opened = open_model(file, options)
@@ -79,6 +80,20 @@ _LIBRARIES = ("torchvision", "timm")
 """Whose classes pickles may hold (``pickles.settle``), and whose operators archives may call once it is imported."""
 
 
+def _specs(options: SourceOptions) -> Specs:
+    """What the user said of the inputs."""
+    if options.example is None:
+        return [parse_input(spec) for spec in options.inputs]
+    if options.inputs:
+        raise InputError("--example has all inputs; leave out --input.")
+    return HeldExample(read_example(options.example))
+
+
+def _bytes(spec: InputSpec) -> int:
+    tensor = spec.given
+    return math.prod(tensor.shape) * tensor.dtype.itemsize if isinstance(tensor, TensorSpec) else 0
+
+
 def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int) -> list[str] | None:
     """Read the file and run its model in a process that may hang or fill the memory; the inputs that were found for
     it, as typed after ``--input`` (none where they are known), or None where nothing was run: the model is of
@@ -96,8 +111,7 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
         if library.encode() in file.content or names_in_code(file.content, library):
             with contextlib.suppress(ImportError):
                 importlib.import_module(library)
-    given = [spec.given for spec in specs if isinstance(spec.given, TensorSpec)]
-    typed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in given)
+    typed = specs.bytes() if isinstance(specs, HeldExample) else sum(map(_bytes, specs))
     found: list[str] | None = rehearse(work, file_bytes=len(file.content), typed_bytes=typed)
     return found
 
@@ -161,6 +175,8 @@ def _in_float32(model: nn.Module, kind: Kind) -> tuple[str, ...]:
 
 
 def _examples(opened: Opened, specs: Specs, seed: int) -> Arguments:
+    if isinstance(specs, HeldExample):
+        return example_arguments(opened.model, specs.held)
     if specs:
         return make_arguments(opened.model, specs, seed)
     if opened.program is not None:

@@ -111,6 +111,8 @@ def open_artifact(path: Path, loading: SourceOptions) -> Artifact:
     """Open a file: an ONNX model by its ending, else whatever ``load`` reads, as safely."""
     if path.suffix != ".onnx":
         return _module(path, loading)
+    if loading.example is not None:
+        raise InputError(f"{path}: --example is for PyTorch models; give an ONNX file its sizes with --input.")
     try:
         file = read_file(path, limited=False)
         model = onnx.load_model_from_string(file.content)

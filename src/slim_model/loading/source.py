@@ -12,7 +12,8 @@ from slim_model.options import move_code, option
 class SourceOptions:
     """``arch`` builds the model that a state dict belongs to; with it only tensors are taken from the file, whatever
     else it holds: those at ``key``, of names that begin with ``prefix``, and where it is ``strict`` neither may lack a
-    name of the other. ``inputs`` are as typed after ``--input``. ``trust_pickle`` lets the file run what it likes;
+    name of the other. ``inputs`` are as typed after ``--input``; ``example`` is a file of
+    all of them. ``trust_pickle`` lets the file run what it likes;
     ``code`` is then the script whose classes were pickled as ``__main__``."""
 
     arch: str | None = option(
@@ -29,6 +30,9 @@ class SourceOptions:
         metavar="[NAME=]1x3x224x224[:dtype][=VALUE]",
         many=True,
         basic=True,
+    )
+    example: Path | None = option(
+        None, "All example inputs, in place of --input: arrays by name, or tensors.", kind=Path, metavar="F.npz|F.pt"
     )
     key: str | None = option(
         None, "Where in the file the weights lie, where there are several: state_dict_ema, 0, G.", metavar="NAME.NAME"

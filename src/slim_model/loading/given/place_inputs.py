@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -42,6 +42,16 @@ def place(model: nn.Module, given: Iterable[tuple[str, Any]]) -> Arguments:
         named |= dict(zip(keywords, args[count:], strict=False))
         args = args[:count] + args[count + len(keywords) :]
     return bind(parameters, args, named)
+
+
+def split_given(parameters: list[inspect.Parameter], given: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments by position and by keyword: a tensor is one, a sequence has them by place, a mapping by name. A mapping
+    whose keys are no parameters is itself the only argument."""
+    if isinstance(given, Mapping):
+        names = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        any_name = not names and any(p.kind is p.VAR_KEYWORD for p in parameters)
+        return ([], dict(given)) if any_name or set(given) <= names else ([given], {})
+    return (list(given), {}) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else ([given], {})
 
 
 def bind(

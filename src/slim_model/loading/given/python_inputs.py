@@ -12,8 +12,8 @@ from slim_model.calling.nesting import leaves_of
 from slim_model.errors import InputError
 from slim_model.graph.modes import eval_mode
 from slim_model.graph.tensor_trees import copy_tensors
+from slim_model.loading.given.place_inputs import bind, split_given
 from slim_model.loading.input_spec import describe_error
-from slim_model.loading.place_inputs import bind
 
 _NAME_THEM = "Give them by name, in a dict: slim(model, {{'{name}': tensor, ...}})"
 
@@ -27,18 +27,11 @@ def arguments_given(
     InputError says in Python's words what was given that it cannot be run on.
     """
     parameters = forward_parameters(model)
-    kwargs = dict(example_kwargs or {})
-    if isinstance(example_inputs, Tensor):
-        args: list[Any] = [example_inputs]
-    elif isinstance(example_inputs, Mapping):
-        names = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        any_name = not names and any(p.kind is p.VAR_KEYWORD for p in parameters)
-        by_name = any_name or set(example_inputs) <= names
-        args, kwargs = ([], dict(example_inputs) | kwargs) if by_name else ([example_inputs], kwargs)
-    elif isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str | bytes):
-        args = list(example_inputs)
-    else:
+    is_text = isinstance(example_inputs, str | bytes)
+    if is_text or not isinstance(example_inputs, Tensor | Mapping | Sequence):
         raise InputError(f"example_inputs is a {_kind(example_inputs)}. {_instead(example_inputs)}")
+    args, kwargs = split_given(parameters, example_inputs)
+    kwargs |= example_kwargs or {}
     _check_leaves(args, kwargs, example_inputs)
     arguments = bind(parameters, args, kwargs, advice=_NAME_THEM)
     _check_runs(model, arguments)

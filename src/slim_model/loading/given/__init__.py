@@ -1,0 +1,1 @@
+"""Inputs that the user gives: typed, in a file, or in Python."""
