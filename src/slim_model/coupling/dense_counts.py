@@ -24,10 +24,10 @@ from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of, insert_call
+from slim_model.graph.stored_tensors import add_placeholder
 from slim_model.labels.values import FIXED, Value
 from slim_model.ops import kind_of, row_of
 from slim_model.ops.along import FLOORED, dims_of
-from slim_model.simplifying.constants import add_placeholder
 
 aten = torch.ops.aten
 _EXTREMES = ("maximum", "minimum")

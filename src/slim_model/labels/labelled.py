@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of
-from slim_model.labels.constants import Constants
+from slim_model.graph.stored_tensors import Constants
 from slim_model.labels.values import Axis, Birth, Pin
 
 

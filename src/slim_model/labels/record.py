@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.labels.constants import Constants
+from slim_model.graph.stored_tensors import Constants
 from slim_model.labels.labelled import Labelled, Made, Tie
 from slim_model.labels.values import Axis, Birth, Pin
 

@@ -11,9 +11,8 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of, shape_of
-from slim_model.graph.stored_tensors import storage_key
+from slim_model.graph.stored_tensors import Constants, storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
-from slim_model.labels.constants import Constants
 from slim_model.labels.labelled import Labelled, Made, Tie
 from slim_model.labels.record import Record
 from slim_model.labels.values import Axis, Birth, Pin, Replay, Value, fixed_value

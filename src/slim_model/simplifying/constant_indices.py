@@ -23,10 +23,9 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of, insert_call, packet_of
+from slim_model.graph.stored_tensors import add_placeholder, computed_from, cone_of, values_of, writes
 from slim_model.ops import row_of
 from slim_model.ops.movement import stored_alone
-from slim_model.simplifying.constants import add_placeholder, computed_from, cone_of, values_of
-from slim_model.simplifying.moves import writes
 
 aten = torch.ops.aten
 _LARGEST = 2**20  # positions of an index

@@ -20,9 +20,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Folded, Graph, PlainLayer, module_path, source_line
-from slim_model.graph.stored_tensors import storage_key
+from slim_model.graph.stored_tensors import add_placeholder, computed_from, cone_of, storage_key, values_of
 from slim_model.ops import kind_of, row_of
-from slim_model.simplifying.constants import add_placeholder, computed_from, cone_of, values_of
 from slim_model.simplifying.plain_layer import plain_layer
 
 _PARAMETRIZED = re.compile(r"((?:.+\.)?)parametrizations\.(\w+)\..+")

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.graph.nodes import arguments_of, insert_call, shape_of
+from slim_model.graph.stored_tensors import is_written
 from slim_model.graph.varying_axes import varying_axes
 from slim_model.ops import kind_of
-from slim_model.simplifying.moves import is_written, move_labels, only_moves, size_of
+from slim_model.simplifying.moves import move_labels, only_moves, size_of
 
 aten = torch.ops.aten
 _LONGEST = 8

@@ -34,11 +34,11 @@ from torch import Tensor, fx
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of, shape_of
 from slim_model.graph.promises import whole
+from slim_model.graph.stored_tensors import add_placeholder, computed_from, is_written, values_of
 from slim_model.simplifying.constant_indices import write_as_look_ups
-from slim_model.simplifying.constants import add_placeholder, computed_from, values_of
 from slim_model.simplifying.fold_weights import fold_weights
 from slim_model.simplifying.fused_projections import unfuse
-from slim_model.simplifying.moves import is_written, move_labels, only_moves
+from slim_model.simplifying.moves import move_labels, only_moves
 
 aten = torch.ops.aten
 _LONGEST = 6

@@ -14,10 +14,10 @@ from torch import Tensor, fx
 from slim_model.coupling.coupling import Coupling, Group, Slice
 from slim_model.data.loss import Losses
 from slim_model.graph.nodes import arguments_of
+from slim_model.graph.stored_tensors import as_used
 from slim_model.labels.values import tensors_in
 from slim_model.ops import kind_of
 from slim_model.ranking.evidence.gather import GroupEvidence, View
-from slim_model.simplifying.constants import as_used
 
 
 class LazyTensors(Sequence[Tensor]):
