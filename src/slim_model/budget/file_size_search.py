@@ -31,6 +31,7 @@ def plan_within_file_size(
         limit, above = goal.limit_of(dense), dense - price_of(None)
         best: tuple[float, Plan] | None = None
         for _ in range(TRIALS):
+            # What a file has above its tensors hardly changes from plan to plan: the last one's serves the next.
             plan = search(lambda keep, above=above: price_of(keep) + above, limit)  # type: ignore[misc]
             size = _size(shrink(coupling, plan.keep)[0], Path(folder), device)
             if size <= limit and (best is None or size > best[0]):

@@ -16,6 +16,7 @@ def solve_knapsack(saved: list[np.ndarray], lost: list[np.ndarray], needed: floa
     best[0] = 0.0
     choices = []
     bins = np.arange(_BINS + 1)
+    # Dynamic programming: one part after another, each with all of its options, over bins of what is saved so far.
     for save, loss in zip(saved, lost, strict=True):
         steps = np.clip(save / size, 0, _BINS).astype(int)
         reached, chosen = np.full(_BINS + 1, np.inf), np.zeros(_BINS + 1, int)
@@ -27,6 +28,7 @@ def solve_knapsack(saved: list[np.ndarray], lost: list[np.ndarray], needed: floa
         best = reached
     at = int(np.flatnonzero(np.isfinite(best))[-1])
     picked = []
+    # Back from the fullest bin to the options that led there.
     for chosen, steps in reversed(choices):
         picked.append(int(chosen[at]))
         at = max(at - int(steps[chosen[at]]), 0)

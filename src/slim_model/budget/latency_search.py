@@ -43,6 +43,7 @@ def plan_within_latency(task: Task, search: Search, layers: ModelLatency) -> tup
     narrowest = partial(least_of, coupling, task.scores, multiple_of=goal.block)
     with _Whole(row, coupling.graph, threads, task.progress) as whole:
         limit = goal.limit_of(whole.dense_ms)
+        # The table adds up layers alone: it is scaled to the whole model, and corrected by each plan that is measured.
         model = layers.anchored(whole.dense_ms)
         if limit >= whole.dense_ms:
             raise BudgetError(
@@ -57,6 +58,7 @@ def plan_within_latency(task: Task, search: Search, layers: ModelLatency) -> tup
             predicted, ms = model.ms(plan.keep), whole.ms(coupling, plan)
             points.append((ms, plan.keep))
             trials.append((round(predicted, 4), round(ms, 4)))
+            # The slowest within the limit has the most channels.
             if ms <= limit and (best is None or ms > best[0]):
                 best = ms, plan
             if best and best[0] >= limit * (1 - goal.price.close):
@@ -100,6 +102,7 @@ def _searched(
     try:
         return search(model.ms, limit * _INSIDE), model
     except BudgetError as refused:
+        # The table may be wrong where it says no: the smallest model of all decides, by measuring.
         keep = narrowest(model.ms)
         ms = whole.ms(coupling, plan_of(coupling, keep))
         if ms > limit:

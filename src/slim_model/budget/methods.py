@@ -190,7 +190,9 @@ def lower_group_by_group(
             continue
         after = with_count(counts, group, below)
         saved = now - problem.price(after)
+        # The price of a group depends on its neighbours' widths, so that a rate in the queue may be out of date.
         rate = rate_of(counts, after, float(values[group][below] - values[group][counts[group]]), saved)
+        # Another group is better now: this one waits with its new rate (lazy evaluation of a greedy choice).
         if queue and rate > queue[0][0]:
             heapq.heappush(queue, (rate, group))
             continue
@@ -242,6 +244,7 @@ def sensitivity(problem: Problem, *, measure: str = "error") -> Counts:
 
 def _guarded(problem: Problem, curves: Sequence[Curve], order: Sequence[int] = (), guard: float = 0.0) -> Counts:
     """``order``: one group after another goes down, until the limit is met; without it all do."""
+    # Measured curves waver; what is lost never falls with more removed.
     rising = [(shares, np.maximum.accumulate(lost)) for shares, lost in curves]
 
     def allowed(group: int, most: float) -> int:
@@ -263,6 +266,7 @@ def _guarded(problem: Problem, curves: Sequence[Curve], order: Sequence[int] = (
     if guard and problem.price([int(count) for count in at(guard)]) <= problem.limit:
         return _rounded(problem, at(guard))
     worst = max(float(lost[-1]) for _, lost in rising)
+    # The cube spreads the steps of the bisection over losses of several orders of magnitude.
     return _least_that_meets(problem, lambda part: at(part**3 * worst))
 
 

@@ -44,11 +44,13 @@ def measure_output_damage(
     for number, (group, score) in enumerate(zip(coupling.groups, scores, strict=True)):
         progress(f"weighing layers: {number} of {len(scores)} ({group.name})")
         order = torch.sort(score.double(), stable=True).indices
+        # Errors so far: with a channel goes all of less worth, so that they rise.
         lost = score.double()[order].clamp(min=0).cummax(0).values
         gone = max(1, math.ceil(share * group.width)) if group.width > 1 else 0
         error = lost[gone - 1] if gone else torch.zeros(())
         weight = 1.0
         if error > 0:
+            # One removal of a share tells the unit in which this group's errors are.
             keep = coupling.keep_all()
             keep[group.channels[order[:gone].numpy()]] = False
             weight = _error(coupling, keep, fit, held_out, referee, memory) / float(error)

@@ -37,6 +37,7 @@ def plan_by_ratio(
     ratios = [ratio] * len(coupling.groups) if isinstance(ratio, float) else list(ratio)
     check_any(coupling)
     targets = _of_one_ranking(coupling, scores, ratios) if one_ranking else _of_each(coupling, ratios)
+    # Targets are real numbers; layers get widths that the machine's kernels fill.
     counts = [
         nearest(rungs_of(group, multiple_of), target) for group, target in zip(coupling.groups, targets, strict=True)
     ]

@@ -56,11 +56,13 @@ def scan(
     judged, loss, scale = _judge(coupling, data, measure)
     names = tuple(group.name for group in coupling.groups)
     for number, (group, score) in enumerate(zip(coupling.groups, scores, strict=True)):
+        # The file has it from a scan that was stopped.
         if number in curves:
             continue
         progress(f"scanning layers: {number} of {len(names)} ({group.name})")
         counts = sorted({round(share * group.width) for share in SHARES} - {0, group.width})
         worst_first = torch.sort(score, stable=True).indices
+        # Row 0 removes nothing: its loss is what the others are compared with.
         removed = torch.zeros(len(counts) + 1, group.width, dtype=torch.bool)
         for row, count in enumerate(counts, 1):
             removed[row, worst_first[:count]] = True

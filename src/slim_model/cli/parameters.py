@@ -52,6 +52,7 @@ def command_of(
         if section.names is None or field.name in section.names
     ]
 
+    # Called with what the user typed: the fields of options are taken out, the rest is the function's own.
     @wraps(function)
     def command(**given: Any) -> None:
         options = {
@@ -69,6 +70,7 @@ def command_of(
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + made
     if basics_first:
         parameters.append(_HELP_ALL)
+    # Typer reads names, types and help texts from here.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command

@@ -48,6 +48,7 @@ def bench(job: BenchJob, progress: Progress) -> Bench:
     """Time the files, each kind (ONNX, PyTorch) against its first."""
     if any(n < 1 for n in (*job.batches, *job.threads)):
         raise InputError("--batch and --threads are numbers from 1, with commas between them: --batch 1,8,64.")
+    # Measuring takes minutes: what can be refused is refused ahead of it.
     for path in job.files:
         check_output_paths(path, filter(None, [job.json]))
     progress("reading the files")
@@ -55,6 +56,7 @@ def bench(job: BenchJob, progress: Progress) -> Bench:
     result = Bench([], [], [])
     for row in _chosen(job, files):
         rivals = [file for file in files if file.kind == row.artifact]
+        # What cannot run is told in the table, and the others go on.
         if (reason := row.available()) is not None:
             result.absent.append((row.name, reason))
         elif not rivals:

@@ -99,6 +99,7 @@ def feeds_a_norm(coupling: Coupling, node: fx.Node) -> bool:
         if step in seen:
             continue
         seen.add(step)
+        # Any layer or activation on the way makes it another value: then it is no statistic any more.
         row, kind = row_of(user.target), kind_of(user)
         if row is None or not (kind in _ARITHMETIC or row.only_moves):
             if user.target is operator.getitem:
@@ -106,6 +107,7 @@ def feeds_a_norm(coupling: Coupling, node: fx.Node) -> bool:
             continue
         divides = kind == "division" and len(user.args) > 1 and user.args[1] is given
         raised = kind == "power" and isinstance(user.args[1], int | float) and user.args[1] < 0
+        # Two divisions undo each other.
         inverse = inverse != (divides or raised or kind == "inverse")
         others = [n for n in user.all_input_nodes if n is not given]
         back = any(len(axis) in widths for n in others for axis in _labelled(coupling, n))
@@ -191,11 +193,13 @@ class _Writer:
         zeros, gone = self._gone(x, channels)
         apart = self._call(aten.sub.Tensor, x, mean)
         squares = self._call(aten.mul.Tensor, apart, apart)
+        # The sum ties the zeros to the channels: they are cut with them, and tell how many are gone.
         for zero in zeros:
             squares = self._call(aten.add.Tensor, squares, zero)
         here = self._call(aten.sum.dim_IntList, squares, dims, True)
         square = self._call(aten.mul.Tensor, mean, mean)
         there = self._call(aten.mul.Tensor, square, gone)
+        # Each channel that is gone stands for all positions over which the spread is taken.
         if others := count // self._count(x, channels) - 1:
             there = self._call(aten.mul.Tensor, there, float(others + 1))
         spread = self._call(aten.mul.Tensor, self._call(aten.add.Tensor, here, there), 1 / max(count - correction, 0))

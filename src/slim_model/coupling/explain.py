@@ -126,6 +126,7 @@ class Explanation:
         if not layers and not kept and not holds:
             some = ", ".join(layer.name for layer in self.layers[:8])
             raise InputError(f"--layer '{pattern}' matches no layer of this model. Its layers are named {some}, ...")
+        # Layers point at groups by number: those that are left are counted anew, and -1 is none.
         numbers = {group: i for i, group in enumerate(kept)}
         renumbered = [
             dataclasses.replace(x, parts=tuple((numbers.get(group, -1), n) for group, n in x.parts)) for x in layers

@@ -79,6 +79,7 @@ def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.N
     if row is None or row.rewrite is None:
         return {}
     touched = tensors_in([cut.values[n] for n in node.all_input_nodes] + [cut.values[node]])
+    # Where nothing is cut the node stays as it is, whatever its row could not rewrite.
     if not any(cut.cuts(value) for value in touched):
         return {}
     try:
@@ -89,9 +90,11 @@ def _rewrite(cut: Cut, node: fx.Node, small: fx.Node, copies: dict[fx.Node, fx.N
     if not changed:
         return constants
     target = changed.pop("target", None)
+    # Another operator has arguments of its own; the same one keeps those that do not change.
     arguments = changed if target else arguments_of(node) | changed
     small.target = target or node.target
     required = {a.name for a in small.target._schema.arguments if not a.kwarg_only}  # type: ignore[union-attr]
+    # Sizes that a node computed at the dense width become numbers; the rest refers to the copies.
     arguments = {name: _number(node, given, copies) for name, given in arguments.items()}
     arguments = fx.map_arg(arguments, lambda n: copies.get(n, n))
     small.args = tuple(v for k, v in arguments.items() if k in required)

@@ -17,12 +17,14 @@ def label_fault(data: Data, graph: Graph) -> str | None:
         labels = data.known_labels() if data.known_labels else batch.labels
         if labels is None or not labels.numel():
             return None
+        # One run tells the form of the outputs; each batch has labels of its own.
         if scores is None:
             outputs = graph.run(pad_batch(batch, graph).inputs)
             scores = outputs[0] if len(outputs) == 1 else labels.new_empty(())
         if labels.is_floating_point() and bool((labels != labels.round()).any()):
             first = labels.flatten()[(labels != labels.round()).flatten()][0]
             return f"a label is {float(first):g}, which is no class number"
+        # A class for each pixel.
         dense = scores.dim() > 2 and labels.shape[1:] == scores.shape[2:]
         if scores.dim() and labels.numel() != len(labels) and not dense:
             return f"there are labels of shape {tuple(labels.shape[1:])} a sample"

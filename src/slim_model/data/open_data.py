@@ -44,10 +44,12 @@ def open_data(
     size = batch_of(tuple(example)) if fixed_batch else batch
     opened = read_source(source, example, split)
     name, source = opened.name, opened.samples
+    # A generator can be read once, and several stages read the data: what it gives is kept.
     if isinstance(source, Iterator):
         source = _kept(read_each(name, lambda: opened.samples), samples)
     parted = is_dataset(source)
     prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
+    # A data set is drawn from, so that its first classes are not all there is; a stream is taken from its beginning.
     if parted:
         with user_faults(name, "counting its samples"):
             source = _chosen(source, samples, seed, split)
@@ -60,6 +62,7 @@ def open_data(
     def batches() -> Iterator[Batch]:
         return _finite(_sized((prepare(item) for item in read_each(name, raw)), size, limit), name, source)
 
+    # One batch is read now, so that what is wrong with the data is said before any work.
     first = next(batches(), None)
     if first is None:
         raise InputError(f"{name} is empty: it gave no batch.")

@@ -175,6 +175,7 @@ def _columns(spec: str, file: Path, text: str, label: str) -> tuple[list[str], T
         raise InputError(
             f"--data {spec!r}: it cannot be read as a table ({first_line(error)}). Write it in UTF-8, a row a text."
         ) from error
+    # A column by number needs no header, one by name is found in the first row.
     header = [] if text.isdigit() or not rows else rows.pop(0)
     if not text.isdigit() and text not in header:
         raise InputError(f"--data {spec!r}: no column {text!r} among {', '.join(header)}; give text=NAME or text=0.")
@@ -185,6 +186,7 @@ def _columns(spec: str, file: Path, text: str, label: str) -> tuple[list[str], T
         raise InputError(f"--data {spec!r}: row {short + 1} has {len(rows[short])} columns.")
     if where is None:
         return [row[at] for row in rows], None
+    # Labels that are numbers stay as they are; words are numbered in alphabetical order.
     names = sorted({row[where] for row in rows})
     numbers = {name: int(name) if all(n.isdigit() for n in names) else i for i, name in enumerate(names)}
     return [row[at] for row in rows], torch.tensor([numbers[row[where]] for row in rows])

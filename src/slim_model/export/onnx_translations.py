@@ -69,6 +69,7 @@ def _layers(kind: _Kind, x: Any, states: Sequence[Any], params: Sequence[Any], h
         b = [op.Concat(*(_ordered(kind, bias, hidden) for bias in way[2:4]), axis=0) for way in ways if has_biases]
         own = [_part(state, first, directions, num_layers * directions) for state in states]
         projections = [way[-1] for way in ways] if each in (3, 5) else []
+        # ONNX has no projection: the layer is computed without it, in a form that gives the same.
         if projections:
             x, w, r, own = _without_projection(x, w, r, own, projections)
         weights = _stacked(w), _stacked(r), _stacked(b) if b else None
@@ -77,6 +78,7 @@ def _layers(kind: _Kind, x: Any, states: Sequence[Any], params: Sequence[Any], h
         if projections:
             after = op.Transpose(_stacked(projections), perm=[0, 2, 1])
             y, last[0] = op.MatMul(y, after), op.MatMul(last[0], after)
+        # ONNX gives (time, direction, batch, hidden); the next layer reads (time, batch, directions x hidden).
         x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), _numbers(0, 0, -1))
         for end, value in zip(ends, last, strict=True):
             end.append(value)

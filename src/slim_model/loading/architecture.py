@@ -205,6 +205,7 @@ def _load(arch: str, model: nn.Module, choice: ChosenWeights, saved: Checkpoint,
     fitting = {name: value for name, value in state.items() if name not in misshapen}
     missing, extra = _load_by_name(arch, model, fitting)
     missing = [name for name in missing if name not in misshapen]
+    # Three lists, since each has a remedy of its own.
     shapes = [f"{name} is {_size(state[name])} and should be {_size(own[name])}" for name in own if name in misshapen]
     kinds = {
         "missing in the file": (missing, "they keep the values they were built with, untrained"),

@@ -214,6 +214,7 @@ def _model_within(saved: Checkpoint, options: SourceOptions) -> Opened:
         raise InputError(_refusal(Refused(saved.unknown)))
     if not saved.weights:
         raise InputError(f"holds neither a model nor a state dict but {saved.summary}. Save the model in it.")
+    # Weights alone say nothing of the forward: the user names the architecture.
     first = saved.weights[0]
     name, tensor = next(iter(first.tensors.items()))
     more = f" It holds {saved.listed()}." if len(saved.weights) > 1 else ""

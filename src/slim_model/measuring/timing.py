@@ -94,6 +94,7 @@ def measure(
     if threads < 1 or rounds < 1:
         raise InputError(f"cannot measure with threads={threads} and rounds={rounds}: both start at 1.")
     row = usable_runtime(runtime)
+    # All are prepared before any is timed: they share the same minutes, and its disturbances.
     with without_gc():
         runs = [row.prepare(artifact, inputs, threads) for artifact in artifacts]
         samples = interleave(*runs, rounds=rounds, budget_s=budget_s, clock=clock)

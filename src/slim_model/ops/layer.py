@@ -52,6 +52,7 @@ def conv(
     kernel = weight.shape[2:]
     at = len(input.shape) - len(kernel) - 1
     channels, made = input.shape[at], out.shape[at]
+    # A transposed convolution stores (inputs, outputs of a group); a convolution (outputs, inputs of a group).
     if transposed:
         groups = made // max(weight.shape[1], 1)
         block = (channels // max(groups, 1), weight.shape[1])
@@ -61,6 +62,7 @@ def conv(
     window = window_of(kernel, stride, padding, dilation)
     size, more = input.shape[at + 1 :], each(output_padding, len(kernel))
     fixed = (size, kernel, window.stride, window.before, window.after, window.dilation, more, (int(transposed),))
+    # Kernels differ by kind, and so do the width steps that are measured for each.
     if groups > 1:
         kind = "depthwise" if block[0] == 1 else "grouped"
     else:

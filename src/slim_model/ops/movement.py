@@ -25,6 +25,7 @@ def move(walk: Walk, **arguments: Any) -> Any:
     node = walk.node
     count = len(node.meta["val"]) if isinstance(node.meta["val"], list | tuple) else None
     outputs: list[list[Axis]] = [[None] * v.dim() for v in _each(node.meta["val"])]
+    # One axis at a time: its labels are spread over the whole tensor, and the operator itself moves them.
     for number, axis in enumerate(source.axes):
         if axis is None:
             continue
@@ -243,12 +244,14 @@ def rewrite_sizes(name: str = "size", start: str | None = None) -> Any:
         value: Value = cut.values[node]
         first = 0 if start is None else arguments[start] % len(cut.values[arguments["self"]].shape)
         for i in range(len(sizes)):
+            # Only a size that loses channels changes; -1 follows by itself.
             axis = value.axes[first + i]
             kept = cut.count(axis, value.shape[first + i])
             if axis is None or kept == value.shape[first + i] or sizes[i] == -1:
                 continue
             if isinstance(sizes[i], int):
                 sizes[i] = kept
+            # A size that is computed elsewhere cannot be written as a number: one of them may be what is left over.
             elif -1 not in sizes:
                 sizes[i] = -1
             else:

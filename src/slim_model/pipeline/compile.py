@@ -175,6 +175,7 @@ def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -
         raise BudgetError("no whole attention head can go.")
     progress("ranking channels")
     ranking, count = recipe.ranking, count_in_text(progress)
+    # Scores rank the channels within a group; what a goal takes of which group is the engine's part.
     rank = partial(score, coupling, ranking.criterion, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
     if graph is shared.dense and isinstance(recipe.data.data, str | None):  # other runs on this model rank the same
         follows_from = (one.loses, tuple(pinned), recipe.coupling, ranking, recipe.seed, recipe.data, recipe.tracing)
@@ -183,13 +184,14 @@ def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -
         scores = rank()
     task = Task(shared.model, shared.dense, coupling, scores, one.goal, heads, data, recipe.measuring, progress)
     choice = choose_plan(task)
+    # Shrinking replays on the small graph what was decided on the dense one; the proof holds it to that replay.
     plan = choice.plan
     progress("removing channels")
     small, replay = shrink(coupling, plan.keep)
     progress("proving that the small model equals the masked one")
     batch = batch_of(graph.inputs) if coupling.batch_holds_channels else 1
     others = other_batches(graph, (batch,), recipe.seed)
-    batches = [graph.inputs, *others]
+    batches = [graph.inputs, *others]  # what holds for one batch size alone shows at another
     proof = prove(graph, small, cut_of(coupling, plan.keep), replay, batches)
     choice.check(small, batches)
     return Removed(

@@ -30,6 +30,7 @@ def score(
     by the norm of the weights that read a channel, then by its number (the first one is kept)."""
     ranking = ranking_of(criterion)
     check_needs(ranking, data, loss)
+    # A criterion of weights sees empty evidence, so that all have one signature.
     none = Evidence(tuple(GroupEvidence() for _ in coupling.groups), 0)
     evidence = none
     if ranking.statistics and data is not None:
@@ -39,6 +40,7 @@ def score(
         losses = losses_of(coupling, group, data, loss) if ranking.tries and data is not None else None
         slices = slices_of(coupling, group, seed + number, evidence.groups[number], losses)
         result = ranking(slices)
+        # A criterion may be the user's own function: what it gives is checked before it decides anything.
         if result.shape != (group.width,):
             raise InputError(
                 f"the criterion returned {tuple(result.shape)} for '{group.name}'; it must return one score "

@@ -22,6 +22,7 @@ def recovery_notes(steps: Sequence[Step], groups: Sequence[dict[str, Any]]) -> l
         for step in recovered
         if step.did["taken_back"]
     ]
+    # Only who reads a removed channel has something to make up for.
     readers = dict.fromkeys(
         part["parameter"]
         for group in groups
@@ -33,6 +34,7 @@ def recovery_notes(steps: Sequence[Step], groups: Sequence[dict[str, Any]]) -> l
     unchanged = [name for name in readers if name not in changed]
     closed_form = any("layers" in step.did for step in recovered)
     stepwise = any("blocks" in step.did for step in recovered)
+    # Blocks reach every layer, so that this can only be said of steps in closed form.
     if unchanged and closed_form and not stepwise:
         more = f" and {len(unchanged) - 3} more" if len(unchanged) > 3 else ""
         notes.append(

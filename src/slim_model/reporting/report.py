@@ -123,9 +123,11 @@ def make_report(
     """``sections``: the recipe as a file has it, where there are files. ``files``: bytes of the dense and the slim ONNX
     file; where None, ``bytes`` are those of the stored tensors."""
     dense, small = asdict(compiled.dense_cost), asdict(compiled.slim_cost)
+    # The file is what a user keeps; it is a little more than its tensors.
     if files:
         dense["bytes"], small["bytes"] = files
     latency, groups = list(latency), _groups(compiled)
+    # In the order of the stages that say them.
     notes = [*compiled.warnings, *warnings, *_rounding(compiled, recipe), *recovery_notes(compiled.steps, groups)]
     notes += [f"{c.runtime}: the small model is slower ({c.speedup:.2f}x)" for c in latency if c.speedup_high < 1]
     if not module_is_own:
@@ -202,6 +204,7 @@ def _groups(compiled: Compiled) -> list[dict[str, Any]]:
 def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
     """Of the passes from number ``first`` to ``last``."""
     earlier = replace(compiled, passes=compiled.passes[:last])
+    # Indices are those of the pass; what is kept is told in positions of the dense model.
     positions, one = earlier.kept_positions(), compiled.passes[last]
     result = []
     for group, (width, after) in zip(one.coupling.groups, one.plan.widths, strict=True):

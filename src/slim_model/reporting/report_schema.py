@@ -38,6 +38,7 @@ def schema_of(kind: Any) -> dict[str, Any]:
         properties = {name: schema_of(hint) for name, hint in hints.items()}
         return {"type": "object", "properties": properties, "required": sorted(kind.__required_keys__)}
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    # A report holds rows as dictionaries; the note beside the type says which dataclass they were.
     if origin is Annotated:
         row = schema_of(inner[1])
         return row if typing.get_origin(inner[0]) is dict else {"type": "array", "items": row}

@@ -122,6 +122,7 @@ def finetune(
     training = _Training(small, teacher, samples, lesson, frozen or set(), cut_points if options.hints else ())
     epochs = [training.examined(None, 0.0)]
     best, chosen = training.values(), 0
+    # A stopped run goes on with the values, the optimizer and the best epoch that it had.
     if resume and (saved := distributed.share_from_first(lambda: resume.load(training.identity()))):
         epochs = [Epoch(**row) for row in saved["epochs"]]
         best, chosen = saved["best"], saved["chosen"]
@@ -137,6 +138,7 @@ def finetune(
             done = {"epochs": list(map(asdict, epochs)), "best": best, "chosen": chosen, "run": training.state()}
             resume.save(training.identity(), done)
         progress(_said(number, options.finetune, epoch))
+    # The processes have counted other batches: all take the first one's values.
     distributed.copy_from_first(best)
     graph = same_sizes(small.with_tensors(small.tensors | best), small, "finetune")
     return Tuned(graph, tuple(epochs), chosen, training.settings())
@@ -166,6 +168,7 @@ class _Training:
         self.augment = augmentation_of(options.augment, small.inputs)
         self.device = distributed.device(lesson.device)
         names = [cut_point.name for cut_point in cut_points]
+        # Hints compare values inside, so that both modules give them behind their outputs.
         self.net = with_values(
             training_module(small, frozen=frozen, dropout=options.dropout, device=self.device), names
         )
@@ -178,6 +181,7 @@ class _Training:
         self.fixed = None if small.dynamic_batch else batch_of(small.inputs)
         self.batch = self.fixed or max(1, min(lesson.batch, len(self.train)) // distributed.world_size())
         self.step = self.batch * distributed.world_size()
+        # A last batch that is not full is left out: BatchNorm counts it as much as a whole one.
         self.steps = len(self.train) // self.step
         if self.steps == 0:
             raise InputError(f"{samples.name} has {len(self.train)} samples to train on; one step takes {self.step}.")
@@ -236,7 +240,7 @@ class _Training:
                 outputs, values = self.joint(*inputs)
         with torch.enable_grad():
             loss = self._loss(outputs, taught, batch)
-            if self.cut_points:
+            if self.cut_points:  # of the teacher, the channels that stay in the small model
                 whole = [cut_point.wanted(x) for cut_point, x in zip(self.cut_points, hints, strict=True)]
                 loss = loss + self.options.hints * hint(*([x[: batch.samples] for x in xs] for xs in (values, whole)))
         if not_finite(loss):

@@ -51,6 +51,7 @@ def _read_archive(content: bytes) -> Any:
                     if swapped:
                         memory.byteswap(dtype)
                     stored[key] = Stored(memory, dtype)
+                # Tensors that share a storage share its memory, each with the dtype that its own pickle names.
                 return Stored(stored[key].memory, dtype)
 
             return run(archive.read(name), 0, Tensors().makers, storage)[0]

@@ -122,6 +122,7 @@ class _Search:
         if model is not None:
             self.weights.append(Weights(path, _state_of(model), model))
             return
+        # Where this object and all in it hold no weights, a class that is unknown here may be why.
         before = len(self.weights)
         items = _items(value)
         tensors = {} if items is None else _tensors(items)

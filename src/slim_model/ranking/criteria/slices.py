@@ -82,6 +82,7 @@ def slices_of(
 ) -> Slices:
     """What the criterion sees of each group of ``coupling``, in the order of its groups."""
     rows: dict[str, list[Callable[[], Tensor]]] = {"makes": [], "reads": [], "holds": []}
+    # Rows are built when a criterion asks for them: most read one role alone.
     for part in group.slices:
         if coupling.graph.tensors[part.parameter].is_floating_point():
             rows[part.role].append(functools.partial(_row, coupling, part, group.width))

@@ -107,6 +107,7 @@ def gather(
     evidence: Evidence | None = None
     done = 0
     for number, batch in enumerate(data.batches()):
+        # Batches are dealt out in turn; each still counts all, so that samples have one number everywhere.
         if number % distributed.world_size() == distributed.rank():
             here = observer.look(batch, first + done)
             evidence = here if evidence is None else evidence.merge(here)

@@ -98,6 +98,7 @@ def _one_by_one(node: fx.Node, positions: Positions, env: dict[fx.Node, Any], sa
             )
         return result.reshape(sampling.samples, -1)
 
+    # A bias comes out for an operand of zeros, too: it is no channel's contribution.
     nothing = run(torch.zeros_like(whole))
     at = sampling.positions(nothing.shape[1]).to(whole.device)
     added = []
