@@ -1,6 +1,6 @@
 """Which axes count attention heads, and which groups of channels are such heads.
 
-A projection of ``heads * width`` channels is viewed as heads x width. Either whole heads may go, or the same places
+A projection of ``heads * width`` channels is viewed as heads x width. Either whole heads may go, or the same positions
 in every head; which axis is which follows from where it ends. Heads are what attention has in parallel: an axis over
 which a product of two activations is batched, and the softmax behind it too. So a walk is made in which both parts of
 a view carry channels of their own.
@@ -70,7 +70,7 @@ def couple_attention(
     keep: tuple[str, ...] = (),
     pinned_nodes: Mapping[str, str] = MappingProxyType({}),
 ) -> Coupling:
-    """``couple``, where attention ``loses`` the same places of every head (``width``) or whole ``heads``.
+    """``couple``, where attention ``loses`` the same positions of every head (``width``) or whole ``heads``.
 
     ``heads`` are those of ``find_heads(graph)``, where they are known already.
     """

@@ -12,7 +12,7 @@ ATTENTION = ("width", "heads", "both")
 @dataclass(frozen=True, slots=True)
 class CouplingOptions:
     """``keep``: glob patterns of layers that are not touched. ``attention``: what goes where channels are viewed as
-    heads: the same places of every head (``width``), whole ``heads``, or both, first heads."""
+    heads: the same positions of every head (``width``), whole ``heads``, or both, first heads."""
 
     keep: tuple[str, ...] = option(
         (), "Layers to leave alone, such as 'layer1.*' (repeat).", metavar="GLOB", many=True, basic=True

@@ -20,7 +20,8 @@ REMEDIES: dict[str, str] = {
     "it is contracted with fixed values": "Contract it with a parameter of the model instead of with an input.",
     # layers
     "its bias is fixed": "Make the bias a parameter of the layer.",
-    "its positions are places in the image": "Move the channels to axis 1 before the convolution (permute).",
+    "its axis is spatial, and a convolution runs along it": "Move the channels to axis 1 before the convolution "
+    "(permute).",
     "the blocks of a grouped convolution keep their width": "None is needed: whole groups can go instead. For narrower "
     "groups use fewer and wider ones.",
     "it is multiplied with a batch of fixed size": "Keep channels out of the batch axes of the product.",
@@ -39,20 +40,20 @@ REMEDIES: dict[str, str] = {
     "linear one), or give it size one along this axis.",
     "it is joined with a value whose positions are fixed": _MATCH_SIZES,
     "it is stacked with a value whose positions are fixed": _MATCH_SIZES,
-    "it is padded with its own values": "Pad the places only, or pad channels with a constant.",
+    "it is padded with its own values": "Pad spatial axes only, or pad channels with a constant.",
     "its slopes are fixed": "Make the slopes a parameter of PReLU, one for each channel or one for all.",
     "its size is checked": "Take the check of the size out of the forward.",
     # values along an axis
-    "its places come from fixed channels": "Pool and unpool the same channels.",
+    "its indices come from fixed channels": "Pool and unpool the same channels.",
     "its positions are used as data": "Compute the positions from the input, and not from channels.",
-    "its positions are places": "Move the channels to axis 1 before pooling or resizing (permute).",
+    "its axis is spatial": "Move the channels to axis 1 before pooling or resizing (permute).",
     "its positions are coordinates": "None: each position is a coordinate.",
-    "values along it are compared with each other": "Compare places instead, or put a layer (linear or 1x1 "
-    "convolution) before it: then only the channels of that one stay.",
-    "a triangle of it is cut out": "Cut the triangle out of places, or of a product without a channel axis.",
+    "values along it are compared with each other": "Compare along a spatial axis instead, or put a layer (linear or "
+    "1x1 convolution) before it: then only the channels of that one stay.",
+    "a triangle of it is cut out": "Cut the triangle out of spatial axes, or of a product without a channel axis.",
     "all its values are used together": "Use values of a layer of its own for this.",
-    "it is reduced to one value": "Use a sum or mean over channels, reduce over places instead, or put a layer before "
-    "it: then only the channels of that one stay.",
+    "it is reduced to one value": "Use a sum or mean over channels, reduce over spatial axes instead, or put a layer "
+    "before it: then only the channels of that one stay.",
     "it is compared with fixed values": "Compare it with values of the model's own layers.",
     # moving
     "nothing of it is left for the example input": "Give an --input for which this part is not empty.",

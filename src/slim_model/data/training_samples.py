@@ -52,18 +52,18 @@ class Samples:
         train, validation = (dataclasses.replace(self, rows=rows) for rows in parts)
         return train, validation
 
-    def batches(self, places: Sequence[Tensor], augment: Transform | None = None) -> Iterator[Batch]:
-        """Those at ``places``, each a list of positions in ``rows``; ``augment`` is applied to each first input."""
+    def batches(self, chosen: Sequence[Tensor], augment: Transform | None = None) -> Iterator[Batch]:
+        """A batch for each of ``chosen``, indices into ``rows``; ``augment`` is applied to each first input."""
         if isinstance(self.source, TensorSamples):
-            for place in places:
-                item = tuple(x[self.rows[place]] for x in self.source.tensors)
+            for indices in chosen:
+                item = tuple(x[self.rows[indices]] for x in self.source.tensors)
                 if augment is not None:
                     item = (torch.stack([augment(x) for x in item[0]]), *item[1:])
                 yield self.prepare(item if len(item) > 1 else item[0])
             return
-        chosen = Subset(self.source, self.rows.tolist())
+        subset = Subset(self.source, self.rows.tolist())
         collate = default_collate if augment is None else _Augmented(augment)
-        loader = DataLoader(chosen, batch_sampler=[p.tolist() for p in places], collate_fn=collate)
+        loader = DataLoader(subset, batch_sampler=[indices.tolist() for indices in chosen], collate_fn=collate)
         for item in read_each(self.name, lambda: loader):
             yield self.prepare(item)
 

@@ -14,23 +14,23 @@ aten = torch.ops.aten
 
 
 def spatial(count: int) -> Any:
-    """Pooling and interpolation act on the last ``count`` axes."""
+    """Pooling, interpolation: values of one channel are mixed along the last ``count`` axes."""
 
     def flow(walk: Walk, **arguments: Any) -> Any:
         source, *others = tensors_in(arguments.values())
         for other in others:
             walk.pin(other, "its positions are used as data")
-        return _mixed(walk, source, range(len(source.shape) - count, len(source.shape)), "its positions are places")
+        return _mixed(walk, source, range(len(source.shape) - count, len(source.shape)), "its axis is spatial")
 
     return flow
 
 
 def unpool(walk: Walk, self: Value, indices: Value, **_: Any) -> Value:
-    """Each channel's places come from the pooling of the same channel."""
+    """max_unpool: the indices of a channel come from the pooling of the same channel."""
     count = 3 if walk.node.target is aten.max_unpool3d.default else 2
-    axes = walk.meet([self, indices], "its places come from fixed channels")[1]
+    axes = walk.meet([self, indices], "its indices come from fixed channels")[1]
     for axis in axes[-count:]:
-        walk.pin(axis, "its positions are places")
+        walk.pin(axis, "its axis is spatial")
     return walk.out((*axes[:-count], *[None] * count))
 
 
@@ -54,7 +54,7 @@ def everywhere(walk: Walk, **arguments: Any) -> Any:
 def grid_sample(walk: Walk, input: Value, grid: Value, **_: Any) -> Value:
     walk.pin(grid, "its positions are coordinates")
     for axis in input.axes[2:]:
-        walk.pin(axis, "its positions are places")
+        walk.pin(axis, "its axis is spatial")
     return walk.out((*input.axes[:2], *[None] * (len(input.shape) - 2)))
 
 
@@ -64,7 +64,7 @@ a channel is gone."""
 
 
 def extreme(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **rest: Any) -> Any:
-    """A maximum over channels reads them where a removed one still counts as 0."""
+    """amax, amin: over channels they are a sum where 0 stands for a removed one (``FLOORED``), else a reduction."""
     rule = total if FLOORED in walk.node.meta else reduce
     return rule(walk, self, dim, keepdim, **rest)
 

@@ -17,7 +17,7 @@ from slim_model.ops.linear_form import each
 from slim_model.ops.row import Op
 
 aten = torch.ops.aten
-_SPATIAL = "its positions are places in the image"
+_SPATIAL = "its axis is spatial, and a convolution runs along it"
 
 
 def _bias(walk: Walk, out: Axis, bias: Value | None) -> Axis:
@@ -64,7 +64,7 @@ def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, 
 def _image_axes(
     walk: Walk, input: Value, weight: Value, stride: Any, padding: Any, output_padding: Any = 0, **_: Any
 ) -> list[Axis]:
-    """What lies along the axes of the image: channels pass where a kernel of one looks at each of them alone."""
+    """Spatial axes: labels along one pass where the kernel is 1 there, and are pinned where it is not."""
     count = len(weight.shape) - 2
     paddings, more = ([0] * count if isinstance(p, str) else each(p, count) for p in (padding, output_padding))
     steps = zip(weight.shape[2:], each(stride, count), paddings, more, strict=True)
@@ -76,7 +76,7 @@ def _image_axes(
 
 
 def _grouped(walk: Walk, groups: int) -> bool:
-    """As in the dense graph: where whole groups go, the small graph may be left with one."""
+    """Whether the dense convolution is grouped. The small one may be left with one group, where whole groups go."""
     return bool(walk.choose(lambda: groups > 1))
 
 
@@ -103,7 +103,7 @@ def conv_transpose_macs(out: Value, input: Value, weight: Value, **_: Any) -> in
 
 
 def regroup(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    """Where whole blocks went, fewer groups are left."""
+    """Grouped convolution: where whole groups went, ``groups`` is smaller."""
     arguments = arguments_of(node)
     groups = arguments["groups"]
     if groups == 1 or not cut.choices[node.name][-1]:
@@ -270,7 +270,7 @@ def attention_macs(out: Value, query: Value, key: Value, **_: Any) -> int:
 
 
 def rescale(cut: Cut, node: fx.Node) -> dict[str, Any]:
-    """The default scale follows the width at hand: write out that of the dense model."""
+    """Attention's default scale follows the width of a head: the small graph is given that of the dense width."""
     arguments = arguments_of(node)
     query: Value = cut.values[arguments["query"]]
     if arguments["scale"] is not None or not cut.cuts(Value(query.shape[-1:], query.axes[-1:])):

@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 def same_everywhere(walk: Walk, size: list[Any], **_: Any) -> Value:
-    """The same value everywhere: any position may go, and the sizes are rewritten."""
+    """zeros, ones, full: the value is the same everywhere, so that any position may go; the sizes are rewritten."""
     axes: list[Axis] = [walk.fresh(n, axis=i) if written else None for i, (n, written) in enumerate(_sizes(walk, size))]
     return walk.out(axes)
 
@@ -34,7 +34,7 @@ def uniform_like(walk: Walk, self: Value, size: list[Any], **_: Any) -> Value:
 
 
 def expand(walk: Walk, self: Value, size: list[Any], **rest: Any) -> Any:
-    """An axis of one that is repeated is uniform: any of its positions may go."""
+    """expand: an axis of one that is repeated is uniform, so that any of its positions may go."""
     moved = move(walk, self=self, size=size, **rest)
     missing = len(size) - len(self.shape)
     repeated = [
@@ -47,7 +47,7 @@ def expand(walk: Walk, self: Value, size: list[Any], **rest: Any) -> Any:
 
 
 def repeat(walk: Walk, self: Value, repeats: list[Any]) -> Any:
-    """As in ``expand``, an axis of one that is repeated is uniform."""
+    """repeat: an axis of one that is repeated is uniform, as in ``expand``."""
     moved = move(walk, self=self, repeats=repeats)
     uniform = [
         isinstance(times, int) and times > 1 and size == 1
@@ -79,7 +79,7 @@ def item(walk: Walk, values: Any, index: int) -> Any:
 
 
 def size(walk: Walk, self: Value, dim: int) -> int:
-    """A size that the graph computes with: that of the example."""
+    """sym_size: a size that the graph computes with is that of the example."""
     return self.shape[dim]
 
 

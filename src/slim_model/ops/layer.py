@@ -106,7 +106,7 @@ def attention(out: Value, query: Value, key: Value, **_: Any) -> LayerShape:
 
 
 def elementwise(kind: str) -> Callable[..., LayerShape]:
-    """Of an operator that treats each number alone: how many an example has is one width."""
+    """Activation, product of two tensors: the only width is how many numbers an example has."""
 
     def layer(out: Value, **_: Any) -> LayerShape:
         count = out.shape[0] if len(out.shape) > 1 else 1

@@ -1,4 +1,4 @@
-"""Layers as what they have in common: a weight, times what they read, summed."""
+"""Linear layers of every kind (convolution, linear, matmul) in one form: a weight times an operand, summed."""
 
 from __future__ import annotations
 

@@ -81,13 +81,14 @@ def _each(value: Any) -> list[Any]:
 
 
 def shaped_like(walk: Walk, self: Value, other: Value) -> Value:
-    """Of ``other`` only the sizes are read, which stay those of the result where both lose the same positions."""
+    """expand_as, view_as: of ``other`` only the sizes are read. They stay those of the result where both lose the same
+    positions."""
     moved = move(walk, self=self, other=list(other.shape))
     return walk.out(walk.meet([moved, other], "it is given the sizes of a value whose positions are fixed")[1])
 
 
 def channel_shuffle(walk: Walk, self: Value, groups: int) -> Value:
-    """Zhang 2018. The same places go in every group, so that the shuffle stays a shuffle."""
+    """Channel shuffle (Zhang 2018): every group loses the same positions, so that the shuffle stays a shuffle."""
     axis = self.axes[1]
     if axis is not None:
         rows = axis.reshape(groups, -1)
@@ -117,7 +118,7 @@ def fold_patches(walk: Walk, self: Value, kernel_size: list[int], **_: Any) -> V
 
 
 def strided_slice(walk: Walk, self: Value, dim: int, step: int, **rest: Any) -> Any:
-    """Where every n-th channel is taken, n neighbours stay or go together: the slice stays as it is written."""
+    """slice with a step n: n neighbours stay or go together, so that the slice stays as it is written."""
     axis = self.axes[dim]
     if not shape_of(walk.node.meta["val"])[dim]:  # labels of the other axes would not be seen
         walk.pin(axis, "nothing of it is left for the example input")

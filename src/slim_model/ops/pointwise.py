@@ -108,13 +108,13 @@ def prelu(walk: Walk, self: Value, weight: Value) -> Value:
 
 
 def unchecked(walk: Walk, a: Value, size: Any = None, stride: Any = None, **_: Any) -> None:
-    """A check of type and device, that ``.to`` leaves in the graph."""
+    """_assert_tensor_metadata: a check of type and device, which ``.to`` leaves in the graph."""
     if size is not None or stride is not None:
         walk.pin(a, "its size is checked")
 
 
 def dropout_and_mask(walk: Walk, **arguments: Any) -> list[Value]:
-    """native_dropout: what is left, and which values these are."""
+    """native_dropout: gives the values, and the mask of those that stay."""
     _, axes = walk.meet(tensors_in(arguments.values()), "it is combined with a value whose positions are fixed")
     return [walk.out(axes, i) for i in range(2)]
 

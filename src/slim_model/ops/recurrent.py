@@ -1,5 +1,6 @@
 """Recurrent layers. A hidden unit is one row in every gate of every weight and bias, one column of ``weight_hh``, and
-one place of the state. All layers and directions of one call share the state's tensors, so unit i goes in all of them.
+one position of the state. All layers and directions of one call share the state's tensors, so unit i goes in all of
+them.
 
 A removed unit is exactly zero at every step: with zero rows its gates are sigmoid(0) and tanh(0), so the cell is half
 the last one plus nothing (LSTM), half the last state (GRU), or tanh(0) (RNN), and starts from zero.

@@ -30,8 +30,8 @@ Effect = Literal["rearranges", "moves", "pointwise", "spatial", "along", "contra
 ============  ========================================================================================
 rearranges    every value of the one operand comes out once, in another shape or order of axes (view, permute)
 moves         values come out somewhere else, some of them or several times (slice, cat, expand, pad)
-pointwise     a value follows from the values at the same place
-spatial       a value follows from values of the same channel at other places of a map (pooling)
+pointwise     a value follows from the values at the same position
+spatial       a value follows from values of the same channel at other positions of a map (pooling)
 along         a value follows from those along an axis (softmax, sort, max)
 contracts     products of values are summed (convolution, matmul)
 ============  ========================================================================================

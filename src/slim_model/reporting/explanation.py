@@ -32,7 +32,7 @@ def text(explanation: Explanation) -> str:
 
 
 def _group(group: ExplainedGroup) -> Iterator[str]:
-    times = f" x {group.positions_per_channel} places" if group.positions_per_channel > 1 else ""
+    times = f" x {group.positions_per_channel} positions" if group.positions_per_channel > 1 else ""
     alone = ": one channel, which stays" if group.channels == 1 else ""
     yield f"{group.name}: {_plural(group.channels, 'channel')}{times}{alone}" + _at(group.where)
     makers = dict.fromkeys(m.layer for m in group.members if m.role == "makes")
@@ -61,8 +61,8 @@ def _hold(hold: Hold) -> Iterator[str]:
 
 def _at(where: str) -> str:
     """``'model.py:42 in forward: x = f(x)'`` -> ``' at model.py:42: x = f(x)'``"""
-    place, _, code = where.partition(" in ")
-    return f" at {place}: {code.partition(': ')[2]}" if code else ""
+    line, _, code = where.partition(" in ")
+    return f" at {line}: {code.partition(': ')[2]}" if code else ""
 
 
 def _some(names: Iterable[str], comma: str = ", ") -> str:

@@ -139,8 +139,8 @@ def _widths(report: Report, limit: int) -> Table:
 
 def _short(where: str) -> str:
     """``resnet.py:92: out = self.conv1(x)``"""
-    place, _, code = where.partition(" in ")
-    return f"{place}: {code.partition(': ')[2]}" if code else where
+    line, _, code = where.partition(" in ")
+    return f"{line}: {code.partition(': ')[2]}" if code else where
 
 
 def _kept(report: Report) -> list[Text]:
