@@ -55,12 +55,20 @@ SEVERAL_AXES = (
     "conv_of_one_place_across_channels",
 )
 """Nets in which channels lie on an axis that is not that of the layer before, too."""
+WITHOUT_BLOCKS = """
+    only_an_output residual_with_the_input cat_batch gram_matrix einsum_of_a_diagonal two_inputs_three_outputs
+    branch_on_values lstm_from_a_given_state lstm_steps_first translation_with_attention language_model
+    lstm_over_packed_sequences gru_over_packed_sequences channel_argmax cosine pooled_over_features
+    unbind_every_channel histogram gathered_by_an_expanded_row gathered_by_computed_places
+""".split()
+"""Nets that are one block from end to end, take several inputs, give several outputs, or lose nothing."""
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_block_alone_computes_what_it_does_in_the_graph(name: str) -> None:
     """With another batch than that of the trace; and what is wanted of it has the same channels."""
     dense, small, found = of_net(name)
+    assert found or name in WITHOUT_BLOCKS
     data = open_data([NETS[name].inputs(5)], dense.inputs)
     part, _ = split_off_held_out(data, dense)
     big, little, ahead = StreamedRun(dense, part), StreamedRun(small, part), StreamedRun(small, part)
@@ -71,11 +79,6 @@ def test_a_block_alone_computes_what_it_does_in_the_graph(name: str) -> None:
         )
         torch.testing.assert_close(_Runner(small, block, small.tensors)(start), end)
         assert block.end.wanted(wanted).shape == end.shape or name in SEVERAL_AXES
-
-
-def test_most_nets_have_blocks() -> None:
-    """Those without are one block from end to end, take several inputs, or give several outputs."""
-    assert sum(bool(of_net(name)[2]) for name in NETS) > 0.8 * len(NETS)
 
 
 def test_what_is_wanted_of_the_first_layer_is_what_it_gives() -> None:
