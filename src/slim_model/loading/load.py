@@ -19,6 +19,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slim_model.calling.arguments import Arguments
+from slim_model.calling.nesting import leaves_of
 from slim_model.errors import InputError
 from slim_model.loading.example_inputs import guess_inputs, run_once
 from slim_model.loading.file_bytes import FileBytes, read_file
@@ -89,6 +90,13 @@ def _specs(options: SourceOptions) -> Specs:
     return HeldExample(read_example(options.example))
 
 
+def _types(specs: Specs) -> set[torch.dtype]:
+    """Of the tensors that were given."""
+    if isinstance(specs, HeldExample):
+        return {leaf.value.dtype for leaf in leaves_of(specs.held) if isinstance(leaf.value, torch.Tensor)}
+    return {spec.given.dtype for spec in specs if isinstance(spec.given, TensorSpec)}
+
+
 def _bytes(spec: InputSpec) -> int:
     tensor = spec.given
     return math.prod(tensor.shape) * tensor.dtype.itemsize if isinstance(tensor, TensorSpec) else 0
@@ -129,8 +137,7 @@ def _ready(opened: Opened, specs: Specs, seed: int, *, tried: bool = False) -> t
         if not tried:
             run_once(opened.model, arguments)
     except InputError as error:
-        tensors = [spec.given for spec in specs if isinstance(spec.given, TensorSpec)]
-        given = {tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point}
+        given = {dtype for dtype in _types(specs) if dtype.is_floating_point}
         kind = next((kind for kind in _OTHER_KINDS if kind in str(error)), "")
         if kind and (precision or given <= {torch.float32}):
             raise InputError(
