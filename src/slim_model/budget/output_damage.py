@@ -21,7 +21,7 @@ from slim_model.data.batches import Data
 from slim_model.data.holdout import Parts, split_off_held_out
 from slim_model.progress import Progress, say_nothing
 from slim_model.recovery import affine
-from slim_model.recovery.linear_layers import find_linear_layers
+from slim_model.recovery.gate_layers import find_layers
 from slim_model.recovery.referee import Referee
 
 
@@ -67,6 +67,6 @@ def _error(
         small, _ = shrink(coupling, keep)
     except CutFailed:
         return 1.0
-    layers = find_linear_layers(coupling.graph, small, positions_left(coupling, keep))
+    layers = find_layers(coupling.graph, small, positions_left(coupling, keep))
     recovered, _ = affine.fold(coupling.graph, small, layers, fit, held_out, memory=memory)
     return min(referee.error(small), referee.error(recovered))

@@ -10,7 +10,8 @@ takes, of nothing, the constant alone and several ``l``, what has the smallest e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -19,13 +20,16 @@ from torch import Tensor, fx
 from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
 from slim_model.ranking.evidence.sampling import SAMPLED, sample_positions
-from slim_model.recovery.linear_layers import LinearLayer, as_map, find_linear_layers
+from slim_model.recovery.gate_layers import GateLayer, find_layers, note, trail_of
+from slim_model.recovery.linear_layers import LinearLayer, as_map
 from slim_model.recovery.ridge import Candidate, InputMoments, RidgeProblem, candidate_of, problem_of
 
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Relative to the mean of the diagonal."""
+STEADY = (1e-3, 1e-2, 1e-1)
+"""Ridges that are tried for all recurrent layers at once."""
 _MEMORY = 1 << 30
-Memory = dict[tuple[Any, ...], tuple[InputMoments | None, InputMoments | None]]
+Memory = dict[Hashable, tuple[InputMoments | None, InputMoments | None]]
 """What was observed at a layer, by ``Problem.key``: on what is fitted, and on what is held out."""
 
 
@@ -37,12 +41,14 @@ def fold(
     held: Parts,
     *,
     ridges: tuple[float, ...] = RIDGES,
+    gate_ridges: tuple[float, ...] | None = None,
     memory: Memory | None = None,
 ) -> tuple[Graph, dict[str, str]]:
     """The small graph with what was removed folded into its readers, and for each layer what it took.
 
-    Without ``ridges``, constants alone. Statistics are those of the dense graph, gathered in one pass, or in several
-    where those of all layers take more than a gigabyte. ``memory`` has those that were gathered before.
+    Without ``ridges``, constants alone; ``gate_ridges``: those of recurrent layers, if others. Statistics are those of
+    the dense graph, gathered in one pass, or in several where those of all layers take more than a gigabyte. ``memory``
+    has those that were gathered before.
     """
     tensors, took = dict(small.tensors), dict[str, str]()
     samples = sum(part.samples for part in fit())
@@ -52,20 +58,34 @@ def fold(
         _remember(dense, [problem for problem in some if problem.key not in seen], fit, held, seen)
         for problem in some:
             here, other = seen[problem.key]
-            took[problem.layer.weight] = _folded(problem, here, other, ridges, tensors)
+            own = ridges if gate_ridges is None or not isinstance(problem.layer, GateLayer) else gate_ridges
+            note(took, problem.layer, _folded(problem, here, other, own, tensors))
     return small.with_tensors(tensors), took
+
+
+def fold_steady(
+    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, judge: Callable[[Graph], float]
+) -> tuple[Graph, dict[str, str]]:
+    """As ``fold``. What a step of a recurrent layer has wrong comes back at the next one, which no single step shows:
+    the ridge that its layers take at least is the one with which ``judge`` finds the smallest error of a whole run."""
+    if not any(isinstance(layer, GateLayer) and layer.cut for layer in layers):
+        return fold(dense, small, layers, fit, held)
+    memory = Memory()
+    gate_ridges = (RIDGES, *((ridge,) for ridge in STEADY))
+    found = [fold(dense, small, layers, fit, held, gate_ridges=own, memory=memory) for own in gate_ridges]
+    return min(found, key=lambda folded: judge(folded[0]))
 
 
 def _remember(dense: Graph, problems: list[RidgeProblem], fit: Parts, held: Parts, seen: Memory) -> None:
     if problems:
         one, two = (observe_inputs(dense, problems, part) for part in (fit, held))
-        seen |= {problem.key: (one.get(problem.layer.node), two.get(problem.layer.node)) for problem in problems}
+        seen |= {problem.key: (one.get(problem.key), two.get(problem.key)) for problem in problems}
 
 
 def bytes_needed(dense: Graph, fit: Parts, held: Parts) -> Memory:
     """What any plan may ask for, gathered at once; of layers with more inputs than samples tell, when they ask."""
     seen, samples = Memory(), sum(part.samples for part in fit())
-    problems = [problem_of(dense, layer, samples) for layer in find_linear_layers(dense, dense, {})]
+    problems = [problem_of(dense, layer, samples) for layer in find_layers(dense, dense, {})]
     for some in _chunks([problem for problem in problems if problem.tied == 1]):
         _remember(dense, some, fit, held, seen)
     return seen
@@ -82,29 +102,34 @@ def _chunks(problems: list[RidgeProblem]) -> Iterator[list[RidgeProblem]]:
         yield [problem for _, problem in some]
 
 
-def observe_inputs(graph: Graph, problems: list[RidgeProblem], parts: Parts) -> dict[str, InputMoments]:
-    """Moments of what each layer reads, by the layer's node."""
-    found: dict[str, InputMoments] = {}
+def observe_inputs(graph: Graph, problems: list[RidgeProblem], parts: Parts) -> dict[Hashable, InputMoments]:
+    """Moments of what each layer reads at all its calls, by the problem's key."""
+    found: dict[Hashable, InputMoments] = {}
     for part in parts():
-        watch = _Watch(graph, problems, part.first, part.samples)
+        watch = _Watch(graph, problems, part.first)
         with torch.no_grad():
             watch.run(initial_env=graph.bind(part.inputs))
-        for node, here in watch.found.items():
-            found[node] = found[node].merge(here) if node in found else here
+        for key, here in watch.found.items():
+            found[key] = found[key].merge(here) if key in found else here
     return found
 
 
 class _Watch(fx.Interpreter):
-    def __init__(self, graph: Graph, problems: list[RidgeProblem], first: int, samples: int) -> None:
+    def __init__(self, graph: Graph, problems: list[RidgeProblem], first: int) -> None:
         super().__init__(graph.module, garbage_collect_values=True)
-        self.due = {problem.layer.node: problem for problem in problems}
-        self.first, self.samples, self.found = first, samples, dict[str, InputMoments]()
+        self.due = defaultdict[str, list[tuple[RidgeProblem, str]]](list)
+        for problem in problems:
+            for call in problem.layer.calls:
+                self.due[call.node].append((problem, call.operand))
+        self.first, self.found = first, dict[Hashable, InputMoments]()
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.name in self.due:
-            problem = self.due[n.name]
-            x = next(self.env[m] for m in n.all_input_nodes if m.name == problem.layer.operand).detach()
-            self.found[n.name] = self._of(problem, x)
+        for problem, operand in self.due.get(n.name, ()):
+            if isinstance(problem.layer, GateLayer):
+                here = self._of_gates(problem.layer, n)
+            else:
+                here = self._of(problem, next(self.env[m] for m in n.all_input_nodes if m.name == operand).detach())
+            self.found[problem.key] = self.found[problem.key].merge(here) if problem.key in self.found else here
         return super().run_node(n)
 
     def _of(self, problem: RidgeProblem, x: Tensor) -> InputMoments:
@@ -117,7 +142,17 @@ class _Watch(fx.Interpreter):
         flat = as_map(x).flatten(2)
         at = sample_positions(self.first, len(flat), flat.shape[2], at_most=SAMPLED).to(x.device)
         taken = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1)).unflatten(1, (layer.all_groups, -1))
-        return InputMoments.of(taken.permute(1, 0, 3, 2).flatten(1, 2)[layer.groups], x, len(x))
+        rows = taken.permute(1, 0, 3, 2).flatten(1, 2)[layer.groups]
+        if not layer.repeated:
+            return InputMoments.of(rows, x, len(x))
+        average = layer.taken_on_average(x.mean(0, dtype=torch.float64), layer.all_groups)  # maps may differ in size
+        return InputMoments.of(rows, average[None], rows.shape[1])
+
+    def _of_gates(self, layer: GateLayer, node: fx.Node) -> InputMoments:
+        taken = layer.taken(trail_of(node, layer.at, self.env.__getitem__)).transpose(0, 1)  # (sample, step, input)
+        at = sample_positions(self.first, *taken.shape[:2], at_most=SAMPLED).to(taken.device)
+        rows = taken.gather(1, at[..., None].expand(-1, -1, taken.shape[2])).flatten(0, 1)
+        return InputMoments.of(rows[None], rows, len(rows))
 
 
 # -- one layer ------------------------------------------------------------------------------------------------------

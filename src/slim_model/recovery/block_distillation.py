@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -180,7 +181,8 @@ def find_blocks(
     for start, end in itertools.pairwise(ends):
         inside = tuple(nodes[at[start.node] + 1 : at[end.node] + 1])
         read = dict.fromkeys(source for node in inside for source in node.all_input_nodes)
-        owned = filter(None, (stored_name_of(small, source, used) for source in read))
+        times = Counter(source for node in inside for source in node.all_input_nodes)
+        owned = filter(None, (stored_name_of(small, source, used, times[source]) for source in read))
         if trained := tuple(name for name in owned if name in small.parameter_names):
             blocks.append(Block(start.name, inside, trained, end))
     return blocks

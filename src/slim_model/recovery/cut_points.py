@@ -18,6 +18,7 @@ from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import shape_of
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.ops import row_of
+from slim_model.recovery.gate_layers import GateLayer
 from slim_model.recovery.linear_layers import Kept, LinearLayer, find_linear_layers
 
 aten = torch.ops.aten
@@ -50,7 +51,7 @@ def find_cut_points(dense: Graph, small: Graph, layers: Sequence[LinearLayer]) -
     if not small.dynamic_batch:
         return []
     nodes, left = list(small.nodes), _left(dense, layers)
-    names = {layer.node for layer in layers}
+    names = {call.node for layer in layers for call in layer.calls}
     summed = list(itertools.accumulate(node.name in names for node in nodes))
     last = {summed[at]: nodes[at] for at in _single(small) if nodes[at].name in left}
     return [CutPoint(node, *left[node.name]) for node in last.values()]
@@ -99,7 +100,7 @@ def _single(graph: Graph) -> Iterator[int]:
 
 def _left(dense: Graph, layers: Sequence[LinearLayer]) -> dict[str, tuple[int, Tensor]]:
     """By the names of nodes whose channels are those of a layer: the axis they lie on, and the positions left of it."""
-    by_name = {layer.node: layer for layer in layers}
+    by_name = {call.node: layer for layer in layers if not isinstance(layer, GateLayer) for call in layer.calls}
     found: dict[fx.Node, tuple[int, Tensor]] = {}
     for node in dense.nodes:
         value = node.meta.get("val")

@@ -43,7 +43,9 @@ class _MadeChannels:
 
 
 def merge(dense: Graph, small: Graph, layers: list[LinearLayer]) -> tuple[Graph, dict[str, str]]:
-    """The small graph with what was removed folded into its readers, and for each of these what it took."""
+    """The small graph with what was removed folded into its readers, and for each of these what it took. Weights that
+    are used more than once read channels of several places, and are left."""
+    layers = [layer for layer in layers if not layer.repeated]
     coupling, nodes = couple_attention(dense), {node.name: node for node in dense.nodes}
     made = [_made(coupling, nodes[layer.node], layer) for layer in layers]
     tensors, took = dict(small.tensors), dict[str, str]()

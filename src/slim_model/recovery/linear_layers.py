@@ -2,15 +2,17 @@
 
 A convolution or linear layer adds up, at each place of its output, what it takes in there: ``(rows, inputs x taps)``
 times its weights ``(outputs, inputs, taps)``; a grouped convolution does so in every group. Where a constant is to be
-added to its outputs, it goes into the layer's own bias or into the mean of the BatchNorm behind it.
+added to its outputs, it goes into the layer's own bias or into the mean of the BatchNorm behind it. A weight that the
+model uses at several places is one layer with several calls: what it takes in at all of them counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +30,20 @@ Kept = Mapping[tuple[str, int], np.ndarray]
 """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinearLayer:
-    """The layer ``node`` (its name) reads ``operand`` and stores ``weight``; ``constant``: the tensor that a constant
-    goes into, and the sign it has there. ``inputs`` and ``outputs``: the dense positions left in each group, and left
-    of the output axis; ``groups``: those that are left, of ``all_groups``."""
+class Call(NamedTuple):
+    """The node (its name) at which a layer is used, and what it reads there."""
 
     node: str
     operand: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinearLayer:
+    """A layer that is used at ``calls`` and stores ``weight``; ``constant``: the tensor that a constant goes into, and
+    the sign it has there. ``inputs`` and ``outputs``: the dense positions left in each group, and left of the output
+    axis; ``groups``: those that are left, of ``all_groups``."""
+
+    calls: tuple[Call, ...]
     weight: str
     constant: tuple[str, int] | None
     window: Window | None
@@ -45,6 +53,31 @@ class LinearLayer:
     groups: Tensor
     all_groups: int
     width: int
+
+    @property
+    def node(self) -> str:
+        """Where it is used first."""
+        return self.calls[0].node
+
+    @property
+    def operand(self) -> str:
+        """What it reads there."""
+        return self.calls[0].operand
+
+    @property
+    def key(self) -> Hashable:
+        """Tells the layers of a graph apart."""
+        return self.node
+
+    @property
+    def repeated(self) -> bool:
+        """What it takes in may depend on what it gave elsewhere."""
+        return len(self.calls) > 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stored weights."""
+        return (self.weight,)
 
     @property
     def cut(self) -> bool:
@@ -63,6 +96,44 @@ class LinearLayer:
     def as_stored(self, matrix: Tensor, like: Tensor) -> Tensor:
         whole = matrix.flatten(0, 1)
         return (whole[..., 0].T if self.turned else whole).reshape(like.shape).to(like).contiguous()
+
+    def weights_in(self, tensors: Mapping[str, Tensor], groups: int) -> Tensor:
+        """``(group, output, input, tap)`` of the stored tensors of a graph."""
+        return self.matrix(tensors[self.weight].detach(), groups)
+
+    def constant_in(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """float64 ``(outputs,)``: what is added to the outputs, as far as a constant goes there."""
+        if self.constant is None:
+            return None
+        name, sign = self.constant
+        return sign * tensors[name].detach().double()
+
+    def changed(self, weights: Tensor, constant: Tensor | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stored tensors that hold ``weights (group, output, input, tap)`` and ``constant`` in place of ``tensors``."""
+        stored = tensors[self.weight].detach()
+        found = {self.weight: self.as_stored(weights, stored)}
+        if constant is not None and self.constant is not None:
+            name, sign = self.constant
+            found[name] = (sign * constant.to(tensors[name].device)).to(tensors[name])
+        return found
+
+    @property
+    def columns(self) -> int:
+        """Of its regression: a column for each tap of each input left, and one for the constant."""
+        return len(self.inputs) * self.taps + (self.constant is not None)
+
+    def now(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """float64 ``(group, column, output)``: the weights there are, and the constant as a last row."""
+        groups, constant = len(self.groups), self.constant_in(tensors)
+        found = self.weights_in(tensors, groups).flatten(2).transpose(1, 2).double()
+        return found if constant is None else torch.cat([found, constant.view(groups, 1, -1)], 1)
+
+    def refitted(self, weights: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stored tensors that hold ``weights (group, column, output)`` in place of ``tensors``."""
+        constant = None
+        if self.constant is not None:
+            constant, weights = weights[:, -1].flatten(), weights[:, :-1]
+        return self.changed(weights.transpose(1, 2).unflatten(2, (-1, self.taps)), constant, tensors)
 
     def rows(self, x: Tensor, groups: int, first: int, wanted: int) -> Tensor:
         """``(group, row, input x tap)`` of an operand, at ``wanted`` places of each sample's output."""
@@ -112,14 +183,13 @@ def as_map(x: Tensor) -> Tensor:
 
 def find_linear_layers(dense: Graph, small: Graph, kept: Kept) -> list[LinearLayer]:
     """Every layer that can be given other weights, in the order of the graph."""
-    used = count_readers(dense)
-    found = []
+    used, calls = count_readers(dense), dict[Hashable, list[tuple[fx.Node, LinearForm]]]()
     for node in dense.nodes:
         if node.op == "call_function" and (form := linear_form_of(node)) is not None:
-            layer = _sum(node, form, dense, small, kept, used)
-            if layer is not None:
-                found.append(layer)
-    return found
+            alike = (form.weight, form.bias, form.window, form.groups, form.turned)
+            calls.setdefault(alike, []).append((node, form))
+    found = (_layer(places, dense, small, kept, used) for places in calls.values())
+    return [layer for layer in found if layer is not None]
 
 
 def count_readers(graph: Graph) -> Counter[Hashable]:
@@ -131,39 +201,39 @@ def count_readers(graph: Graph) -> Counter[Hashable]:
     return counts
 
 
-def stored_name_of(graph: Graph, node: fx.Node | None, used: Counter[Hashable]) -> str | None:
-    """The stored tensor behind ``node``, where nothing else reads it."""
+def stored_name_of(graph: Graph, node: fx.Node | None, used: Counter[Hashable], times: int = 1) -> str | None:
+    """The stored tensor behind ``node``, where it is read ``times`` times and no more."""
     if node is None or node.op != "placeholder" or node.name not in graph.owners:
         return None
     tensor = graph.tensors[graph.owners[node.name]]
-    return graph.owners[node.name] if tensor.is_floating_point() and used[storage_key(tensor)] == 1 else None
+    return graph.owners[node.name] if tensor.is_floating_point() and used[storage_key(tensor)] == times else None
 
 
-def _sum(
-    node: fx.Node, form: LinearForm, dense: Graph, small: Graph, kept: Kept, used: Counter[Hashable]
+def positions(kept: Kept, name: str, axis: int, size: int) -> Tensor:
+    """The dense positions that are left of an axis."""
+    return torch.from_numpy(kept.get((name, axis), np.arange(size)).astype(np.int64))
+
+
+def _layer(
+    places: Sequence[tuple[fx.Node, LinearForm]], dense: Graph, small: Graph, kept: Kept, used: Counter[Hashable]
 ) -> LinearLayer | None:
-    weight = stored_name_of(dense, form.weight, used)
-    value, stored = form.operand.meta.get("val"), dense.tensors.get(weight or "")
-    if weight is None or stored is None or not isinstance(value, Tensor) or form.operand.op == "get_attr":
-        return None
-    if form.window is not None and (len(form.window.kernel) > 2 or value.dim() != stored.dim()):
-        return None  # volumes, and one map without a batch
-    if value.dim() < 2:
+    _, form = places[0]
+    weight = stored_name_of(dense, form.weight, used, len(places))
+    stored = dense.tensors.get(weight or "")
+    if weight is None or stored is None or not all(_has_rows(form, stored) for _, form in places):
         return None
     out, taken = (1, 0) if form.turned else (0, 1)
-    outputs = torch.from_numpy(kept.get((weight, out), np.arange(stored.shape[out])).astype(np.int64))
-    inputs = torch.from_numpy(kept.get((weight, taken), np.arange(stored.shape[taken])).astype(np.int64))
+    outputs, inputs = (positions(kept, weight, axis, stored.shape[axis]) for axis in (out, taken))
     groups = torch.unique(outputs // (stored.shape[out] // form.groups))
     left = small.tensors[weight]
     if (left.shape[out], left.shape[taken]) != (len(outputs), len(inputs)) or len(outputs) % len(groups):
         return None
-    if form.bias is not None and stored_name_of(dense, form.bias, used) is None:
+    if form.bias is not None and stored_name_of(dense, form.bias, used, len(places)) is None:
         return None  # a constant that others read, too
     return LinearLayer(
-        node=node.name,
-        operand=form.operand.name,
+        calls=tuple(Call(node.name, form.operand.name) for node, form in places),
         weight=weight,
-        constant=_constant(node, form.bias, dense, used),
+        constant=_constant([node for node, _ in places], form.bias, dense, used),
         window=form.window.on_maps() if form.window else None,
         turned=form.turned,
         inputs=inputs,
@@ -174,12 +244,23 @@ def _sum(
     )
 
 
-def _constant(node: fx.Node, bias: fx.Node | None, graph: Graph, used: Counter[Hashable]) -> tuple[str, int] | None:
-    stored = stored_name_of(graph, bias, used)
+def _has_rows(form: LinearForm, stored: Tensor) -> bool:
+    """What is read is an activation of samples; volumes, and one map without a batch, are left out."""
+    value = form.operand.meta.get("val")
+    if not isinstance(value, Tensor) or form.operand.op == "get_attr" or value.dim() < 2:
+        return False
+    return form.window is None or (len(form.window.kernel) <= 2 and value.dim() == stored.dim())
+
+
+def _constant(
+    nodes: Sequence[fx.Node], bias: fx.Node | None, graph: Graph, used: Counter[Hashable]
+) -> tuple[str, int] | None:
+    stored = stored_name_of(graph, bias, used, len(nodes))
     if stored is not None:
         return stored, 1
-    norm = norm_behind(node)
-    mean = stored_name_of(graph, arguments_of(norm)["running_mean"], used) if norm is not None else None
+    norms = [norm_behind(node) for node in nodes]
+    means = {arguments_of(norm)["running_mean"] if norm is not None else None for norm in norms}
+    mean = stored_name_of(graph, means.pop(), used, len(nodes)) if len(means) == 1 else None
     return (mean, -1) if mean is not None else None
 
 

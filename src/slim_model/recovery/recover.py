@@ -25,7 +25,8 @@ from slim_model.recovery import affine, data_free
 from slim_model.recovery import batchnorm_statistics as norms
 from slim_model.recovery import block_distillation as blocks
 from slim_model.recovery import least_squares as full
-from slim_model.recovery.linear_layers import Kept, LinearLayer, find_linear_layers
+from slim_model.recovery.gate_layers import find_layers
+from slim_model.recovery.linear_layers import Kept, LinearLayer
 from slim_model.recovery.options import LEVELS
 from slim_model.recovery.referee import Referee
 
@@ -37,6 +38,8 @@ class _Case:
     fit: Parts
     held: Parts
     progress: Progress
+    judge: Callable[[Graph], float]
+    """The error of the outputs on what is held out."""
 
 
 Change = Callable[[_Case, Graph], tuple[Graph, dict[str, Any]]]
@@ -53,7 +56,7 @@ def _bias(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
 
 
 def _affine(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = affine.fold(case.dense, small, case.layers, case.fit, case.held)
+    graph, took = affine.fold_steady(case.dense, small, case.layers, case.fit, case.held, case.judge)
     return graph, {"layers": took}
 
 
@@ -102,8 +105,8 @@ def recover(
     if not names:
         return small, ()
     fit, held = split_off_held_out(data, dense) if data else (lambda: iter(()), lambda: iter(()))
-    case = _Case(dense, find_linear_layers(dense, small, kept), fit, held, progress)
     referee = Referee(dense, held)
+    case = _Case(dense, find_layers(dense, small, kept), fit, held, progress, referee.error)
     steps, now = [], referee.judge(small)
     for name in names:
         progress(f"recovering: {name}")

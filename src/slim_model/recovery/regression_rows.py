@@ -1,8 +1,9 @@
-"""Rows of a regression: sampled inputs of a small layer, and the outputs that it should give there."""
+"""Rows of a regression: sampled inputs of a small layer, and the outputs that it should give there; the sums over rows
+that a least-squares fit needs, and its solution with a ridge towards the weights there are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.nodes import arguments_of
 from slim_model.ops import kind_of
-from slim_model.recovery.linear_layers import LinearLayer, norm_behind
+from slim_model.recovery.linear_layers import Call, LinearLayer, norm_behind
 from slim_model.recovery.streamed_run import StreamedRun
 
 
@@ -52,21 +53,21 @@ class RegressionRows(NamedTuple):
 
 
 class Rows:
-    """Of one layer, from all parts. ``wanted`` is what the dense layer gives, and what the other side of the sum that
-    it enters has lost, as far as that is known when the layer is fitted."""
+    """Of one call of a layer, from all parts. ``wanted`` is what the dense layer gives, and what the other side of the
+    sum that it enters has lost, as far as that is known when the layer is fitted."""
 
-    def __init__(self, node: fx.Node, layer: LinearLayer, dense: StreamedRun, small: StreamedRun, places: int) -> None:
-        self.node, self.layer, self.dense, self.small, self.places = node, layer, dense, small, places
-        self.sink = sink_of(node)
+    def __init__(self, layer: LinearLayer, call: Call, dense: StreamedRun, small: StreamedRun, places: int) -> None:
+        self.layer, self.call, self.dense, self.small, self.places = layer, call, dense, small, places
+        self.sink = sink_of(dense.nodes[dense.index[call.node]])
         self.slope, self.shift = _line(self.sink.norm, small, len(layer.outputs))
         passes = self.slope.abs() > 1e-3 * self.slope.abs().max()  # else a BatchNorm that lets nearly nothing through
         self.scale = torch.where(passes, 1 / self.slope, 0.0)
 
     def __iter__(self) -> Iterator[RegressionRows]:
-        name, groups = self.layer.node, len(self.layer.groups)
+        name, groups = self.call.node, len(self.layer.groups)
         for big, little in zip(self.dense.after(name), self.small.before(name), strict=True):
             ours, first = little.values, little.part.first
-            taken = self.layer.rows(ours[self.layer.operand].detach(), groups, first, self.places)
+            taken = self.layer.rows(ours[self.call.operand].detach(), groups, first, self.places)
             if self.layer.constant is not None:
                 taken = torch.cat([taken, taken.new_ones(*taken.shape[:2], 1)], 2)
             wanted, rises = self._wanted(big.values, ours)
@@ -77,7 +78,7 @@ class Rows:
     def _wanted(self, theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         layer, sink = self.layer, self.sink
         axis = 1 if layer.window else -1
-        whole = theirs[self.node.name]
+        whole = theirs[self.call.node]
         index = layer.outputs.to(whole.device)
         wanted = whole.index_select(axis, index)
         slope, shift, scale = (x.view(-1, *[1] * (wanted.dim() - 2)) if axis == 1 else x for x in
@@ -109,6 +110,50 @@ class Rows:
             return float((given - row.wanted).double().square().sum())
         slope = self.slope.to(given).view(len(self.layer.groups), 1, -1)
         return float((row.rises.relu() - (row.rises + (given - row.wanted) * slope).relu()).double().square().sum())
+
+
+# -- their sums, and what these give -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Sums over rows, by group: ``xx (d, d)``, ``xy (d, outputs)``, ``yy``."""
+
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+    def merge(self, other: Products) -> Products:
+        return Products(self.xx + other.xx, self.xy + other.xy, self.yy + other.yy)
+
+    def error(self, weights: Tensor) -> float:
+        """Mean squared error of ``X W``, relative to that of 0; ``weights (group, d, outputs)``."""
+        wrong = (weights * (self.xx @ weights)).sum() - 2 * (weights * self.xy).sum() + self.yy
+        return float(wrong / self.yy.clamp(min=1e-300))
+
+
+def products_of(rows: Iterable[RegressionRows]) -> Products | None:
+    """All parts together; None where there is none."""
+    found = None
+    for row in rows:
+        turned = row.taken.transpose(1, 2)
+        here = Products(
+            (turned @ row.taken).double(), (turned @ row.wanted).double(), row.wanted.double().square().sum()
+        )
+        found = here if found is None else found.merge(here)
+    return found
+
+
+def solved(layer: LinearLayer, fit: Products, now: Tensor, ridge: float) -> Tensor:
+    """``(group, column, output)``: ridge towards the weights ``now``; the constant is free. ``ridge`` is relative to
+    the mean of the diagonal."""
+    diagonal = fit.xx.diagonal(dim1=1, dim2=2).clone()
+    if layer.constant is not None:
+        diagonal[:, -1] = 0
+    level = torch.where(diagonal > 0, ridge * diagonal.mean(1, keepdim=True), 0.0) + 1e-12 * diagonal.amax(
+        1, keepdim=True
+    )
+    return torch.linalg.solve(fit.xx + torch.diag_embed(level), fit.xy + level[..., None] * now)
 
 
 def _line(norm: fx.Node | None, small: StreamedRun, outputs: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,13 +56,13 @@ class RidgeProblem:
     tied: int
 
     @property
-    def key(self) -> tuple[str, int, tuple[int, ...]]:
+    def key(self) -> Hashable:
         """Of two plans that have the same, the same is observed."""
-        return self.layer.node, self.tied, tuple(self.layer.groups.tolist())
+        return self.layer.key, self.tied, tuple(self.layer.groups.tolist())
 
 
 def problem_of(dense: Graph, layer: LinearLayer, samples: int) -> RidgeProblem:
-    weights = layer.matrix(dense.tensors[layer.weight].detach(), layer.all_groups).double().cpu()
+    weights = layer.weights_in(dense.tensors, layer.all_groups).double().cpu()
     chosen = torch.zeros(layer.all_groups * weights.shape[1], dtype=torch.bool)
     chosen[layer.outputs] = True
     each = len(layer.outputs) // len(layer.groups)
@@ -69,7 +70,8 @@ def problem_of(dense: Graph, layer: LinearLayer, samples: int) -> RidgeProblem:
     kept = torch.zeros(layer.width, dtype=torch.bool)
     kept[layer.inputs] = True
     tied = 1
-    if layer.window is None and (layer.width > LARGEST or layer.width * _ROWS_EACH > samples):
+    flat = layer.window is None and not layer.repeated
+    if flat and (layer.width > LARGEST or layer.width * _ROWS_EACH > samples):
         tied = _run_length(kept)
     return RidgeProblem(layer, rows.unflatten(2, (-1, tied)).flatten(3), kept.view(-1, tied)[:, 0], tied)
 
@@ -97,7 +99,10 @@ def candidate_of(problem: RidgeProblem, fit: InputMoments, ridge: float | None) 
 def mean_inputs(problem: RidgeProblem, moments: InputMoments) -> Tensor:
     """``(group, input, tap)``: what each tap reads on average."""
     layer = problem.layer
-    mean = layer.taken_on_average(moments.average, layer.all_groups)[layer.groups]
+    mean = moments.average
+    if layer.window is None or not layer.repeated:
+        mean = layer.taken_on_average(mean, layer.all_groups)
+    mean = mean[layer.groups]
     return mean.unflatten(1, (-1, problem.tied)).flatten(2).cpu()
 
 
@@ -125,11 +130,8 @@ class Candidate:
 
     def store(self, tensors: dict[str, Tensor]) -> None:
         layer = self.problem.layer
-        stored = tensors[layer.weight].detach()
         added = self.added.flatten(2)[..., None] if layer.window is None else self.added
-        small = layer.matrix(stored, len(layer.groups)).double().cpu()
-        tensors[layer.weight] = layer.as_stored(small + added, stored)
-        if layer.constant is not None:
-            name, sign = layer.constant
-            held = tensors[name].detach()
-            tensors[name] = (held.double() + sign * self.constant.flatten().to(held.device)).to(held)
+        small = layer.weights_in(tensors, len(layer.groups)).double().cpu()
+        held = layer.constant_in(tensors)
+        constant = None if held is None else held.cpu() + self.constant.flatten()
+        tensors |= layer.changed(small + added, constant, tensors)

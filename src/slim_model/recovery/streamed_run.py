@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,6 +59,22 @@ class StreamedRun:
     def stored(self, node: fx.Node) -> Tensor:
         """The tensor that a placeholder stands for."""
         return self.tensors[self.graph.owners[node.name]]
+
+    def value(self, stop: Stop, node: fx.Node) -> Any:
+        """What ``node`` gives, where it is needed at ``stop``."""
+        return stop.env[node] if node in stop.env else self.stored(node)
+
+    def at_start(self) -> StreamedRun:
+        """The same run from its start, with the tensors there are now."""
+        found = StreamedRun(self.graph, self.parts, self.memory)
+        found.tensors = self.tensors
+        return found
+
+    def trying(self, tensors: dict[str, Tensor]) -> StreamedRun:
+        """The same run at the same place, as if these tensors had been replaced."""
+        found = copy.copy(self)
+        found.tensors = self.tensors | tensors
+        return found
 
     def before(self, name: str) -> Iterator[Stop]:
         """Every part, right before the node ``name`` is run."""

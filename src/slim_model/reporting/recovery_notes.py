@@ -38,9 +38,9 @@ def recovery_notes(steps: Sequence[Step], groups: Sequence[dict[str, Any]]) -> l
     if unchanged and closed_form and not stepwise:
         more = f" and {len(unchanged) - 3} more" if len(unchanged) > 3 else ""
         notes.append(
-            f"recovery: nothing was done for {', '.join(unchanged[:3])}{more}, which read removed channels (recurrent, "
-            "transposed and 3d layers, and weights used more than once, have no closed form here); --recover blocks or "
-            "--finetune trains them"
+            f"recovery: nothing was done for {', '.join(unchanged[:3])}{more}, which read removed channels "
+            "(transposed and 3d layers, packed sequences, and weights that several kinds of layers share, have no "
+            "closed form here); --recover blocks or --finetune trains them"
         )
     error = recovered[-1].did["error_after"]
     if error is not None and error > FAR:
