@@ -70,7 +70,7 @@ def test_files_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", OURS, ids=_ids)
 def test_options_exist(document: Path) -> None:
-    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(_spans(document))):
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", "\n".join(_spans(document))):
         assert option in _options() | _OF_OTHERS, f"no command has {option}"
 
 
@@ -86,7 +86,7 @@ def _options() -> set[str]:
     scripts = [*PROJECT.glob("scripts/*"), *PROJECT.glob("scripts/*/*.py"), *PROJECT.glob("benchmarks/*.py")]
     for script in scripts:
         if script.is_file() and script.suffix in ("", ".py"):
-            found |= set(re.findall(r"--[a-z][a-z-]+", script.read_text()))
+            found |= set(re.findall(r"--[a-z][a-z0-9-]+", script.read_text()))
     return found
 
 
@@ -129,12 +129,12 @@ def _defined() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("command", ["slim", "compare", "explain", "bench", "profile"])
+@pytest.mark.parametrize("command", ["slim", "compare", "explain", "bench", "profile", "quantize"])
 def test_every_option_is_on_the_page_of_the_command_line(command: str) -> None:
     first, *sections = re.split(r"^## ", (PROJECT / "docs/cli.md").read_text(), flags=re.M)
     own = [s for s in sections if s.startswith(f"slim-model {command}\n")]
     text = "".join(own or [first, *(s for s in sections if not s.startswith("slim-model "))])
-    assert _options_of(command) <= set(re.findall(r"--[a-z][a-z-]*", text))
+    assert _options_of(command) <= set(re.findall(r"--[a-z][a-z0-9-]*", text))
 
 
 def test_architecture_lists_the_packages_in_their_order() -> None:

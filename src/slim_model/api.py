@@ -43,6 +43,8 @@ def slim(
     recipe = Recipe.of(**options)
     if recipe.gates.min_speedup is not None:
         raise InputError("min_speedup is measured by the command alone; leave it out, and time the module yourself.")
+    if recipe.quantizing.int8:
+        raise InputError("int8 is an ONNX file, which the command alone writes: slim-model IN OUT.onnx --int8.")
     check_device(recipe.measuring.device)
     compiled = compile_model(model, arguments_given(model, example_inputs, example_kwargs), recipe)
     draw_scans(compiled, recipe)

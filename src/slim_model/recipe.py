@@ -14,6 +14,7 @@ from slim_model.errors import InputError
 from slim_model.graph.options import TracingOptions
 from slim_model.measuring.options import MeasuringOptions
 from slim_model.options import given_to, option
+from slim_model.quantizing.options import QuantizingOptions
 from slim_model.ranking.criteria import Criterion, check_needs, ranking_of
 from slim_model.ranking.options import RankingOptions
 from slim_model.recovery.options import RecoveryOptions
@@ -54,6 +55,7 @@ class Recipe:
     data: DataOptions = field(default_factory=DataOptions)
     recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
+    quantizing: QuantizingOptions = field(default_factory=QuantizingOptions)
     measuring: MeasuringOptions = field(default_factory=MeasuringOptions)
     gates: Gates = field(default_factory=Gates)
     seed: int = option(0, "For whatever is random.")
@@ -99,6 +101,8 @@ class Recipe:
             raise InputError(f"allocate '{allocation.kind}' measures on data: add --data SPEC, or data= in Python.")
         if self.training.finetune:
             raise InputError("fine-tuning needs data: give --data, or data= in Python.")
+        if self.quantizing.int8:
+            raise InputError("int8 is calibrated on data, and none was given: add --data SPEC.")
         if self.gates.max_drop is not None:
             raise InputError("max_drop needs data with labels to read the accuracy from: --data, or data= in Python.")
 
@@ -116,6 +120,7 @@ GROUPS: dict[str, Any] = {
     "data": DataOptions,
     "recovery": RecoveryOptions,
     "training": TrainingOptions,
+    "quantizing": QuantizingOptions,
     "measuring": MeasuringOptions,
     "gates": Gates,
 }

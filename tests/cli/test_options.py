@@ -17,6 +17,7 @@ from slim_model.coupling.options import ATTENTION
 from slim_model.export.options import OutputOptions
 from slim_model.loading.source import SourceOptions
 from slim_model.options import options_of
+from slim_model.quantizing.forms import FORMS
 from slim_model.ranking.criteria import CRITERIA
 from slim_model.recipe import GROUPS
 from slim_model.recovery.options import LEVELS
@@ -32,6 +33,7 @@ CHOICES = {
     "precision": PRECISIONS,
     "criterion": CRITERIA,
     "allocate": ALLOCATIONS,
+    "int8_form": FORMS,
 }
 
 
@@ -57,7 +59,7 @@ def test_every_option_is_on_the_command_line(
 def test_help_shows_a_dozen_options_first(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = told(capsys, monkeypatch, "--help")
     shown = [flag_of(f, about) for group in ALL for f, about in options_of(group) if f"{flag_of(f, about)} " in text]
-    assert len(shown) <= 14
+    assert len(shown) <= 15
     assert {"--ratio", "--data", "--target", "--keep", "--save"} <= set(shown)
     assert "--help-all" in text
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "explain": Late("cli.explain:command"),
     "bench": Late("cli.bench:command"),
     "profile": Late("cli.profile:command"),
+    "quantize": Late("cli.quantize:command"),
     "schema": Late("cli.schema:command"),
 }
 """``slim-model IN OUT`` means ``slim-model slim IN OUT``, and its help is the help."""
@@ -36,7 +37,8 @@ COMMANDS = {
 _NO_MEMORY = "can't allocate memory"  # as PyTorch says it
 _OTHERS = """Other commands: explain IN says which channels go together, and what the others wait for; run RECIPE takes the
 options from a file, sweep RECIPE tries several values of some; compare A.json B.json puts reports side by side;
-bench A.onnx B.onnx times files; profile IN measures layers; schema prints what recipes and reports are checked with."""
+quantize IN.onnx OUT.onnx makes int8 of a file; bench A.onnx B.onnx times files; profile IN measures layers;
+schema prints what recipes and reports are checked with."""
 
 
 def main(arguments: list[str] | None = None) -> None:

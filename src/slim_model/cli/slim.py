@@ -26,6 +26,7 @@ _TITLES = {
     "data": _DATA,
     "recovery": _DATA,
     "training": "Training afterwards",
+    "quantizing": "int8",
     "gates": "What must be reached",
     "measuring": "Measuring",
     "tracing": "Model in, model out",

@@ -16,6 +16,7 @@ from torch import Tensor
 from slim_model import distributed
 from slim_model.atomic_write import beside
 from slim_model.calling.flat_module import flat_module
+from slim_model.commands.int8 import check_int8, int8_step, make_int8, put_in_place
 from slim_model.commands.outputs import check_output_paths, ensure_temporary_folder, publish
 from slim_model.coupling.explain import explain
 from slim_model.errors import ExportError, ProofError
@@ -70,6 +71,7 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
     recipe, outputs, clock = job.recipe, job.outputs, _Clock()
     check_device(recipe.measuring.device)
     check_opset(outputs.opset)
+    check_int8(job)
     check_output_paths(job.source.path, [job.target, *outputs.places])
     ensure_temporary_folder(job.target.parent)
     with clock("load"):
@@ -94,16 +96,26 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
     with clock("compile"):
         small = make_small_module(subject.model, compiled.small)
         written = runnable_form(compiled.small, small.module)
-    with beside(job.target) as temporary:  # OUT.onnx appears when nothing can fail any more
+    with beside(job.target) as temporary, tempfile.TemporaryDirectory() as other:  # OUT.onnx appears when all is done
         with clock("export"):
             progress("writing and checking ONNX")
             error = _export(job, subject, compiled, small, written, temporary)
+        int8, quantized = Path(other) / "int8.onnx", None
+        notes: list[str] = []
+        if recipe.quantizing.int8:
+            with clock("int8"):
+                quantized, notes = make_int8(temporary, int8, compiled.small, recipe, progress)
         with clock("measure"):
             measured = _Measured(dense_bytes=compiled.dense_cost.bytes)
             if recipe.measuring.bench:
+                written_int8 = int8 if quantized and quantized.written else None
                 with shared.folder() if shared else tempfile.TemporaryDirectory() as folder:
-                    measured = _measure(job, subject, compiled, small, temporary, Path(folder), progress)
-        used = replace(job, recipe=as_used(compiled, recipe))
+                    measured = _measure(
+                        job, subject, compiled, small, temporary, Path(folder), progress, int8=written_int8
+                    )
+        if quantized:
+            quantized = replace(quantized, against_dense=measured.int8)
+        used = replace(job, recipe=as_used(compiled, recipe, quantized))
         report = make_report(
             compiled,
             recipe,
@@ -112,7 +124,9 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
             source={"name": job.source.path.name, "sha256": subject.sha256, "kind": subject.kind},
             files=(measured.dense_bytes, temporary.stat().st_size),
             onnx_error=error,
-            warnings=[*subject.notes, *_other_source(job, subject)],
+            warnings=[*subject.notes, *_other_source(job, subject), *notes],
+            quantized=quantized,
+            later_steps=int8_step(quantized, clock.seconds.get("int8", 0.0)),
             latency=measured.latency,
             operators=measured.operators,
             seconds=clock.seconds,
@@ -128,6 +142,8 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
         check_gates(report, recipe.gates)
         if outputs.save:
             save(compiled.small, small, outputs.save, compiled.removal(recipe))
+        if quantized:
+            put_in_place(quantized, int8, temporary, outputs.keep_fp32)
     resume.remove(recipe.budget.iterations)
     return report
 
@@ -176,9 +192,18 @@ def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:
 
 
 def _measure(
-    job: Job, subject: Subject, compiled: Compiled, small: SmallModule, written: Path, folder: Path, progress: Progress
+    job: Job,
+    subject: Subject,
+    compiled: Compiled,
+    small: SmallModule,
+    written: Path,
+    folder: Path,
+    progress: Progress,
+    *,
+    int8: Path | None,
 ) -> _Measured:
-    """Dense against slim, in turns, in onnxruntime and in PyTorch. The dense ONNX file lies in ``folder``."""
+    """Dense against slim, in turns, in onnxruntime and in PyTorch; dense against ``int8`` in onnxruntime. The dense
+    ONNX file lies in ``folder``."""
     inputs, measuring = first_sample(compiled.dense), job.recipe.measuring
     suffix = "" if measuring.device == "cpu" else "-cuda"
     dense = folder / "dense.onnx"
@@ -198,11 +223,15 @@ def _measure(
     for runtime, (big, little) in pairs.items():
         progress(f"measuring latency in {runtime}")
         rows.append(compare(runtime + suffix, big, little, inputs, threads=measuring.threads))
+    against_int8 = None
+    if int8:
+        progress("measuring the latency of int8 against the dense model")
+        against_int8 = compare("onnxruntime", dense, int8, inputs, threads=measuring.threads)
     operators = []
     if job.outputs.html:  # a page has room for where the time goes
         progress("measuring operators in onnxruntime")
         operators = _operators("onnxruntime" + suffix, dense, written, inputs, measuring.threads)
-    return _Measured(rows, operators, sum(file.stat().st_size for file in folder.iterdir()))
+    return _Measured(rows, operators, sum(file.stat().st_size for file in folder.iterdir()), against_int8)
 
 
 def _operators(runtime: str, dense: Path, slim: Path, inputs: Sequence[Tensor], threads: int) -> list[dict[str, Any]]:
@@ -223,6 +252,7 @@ class _Measured:
     latency: list[Comparison] = field(default_factory=list)
     operators: list[dict[str, Any]] = field(default_factory=list)
     dense_bytes: int = 0
+    int8: Comparison | None = None
 
 
 class _Clock:

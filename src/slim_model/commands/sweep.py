@@ -25,7 +25,7 @@ from slim_model.recipe_files.write import sections_of
 from slim_model.reporting.condition import Condition
 from slim_model.reporting.headline import latency_of
 
-_DECIDED = ("multiple_of", "recover")
+_DECIDED = ("multiple_of", "recover", "int8_form", "int8_anyway")
 """Options that a report has as they were decided, in place of 'auto'."""
 
 
@@ -103,7 +103,7 @@ def _points(sweep: Sweep) -> Iterator[tuple[str, Job]]:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         report = sweep.folder / f"{stem}.json"
-        outputs = replace(sweep.job.outputs, save=None, html=None, write_recipe=None, report=report)
+        outputs = replace(sweep.job.outputs, save=None, html=None, write_recipe=None, keep_fp32=None, report=report)
         yield name, replace(sweep.job, recipe=recipe, target=sweep.folder / f"{stem}.onnx", outputs=outputs)
 
 
@@ -149,7 +149,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def no_outputs(outputs: OutputOptions) -> None:
     """Raise InputError where ``outputs`` ask for files that only a single run writes."""
-    for name in ("save", "html", "write_recipe"):
+    for name in ("save", "html", "write_recipe", "keep_fp32"):
         if getattr(outputs, name):
             raise InputError(f"a sweep does not write {name}. Leave it out, and give it to slim-model run with the "
                              "report of the point you choose.")  # fmt: skip

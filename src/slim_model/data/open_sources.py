@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from slim_model.data.batches import Data
+from slim_model.data.holdout import TakesBatches
 from slim_model.data.open_data import OpenedData, open_data, read_source
 from slim_model.data.options import DataOptions
 from slim_model.data.training_samples import Samples, open_samples
-from slim_model.graph.graph import Graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Sources:
     training: Samples | None = None
 
 
-def open_sources(options: DataOptions, graph: Graph, *, seed: int, training: bool) -> Sources:
+def open_sources(options: DataOptions, graph: TakesBatches, *, seed: int, training: bool) -> Sources:
     """Open what the user calls data, in batches that fit the inputs of ``graph``. Raises InputError."""
     if options.data is None:
         return Sources()

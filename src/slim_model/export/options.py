@@ -14,8 +14,8 @@ FORMATS = (".pt2", ".safetensors", ".pt")
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
     """``save``: the small PyTorch model, in the format of its ending. ``report``: the JSON report. ``html``: the same
-    as a page. ``write_recipe``:
-    the options as they were used, for ``slim-model run``. ``opset``: of the ONNX file; None: the exporter's."""
+    as a page. ``write_recipe``: the options as they were used, for ``slim-model run``. ``keep_fp32``: the ONNX file
+    before int8. ``opset``: of the ONNX file; None: the exporter's."""
 
     save: Path | None = option(
         None, "Also the small PyTorch model: .pt2, .safetensors or .pt.", kind=Path, metavar="S", basic=True
@@ -27,12 +27,13 @@ class OutputOptions:
     write_recipe: Path | None = option(
         None, "The options as they were used, for slim-model run.", kind=Path, metavar="R.toml"
     )
+    keep_fp32: Path | None = option(None, "With --int8: also the fp32 file.", kind=Path, metavar="F.onnx")
     opset: int | None = option(None, "ONNX opset; default: the exporter's.", kind=int, metavar="N")
 
     @property
     def places(self) -> list[Path]:
         """The files that are asked for."""
-        return [place for place in (self.save, self.report, self.html, self.write_recipe) if place]
+        return [place for place in (self.save, self.report, self.html, self.write_recipe, self.keep_fp32) if place]
 
     def __post_init__(self) -> None:
         if self.save and self.save.suffix not in FORMATS:

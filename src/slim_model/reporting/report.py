@@ -18,6 +18,7 @@ from slim_model.measuring.timing import Comparison
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.prove import Proof
 from slim_model.proof.tolerance import TOLERANCE
+from slim_model.quantizing.quantize import Quantized
 from slim_model.recipe import Recipe
 from slim_model.recipe_files.versions import REPORT_SCHEMA
 from slim_model.recipe_files.write import sections_of_recipe
@@ -76,7 +77,8 @@ class Report:
     ``bytes`` are for the dense and the slim model; ``free_share`` is the share of channels that could go, and
     ``channels`` counts these before and after; ``steps``, each with the accuracy after it (see ``Step``); ``norms``:
     those whose statistics run over the channels that are left, while all other statistics count the dense model's;
-    ``operators``: what each kind takes, where a page was asked for."""
+    ``operators``: what each kind takes, where a page was asked for; ``int8``: what became of it, where it was asked
+    for. ``slim`` counts the fp32 file in any case."""
 
     source: dict[str, Any]
     recipe: dict[str, Any]
@@ -97,6 +99,7 @@ class Report:
     norms: list[dict[str, str]] = field(default_factory=list)
     operators: Annotated[list[dict[str, Any]], OperatorRow] = field(default_factory=list)
     sensitivity: Annotated[list[dict[str, Any]], SensitivityRow] = field(default_factory=list)
+    int8: Quantized | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {"schema": REPORT_SCHEMA} | asdict(self)
@@ -119,9 +122,11 @@ def make_report(
     operators: Iterable[dict[str, Any]] = (),
     warnings: Iterable[str] = (),
     seconds: dict[str, float] | None = None,
+    quantized: Quantized | None = None,
+    later_steps: Iterable[Step] = (),
 ) -> Report:
     """``sections``: the recipe as a file has it, where there are files. ``files``: bytes of the dense and the slim ONNX
-    file; where None, ``bytes`` are those of the stored tensors."""
+    file; where None, ``bytes`` are those of the stored tensors. ``later_steps``: those behind the compiled ones."""
     dense, small = asdict(compiled.dense_cost), asdict(compiled.slim_cost)
     # The file is what a user keeps; it is a little more than its tensors.
     if files:
@@ -135,7 +140,7 @@ def make_report(
     proof = asdict(compiled.proof) | {"onnx_max_rel_error": onnx_error, "tolerance": TOLERANCE}
     return Report(
         source=source or {},
-        recipe=sections or sections_of_recipe(as_used(compiled, recipe)),
+        recipe=sections or sections_of_recipe(as_used(compiled, recipe, quantized)),
         dense=dense,
         slim=small,
         free_share=round(compiled.coupling.free_share, 4),
@@ -149,10 +154,11 @@ def make_report(
         environment={"slim_model": __version__} | environment(),
         warnings=notes,
         seconds=seconds or {},
-        steps=[asdict(step) for step in compiled.steps],
+        steps=[asdict(step) for step in (*compiled.steps, *later_steps)],
         norms=[asdict(norm) for norm in compiled.kept_norms()],
         operators=list(operators),
         sensitivity=list(_sensitivity(compiled)),
+        int8=quantized,
     )
 
 
@@ -182,9 +188,15 @@ def _rounding(compiled: Compiled, recipe: Recipe) -> list[str]:
     return []
 
 
-def as_used(compiled: Compiled, recipe: Recipe) -> Recipe:
-    """The recipe with what was left to us decided: what widths were rounded to, and the level of recovery."""
-    return recipe.but(multiple_of=compiled.block, recover=recipe.recovery.level(recipe.data.data is not None))
+def as_used(compiled: Compiled, recipe: Recipe, quantized: Quantized | None = None) -> Recipe:
+    """The recipe with what was left to us decided: what widths were rounded to, the level of recovery, and what was
+    written as int8, so that a run by it writes the same, whatever the clock says."""
+    used = recipe.but(multiple_of=compiled.block, recover=recipe.recovery.level(recipe.data.data is not None))
+    if quantized is None:
+        return used
+    if not quantized.written:
+        return used.but(int8=False)
+    return used.but(int8_form=quantized.form, int8_anyway=True)
 
 
 def _groups(compiled: Compiled) -> list[dict[str, Any]]:

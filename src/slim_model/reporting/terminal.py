@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group
@@ -11,12 +12,16 @@ from rich.text import Text
 
 from slim_model.cost.prices import PRICES
 from slim_model.measuring.timing import verdict
+from slim_model.reporting.int8_table import int8_lines
 from slim_model.reporting.report import Report
 
 
 def show(report: Report, console: Console, *, layers: int = 12) -> None:
     """The whole report on one screen; at most ``layers`` rows of widths."""
-    console.print(Group(_summary(report), Text(), _widths(report, layers), Text(), *_kept(report), *_notes(report)))
+    int8 = [*int8_lines(report.int8), Text()] if report.int8 else []
+    console.print(
+        Group(_summary(report), Text(), *int8, _widths(report, layers), Text(), *_kept(report), *_notes(report))
+    )
 
 
 def _summary(report: Report) -> Table:
@@ -33,6 +38,8 @@ def _summary(report: Report) -> Table:
         _add_budget(table, report.budget)
     for row in report.latency:
         _add_latency(table, row)
+    if report.int8 and report.int8.written:
+        _add_int8(table, report)
     proof = report.proof
     checked = f"{proof['ties']:,} ties hold"
     table.add_row("proof: masked dense", "", f"error {proof['masked_max_rel_error']:.0e}", checked)
@@ -109,6 +116,18 @@ def _add_latency(table: Table, row: dict[str, Any]) -> None:
         Text(f"{slim['p10_ms']:.2f}-{slim['p90_ms']:.2f}", style="dim"),
         Text(f"batch {dense['batch']}, {_plural(dense['threads'], 'thread')}", style="dim"),
     )
+
+
+def _add_int8(table: Table, report: Report) -> None:
+    """Its size and latency, against the dense model's."""
+    int8 = report.int8
+    assert int8 is not None
+    assert int8.int8_bytes is not None
+    dense, small = report.dense["bytes"], int8.int8_bytes
+    table.add_row("int8: file", f"{dense / 1e6:,.2f} MB", f"{small / 1e6:,.2f} MB", _times(dense, small))
+    if int8.against_dense:
+        row = asdict(int8.against_dense)
+        _add_latency(table, row | {"runtime": f"int8: {row['runtime']}"})
 
 
 def _times(before: float, after: float) -> str:

@@ -1,0 +1,65 @@
+"""Small ONNX files, written without PyTorch's exporter, which takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+SIZE = (3, 8, 8)
+
+
+def classifier(place: Path, *, loud: float = 1.0, opset: int = 18, batch: str | int = "n") -> Path:
+    """(N, 3, 8, 8) -> (N, 4): first (3 -> 8), second (8 -> 8), scores. ``loud``: what the last input channel is
+    expected to be larger by; its weights are that much smaller."""
+    draw = np.random.default_rng(0)
+    first = draw.normal(size=(8, 3, 3, 3)) / 5
+    first[:, 2] /= loud
+    stored = {
+        "first.weight": first,
+        "first.bias": draw.normal(size=8) / 10,
+        "second.weight": draw.normal(size=(8, 8, 3, 3)) / 8,
+        "second.bias": draw.normal(size=8) / 10,
+        "scores.weight": draw.normal(size=(8, 4)),
+        "scores.bias": draw.normal(size=4) / 10,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "first.weight", "first.bias"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], "relu1"),
+        helper.make_node("Conv", ["b", "second.weight", "second.bias"], ["c"], "second", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["d"], "relu2"),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"], "pool"),
+        helper.make_node("Flatten", ["e"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "scores.weight", "scores.bias"], ["g"], "scores"),
+        helper.make_node("Softmax", ["g"], ["y"], "softmax"),
+    ]
+    return write(place, nodes, stored, opset, (batch, *SIZE), (batch, 4))
+
+
+def without_layers(place: Path) -> Path:
+    """(N, 3, 8, 8), multiplied by itself."""
+    shape = ("n", *SIZE)
+    return write(place, [helper.make_node("Mul", ["x", "x"], ["y"], "square")], {}, 18, shape, shape)
+
+
+def write(
+    place: Path,
+    nodes: list[onnx.NodeProto],
+    stored: dict[str, np.ndarray],
+    opset: int,
+    takes: tuple[str | int, ...],
+    gives: tuple[str | int, ...],
+) -> Path:
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, takes)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, gives)
+    model = helper.make_model(
+        helper.make_graph(nodes, "net", [x], [y], tensors),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+    )
+    helper.set_model_props(model, {"made": "by hand"})
+    onnx.save(model, place)
+    return place
