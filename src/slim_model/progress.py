@@ -21,14 +21,16 @@ def count_nothing(done: int, total: int) -> None:
 
 
 def count_in_text(progress: Progress, *, every_s: float = 2.0) -> Count:
-    """Counts as a bar of text, at most one in ``every_s`` seconds."""
-    last = time.perf_counter()
+    """Counts as a bar of text with the time that is left, at most one in ``every_s`` seconds."""
+    started = last = time.perf_counter()
 
     def count(done: int, total: int) -> None:
         nonlocal last
-        if time.perf_counter() - last >= every_s:
-            last = time.perf_counter()
+        now = time.perf_counter()
+        if now - last >= every_s:
+            last = now
             filled = 20 * min(done, total) // max(total, 1)
-            progress(f"ranking channels [{'=' * filled}{' ' * (20 - filled)}] {done} of {total}")
+            left = f", {(now - started) * (total - done) / done:.0f} s left" if 0 < done < total else ""
+            progress(f"ranking channels [{'=' * filled}{' ' * (20 - filled)}] {done} of {total}{left}")
 
     return count

@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 
 from slim_model.cli.parameters import Section, command_of
-from slim_model.cli.status import status
+from slim_model.cli.printed import PRINTED
+from slim_model.cli.status import LogOptions, status
 from slim_model.errors import InputError
 from slim_model.loading.source import SourceOptions
 from slim_model.measuring.options import RUNTIME_NAMES
-from slim_model.options import read_counts
+from slim_model.options import given_to, read_counts
 
 
 def bench_command(
@@ -43,15 +44,18 @@ def bench_command(
         runtimes=tuple(runtime or ()),
         batches=read_counts("--batch", batch),
         threads=read_counts("--threads", threads),
-        loading=SourceOptions(**options),
+        loading=SourceOptions(**given_to(SourceOptions, options)),
         per_op=per_op,
         rounds=rounds,
         seconds=seconds,
         json=json,
     )
-    with status() as progress:
+    logging = LogOptions(**given_to(LogOptions, options))
+    logging.keep_apart(*files, *filter(None, [json]))
+    with status(logging) as progress:
         result = bench(job, progress)
-    show_bench(result, console)
+    if not logging.quiet:
+        show_bench(result, console)
 
 
-command = command_of(bench_command, [Section("Models in", SourceOptions)])
+command = command_of(bench_command, [Section("Models in", SourceOptions), PRINTED])

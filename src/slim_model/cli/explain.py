@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from slim_model.cli.parameters import Section, command_of
-from slim_model.cli.status import status
+from slim_model.cli.printed import PRINTED
+from slim_model.cli.status import LogOptions, status
 from slim_model.coupling.options import CouplingOptions
 from slim_model.graph.options import TracingOptions
 from slim_model.loading.source import Source, SourceOptions
@@ -38,12 +39,15 @@ def explain_command(
     )
     forms = ((as_json, drawing.json_text), (as_dot, drawing.dot), (as_svg, drawing.svg))
     drawn = [(place, render) for place, render in forms if place]
-    with status() as progress:
+    logging = LogOptions(**given_to(LogOptions, options))
+    logging.keep_apart(source, *(place for place, _ in drawn))
+    with status(logging) as progress:
         explanation = answer(question, [place for place, _ in drawn], progress)
     shown = explanation.about(layer) if layer else explanation
     for place, render in drawn:
         publish(place, render(shown))
-    sys.stdout.write(drawing.text(shown) + "\n")
+    if not logging.quiet:
+        sys.stdout.write(drawing.text(shown) + "\n")
 
 
 command = command_of(
@@ -52,5 +56,6 @@ command = command_of(
         Section("What is removed", CouplingOptions, ["keep"]),
         Section(_IN, SourceOptions),
         Section(_IN, TracingOptions),
+        PRINTED,
     ],
 )

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from slim_model.cli.parameters import Section, command_of
-from slim_model.cli.status import status
+from slim_model.cli.printed import PRINTED
+from slim_model.cli.status import LogOptions, status
 from slim_model.graph.options import TracingOptions
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.measuring.options import RUNTIME_NAMES
@@ -41,9 +42,13 @@ def profile_command(
         dtype=dtype,
         cache=cache,
     )
-    with status() as progress:
+    logging = LogOptions(**given_to(LogOptions, options))
+    logging.keep_apart(*filter(None, [source]))
+    with status(logging) as progress:
         learned = learn(job, progress)
-    show_learned(learned, Console())
+    show_learned(learned, Console(quiet=logging.quiet))
 
 
-command = command_of(profile_command, [Section("Model in", SourceOptions), Section("Model in", TracingOptions)])
+command = command_of(
+    profile_command, [Section("Model in", SourceOptions), Section("Model in", TracingOptions), PRINTED]
+)

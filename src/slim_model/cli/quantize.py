@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from slim_model.cli.parameters import Section, command_of
-from slim_model.cli.status import status
+from slim_model.cli.printed import PRINTED
+from slim_model.cli.status import LogOptions, status
 from slim_model.data.options import DataOptions
 from slim_model.loading.source import SourceOptions
 from slim_model.measuring.options import MeasuringOptions
@@ -39,9 +40,11 @@ def quantize_command(
         source, out, data, quantizing, SourceOptions(inputs=options["inputs"]), report=report,
         **{name: options[name] for name in names},
     )  # fmt: skip
-    with status() as progress:
+    logging = LogOptions(**given_to(LogOptions, options))
+    logging.keep_apart(source, out, *filter(None, [report]))
+    with status(logging) as progress:
         result, notes = quantize_file(job, progress)
-    console = Console()
+    console = Console(quiet=logging.quiet)
     show_int8(result, console)
     for note in notes:
         console.print(Text(f"note: {note}", style="yellow"))
@@ -57,5 +60,6 @@ command = command_of(
         Section("What is written", Gates, ("max_drop",)),
         Section("Measuring", MeasuringOptions, ("bench", "threads")),
         Section("Data", Recipe),
+        PRINTED,
     ],
 )

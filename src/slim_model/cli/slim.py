@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from slim_model.cli.parameters import Section, command_of
-from slim_model.cli.status import status
+from slim_model.cli.printed import PRINTED
+from slim_model.cli.status import LogOptions, status
 from slim_model.export.options import OutputOptions
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.options import given_to
@@ -51,21 +52,27 @@ def slim_command(
     outputs = OutputOptions(**given_to(OutputOptions, options))
     source_options = SourceOptions(**given_to(SourceOptions, options))
     recipe = Recipe.of(**recipe_options)  # what is wrong is said before PyTorch is imported
-    carry_out(Job(Source(source, source_options), out, recipe, outputs))
+    carry_out(Job(Source(source, source_options), out, recipe, outputs), LogOptions(**given_to(LogOptions, options)))
 
 
-def carry_out(job: Job) -> None:
+def carry_out(job: Job, logging: LogOptions) -> None:
     """Run ``job``, show its report and name the files it wrote."""
     from slim_model.commands.slim import run_job
+    from slim_model.reporting.headline import figures_for_machines
     from slim_model.reporting.terminal import show
 
-    with status() as progress:
+    logging.keep_apart(job.source.path, job.target, *job.outputs.places)
+    log = status(logging)
+    with log as progress:
         report = run_job(job, progress)
-    if report is None:
-        return
-    console = Console()
-    show(report, console)
-    console.print(Text(f"wrote {', '.join(map(str, [job.target, *job.outputs.places]))}"))
+        if report is None:
+            return
+        written = [str(place) for place in (job.target, *job.outputs.places)]
+        log.result(f"wrote {', '.join(written)}", wrote=written, figures=figures_for_machines(report.as_dict()))
+    if not logging.quiet:
+        console = Console()
+        show(report, console)
+        console.print(Text(f"wrote {', '.join(written)}"))
 
 
 EVERY_SECTION = [
@@ -73,6 +80,7 @@ EVERY_SECTION = [
     Section(_REMOVED, Recipe),
     Section("Model in, model out", SourceOptions),
     Section("Model in, model out", OutputOptions),
+    PRINTED,
 ]
 """All options of a run."""
 

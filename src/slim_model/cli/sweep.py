@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from slim_model.cli.parameters import Style, command_of
+from slim_model.cli.printed import PRINTED
 from slim_model.cli.slim import EVERY_SECTION
-from slim_model.cli.status import status
+from slim_model.cli.status import LogOptions, status
 from slim_model.errors import GateError
+from slim_model.options import given_to
 from slim_model.recipe import GROUPS
 from slim_model.recipe_files.read import read_job
 
@@ -42,9 +44,13 @@ def sweep_command(
     no_outputs(job.outputs)
     folder = into or job.target.with_suffix(".sweep")
     axes = {name: values for name, values in options.items() if len(values) > 1}
-    with status() as progress:
+    logging = LogOptions(**{name: values[0] for name, values in given_to(LogOptions, options).items()})
+    logging.keep_apart(file, job.source.path, job.target, *job.outputs.places)
+    log = status(logging)
+    with log as progress:
         swept = run_sweep(Sweep(job, axes, folder, condition), progress)
-    console = Console()
+        log.result(f"wrote {len(swept.reports)} points in {folder}", best=swept.best, failed=list(swept.failed))
+    console = Console(quiet=logging.quiet)
     show_comparison(swept.reports, console)
     for name, error in swept.failed.items():
         console.print(Text(f"failed: {name}: {error}"))
@@ -62,7 +68,7 @@ def sweep_command(
 
 command = command_of(
     sweep_command,
-    [section for section in EVERY_SECTION if section.group in GROUPS.values()],
+    [*(section for section in EVERY_SECTION if section.group in GROUPS.values()), PRINTED],
     basics_first=True,
     style=Style.SEVERAL,
 )

@@ -41,6 +41,17 @@ def figures_of(report: Mapping[str, Any]) -> Iterator[Figure]:
         yield Figure("accuracy", f"{known[0]:.2%}", f"{known[-1]:.2%}", change, known[-1])
 
 
+def figures_for_machines(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The same figures as numbers, by the names that conditions have; None where one is not known."""
+    of_slim = {name: report["slim"][name] for name in ("macs", "params", "bytes")}
+    return of_slim | {
+        "latency_ms": latency_of(report),
+        "speedup": speedup_of(report),
+        "accuracy": tested_accuracy(report),
+        "agreement": agreement_of(report),
+    }
+
+
 def tested_accuracy(report: Mapping[str, Any]) -> float | None:
     """The share of test samples that the small model has right; None where it was not read."""
     return next((step["accuracy"] for step in reversed(report["steps"]) if step["accuracy"] is not None), None)
