@@ -1,0 +1,39 @@
+"""Advice works: what an error tells the user to do is done in a situation that gives it, and ends well."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from advice import ELSEWHERE, UNTRIED, advice_of_errors
+from advice_situations import SITUATIONS
+from slim_model.errors import SlimError
+
+MOST_UNTRIED = 63
+"""It only becomes less."""
+
+
+def test_all_advice_is_known() -> None:
+    """New advice needs a situation; what is not tried yet is listed, and the list only becomes shorter."""
+    given, known = set(advice_of_errors()), [*SITUATIONS, *ELSEWHERE, *UNTRIED]
+    assert given - set(known) == set(), "advice without a situation"
+    assert set(known) - given == set(), "advice that nothing gives any more"
+    assert len(known) == len(set(known))
+    assert len(UNTRIED) <= MOST_UNTRIED
+
+
+@pytest.mark.parametrize("advice", ELSEWHERE)
+def test_tests_elsewhere_are_there(advice: str) -> None:
+    file, _, name = ELSEWHERE[advice].partition("::")
+    assert f"def {name}(" in (Path(__file__).parents[1] / file).read_text()
+
+
+@pytest.mark.parametrize("advice", SITUATIONS)
+def test_advice_works(advice: str, tmp_path: Path) -> None:
+    situation = SITUATIONS[advice]
+    with pytest.raises(SlimError) as raised:
+        situation.given(tmp_path)
+    assert re.search(".*".join(map(re.escape, advice.split("{}"))), str(raised.value)), str(raised.value)
+    situation.followed(tmp_path)
