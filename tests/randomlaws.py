@@ -154,6 +154,13 @@ def shapes_follow_the_plan(case: Case, model: nn.Module, found: Compiled) -> boo
     return own
 
 
+def every_input_varies(case: Case, model: nn.Module, found: Compiled) -> bool:
+    """The proof saw two values of each."""
+    if found.proof.same_inputs:
+        raise Wrong(f"the proof saw one value of {', '.join(found.proof.same_inputs)}")
+    return True
+
+
 def options_are_obeyed(case: Case, model: nn.Module, found: Compiled) -> bool:
     """Kept layers keep what they make; widths are what the ratio says, or more."""
     for pattern in case.options["keep"]:
@@ -263,6 +270,7 @@ def the_onnx_file_computes_the_same(case: Case, model: nn.Module, found: Compile
 
 LAWS = (
     shapes_follow_the_plan,
+    every_input_varies,
     options_are_obeyed,
     the_small_net_is_the_dense_one_without_dead_channels,
     removing_nothing_changes_nothing,

@@ -201,6 +201,7 @@ def test_only_atens_operators_in_place_have_the_rows_of_those_out_of_place() -> 
 LISTED = {
     "graph/trace.py": "what may be left out of a graph, before anything asks a row",
     "graph/decisions.py": "a graph runs by itself, without the rows, and gives what sorts and thresholds decided",
+    "graph/other_inputs/looked_up.py": "what operators below the rows look up, in a run of a model before it is traced",
     "simplifying/constant_indices.py": "spellings of a look-up, most of which have no row: they are written as another",
     "export/lower.py": "what the ONNX exporter is given in place of single overloads",
     "export/onnx_translations.py": "what the ONNX exporter lacks",

@@ -39,4 +39,5 @@ def test_removing_dead_channels_of_known_models_changes_nothing(name: str) -> No
     model = randomised(getattr(models, name)(weights=None, num_classes=10))
     image, other = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 64, 64)
     found = compile_model(model, (image,), Recipe.of(ratio=0.5, criterion="random"))
+    assert found.proof.same_inputs == ()
     assert removing_the_dead_changes_nothing(model, found, (other,), ratio=0.5) == ""

@@ -28,7 +28,7 @@ from slim_model.graph.as_module import NestedGraph, graph_module
 from slim_model.graph.graph import Folded, Graph, PlainLayer
 from slim_model.graph.modes import silence_torch
 from slim_model.graph.options import TracingOptions
-from slim_model.graph.other_sizes import resized
+from slim_model.graph.other_inputs.other_sizes import resized
 from slim_model.graph.stored_tensors import shared_names, storage_key
 from slim_model.proof.capture import capture
 from slim_model.proof.own_module import SmallModule

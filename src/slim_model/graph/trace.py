@@ -40,7 +40,7 @@ from slim_model.graph.fixed_axes import (
 from slim_model.graph.free_axes import Axes, asked_axes, free_axes
 from slim_model.graph.graph import Graph, copy_graph, describe_inputs
 from slim_model.graph.modes import eval_mode, silence_torch
-from slim_model.graph.other_sizes import notes_on_sizes, other_sizes
+from slim_model.graph.other_inputs.other_sizes import notes_on_sizes, other_sizes
 from slim_model.graph.promises import whole
 
 _READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import nn
 from slim_model.calling.arguments import Arguments
 from slim_model.calling.outputs import flatten_outputs, output_tensors
 from slim_model.errors import InputError
+from slim_model.graph.other_inputs.looked_up import Span, looked_up
+from slim_model.graph.other_inputs.other_values import other_values
 from slim_model.loading.input_spec import Shape, TensorSpec, describe_error, spec_of
 
 #: Tried in this order. 224 is what most image models are trained on; the small ones tell fixed sizes apart.
@@ -43,13 +45,36 @@ class _Trial:
     outputs: tuple[Shape, ...]
 
 
-def make_inputs(model: nn.Module, specs: Iterable[TensorSpec], seed: int) -> tuple[torch.Tensor, ...]:
-    """A tensor for each of ``specs``, of its values; without any random: normal, or token numbers that the embeddings
-    have."""
+def make_inputs(
+    model: nn.Module, specs: Iterable[TensorSpec], seed: int, *, call: Callable[..., Any] | None = None
+) -> tuple[torch.Tensor, ...]:
+    """A tensor for each of ``specs``, of its values. Without any random: normal; numbers that the tables have in which
+    it is looked up; bytes; or a mask, as of a batch of texts that end at different places.
+
+    ``call(*tensors)`` calls the model on such tensors, where they are not simply its positional arguments.
+    """
     generator = torch.Generator().manual_seed(seed)
+    specs = list(specs)
+    spans = _spans(model, specs, call or model)
+    return tuple(
+        _filled(spec) if spec.values else _random(spec, span, generator)
+        for spec, span in zip(specs, spans, strict=True)
+    )
+
+
+def _spans(model: nn.Module, specs: list[TensorSpec], call: Callable[..., Any]) -> list[Span | None]:
+    """What whole numbers may be, as a run on zeros shows, or on ones; where neither shows it, what every embedding
+    has."""
+    whole = [not s.dtype.is_floating_point and s.dtype is not torch.bool and not s.values for s in specs]
+    if not any(whole):
+        return [None] * len(specs)
+    for value in (0, 1):
+        found = looked_up(call, [_filled(s) if s.values else torch.full(s.shape, value, dtype=s.dtype) for s in specs])
+        if any(found):
+            return found
     layers: list[Any] = [module for module in model.modules() if _kind(module).startswith("Embedding")]
-    vocabulary = min((int(layer.num_embeddings) for layer in layers), default=2)
-    return tuple(_filled(spec) if spec.values else _random(spec, vocabulary, generator) for spec in specs)
+    rows = min((int(layer.num_embeddings) for layer in layers), default=0)
+    return [Span(0, rows - 1) if rows and here else None for here in whole]
 
 
 def guess_inputs(model: nn.Module, seed: int = 0, *, sides: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
@@ -116,12 +141,14 @@ def _filled(spec: TensorSpec) -> torch.Tensor:
     return torch.tensor(spec.values, dtype=spec.dtype).reshape(spec.shape)
 
 
-def _random(spec: TensorSpec, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+def _random(spec: TensorSpec, span: Span | None, generator: torch.Generator) -> torch.Tensor:
     shape, dtype = spec.shape, spec.dtype
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
-    highest = 2 if dtype == torch.bool else min(vocabulary, torch.iinfo(dtype).max)
-    return torch.randint(0, highest, shape, generator=generator).to(dtype)
+    if span is None and dtype is not torch.uint8:
+        return other_values(torch.ones(shape, dtype=dtype), shape, None, generator)
+    least, most = span or Span(0, 255)
+    return torch.randint(least, min(most, torch.iinfo(dtype).max) + 1, shape, generator=generator).to(dtype)
 
 
 def _kind(module: nn.Module) -> str:

@@ -278,7 +278,9 @@ def lesson_of(recipe: Recipe) -> Lesson:
 def _warnings(shared: _Shared, result: Compiled) -> tuple[str, ...]:
     """What the user should know of the trace, of the proof, and of what was asked for."""
     notes = [*shared.dense.warnings, *shared.notes]
-    if not result.proof.outputs_vary:
+    if same := result.proof.same_inputs:
+        notes.append(f"only one value of {', '.join(same)} was tried: the model takes no other that was found")
+    elif not result.proof.outputs_vary:
         notes.append("the model's output is the same for every input tried, so comparing outputs says little")
     if shared.recipe.coupling.attention != "width" and not shared.heads.heads:
         notes.append("no attention heads were found: widths were removed")

@@ -16,7 +16,7 @@ from slim_model.graph.autocast import autocast_types, float32_note, in_float32
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import eval_mode
 from slim_model.graph.options import TracingOptions
-from slim_model.graph.other_sizes import batch_that_fails
+from slim_model.graph.other_inputs.other_sizes import batch_that_fails
 from slim_model.graph.trace import trace
 from slim_model.proof.check_trace import check_trace
 from slim_model.simplifying.simplify import simplify

@@ -14,7 +14,7 @@ from slim_model.errors import InputError, ProofError, first_line
 from slim_model.graph.decisions import Decided, Decision
 from slim_model.graph.fixed_axes import line_of_error
 from slim_model.graph.graph import Graph, first_sample, source_line
-from slim_model.graph.other_sizes import resized
+from slim_model.graph.other_inputs.other_sizes import resized
 from slim_model.graph.tensor_trees import tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 

@@ -25,7 +25,7 @@ from slim_model.graph.autocast import in_float32
 from slim_model.graph.decisions import DecisionRecorder, DecisionReplayer
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.modes import eval_mode
-from slim_model.graph.other_sizes import resized
+from slim_model.graph.other_inputs.other_sizes import resized
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.ops import row_of
 from slim_model.proof.tolerance import TOLERANCE, relative_error

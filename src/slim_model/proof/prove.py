@@ -35,7 +35,7 @@ class Proof:
     """``masked_max_rel_error``: largest error over all outputs, relative to the largest value of that output;
     ``layer_max_rel_error``: the same over the outputs of all layers; ``ties`` were checked by structure;
     ``float64``: measured in float64, because float32 rounding alone came near the tolerance; ``outputs_vary``: they
-    are not the same for the first two inputs."""
+    are not the same for the first two inputs; ``same_inputs``: names of the inputs that had one value in all."""
 
     masked_max_rel_error: float
     layer_max_rel_error: float
@@ -43,6 +43,7 @@ class Proof:
     batches: tuple[int, ...]
     float64: bool = False
     outputs_vary: bool = True
+    same_inputs: tuple[str, ...] = ()
     onnx_max_rel_error: float | None = None
 
     def and_then(self, other: Proof) -> Proof:
@@ -54,6 +55,7 @@ class Proof:
             other.batches,
             self.float64 or other.float64,
             other.outputs_vary,
+            other.same_inputs,
         )
 
 
@@ -72,7 +74,18 @@ def prove(dense: Graph, small: Graph, cut: Cut, replay: Replay, batches: list[tu
         runs = [_lockstep(_double(dense), _double(small), cut, inputs, wide=True) for inputs in wide]
     outputs, layers = (max(e) for e in zip(*((run.outputs_error, run.layers_error) for run in runs), strict=True))
     vary = len(runs) > 1 and _differ(*(run.first for run in runs[:2]))
-    return Proof(outputs, layers, ties, tuple(batch_of(inputs) for inputs in batches), in_float64, vary)
+    sizes, same = tuple(batch_of(inputs) for inputs in batches), _same_inputs(dense, batches)
+    return Proof(outputs, layers, ties, sizes, in_float64, vary, same)
+
+
+def _same_inputs(graph: Graph, batches: list[tuple[Any, ...]]) -> tuple[str, ...]:
+    """The inputs whose values are the same in all ``batches``, where all have them."""
+    names = [node.name for node in graph.nodes if node.op == "placeholder" and node.name not in graph.owners]
+    return tuple(
+        name
+        for name, (first, *others) in zip(names, zip(*batches, strict=True), strict=True)
+        if isinstance(first, Tensor) and first.numel() and not any(_differ([first], [other]) for other in others)
+    )
 
 
 def _differ(one: list[Tensor], two: list[Tensor]) -> bool:

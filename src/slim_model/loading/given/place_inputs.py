@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from slim_model.calling.arguments import Arguments, forward_parameters
 from slim_model.errors import InputError
@@ -19,9 +19,14 @@ _NAME_THEM = "Name them, such as --input {name}=1x3x224x224"
 def make_arguments(model: nn.Module, specs: Iterable[InputSpec], seed: int) -> Arguments:
     """The arguments that ``specs`` describe, with random tensors where they give no values."""
     specs = list(specs)
-    tensors = iter(make_inputs(model, [s.given for s in specs if isinstance(s.given, TensorSpec)], seed))
-    values = [next(tensors) if isinstance(s.given, TensorSpec) else s.given.value for s in specs]
-    return place(model, [(spec.name, value) for spec, value in zip(specs, values, strict=True)])
+
+    def placed(*tensors: Tensor) -> Arguments:
+        given = iter(tensors)
+        values = [next(given) if isinstance(s.given, TensorSpec) else s.given.value for s in specs]
+        return place(model, [(spec.name, value) for spec, value in zip(specs, values, strict=True)])
+
+    tensor_specs = [s.given for s in specs if isinstance(s.given, TensorSpec)]
+    return placed(*make_inputs(model, tensor_specs, seed, call=lambda *tensors: placed(*tensors).call(model)))
 
 
 def place(model: nn.Module, given: Iterable[tuple[str, Any]]) -> Arguments:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from slim_model.graph.fixed_axes import first_failure
 from slim_model.graph.graph import Graph, shapes_at, source_line
+from slim_model.graph.other_inputs.other_values import fitted
 from slim_model.graph.tensor_trees import batch_of
 
 _STEPS = (1, 2, 4, 8, 16, 32, 64)
@@ -67,13 +67,6 @@ def batch_that_fails(graph: Graph) -> str:
 def resized(graph: Graph, sizes: Mapping[str, int]) -> tuple[Any, ...]:
     """The example inputs, cut or repeated to the shapes that they have where free axes have these ``sizes``."""
     return tuple(
-        _fitted(x, shape) if isinstance(x, Tensor) else x
+        fitted(x, shape) if isinstance(x, Tensor) else x
         for x, shape in zip(graph.inputs, shapes_at(graph, sizes), strict=True)
     )
-
-
-def _fitted(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    for axis, size in enumerate(shape):
-        if size != x.shape[axis]:
-            x = x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
-    return x

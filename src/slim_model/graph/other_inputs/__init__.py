@@ -1,0 +1,1 @@
+"""Inputs like the example, of other sizes and other values."""
