@@ -310,3 +310,21 @@ def test_only_what_can_be_numbered_has_a_part_to_test_on(kind: str) -> None:
     if data.parted:
         test = open_data(SOURCES[kind](), EXAMPLE, samples=40, split="test")
         assert not set(order_of(data)) & set(order_of(test))
+
+
+def test_a_dict_is_read_by_the_names_of_the_inputs() -> None:
+    image, text, labels = torch.randn(6, 3), torch.randn(6, 3), torch.arange(6)
+    example = (image[:1], text[:1])
+    nested = ("batch.image", "batch.text")
+    for names, item in (
+        (("image", "text"), {"text": text, "labels": labels, "image": image}),
+        (nested, {"text": text, "image": image, "label": labels}),
+        (nested, {"target": labels, "batch": {"text": text, "image": image}}),
+        (("image", "y"), {"y": text, "label": labels, "image": image}),
+    ):
+        (batch,) = open_data([item], example, names=names).batches()
+        assert torch.equal(batch.inputs[0], image)
+        assert torch.equal(batch.inputs[1], text)
+        assert torch.equal(batch.labels, labels)
+    with pytest.raises(InputError, match=r"gave batches of image, txt; the model's input 'text' is not among them"):
+        open_data([{"image": image, "txt": text}], example, names=("image", "text"))

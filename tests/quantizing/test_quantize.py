@@ -33,6 +33,7 @@ _ONE = torch.zeros(1, *SIZE)
 class Takes:
     dynamic_batch: bool = True
     inputs: tuple[Any, ...] = (_ONE,)
+    input_names: tuple[str, ...] = ("x",)
 
 
 def noise(count: int, *, loud: float = 1.0) -> torch.Tensor:

@@ -43,7 +43,7 @@ def parts_of(value: Any) -> Parts | None:
         return _attributes(value, [field.name for field in type(value).__attrs_attrs__])
     if isinstance(value, types.SimpleNamespace):
         return _attributes(value, list(vars(value)))
-    return _registered(value)
+    return _registered(value) or _attention_cache(value)
 
 
 def _fields(value: tuple[Any, ...]) -> tuple[str, ...] | None:
@@ -93,6 +93,25 @@ def _registered(value: Any) -> Parts | None:
         keyed, _ = row.flatten_with_keys_fn(value)
         names = tuple(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key, _ in keyed)
     return Parts(names, tuple(values), lambda new: row.unflatten_fn(new, context))
+
+
+def _attention_cache(value: Any) -> Parts | None:
+    """The caches of transformers (4.56 to 5), which hold keys and values for each layer."""
+    layers = getattr(value, "layers", None)
+    if not type(value).__module__.startswith("transformers.") or not isinstance(layers, list):
+        return None
+    if not all(hasattr(layer, "keys") and hasattr(layer, "values") for layer in layers):
+        return None
+
+    def rebuild(new: list[Any]) -> Any:
+        alike = copy.copy(value)
+        alike.layers = [copy.copy(layer) for layer in layers]
+        for layer, held in zip(alike.layers, new, strict=True):
+            layer.keys, layer.values = held["keys"], held["values"]
+        return alike
+
+    held = [{"keys": layer.keys, "values": layer.values} for layer in layers]
+    return Parts(tuple(map(str, range(len(layers)))), tuple(held), rebuild)
 
 
 class Leaf(NamedTuple):

@@ -46,6 +46,7 @@ class _OnnxInputs:
 
     dynamic_batch: bool
     inputs: tuple[Any, ...]
+    input_names: tuple[str, ...]
 
 
 def quantize_file(job: QuantizeJob, progress: Progress) -> tuple[Quantized, list[str]]:
@@ -59,12 +60,13 @@ def quantize_file(job: QuantizeJob, progress: Progress) -> tuple[Quantized, list
     progress(f"reading {job.source.name}")
     artifact = open_artifact(job.source, job.loading)
     one = artifact.example(artifact.fixed_batch or 1)
-    inputs = _OnnxInputs(artifact.fixed_batch is None, tuple(one))
+    names = tuple(signature.name for signature in artifact.inputs)
+    inputs = _OnnxInputs(artifact.fixed_batch is None, tuple(one), names)
     sources: Sources = open_sources(job.data, inputs, seed=job.seed, training=False)
     assert sources.calibration is not None
     if job.max_drop is not None and (sources.test is None or not sources.test.labelled):
         raise InputError("max_drop: no accuracy can be read; it takes labels, classes, and a test part of the data.")
-    samples = collect(sources.calibration, inputs, [signature.name for signature in artifact.inputs])
+    samples = collect(sources.calibration, inputs, names)
     with beside(job.target) as temporary:
         limits = Limits(job.threads, one if job.bench else None, job.max_drop)
         result = quantize(job.source, temporary, samples, job.quantizing, limits, test=sources.test, progress=progress)

@@ -7,7 +7,7 @@ test part and never enters calibration. Which samples are taken, and their order
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from slim_model.calling.nesting import leaves_of
 from slim_model.errors import InputError
 from slim_model.graph.graph import Graph
 from slim_model.graph.tensor_trees import batch_of, not_finite
@@ -67,12 +68,14 @@ def pad_batch(batch: Batch, graph: Graph) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """From what a source gives to a Batch that fits the model."""
+    """From what a source gives to a Batch that fits the model. ``names`` of its inputs: a dict with these keys (nested
+    ones joined by dots) is put in their order."""
 
     name: str
     example: tuple[Any, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    names: tuple[str, ...] = ()
 
     def __call__(self, item: Any) -> Batch:
         given, labels = self._parted(item)
@@ -97,9 +100,11 @@ class Preparation:
     def _parted(self, item: Any) -> tuple[list[Any], Any]:
         """Inputs and labels: labels are what comes behind the inputs, or bear the name."""
         labels = None
-        if isinstance(item, dict):
+        if isinstance(item, Mapping):
             item = dict(item)
-            labels = next((item.pop(key) for key in ("labels", "label", "y", "target") if key in item), None)
+            labelled = [key for key in ("labels", "label", "y", "target") if key in item and key not in self.names]
+            labels = item.pop(labelled[0]) if labelled else None
+            item = self._in_order(item)
         leaves = [torch.as_tensor(x) if hasattr(x, "__array__") else x for x in pytree.tree_leaves(item)]
         inputs = len(self.example)
         if len(leaves) == inputs + 1 and labels is None:
@@ -110,6 +115,23 @@ class Preparation:
                 "Give batches of the inputs, or of the inputs and labels."
             )
         return leaves, labels
+
+    def _in_order(self, item: dict[str, Any]) -> Any:
+        """Values in the order of the model's inputs, and what else there is behind them; a dict that has none of their
+        names as it is."""
+        by_name = {".".join(leaf.path): leaf.value for leaf in leaves_of(item)}
+        whole = {name.partition(".")[0] for name in self.names}
+        names = self.names
+        if len(whole) == 1 and not by_name.keys() & set(names):  # forward takes the dict as it is
+            names = tuple(name.partition(".")[2] for name in names)
+        if not by_name.keys() & set(names):
+            return item
+        if missing := [name for name in names if name not in by_name]:
+            raise InputError(
+                f"{self.name} gave batches of {', '.join(map(str, by_name))}; the model's input '{missing[0]}' is not "
+                "among them."
+            )
+        return [by_name[name] for name in (*names, *(name for name in by_name if name not in names))]
 
     def _fitting(self, x: Any, like: Any, first: bool) -> Any:
         if not isinstance(like, Tensor):

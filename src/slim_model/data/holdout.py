@@ -34,6 +34,9 @@ class TakesBatches(Protocol):
     @property
     def inputs(self) -> tuple[Any, ...]: ...
 
+    @property
+    def input_names(self) -> tuple[str, ...]: ...
+
 
 Parts = Callable[[], Iterator[Part]]
 

@@ -31,13 +31,15 @@ def open_data(
     seed: int = 0,
     split: Split = "train",
     fixed_batch: bool = False,
+    names: Sequence[str] = (),
 ) -> Data:
     """``source``: a SPEC such as ``mnist:DIR`` (see ``data.sources``), a tensor, ``(inputs, labels)`` tensors, a
     data set, a DataLoader, any iterable of batches, or a callable that returns one of these.
 
     A batch is the model's inputs, or those and labels. ``example`` are inputs of the model: they tell how many there
     are and of what shape. ``mean`` and ``std`` normalise the first input, one number a channel; bytes are divided by
-    255 first. ``fixed_batch``: the model takes just the example's batch size.
+    255 first. ``names`` of the inputs, by which a dict is read. ``fixed_batch``: the model takes just the
+    example's batch size.
     """
     if samples < 1 or batch < 1:
         raise InputError(f"samples {samples} and batch {batch} must be at least 1.")
@@ -48,7 +50,7 @@ def open_data(
     if isinstance(source, Iterator):
         source = _kept(read_each(name, lambda: opened.samples), samples)
     parted = is_dataset(source)
-    prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
+    prepare = Preparation(name, tuple(example), tuple(mean), tuple(std), tuple(names))
     # A data set is drawn from, so that its first classes are not all there is; a stream is taken from its beginning.
     if parted:
         with user_faults(name, "counting its samples"):

@@ -38,8 +38,11 @@ def open_sources(options: DataOptions, graph: TakesBatches, *, seed: int, traini
         std=options.std,
         seed=seed,
         fixed_batch=not graph.dynamic_batch,
+        names=graph.input_names,
     )
     calibration = open_part(train, samples=options.samples)
     test = open_part(options.data, samples=options.test_samples, split="test") if calibration.parted else None
-    samples = open_samples(train, graph.inputs, mean=options.mean, std=options.std) if training else None
+    samples = None
+    if training:
+        samples = open_samples(train, graph.inputs, mean=options.mean, std=options.std, names=graph.input_names)
     return Sources(calibration, test, samples)

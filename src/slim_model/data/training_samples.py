@@ -62,7 +62,7 @@ class Samples:
                 yield self.prepare(item if len(item) > 1 else item[0])
             return
         subset = Subset(self.source, self.rows.tolist())
-        collate = default_collate if augment is None else _Augmented(augment)
+        collate = default_collate if augment is None else _Augmented(augment, self.prepare.names)
         loader = DataLoader(subset, batch_sampler=[indices.tolist() for indices in chosen], collate_fn=collate)
         for item in read_each(self.name, lambda: loader):
             yield self.prepare(item)
@@ -71,13 +71,14 @@ class Samples:
 @dataclass(frozen=True, slots=True)
 class _Augmented:
     augment: Transform
+    names: tuple[str, ...] = ()
 
     def __call__(self, items: list[Any]) -> Any:
         return default_collate([self._first(item) for item in items])
 
     def _first(self, item: Any) -> Any:
         if isinstance(item, dict):
-            name = next(iter(item))
+            name = next((name for name in self.names if name in item), next(iter(item)))
             return item | {name: self.augment(torch.as_tensor(item[name]))}
         if isinstance(item, tuple | list):
             return (self.augment(torch.as_tensor(item[0])), *item[1:])
@@ -85,13 +86,18 @@ class _Augmented:
 
 
 def open_samples(
-    source: Any, example: Sequence[Any], *, mean: Sequence[float] = (), std: Sequence[float] = ()
+    source: Any,
+    example: Sequence[Any],
+    *,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    names: Sequence[str] = (),
 ) -> Samples:
     """The training part of ``source``, which may be all that ``data.open_data`` takes. A stream of batches is read
     once, and kept."""
     opened = read_source(source, example, "train")
     name, samples = opened.name, opened.samples
-    prepare = Preparation(name, tuple(example), tuple(mean), tuple(std))
+    prepare = Preparation(name, tuple(example), tuple(mean), tuple(std), tuple(names))
     whole = _is_plain_loader(samples)  # has no test part of its own
     if whole:
         samples = samples.dataset  # in an order of ours, in batches of ours
