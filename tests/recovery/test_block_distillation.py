@@ -78,7 +78,7 @@ def test_a_block_alone_computes_what_it_does_in_the_graph(name: str) -> None:
             for track, at in ((ahead, block.start), (little, block.end.name), (big, block.end.name))
         )
         torch.testing.assert_close(_Runner(small, block, small.tensors)(start), end)
-        assert block.end.wanted(wanted).shape == end.shape or name in SEVERAL_AXES
+        assert block.end.target(wanted).shape == end.shape or name in SEVERAL_AXES
 
 
 def test_what_is_wanted_of_the_first_layer_is_what_it_gives() -> None:
@@ -92,7 +92,7 @@ def test_what_is_wanted_of_the_first_layer_is_what_it_gives() -> None:
         ]
         for at in (found[0].start, found[0].end.name)
     )
-    torch.testing.assert_close(_Runner(small, found[0], small.tensors)(start), found[0].end.wanted(wanted))
+    torch.testing.assert_close(_Runner(small, found[0], small.tensors)(start), found[0].end.target(wanted))
 
 
 def test_blocks_lie_between_the_sums_of_a_residual_net() -> None:

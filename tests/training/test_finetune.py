@@ -53,7 +53,7 @@ def test_it_learns_from_what_the_dense_model_says_inside(removed: Compiled) -> N
     assert names == ["relu", "relu_2", "relu_4"]
     probe = 0.3 * images(60)
     wanted = with_values(eval_module(removed.dense), names)(probe)[1]
-    aims = [cut_point.wanted(x) for cut_point, x in zip(cut_points, wanted, strict=True)]
+    aims = [cut_point.target(x) for cut_point, x in zip(cut_points, wanted, strict=True)]
 
     def apart(weight: float) -> float:
         found = tuned(removed, alpha=1.0, hints=weight, cut_points=cut_points, finetune=6)

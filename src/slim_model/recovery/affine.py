@@ -22,7 +22,7 @@ from slim_model.graph.graph import Graph
 from slim_model.ranking.evidence.sampling import SAMPLED, sample_positions
 from slim_model.recovery.gate_layers import GateLayer, find_layers, note, trail_of
 from slim_model.recovery.linear_layers import LinearLayer, as_map
-from slim_model.recovery.ridge import Candidate, InputMoments, RidgeProblem, candidate_of, problem_of
+from slim_model.recovery.ridge import InputMoments, RidgeProblem, RidgeSolution, problem_of, solve_ridge
 
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Relative to the mean of the diagonal."""
@@ -38,7 +38,7 @@ def fold(
     small: Graph,
     layers: list[LinearLayer],
     fit: Parts,
-    held: Parts,
+    held_out: Parts,
     *,
     ridges: tuple[float, ...] = RIDGES,
     gate_ridges: tuple[float, ...] | None = None,
@@ -55,7 +55,7 @@ def fold(
     problems = [problem_of(dense, layer, samples) for layer in layers if layer.cut and layer.inputs.numel()]
     for some in _chunks(problems):
         seen = Memory() if memory is None else memory
-        _remember(dense, [problem for problem in some if problem.key not in seen], fit, held, seen)
+        _remember(dense, [problem for problem in some if problem.key not in seen], fit, held_out, seen)
         for problem in some:
             here, other = seen[problem.key]
             own = ridges if gate_ridges is None or not isinstance(problem.layer, GateLayer) else gate_ridges
@@ -64,39 +64,39 @@ def fold(
 
 
 def fold_steady(
-    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held: Parts, judge: Callable[[Graph], float]
+    dense: Graph, small: Graph, layers: list[LinearLayer], fit: Parts, held_out: Parts, judge: Callable[[Graph], float]
 ) -> tuple[Graph, dict[str, str]]:
     """As ``fold``. What a step of a recurrent layer has wrong comes back at the next one, which no single step shows:
     the ridge that its layers take at least is the one with which ``judge`` finds the smallest error of a whole run."""
     if not any(isinstance(layer, GateLayer) and layer.cut for layer in layers):
-        return fold(dense, small, layers, fit, held)
+        return fold(dense, small, layers, fit, held_out)
     memory = Memory()
     gate_ridges = (RIDGES, *((ridge,) for ridge in STEADY))
-    found = [fold(dense, small, layers, fit, held, gate_ridges=own, memory=memory) for own in gate_ridges]
-    return min(found, key=lambda folded: judge(folded[0]))
+    folds = [fold(dense, small, layers, fit, held_out, gate_ridges=own, memory=memory) for own in gate_ridges]
+    return min(folds, key=lambda folded: judge(folded[0]))
 
 
-def _remember(dense: Graph, problems: list[RidgeProblem], fit: Parts, held: Parts, seen: Memory) -> None:
+def _remember(dense: Graph, problems: list[RidgeProblem], fit: Parts, held_out: Parts, seen: Memory) -> None:
     if problems:
-        one, two = (observe_inputs(dense, problems, part) for part in (fit, held))
+        one, two = (observe_inputs(dense, problems, part) for part in (fit, held_out))
         seen |= {problem.key: (one.get(problem.key), two.get(problem.key)) for problem in problems}
 
 
-def bytes_needed(dense: Graph, fit: Parts, held: Parts) -> Memory:
+def bytes_needed(dense: Graph, fit: Parts, held_out: Parts) -> Memory:
     """What any plan may ask for, gathered at once; of layers with more inputs than samples tell, when they ask."""
     seen, samples = Memory(), sum(part.samples for part in fit())
     problems = [problem_of(dense, layer, samples) for layer in find_layers(dense, dense, {})]
     for some in _chunks([problem for problem in problems if problem.tied == 1]):
-        _remember(dense, some, fit, held, seen)
+        _remember(dense, some, fit, held_out, seen)
     return seen
 
 
 def _chunks(problems: list[RidgeProblem]) -> Iterator[list[RidgeProblem]]:
     """As many at once as their statistics fit the memory."""
-    number, held, of = 0, 0, []
+    number, size, of = 0, 0, []
     for problem in problems:
-        size = 2 * 8 * len(problem.layer.groups) * len(problem.kept) ** 2
-        number, held = (number + 1, size) if held + size > _MEMORY else (number, held + size)
+        more = 2 * 8 * len(problem.layer.groups) * len(problem.kept) ** 2
+        number, size = (number + 1, more) if size + more > _MEMORY else (number, size + more)
         of.append(number)
     for _, some in itertools.groupby(zip(of, problems, strict=True), key=lambda pair: pair[0]):
         yield [problem for _, problem in some]
@@ -104,14 +104,14 @@ def _chunks(problems: list[RidgeProblem]) -> Iterator[list[RidgeProblem]]:
 
 def observe_inputs(graph: Graph, problems: list[RidgeProblem], parts: Parts) -> dict[Hashable, InputMoments]:
     """Moments of what each layer reads at all its calls, by the problem's key."""
-    found: dict[Hashable, InputMoments] = {}
+    moments: dict[Hashable, InputMoments] = {}
     for part in parts():
         watch = _Watch(graph, problems, part.first)
         with torch.no_grad():
             watch.run(initial_env=graph.bind(part.inputs))
-        for key, here in watch.found.items():
-            found[key] = found[key].merge(here) if key in found else here
-    return found
+        for key, here in watch.moments.items():
+            moments[key] = moments[key].merge(here) if key in moments else here
+    return moments
 
 
 class _Watch(fx.Interpreter):
@@ -121,7 +121,7 @@ class _Watch(fx.Interpreter):
         for problem in problems:
             for call in problem.layer.calls:
                 self.due[call.node].append((problem, call.operand))
-        self.first, self.found = first, dict[Hashable, InputMoments]()
+        self.first, self.moments = first, dict[Hashable, InputMoments]()
 
     def run_node(self, n: fx.Node) -> Any:
         for problem, operand in self.due.get(n.name, ()):
@@ -129,7 +129,7 @@ class _Watch(fx.Interpreter):
                 here = self._of_gates(problem.layer, n)
             else:
                 here = self._of(problem, next(self.env[m] for m in n.all_input_nodes if m.name == operand).detach())
-            self.found[problem.key] = self.found[problem.key].merge(here) if problem.key in self.found else here
+            self.moments[problem.key] = self.moments[problem.key].merge(here) if problem.key in self.moments else here
         return super().run_node(n)
 
     def _of(self, problem: RidgeProblem, x: Tensor) -> InputMoments:
@@ -161,7 +161,7 @@ class _Watch(fx.Interpreter):
 def _folded(
     problem: RidgeProblem,
     fit: InputMoments | None,
-    held: InputMoments | None,
+    held_out: InputMoments | None,
     ridges: tuple[float, ...],
     tensors: dict[str, Tensor],
 ) -> str:
@@ -169,10 +169,10 @@ def _folded(
     if fit is None:
         return "nothing"
     layer = problem.layer
-    found = {"nothing": Candidate(problem, None, None)}
+    candidates = {"nothing": RidgeSolution(problem, None, None)}
     for ridge in (None, *ridges) if layer.constant else ridges:
-        found["bias" if ridge is None else f"affine {ridge:g}"] = candidate_of(problem, fit, ridge)
-    errors = {name: candidate.error(held or fit) for name, candidate in found.items()}
+        candidates["bias" if ridge is None else f"affine {ridge:g}"] = solve_ridge(problem, fit, ridge)
+    errors = {name: candidate.error(held_out or fit) for name, candidate in candidates.items()}
     best = min(errors, key=lambda name: errors[name])
-    found[best].store(tensors)
+    candidates[best].store(tensors)
     return best

@@ -82,7 +82,7 @@ def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Pairs | No
     for big, little in zip(dense.after(block.end.name), small.after(block.start), strict=True):
         if size < MEMORY:
             taken.append(little.values[block.start].detach().clone())
-            targets.append(block.end.wanted(big.values[block.end.name].detach()).clone())
+            targets.append(block.end.target(big.values[block.end.name].detach()).clone())
             size += taken[-1].nbytes + targets[-1].nbytes
     if len({x.shape[1:] for x in taken}) != 1 or len({x.shape[1:] for x in targets}) != 1:
         return None

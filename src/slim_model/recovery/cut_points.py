@@ -37,12 +37,12 @@ class CutPoint:
     def name(self) -> str:
         return self.node.name
 
-    def wanted(self, dense: Tensor) -> Tensor:
+    def target(self, dense: Tensor) -> Tensor:
         """What the small value should be, of the dense one."""
         return dense.index_select(self.axis, self.left.to(dense.device))
 
     def cut(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what is wanted, of a dense value of ``shape``."""
+        """The shape of the target, of a dense value of ``shape``."""
         return (*shape[: self.axis], len(self.left), *shape[self.axis + 1 :])
 
 
@@ -60,8 +60,9 @@ def find_cut_points(dense: Graph, small: Graph, layers: Sequence[LinearLayer]) -
 def inner_cut_points(dense: Graph, small: Graph, kept: Kept) -> list[CutPoint]:
     """Without the input, which is the same, without outputs, and without those whose channels lie on other axes too."""
     values = {node.name: node.meta["val"] for node in dense.nodes if "val" in node.meta}
-    found = find_cut_points(dense, resize(small), find_linear_layers(dense, small, kept))
-    return [p for p in found if _is_inside(p.node) and shape_of(p.node.meta["val"]) == p.cut(shape_of(values[p.name]))]
+    points = find_cut_points(dense, resize(small), find_linear_layers(dense, small, kept))
+    inner = [point for point in points if _is_inside(point.node)]
+    return [point for point in inner if shape_of(point.node.meta["val"]) == point.cut(shape_of(values[point.name]))]
 
 
 def _is_inside(node: fx.Node) -> bool:
@@ -70,12 +71,12 @@ def _is_inside(node: fx.Node) -> bool:
 
 def sizes(graph: Graph) -> list[fx.Node]:
     """Numbers that follow from how many samples there are."""
-    found = dict[fx.Node, None]()
+    numbers = dict[fx.Node, None]()
     for node in graph.nodes:
         number = node.op == "call_function" and not isinstance(node.meta.get("val"), Tensor)
-        if is_batch(node) or (number and node.all_input_nodes and all(n in found for n in node.all_input_nodes)):
-            found[node] = None
-    return list(found)
+        if is_batch(node) or (number and node.all_input_nodes and all(n in numbers for n in node.all_input_nodes)):
+            numbers[node] = None
+    return list(numbers)
 
 
 def is_batch(node: fx.Node) -> bool:
@@ -101,22 +102,22 @@ def _single(graph: Graph) -> Iterator[int]:
 def _left(dense: Graph, layers: Sequence[LinearLayer]) -> dict[str, tuple[int, Tensor]]:
     """By the names of nodes whose channels are those of a layer: the axis they lie on, and the positions left of it."""
     by_name = {call.node: layer for layer in layers if not isinstance(layer, GateLayer) for call in layer.calls}
-    found: dict[fx.Node, tuple[int, Tensor]] = {}
+    left: dict[fx.Node, tuple[int, Tensor]] = {}
     for node in dense.nodes:
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or not value.dim():
             continue
         shape = shape_of(value)
         if layer := by_name.get(node.name):
-            found[node] = (1 if layer.window else len(shape) - 1, layer.outputs)
+            left[node] = (1 if layer.window else len(shape) - 1, layer.outputs)
         elif (node.op == "placeholder" and node.name not in dense.owners) or any(u.op == "output" for u in node.users):
-            found[node] = (len(shape) - 1, torch.arange(shape[-1]))
+            left[node] = (len(shape) - 1, torch.arange(shape[-1]))
         elif node.op == "call_function":
-            taken = [source for source in node.all_input_nodes if source in found]
-            alike = (found[s] for s in taken if _carries(node, found[s][0], shape_of(s.meta["val"]), shape))
+            taken = [source for source in node.all_input_nodes if source in left]
+            alike = (left[s] for s in taken if _carries(node, left[s][0], shape_of(s.meta["val"]), shape))
             if place := next(alike, None):
-                found[node] = place
-    return {node.name: place for node, place in found.items()}
+                left[node] = place
+    return {node.name: place for node, place in left.items()}
 
 
 def _carries(node: fx.Node, axis: int, taken: tuple[int, ...], given: tuple[int, ...]) -> bool:

@@ -26,7 +26,7 @@ from slim_model.ops import row_of
 from slim_model.ranking.evidence.moments import Covariances, Moments
 from slim_model.ranking.evidence.rectified_normal import expected_products
 from slim_model.recovery.linear_layers import LinearLayer, is_norm, norm_behind
-from slim_model.recovery.ridge import Candidate, InputMoments, RidgeProblem, candidate_of, problem_of
+from slim_model.recovery.ridge import InputMoments, RidgeProblem, RidgeSolution, problem_of, solve_ridge
 
 RIDGE = 1e-3
 
@@ -59,9 +59,9 @@ def merge(dense: Graph, small: Graph, layers: list[LinearLayer]) -> tuple[Graph,
             moments = _moments(problem, nodes[layer.operand], channels, _rectified(coupling, nodes[layer.operand]))
             if not channels.known:  # means of 0 are a guess: nothing for a constant
                 problem = dataclasses.replace(problem, layer=dataclasses.replace(layer, constant=None))
-            found = candidate_of(problem, moments, RIDGE)
-            found.store(tensors)
-            _repair(coupling, nodes[layer.node], found, moments, tensors)
+            solution = solve_ridge(problem, moments, RIDGE)
+            solution.store(tensors)
+            _repair(coupling, nodes[layer.node], solution, moments, tensors)
             took[layer.weight] = "affine" if channels.known else "merged"
     return small.with_tensors(tensors), took
 
@@ -101,16 +101,16 @@ def _channels(
     if axis is None:
         return None
     component = coupling.component[axis.numpy()].reshape(layer.all_groups, -1, problem.tied)[layer.groups][..., 0]
-    wanted, vectors, mean, known = component.reshape(-1), [], torch.zeros(component.size).double(), True
+    components, vectors, mean, known = component.reshape(-1), [], torch.zeros(component.size).double(), True
     for one in made:
         names, first = np.unique(one.component, return_index=True)
-        at = np.searchsorted(names, wanted).clip(max=len(names) - 1)
-        here = torch.from_numpy((names[at] == wanted) & (wanted > 0))
+        at = np.searchsorted(names, components).clip(max=len(names) - 1)
+        here = torch.from_numpy((names[at] == components) & (components > 0))
         if here.any():
             rows = torch.from_numpy(first[at])
             vectors.append(torch.where(here[:, None], one.vector[rows], 0.0))
             mean, known = mean + torch.where(here, one.mean[rows], 0.0), known and one.known
-    vector = torch.cat(vectors, 1) if vectors else torch.zeros(len(wanted), 1)
+    vector = torch.cat(vectors, 1) if vectors else torch.zeros(len(components), 1)
     for norm in filter(is_norm, _upstream(coupling, operand)):  # it stands between the sum and this reader
         mean, deviation = _normed(coupling, norm)
         vector, mean, known = _of_length(vector, deviation), mean.double(), True
@@ -157,15 +157,15 @@ def _moments(problem: RidgeProblem, operand: fx.Node, channels: _MadeChannels, r
 
 
 def _repair(
-    coupling: Coupling, node: fx.Node, found: Candidate, moments: InputMoments, tensors: dict[str, Tensor]
+    coupling: Coupling, node: fx.Node, solution: RidgeSolution, moments: InputMoments, tensors: dict[str, Tensor]
 ) -> None:
     """Divides the variance in the BatchNorm behind by the share that is lost."""
     norm = norm_behind(node)
     name = coupling.graph.owners.get(arguments_of(norm)["running_var"].name) if norm else None
     if name is None:
         return
-    problem = found.problem
-    kept = problem.weights[:, :, problem.kept] + found.added
+    problem = solution.problem
+    kept = problem.weights[:, :, problem.kept] + solution.added
     spread = moments.rows.scatter
     before = torch.einsum("goct,gcd,godt->go", problem.weights, spread, problem.weights).flatten()
     inner = spread[:, problem.kept][:, :, problem.kept]

@@ -76,15 +76,15 @@ class GateLayer(LinearLayer):
         )
 
     def changed(self, weights: Tensor, constant: Tensor | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = {name: tensors[name].detach().clone() for name in (*self.matrices, *self.biases)}
+        changed = {name: tensors[name].detach().clone() for name in (*self.matrices, *self.biases)}
         widths = [tensors[name].shape[1] for name in self.matrices]
         for name, part in zip(self.matrices, weights[0, :, :, 0].split(widths, 1), strict=True):
-            self._own(found[name])[:] = part.to(found[name])
+            self._own(changed[name])[:] = part.to(changed[name])
         if constant is not None and self.biases:
             name, *others = self.biases
             rest = sum((self._own(tensors[other]).double() for other in others), torch.zeros(()))
-            self._own(found[name])[:] = (constant.to(found[name].device) - rest).to(found[name])
-        return found
+            self._own(changed[name])[:] = (constant.to(changed[name].device) - rest).to(changed[name])
+        return changed
 
     def taken(self, trail: Trail) -> Tensor:
         """``(step, sample, input)``"""
@@ -99,8 +99,8 @@ class GateLayer(LinearLayer):
 def find_layers(dense: Graph, small: Graph, kept: Kept) -> list[LinearLayer]:
     """In the order of the graph; those of one node in the order in which it runs them."""
     order = {node.name: number for number, node in enumerate(dense.nodes)}
-    found: list[LinearLayer] = [*find_linear_layers(dense, small, kept), *find_gate_layers(dense, small, kept)]
-    return sorted(found, key=lambda layer: order[layer.node])
+    layers: list[LinearLayer] = [*find_linear_layers(dense, small, kept), *find_gate_layers(dense, small, kept)]
+    return sorted(layers, key=lambda layer: order[layer.node])
 
 
 def note(took: dict[str, str], layer: LinearLayer, what: str) -> None:
@@ -118,14 +118,14 @@ def find_gate_layers(dense: Graph, small: Graph, kept: Kept) -> list[GateLayer]:
             if "batch_sizes" not in given:  # a packed sequence
                 alike = (node.target, tuple(_stored(given)), given.get("bidirectional"), given.get("num_layers"))
                 places.setdefault(alike, []).append(node)
-    found: list[GateLayer] = []
+    layers: list[GateLayer] = []
     for nodes in places.values():
         for at, parameters in enumerate(_by_layer(nodes[0])):
             names = [stored_name_of(dense, node, used, len(nodes)) for node in parameters]
             calls = tuple(Call(node.name, _operand(node).name) for node in nodes)
             if None not in names:
-                found += _layers(nodes[0], at, [name for name in names if name], calls, dense, small, kept)
-    return found
+                layers += _layers(nodes[0], at, [name for name in names if name], calls, dense, small, kept)
+    return layers
 
 
 def _layers(
@@ -205,12 +205,12 @@ def _cells(x: Tensor, before: Tensor, cell: Tensor, weights: list[Tensor]) -> Te
     """What an LSTM gives ahead of its projection, at every step."""
     w_ih, w_hh, *biases = weights[:-1]
     sums = x @ w_ih.T + before @ w_hh.T + sum(biases, torch.zeros(()))
-    found = []
+    outputs = []
     for step in sums:
         i, f, g, o = step.chunk(4, -1)
         cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-        found.append(o.sigmoid() * cell.tanh())
-    return torch.stack(found)
+        outputs.append(o.sigmoid() * cell.tanh())
+    return torch.stack(outputs)
 
 
 def _operand(node: fx.Node) -> fx.Node:

@@ -38,7 +38,7 @@ def fit_layers(
     small: Graph,
     layers: list[LinearLayer],
     fit: Parts,
-    held: Parts,
+    held_out: Parts,
     *,
     ridges: Sequence[float] = RIDGES,
     memory: int = MEMORY,
@@ -48,7 +48,8 @@ def fit_layers(
 
     ``ridges`` are tried, each relative to the mean of the diagonal; ``memory``: bytes of values kept between layers.
     """
-    tracks = [(StreamedRun(dense, part, memory // 2), StreamedRun(small, part, memory // 2)) for part in (fit, held)]
+    half = memory // 2  # each pair of tracks shares the memory
+    tracks = [(StreamedRun(dense, part, half), StreamedRun(small, part, half)) for part in (fit, held_out)]
     samples, tensors, took = sum(part.samples for part in fit()), dict(small.tensors), dict[str, str]()
     start = next((i for i, layer in enumerate(layers) if layer.cut), len(layers))
     units = fitted_together(layers[start:])
@@ -73,43 +74,43 @@ def fit_layers(
 
 
 def _fitted(
-    layer: LinearLayer, fit: Rows, held: Rows, tensors: dict[str, Tensor], ridges: Sequence[float]
+    layer: LinearLayer, fit: Rows, held_out: Rows, tensors: dict[str, Tensor], ridges: Sequence[float]
 ) -> tuple[str, dict[str, Tensor]]:
     """What the layer took, and the values that change."""
     now = layer.now(tensors)
-    known, unseen = products_of(fit), products_of(held)
+    known, unseen = products_of(fit), products_of(held_out)
     assert known is not None
     solutions = {ridge: solved(layer, known, now, ridge) for ridge in ridges}
     judged = unseen or known
     ridge = min(solutions, key=lambda r: judged.error(solutions[r]))
-    found = {"kept": now, "fitted": solutions[ridge]}
+    candidates = {"kept": now, "fitted": solutions[ridge]}
     if fit.sink.rectified:
-        found["fitted behind its ReLU"] = _behind(layer, fit, known, ridge, found["fitted"], now)
-    errors = _errors(held if unseen else fit, found)
+        candidates["fitted behind its ReLU"] = _behind(layer, fit, known, ridge, candidates["fitted"], now)
+    errors = _errors(held_out if unseen else fit, candidates)
     best = min(errors, key=lambda name: errors[name])
     said = f"{best}: error {errors['kept']:.3g} -> {errors[best]:.3g}"
-    return said, {} if best == "kept" else layer.refitted(found[best], tensors)
+    return said, {} if best == "kept" else layer.refitted(candidates[best], tensors)
 
 
 def _behind(layer: LinearLayer, rows: Rows, known: Products, ridge: float, weights: Tensor, now: Tensor) -> Tensor:
-    """Where the ReLU shuts it does not matter how far: the wanted values follow the fit there (Zhang, Zou, He, Sun
+    """Where the ReLU shuts it does not matter how far: the targets follow the fit there (Zhang, Zou, He, Sun
     2015), which never raises the error behind the ReLU."""
     for _ in range(_TURNS):
         xy = torch.zeros_like(known.xy)
         for row in rows:
-            wanted = row.wanted
+            targets = row.targets
             if row.rises is not None:
-                wanted = rows.wanted_of(row, row.taken @ weights.to(row.taken))
-            xy += (row.taken.transpose(1, 2) @ wanted).double()
+                targets = rows.targets_of(row, row.taken @ weights.to(row.taken))
+            xy += (row.taken.transpose(1, 2) @ targets).double()
         weights = solved(layer, Products(known.xx, xy, known.yy), now, ridge)
     return weights
 
 
-def _errors(rows: Rows, found: dict[str, Tensor]) -> dict[str, float]:
+def _errors(rows: Rows, candidates: dict[str, Tensor]) -> dict[str, float]:
     """Of each candidate, relative to that of giving nothing."""
-    wrong, whole = dict.fromkeys(found, 0.0), 0.0
+    wrong, whole = dict.fromkeys(candidates, 0.0), 0.0
     for row in rows:
-        for name, weights in found.items():
+        for name, weights in candidates.items():
             wrong[name] += rows.error(row, row.taken @ weights.to(row.taken))
-        whole += rows.error(row, torch.zeros_like(row.wanted))
+        whole += rows.error(row, torch.zeros_like(row.targets))
     return {name: error / max(whole, 1e-300) for name, error in wrong.items()}

@@ -111,11 +111,11 @@ class LinearLayer:
     def changed(self, weights: Tensor, constant: Tensor | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Stored tensors that hold ``weights (group, output, input, tap)`` and ``constant`` in place of ``tensors``."""
         stored = tensors[self.weight].detach()
-        found = {self.weight: self.as_stored(weights, stored)}
+        changed = {self.weight: self.as_stored(weights, stored)}
         if constant is not None and self.constant is not None:
             name, sign = self.constant
-            found[name] = (sign * constant.to(tensors[name].device)).to(tensors[name])
-        return found
+            changed[name] = (sign * constant.to(tensors[name].device)).to(tensors[name])
+        return changed
 
     @property
     def columns(self) -> int:
@@ -125,8 +125,8 @@ class LinearLayer:
     def now(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """float64 ``(group, column, output)``: the weights there are, and the constant as a last row."""
         groups, constant = len(self.groups), self.constant_in(tensors)
-        found = self.weights_in(tensors, groups).flatten(2).transpose(1, 2).double()
-        return found if constant is None else torch.cat([found, constant.view(groups, 1, -1)], 1)
+        weights = self.weights_in(tensors, groups).flatten(2).transpose(1, 2).double()
+        return weights if constant is None else torch.cat([weights, constant.view(groups, 1, -1)], 1)
 
     def refitted(self, weights: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Stored tensors that hold ``weights (group, column, output)`` in place of ``tensors``."""
@@ -135,22 +135,22 @@ class LinearLayer:
             constant, weights = weights[:, -1].flatten(), weights[:, :-1]
         return self.changed(weights.transpose(1, 2).unflatten(2, (-1, self.taps)), constant, tensors)
 
-    def rows(self, x: Tensor, groups: int, first: int, wanted: int) -> Tensor:
-        """``(group, row, input x tap)`` of an operand, at ``wanted`` places of each sample's output."""
+    def rows(self, x: Tensor, groups: int, first: int, positions: int) -> Tensor:
+        """``(group, row, input x tap)`` of an operand, at ``positions`` places of each sample's output."""
         if self.window is None:
             return x.reshape(1, -1, x.shape[-1])
         x = F.pad(as_map(x), self.window.sides)
-        at = self._at(x, first, wanted)
+        at = self._at(x, first, positions)
         taken = x.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, x.shape[1], -1))
         taken = taken.unflatten(2, at.shape[1:]).unflatten(1, (groups, -1))  # (n, group, input, place, tap)
         return taken.permute(1, 0, 3, 2, 4).flatten(3, 4).flatten(1, 2)
 
-    def targets(self, y: Tensor, groups: int, first: int, wanted: int) -> Tensor:
+    def targets(self, y: Tensor, groups: int, first: int, positions: int) -> Tensor:
         """``(group, row, output)`` of an output, at the same places."""
         if self.window is None:
             return y.reshape(1, -1, y.shape[-1])
         flat = as_map(y).flatten(2)
-        at = sample_positions(first, len(flat), flat.shape[2], at_most=wanted).to(y.device)
+        at = sample_positions(first, len(flat), flat.shape[2], at_most=positions).to(y.device)
         taken = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1))
         return taken.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
@@ -163,14 +163,14 @@ class LinearLayer:
         columns = F.unfold(padded, window.kernel, window.dilation, 0, window.stride)
         return columns[0].mean(-1).view(groups, -1, self.taps)
 
-    def _at(self, padded: Tensor, first: int, wanted: int) -> Tensor:
+    def _at(self, padded: Tensor, first: int, positions: int) -> Tensor:
         """``(sample, place, tap)`` in the flattened padded map."""
         assert self.window is not None
         (kh, kw), (sh, sw), (dh, dw) = self.window.kernel, self.window.stride, self.window.dilation
         height, width = padded.shape[2:]
         across = (width - dw * (kw - 1) - 1) // sw + 1
         total = ((height - dh * (kh - 1) - 1) // sh + 1) * across
-        at = sample_positions(first, len(padded), total, at_most=wanted).to(padded.device)
+        at = sample_positions(first, len(padded), total, at_most=positions).to(padded.device)
         corner = at // across * sh * width + at % across * sw
         taps = torch.arange(kh)[:, None] * dh * width + torch.arange(kw) * dw
         return corner[..., None] + taps.flatten().to(padded.device)
@@ -188,8 +188,8 @@ def find_linear_layers(dense: Graph, small: Graph, kept: Kept) -> list[LinearLay
         if node.op == "call_function" and (form := linear_form_of(node)) is not None:
             alike = (form.weight, form.bias, form.window, form.groups, form.turned)
             calls.setdefault(alike, []).append((node, form))
-    found = (_layer(places, dense, small, kept, used) for places in calls.values())
-    return [layer for layer in found if layer is not None]
+    layers = (_layer(places, dense, small, kept, used) for places in calls.values())
+    return [layer for layer in layers if layer is not None]
 
 
 def count_readers(graph: Graph) -> Counter[Hashable]:

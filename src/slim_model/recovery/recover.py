@@ -36,7 +36,7 @@ class _Case:
     dense: Graph
     layers: list[LinearLayer]
     fit: Parts
-    held: Parts
+    held_out: Parts
     progress: Progress
     judge: Callable[[Graph], float]
     """The error of the outputs on what is held out."""
@@ -51,22 +51,22 @@ def _data_free(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
 
 
 def _bias(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = affine.fold(case.dense, small, case.layers, case.fit, case.held, ridges=())
+    graph, took = affine.fold(case.dense, small, case.layers, case.fit, case.held_out, ridges=())
     return graph, {"layers": took}
 
 
 def _affine(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = affine.fold_steady(case.dense, small, case.layers, case.fit, case.held, case.judge)
+    graph, took = affine.fold_steady(case.dense, small, case.layers, case.fit, case.held_out, case.judge)
     return graph, {"layers": took}
 
 
 def _full(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = full.fit_layers(case.dense, small, case.layers, case.fit, case.held, progress=case.progress)
+    graph, took = full.fit_layers(case.dense, small, case.layers, case.fit, case.held_out, progress=case.progress)
     return graph, {"layers": took}
 
 
 def _blocks(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
-    graph, took = blocks.train_blocks(case.dense, small, case.layers, case.fit, case.held, progress=case.progress)
+    graph, took = blocks.train_blocks(case.dense, small, case.layers, case.fit, case.held_out, progress=case.progress)
     return graph, {"blocks": took}
 
 
@@ -104,9 +104,9 @@ def recover(
     names = (*LEVELS[level], *(("recalibrate",) if recalibrate else ()))
     if not names:
         return small, ()
-    fit, held = split_off_held_out(data, dense) if data else (lambda: iter(()), lambda: iter(()))
-    referee = Referee(dense, held)
-    case = _Case(dense, find_layers(dense, small, kept), fit, held, progress, referee.error)
+    fit, held_out = split_off_held_out(data, dense) if data else (lambda: iter(()), lambda: iter(()))
+    referee = Referee(dense, held_out)
+    case = _Case(dense, find_layers(dense, small, kept), fit, held_out, progress, referee.error)
     steps, now = [], referee.judge(small)
     for name in names:
         progress(f"recovering: {name}")

@@ -44,16 +44,16 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 class RegressionRows(NamedTuple):
-    """``taken (group, row, column)``, the last column one where the layer has a constant; ``wanted (group, row,
+    """``taken (group, row, column)``, the last column one where the layer has a constant; ``targets (group, row,
     output)``: what it should give, constant included; ``rises``: that value where it enters the ReLU, or None."""
 
     taken: Tensor
-    wanted: Tensor
+    targets: Tensor
     rises: Tensor | None
 
 
 class Rows:
-    """Of one call of a layer, from all parts. ``wanted`` is what the dense layer gives, and what the other side of the
+    """Of one call of a layer, from all parts. ``targets`` is what the dense layer gives, and what the other side of the
     sum that it enters has lost, as far as that is known when the layer is fitted."""
 
     def __init__(self, layer: LinearLayer, call: Call, dense: StreamedRun, small: StreamedRun, places: int) -> None:
@@ -70,46 +70,46 @@ class Rows:
             taken = self.layer.rows(ours[self.call.operand].detach(), groups, first, self.places)
             if self.layer.constant is not None:
                 taken = torch.cat([taken, taken.new_ones(*taken.shape[:2], 1)], 2)
-            wanted, rises = self._wanted(big.values, ours)
-            cut = [None if x is None else self.layer.targets(x, groups, first, self.places) for x in (wanted, rises)]
+            targets, rises = self._targets(big.values, ours)
+            cut = [None if x is None else self.layer.targets(x, groups, first, self.places) for x in (targets, rises)]
             assert cut[0] is not None
             yield RegressionRows(taken, cut[0], cut[1])
 
-    def _wanted(self, theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def _targets(self, theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         layer, sink = self.layer, self.sink
         axis = 1 if layer.window else -1
         whole = theirs[self.call.node]
         index = layer.outputs.to(whole.device)
-        wanted = whole.index_select(axis, index)
-        slope, shift, scale = (x.view(-1, *[1] * (wanted.dim() - 2)) if axis == 1 else x for x in
+        targets = whole.index_select(axis, index)
+        slope, shift, scale = (x.view(-1, *[1] * (targets.dim() - 2)) if axis == 1 else x for x in
                                (self.slope, self.shift, self.scale))  # fmt: skip
         if layer.constant is not None and layer.constant[1] < 0:  # BatchNorm takes its mean away
             mean = self.dense.tensors[layer.constant[0]][index]
-            wanted = wanted - (mean.view(-1, *[1] * (wanted.dim() - 2)) if axis == 1 else mean)
+            targets = targets - (mean.view(-1, *[1] * (targets.dim() - 2)) if axis == 1 else mean)
         other: Any = 0.0
         if sink.other is not None:
             full, other = (values.get(sink.other.name) for values in (theirs, ours))
             if full is None or other is None or full.shape != whole.shape:
-                return wanted, None
-            wanted = wanted + (full.index_select(axis, index) - other) * scale
-        return wanted, wanted * slope + shift + other if sink.rectified else None
+                return targets, None
+            targets = targets + (full.index_select(axis, index) - other) * scale
+        return targets, targets * slope + shift + other if sink.rectified else None
 
-    def wanted_of(self, row: RegressionRows, given: Tensor) -> Tensor:
+    def targets_of(self, row: RegressionRows, given: Tensor) -> Tensor:
         """Targets relaxed by the ReLU: where the target is not positive, any prediction that is not positive is right
         (Zhang et al. 2015). ``given`` is the prediction now."""
         assert row.rises is not None
         groups = len(self.layer.groups)
         slope, scale = (x.to(given).view(groups, 1, -1) for x in (self.slope, self.scale))
-        edge = row.wanted - row.rises * scale  # where it would just open
+        edge = row.targets - row.rises * scale  # where it would just open
         shut = torch.where((given - edge) * slope <= 0, given, edge)
-        return torch.where((row.rises > 0) | (scale == 0), row.wanted, shut)
+        return torch.where((row.rises > 0) | (scale == 0), row.targets, shut)
 
     def error(self, row: RegressionRows, given: Tensor) -> float:
         """Squared error, behind the ReLU if there is one."""
         if row.rises is None:
-            return float((given - row.wanted).double().square().sum())
+            return float((given - row.targets).double().square().sum())
         slope = self.slope.to(given).view(len(self.layer.groups), 1, -1)
-        return float((row.rises.relu() - (row.rises + (given - row.wanted) * slope).relu()).double().square().sum())
+        return float((row.rises.relu() - (row.rises + (given - row.targets) * slope).relu()).double().square().sum())
 
 
 # -- their sums, and what these give -----------------------------------------------------------------------------------
@@ -134,14 +134,14 @@ class Products:
 
 def products_of(rows: Iterable[RegressionRows]) -> Products | None:
     """All parts together; None where there is none."""
-    found = None
+    products = None
     for row in rows:
         turned = row.taken.transpose(1, 2)
         here = Products(
-            (turned @ row.taken).double(), (turned @ row.wanted).double(), row.wanted.double().square().sum()
+            (turned @ row.taken).double(), (turned @ row.targets).double(), row.targets.double().square().sum()
         )
-        found = here if found is None else found.merge(here)
-    return found
+        products = here if products is None else products.merge(here)
+    return products
 
 
 def solved(layer: LinearLayer, fit: Products, now: Tensor, ridge: float) -> Tensor:

@@ -42,9 +42,9 @@ def fit_in_rounds(
 ) -> tuple[list[str], dict[str, Tensor]]:
     """What each layer of the unit took, and the values that change. ``tracks``: on what is fitted, and what is held
     out; ``places`` of each sample become rows."""
-    layer, (fit, held) = unit[0], tracks
-    best = first = _own_error(unit, held, {}, places)
-    judged = held
+    layer, (fit, held_out) = unit[0], tracks
+    best = first = _own_error(unit, held_out, {}, places)
+    judged = held_out
     if best is None:  # nothing is held out
         judged, best = fit, _own_error(unit, fit, {}, places)
         first = best
@@ -55,14 +55,14 @@ def fit_in_rounds(
         known = [products_of(_rows(part, fit, changed, places)) for part in unit]
         tried = {}
         for ridge in ridges:
-            found = dict(changed)
+            trial = dict(changed)
             for part, products in zip(unit, known, strict=True):
                 assert products is not None
-                now = part.now(tensors | found)
-                found |= part.refitted(solved(part, products, now, ridge), tensors | found)
-            error = _own_error(unit, judged, found, places)
+                now = part.now(tensors | trial)
+                trial |= part.refitted(solved(part, products, now, ridge), tensors | trial)
+            error = _own_error(unit, judged, trial, places)
             if error is not None and error < best:
-                tried[error] = found
+                tried[error] = trial
         if not tried:
             break
         error = min(tried)
@@ -86,8 +86,8 @@ def _feeds_itself(layer: LinearLayer, track: StreamedRun) -> bool:
 
 def _with(track: StreamedRun, layer: LinearLayer, changed: dict[str, Tensor]) -> StreamedRun:
     """A run with other values, which leaves the track where it is."""
-    found = track.trying(changed)
-    return found.at_start() if len(layer.calls) > 1 else found
+    run = track.trying(changed)
+    return run.at_start() if len(layer.calls) > 1 else run
 
 
 def _rows(layer: LinearLayer, tracks: Tracks, changed: dict[str, Tensor], places: int) -> Iterator[RegressionRows]:
@@ -105,20 +105,20 @@ def _of_gates(
 ) -> Iterator[RegressionRows]:
     weights, constant = layer.weights_in(dense.tensors, 1)[0, :, :, 0], layer.constant_in(dense.tensors)
     for theirs, ours, first in _trails(layer, call, dense, small):
-        wanted = layer.taken(theirs) @ weights.T
+        targets = layer.taken(theirs) @ weights.T
         if constant is not None:
-            wanted = wanted + constant.to(wanted)
-        wanted = wanted.index_select(-1, layer.outputs.to(wanted.device))
+            targets = targets + constant.to(targets)
+        targets = targets.index_select(-1, layer.outputs.to(targets.device))
         taken = layer.taken(ours)
         if constant is not None:
             taken = torch.cat([taken, taken.new_ones(*taken.shape[:2], 1)], 2)
         at = sample_positions(first, taken.shape[1], taken.shape[0], at_most=places).T.to(
             taken.device
         )  # (step, sample)
-        taken, wanted = (
-            x.gather(0, at[..., None].expand(-1, -1, x.shape[2])).flatten(0, 1)[None] for x in (taken, wanted)
+        taken, targets = (
+            x.gather(0, at[..., None].expand(-1, -1, x.shape[2])).flatten(0, 1)[None] for x in (taken, targets)
         )
-        yield RegressionRows(taken, wanted, None)
+        yield RegressionRows(taken, targets, None)
 
 
 def _trails(layer: GateLayer, call: Call, dense: StreamedRun, small: StreamedRun) -> Iterator[tuple[Trail, Trail, int]]:
@@ -139,15 +139,15 @@ def _own_error(unit: list[LinearLayer], tracks: Tracks, changed: dict[str, Tenso
     for call in layer.calls:
         if isinstance(layer, GateLayer):
             for theirs, ours, _ in _trails(layer, call, dense, small):
-                wanted = theirs.output.index_select(-1, _units(unit, theirs).to(theirs.output.device)).double()
-                wrong += float((ours.output - wanted).square().sum())
-                whole += float((wanted - wanted.mean((0, 1))).square().sum())
+                targets = theirs.output.index_select(-1, _units(unit, theirs).to(theirs.output.device)).double()
+                wrong += float((ours.output - targets).square().sum())
+                whole += float((targets - targets.mean((0, 1))).square().sum())
                 some = True
             continue
         rows = Rows(layer, call, dense, small, places)
         for row in rows:
             wrong += rows.error(row, row.taken @ weights.to(row.taken))
-            whole += rows.error(row, torch.zeros_like(row.wanted))
+            whole += rows.error(row, torch.zeros_like(row.targets))
             some = True
     return wrong / max(whole, 1e-300) if some else None
 

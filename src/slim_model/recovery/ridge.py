@@ -82,7 +82,7 @@ def _run_length(kept: Tensor) -> int:
     return math.gcd(len(kept), *edges.tolist())
 
 
-def candidate_of(problem: RidgeProblem, fit: InputMoments, ridge: float | None) -> Candidate:
+def solve_ridge(problem: RidgeProblem, fit: InputMoments, ridge: float | None) -> RidgeSolution:
     layer, kept = problem.layer, problem.kept
     spread = fit.rows.scatter / fit.rows.count
     if layer.constant is None:  # through the origin
@@ -93,7 +93,7 @@ def candidate_of(problem: RidgeProblem, fit: InputMoments, ridge: float | None) 
         level = ridge * among.diagonal(dim1=1, dim2=2).mean(1) + 1e-300
         among = among + level[:, None, None] * torch.eye(among.shape[1]).to(among)
         coefficients = torch.linalg.solve(among, spread[:, kept][:, :, ~kept]).transpose(1, 2)  # (group, P, K)
-    return Candidate(problem, coefficients, mean_inputs(problem, fit))
+    return RidgeSolution(problem, coefficients, mean_inputs(problem, fit))
 
 
 def mean_inputs(problem: RidgeProblem, moments: InputMoments) -> Tensor:
@@ -106,7 +106,7 @@ def mean_inputs(problem: RidgeProblem, moments: InputMoments) -> Tensor:
     return mean.unflatten(1, (-1, problem.tied)).flatten(2).cpu()
 
 
-class Candidate:
+class RidgeSolution:
     """Coefficients ``(group, removed, kept)``, None for none; ``taken`` by which the constant is made up, or None."""
 
     def __init__(self, problem: RidgeProblem, coefficients: Tensor | None, taken: Tensor | None) -> None:
@@ -132,6 +132,6 @@ class Candidate:
         layer = self.problem.layer
         added = self.added.flatten(2)[..., None] if layer.window is None else self.added
         small = layer.weights_in(tensors, len(layer.groups)).double().cpu()
-        held = layer.constant_in(tensors)
-        constant = None if held is None else held.cpu() + self.constant.flatten()
+        stored = layer.constant_in(tensors)
+        constant = None if stored is None else stored.cpu() + self.constant.flatten()
         tensors |= layer.changed(small + added, constant, tensors)

@@ -33,9 +33,9 @@ class Stop:
 
     @property
     def bytes(self) -> int:
-        held = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in pytree.tree_leaves(list(self.env.values()))
-                if isinstance(x, Tensor)}  # fmt: skip
-        return sum(storage.nbytes() for storage in held.values())
+        tensors = [x for x in pytree.tree_leaves(list(self.env.values())) if isinstance(x, Tensor)]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in tensors}
+        return sum(storage.nbytes() for storage in storages.values())
 
 
 class StreamedRun:
@@ -66,15 +66,15 @@ class StreamedRun:
 
     def at_start(self) -> StreamedRun:
         """The same run from its start, with the tensors there are now."""
-        found = StreamedRun(self.graph, self.parts, self.memory)
-        found.tensors = self.tensors
-        return found
+        run = StreamedRun(self.graph, self.parts, self.memory)
+        run.tensors = self.tensors
+        return run
 
     def trying(self, tensors: dict[str, Tensor]) -> StreamedRun:
         """The same run at the same place, as if these tensors had been replaced."""
-        found = copy.copy(self)
-        found.tensors = self.tensors | tensors
-        return found
+        run = copy.copy(self)
+        run.tensors = self.tensors | tensors
+        return run
 
     def before(self, name: str) -> Iterator[Stop]:
         """Every part, right before the node ``name`` is run."""

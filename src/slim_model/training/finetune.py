@@ -241,7 +241,7 @@ class _Training:
         with torch.enable_grad():
             loss = self._loss(outputs, taught, batch)
             if self.cut_points:  # of the teacher, the channels that stay in the small model
-                whole = [cut_point.wanted(x) for cut_point, x in zip(self.cut_points, hints, strict=True)]
+                whole = [cut_point.target(x) for cut_point, x in zip(self.cut_points, hints, strict=True)]
                 loss = loss + self.options.hints * hint(*([x[: batch.samples] for x in xs] for xs in (values, whole)))
         if not_finite(loss):
             raise InputError(
