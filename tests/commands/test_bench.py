@@ -125,7 +125,7 @@ def test_an_exported_program_knows_its_batch(tmp_path: Path, *, free: bool) -> N
     opened = open_artifact(tmp_path / "model.pt2", SourceOptions())
     assert opened.fixed_batch == (None if free else 2)
     batch = 5 if free else 2
-    assert opened.held(*opened.example(batch)).shape == (batch, 5)
+    assert opened.runnable(*opened.example(batch)).shape == (batch, 5)
 
 
 # -- a runtime of our own -------------------------------------------------------------------------------------------

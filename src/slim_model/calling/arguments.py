@@ -76,11 +76,11 @@ def forward_parameters(model: nn.Module) -> list[inspect.Parameter]:
         schema = model.forward.schema  # type: ignore[attr-defined]
         return [_scripted(argument) for argument in schema.arguments[1:]]
     try:
-        found = list(inspect.signature(model.forward).parameters.values())
+        parameters = list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):
         return []
     keywords = _keywords_of_program(model)
-    return [p.replace(kind=p.KEYWORD_ONLY) if p.name in keywords else p for p in found]
+    return [p.replace(kind=p.KEYWORD_ONLY) if p.name in keywords else p for p in parameters]
 
 
 def _keywords_of_program(model: nn.Module) -> tuple[str, ...]:

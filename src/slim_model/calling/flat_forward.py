@@ -76,9 +76,9 @@ def _unchecked_distributions() -> Iterator[None]:
 
 def identifiers(names: tuple[str, ...]) -> list[str]:
     """Python names: ``batch.image`` -> ``batch_image``."""
-    found: list[str] = []
+    unique: list[str] = []
     for name in names:
         plain = re.sub(r"\W", "_", name)
         plain = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"input_{plain}"
-        found.append(plain if plain not in found else f"{plain}_{len(found)}")
-    return found
+        unique.append(plain if plain not in unique else f"{plain}_{len(unique)}")
+    return unique

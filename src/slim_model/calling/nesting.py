@@ -110,8 +110,8 @@ def _attention_cache(value: Any) -> Parts | None:
             layer.keys, layer.values = held["keys"], held["values"]
         return alike
 
-    held = [{"keys": layer.keys, "values": layer.values} for layer in layers]
-    return Parts(tuple(map(str, range(len(layers)))), tuple(held), rebuild)
+    caches = [{"keys": layer.keys, "values": layer.values} for layer in layers]
+    return Parts(tuple(map(str, range(len(layers)))), tuple(caches), rebuild)
 
 
 class Leaf(NamedTuple):

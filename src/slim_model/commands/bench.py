@@ -109,11 +109,13 @@ def _cell(
     job: BenchJob, row: Runtime, rivals: list[Artifact], batch: int, threads: int, shapes: Any, notes: list[str]
 ) -> list[dict[str, Any]]:
     inputs = rivals[0].example(batch)
-    compared = measure(row, [f.held for f in rivals], inputs, threads=threads, rounds=job.rounds, budget_s=job.seconds)
+    compared = measure(
+        row, [f.runnable for f in rivals], inputs, threads=threads, rounds=job.rounds, budget_s=job.seconds
+    )
     rows = []
     for file, comparison in zip(rivals, compared, strict=True):
         with without_gc():
-            joules = measure_energy(METERS[row.device], functools.partial(row.prepare, file.held, inputs, threads))
+            joules = measure_energy(METERS[row.device], functools.partial(row.prepare, file.runnable, inputs, threads))
         rows.append(
             _timed(file, comparison, rivals[0])
             | {"dtype": file.dtype, "inputs": spec_of_input(shapes), "runtime_version": version_of(*row.packages)}
@@ -165,7 +167,7 @@ def _operators(
     if row.per_op is None:
         notes.append(f"{row.name} does not tell what its operators take")
         return None
-    return [asdict(operator) for operator in row.per_op(file.held, inputs, threads)]
+    return [asdict(operator) for operator in row.per_op(file.runnable, inputs, threads)]
 
 
 def _birth() -> dict[str, Any]:

@@ -210,16 +210,16 @@ def _flat_shapes(in_features: int) -> tuple[Shape, ...]:
 
 def _hints(model: nn.Module) -> list[int]:
     """Image sides that the model itself mentions."""
-    found: list[int] = []
+    sides: list[int] = []
     for config in (getattr(model, "pretrained_cfg", None), getattr(model, "default_cfg", None)):
         if isinstance(config, dict) and isinstance(size := config.get("input_size"), list | tuple):
-            found += [int(size[-1])]
+            sides += [int(size[-1])]
     for module in model.modules():
         for name in ("image_size", "img_size"):
             size = getattr(module, name, None)
             size = size[-1] if isinstance(size, list | tuple) and size else size
-            found += [size] if isinstance(size, int) else []
-    return list(dict.fromkeys(found))
+            sides += [size] if isinstance(size, int) else []
+    return list(dict.fromkeys(sides))
 
 
 def _try(model: nn.Module, shape: Shape, dtype: torch.dtype, seed: int) -> _Trial | str:

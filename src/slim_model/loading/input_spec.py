@@ -107,14 +107,14 @@ _EXAMPLES = {"int": "16000", "float": "0.5", "bool": "true", "str": "mean"}
 
 
 def _tensor(spec: str, kind: str, value: str | None) -> TensorSpec:
-    found = _TENSOR.fullmatch(kind)
-    if not found:
+    match = _TENSOR.fullmatch(kind)
+    if not match:
         raise InputError(f"--input {spec!r} is no shape: {_HELP}")
-    shape = () if found[1] == SCALAR else tuple(int(size) for size in found[1].split("x"))
+    shape = () if match[1] == SCALAR else tuple(int(size) for size in match[1].split("x"))
     count = math.prod(shape)
     if 0 in shape or count > _LARGEST:
         raise InputError(f"--input {spec!r}: each size must be at least 1, and their product at most {_LARGEST}")
-    if (name := found[2] or "float32") not in DTYPES:
+    if (name := match[2] or "float32") not in DTYPES:
         raise InputError(f"--input {spec!r}: unknown dtype {name!r}; choose from {', '.join(DTYPES)}")
     dtype = DTYPES[name]
     values = () if value is None else tuple(_number(spec, text, dtype) for text in value.split(","))

@@ -59,10 +59,10 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
     try:
         specs = _specs(options)
         file = read_file(Path(path), limited=not options.trust_pickle)
-        found = None if options.trust_pickle else _rehearsed(file, options, specs, seed)
+        rehearsed = None if options.trust_pickle else _rehearsed(file, options, specs, seed)
         opened = open_model(file, options)
-        specs_found = specs or [parse_input(spec) for spec in found or ()]
-        arguments, notes = _ready(opened, specs_found, seed, tried=found is not None)
+        known_specs = specs or [parse_input(spec) for spec in rehearsed or ()]
+        arguments, notes = _ready(opened, known_specs, seed, tried=rehearsed is not None)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     guessed = () if specs or opened.program is not None else (_tried(arguments.tensors, opened),)
@@ -120,8 +120,8 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
             with contextlib.suppress(ImportError):
                 importlib.import_module(library)
     typed = specs.bytes() if isinstance(specs, HeldExample) else sum(map(_bytes, specs))
-    found: list[str] | None = rehearse(work, file_bytes=len(file.content), typed_bytes=typed)
-    return found
+    inputs: list[str] | None = rehearse(work, file_bytes=len(file.content), typed_bytes=typed)
+    return inputs
 
 
 def _ready(opened: Opened, specs: Specs, seed: int, *, tried: bool = False) -> tuple[Arguments, tuple[str, ...]]:
@@ -171,10 +171,10 @@ def _check_numbers(model: nn.Module) -> None:
 
 def _in_float32(model: nn.Module, kind: Kind) -> tuple[str, ...]:
     """What is proven to a millionth, and what onnxruntime has all operators for; a note where that is a change."""
-    held = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
-    if not held:
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if not dtypes:
         return ()
-    said = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in held))
+    said = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     if kind == "exported program":
         raise InputError(f"holds {said} weights. Export it again in float32: torch.export.export(model.float(), ...).")
     model.float()

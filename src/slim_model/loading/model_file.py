@@ -33,11 +33,11 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """``held`` is what rows of RUNTIMES with ``artifact == kind`` take; ``dtype`` that of most stored weights."""
+    """``runnable`` is what rows of RUNTIMES with ``artifact == kind`` take; ``dtype`` that of most stored weights."""
 
     path: Path
     kind: Literal["onnx", "module"]
-    held: Any
+    runnable: Any
     inputs: tuple[Signature, ...]
     dtype: str
     sha256: str
@@ -86,8 +86,8 @@ class Artifact:
         return [(i, by_name.get(i.name) or next(by_place, None)) for i in self.inputs]
 
     def _shape(self, signature: Signature, batch: int, typed: tuple[int, ...] | None) -> tuple[int, ...]:
-        wanted = " x ".join(str(d) or "?" for d in signature.dims)
-        where = f"{self.path}: input '{signature.name}' is {wanted or 'a single number'}"
+        dims = " x ".join(str(d) or "?" for d in signature.dims)
+        where = f"{self.path}: input '{signature.name}' is {dims or 'a single number'}"
         if typed is not None and len(typed) != len(signature.dims):
             raise InputError(f"{where}, so --input {'x'.join(map(str, typed))} does not fit it.")
         symbol = self.inputs[0].dims[0] if self.inputs[0].dims else ""
@@ -128,7 +128,7 @@ def open_artifact(path: Path, loading: SourceOptions) -> Artifact:
 
 def _signature(path: Path, graph: Any) -> tuple[Signature, ...]:
     stored = {tensor.name for tensor in graph.initializer}
-    found = []
+    signatures = []
     for value in graph.input:
         if value.name in stored:
             continue
@@ -138,8 +138,8 @@ def _signature(path: Path, graph: Any) -> tuple[Signature, ...]:
         if dtype in (None, torch.bfloat16):
             raise InputError(f"{path}: input '{value.name}' is of type {name}, which cannot be made here.")
         dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim)
-        found.append(Signature(value.name, dims, dtype))
-    return tuple(found)
+        signatures.append(Signature(value.name, dims, dtype))
+    return tuple(signatures)
 
 
 def _stored(graph: Any) -> list[tuple[str, int]]:
@@ -163,9 +163,9 @@ def _module(path: Path, loading: SourceOptions) -> Artifact:
         Signature(name, (("batch" if batch_is_free else x.shape[0]), *x.shape[1:]) if x.dim() else (), x.dtype)
         for name, x in zip(subject.arguments.names(subject.model), subject.inputs, strict=True)
     )
-    held = flat_module(subject.model, subject.arguments)
+    module = flat_module(subject.model, subject.arguments)
     weights = [(str(p.dtype).removeprefix("torch."), p.numel()) for p in subject.model.parameters()]
-    return Artifact(path, "module", held, inputs, _most(weights), subject.sha256, loading)
+    return Artifact(path, "module", module, inputs, _most(weights), subject.sha256, loading)
 
 
 def _free_batch(program: Any) -> bool:

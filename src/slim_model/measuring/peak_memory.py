@@ -45,7 +45,7 @@ def _here(runtime: str, path: Path, loading: SourceOptions, batch: int, threads:
     _forget_peak()
     before = psutil.Process().memory_info().rss
     opened = open_artifact(path, loading)
-    run = row.prepare(opened.held, opened.example(batch), threads)
+    run = row.prepare(opened.runnable, opened.example(batch), threads)
     for _ in range(_RUNS):
         run()
     taken = free - torch.cuda.mem_get_info()[0] if row.device == "cuda" else None

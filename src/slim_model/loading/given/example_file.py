@@ -52,24 +52,24 @@ def read_example(path: Path) -> Any:
 def _arrays(file: FileBytes) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(file.content), allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
         raise InputError(f"cannot be read as .npz ({first_line(error)}). {_HOW}.") from error
-    if wrong := [name for name, array in found.items() if array.dtype.kind not in "fiub"]:
-        raise InputError(f"array '{wrong[0]}' is of type {found[wrong[0]].dtype}, which is no number.")
-    return found
+    if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "fiub"]:
+        raise InputError(f"array '{wrong[0]}' is of type {arrays[wrong[0]].dtype}, which is no number.")
+    return arrays
 
 
 def _saved(file: FileBytes) -> Any:
     try:
-        held = read_saved(file.content)
+        content = read_saved(file.content)
     except (Damaged, TooMuch, RecursionError) as error:
         raise InputError(f"cannot be read ({first_line(error)}). {_HOW}.") from error
-    for leaf in leaves_of(held):
+    for leaf in leaves_of(content):
         if leaf.value is not None and not isinstance(leaf.value, Tensor | int | float | str):
             where = f" at {'.'.join(leaf.path)}" if leaf.path else ""
             raise InputError(f"holds a {type(leaf.value).__name__}{where}, which is no input. {_HOW}.")
-    return held
+    return content
 
 
 def example_arguments(model: nn.Module, held: Any) -> Arguments:
