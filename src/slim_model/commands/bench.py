@@ -114,6 +114,7 @@ def _cell(
     )
     rows = []
     for file, comparison in zip(rivals, compared, strict=True):
+        # The meter is the whole package's: each file runs alone for it, after all were timed in turns.
         with without_gc():
             joules = measure_energy(METERS[row.device], functools.partial(row.prepare, file.runnable, inputs, threads))
         rows.append(

@@ -61,6 +61,7 @@ def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
         shared = SharedWork(subject, Known(), Path(place))
         for number, (name, point) in enumerate(points.items(), start=1):
             told = _told(f"{number} of {len(points)}, {name}", progress)
+            # A sweep that was stopped goes on: a point that has its report is not run again.
             report = _written_before(point, subject.sha256)
             try:
                 if report is None:
@@ -73,6 +74,7 @@ def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
                 told(f"failed: {error}")
     if sweep.best:
         result.best = fastest(result.reports, sweep.best)
+    # OUT is the best point's file, copied so that the folder keeps every point.
     if result.best:
         chosen = points[result.best]
         _copy(chosen.target, job.target)

@@ -60,6 +60,7 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
         specs = _specs(options)
         file = read_file(Path(path), limited=not options.trust_pickle)
         rehearsed = None if options.trust_pickle else _rehearsed(file, options, specs, seed)
+        # The rehearsal ran in a process that might hang or fill the memory; here the same bytes and inputs are safe.
         opened = open_model(file, options)
         known_specs = specs or [parse_input(spec) for spec in rehearsed or ()]
         arguments, notes = _ready(opened, known_specs, seed, tried=rehearsed is not None)

@@ -206,6 +206,7 @@ def gather(walk: Walk, self: Value, dim: int | None, **rest: Any) -> Value:
         walk.pin(self.axes[along], "it is indexed by computed values")
         walk.pin(index.axes[along], "its positions are used as data")
     axes: list[Axis] = []
+    # Of each axis: an index as long as it follows its channels; a shorter one reads some of them by position.
     for i, mine in enumerate(self.axes):
         looks = walk.choose(partial(_looked_up, walk.node, i == along, self.shape[i], index.shape[i]))
         if looks == "all":

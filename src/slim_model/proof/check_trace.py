@@ -29,12 +29,14 @@ def check_trace(model: nn.Module, graph: Graph) -> tuple[str, ...]:
         _check_other_sizes(model, graph)
     if graph.outputs.numbers:
         _check_numbers(model, graph)
+    # With a free batch one sample is the harder case: export would specialise sizes 0 and 1.
     single = first_sample(graph)
     if graph.dynamic_batch and _trace_error(model, graph, single) <= TOLERANCE:
         return ()
     error = _trace_error(model, graph, graph.inputs)
     if error <= TOLERANCE:
         return () if not graph.dynamic_batch else (_OTHER_AT_ONE,)
+    # Randomness in the model would look like a fault of the trace: the model is compared with itself.
     again = [_outputs(model, graph, graph.inputs) for _ in range(2)]
     if not _largest(*again) <= TOLERANCE:
         raise InputError(

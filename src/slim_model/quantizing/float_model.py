@@ -61,6 +61,7 @@ def prepare(file: Path, folder: Path) -> FloatModel:
             f"{file.name} is of opset {opset}; int8 with a scale for each channel needs {OLDEST_OPSET} or later. "
             f"Export it with opset {OLDEST_OPSET} or later."
         )
+    # The quantiser sees nodes of the main graph alone.
     if model.functions:
         model = inline_local_functions(model)
     named, prepared = folder / "named.onnx", folder / "prepared.onnx"
@@ -68,6 +69,7 @@ def prepare(file: Path, folder: Path) -> FloatModel:
     onnx.save(model, named)
     with quiet():
         _pre_process(named, prepared)
+    # Pre-processing folds and infers shapes, and leaves new nodes without names: layers are chosen by name.
     ready = onnx.load(prepared)
     _name_nodes(ready)
     onnx.save(ready, prepared)

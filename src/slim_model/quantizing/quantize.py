@@ -119,6 +119,7 @@ def quantize(
     with tempfile.TemporaryDirectory() as folder:
         progress("preparing the fp32 file for int8")
         metadata = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
+        # What is fitted to and what judges are different samples.
         workshop = Workshop(prepare(file, Path(folder)), Path(folder), samples.fitted, metadata)
         judge = Judge(file, samples.held, samples.labels, limits.threads)
         search = _Search(file, workshop, judge, options, limits, progress, timer)

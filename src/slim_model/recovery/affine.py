@@ -53,6 +53,7 @@ def fold(
     tensors, took = dict(small.tensors), dict[str, str]()
     samples = sum(part.samples for part in fit())
     problems = [problem_of(dense, layer, samples) for layer in layers if layer.cut and layer.inputs.numel()]
+    # Products of all inputs of a layer are large: as many layers at once as a gigabyte holds.
     for some in _chunks(problems):
         seen = Memory() if memory is None else memory
         _remember(dense, [problem for problem in some if problem.key not in seen], fit, held_out, seen)

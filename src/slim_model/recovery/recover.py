@@ -106,6 +106,7 @@ def recover(
         return small, ()
     fit, held_out = split_off_held_out(data, dense) if data else (lambda: iter(()), lambda: iter(()))
     referee = Referee(dense, held_out)
+    # Layers are found once, in the small graph as it was proven: steps change values, never structure.
     case = _Case(dense, find_layers(dense, small, kept), fit, held_out, progress, referee.error)
     steps, now = [], referee.judge(small)
     for name in names:
@@ -113,6 +114,7 @@ def recover(
         started = time.perf_counter()
         with torch.no_grad():
             changed, did = STEPS[name](case, small)
+        # A step is kept only where it brings held-out outputs nearer, so that no level can do harm.
         same_sizes(changed, small, f"recover {name}")
         after = referee.judge(changed)
         better = after.better_than(now)
