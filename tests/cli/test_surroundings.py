@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 import slim_model
-from command_runs import QUICK, RESIDUAL, Command, untouched
+from command_runs import QUICK, RESIDUAL, TIMEOUT, Command, process, untouched
 from slim_model.cli.streams import Forgiving
 from slim_model.commands import slim as slim_stages
 
@@ -193,3 +193,21 @@ def test_a_user_without_a_name_or_a_home(weights: Path, out: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_working_folder_that_was_deleted(weights: Path, out: Path, tmp_path: Path) -> None:
+    """PyTorch's own libraries cannot be loaded there."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"""
+        import os
+        os.chdir({str(gone)!r})
+        os.rmdir({str(gone)!r})
+        from slim_model.cli import main
+        main()
+    """
+    with process(weights, out, *RESIDUAL, code=code) as running:
+        _, err = running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 2, err
+    assert "the working folder was deleted. Change to another one." in err
+    assert untouched(out)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from slim_model import distributed
 from slim_model.cli.streams import lost_output, make_forgiving
-from slim_model.errors import SlimError, first_line
+from slim_model.errors import InputError, SlimError, first_line
 from slim_model.late import Late
 
 COMMANDS = {
@@ -70,6 +70,7 @@ def _said(arguments: list[str], errors: Console) -> int:
     named = bool(arguments) and arguments[0] in COMMANDS
     name = arguments[0] if named else "slim"
     try:
+        _check_working_folder()
         result = command_named(name).main(
             args=arguments[1:] if named else arguments,
             prog_name=f"slim-model {name}" if named else "slim-model",
@@ -90,6 +91,14 @@ def _said(arguments: list[str], errors: Console) -> int:
         return stop.exit_code
     except Exception as error:
         return _unexpected(error, errors)
+
+
+def _check_working_folder() -> None:
+    """PyTorch's libraries end the process where it was deleted, with a word of their own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError("the working folder was deleted. Change to another one.") from error
 
 
 def _interrupted(errors: Console) -> int:
