@@ -9,13 +9,12 @@ from torch import nn
 from micronets.table import NETS
 from slim_model.coupling.couple import couple
 from slim_model.coupling.coupling import Coupling
-from slim_model.coupling.dense_counts import keep_dense_counts
 from slim_model.graph.graph import Graph
 from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
+from slim_model.proof.capture import make_followable
 from slim_model.recipe import Recipe
-from slim_model.simplifying.simplify import simplify
 
 BATCH, OTHER_BATCH = 2, 5
 
@@ -27,7 +26,7 @@ def model_of(name: str) -> nn.Module:
 
 @functools.cache
 def graph_of(name: str) -> Graph:
-    return keep_dense_counts(simplify(trace(model_of(name), NETS[name].inputs(BATCH))))
+    return make_followable(trace(model_of(name), NETS[name].inputs(BATCH)))
 
 
 @functools.cache

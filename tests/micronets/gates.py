@@ -27,11 +27,22 @@ def squeeze_excite_linear(s, x):
     return s.head(pooled(x * gate.expand_as(x)))
 
 
-@net(image, 0.4, pinned="aten.conv1d", a=block(3, 12), mix=nn.Conv1d(1, 1, 3, padding=1), b=conv(12, 8), head=head(8))
+@net(image, zeroed="all", ordered=True, a=block(3, 12), mix=nn.Conv1d(1, 1, 3, padding=1), b=conv(12, 8), head=head(8))
 def conv_across_channels(s, x):
     x = s.a(x)
     gate = s.mix(pooled(x).unsqueeze(1)).sigmoid().squeeze(1)
     return s.head(pooled(s.b(x * gate[:, :, None, None])))
+
+
+@net(image, zeroed="all", ordered=True, a=block(3, 12), mix=nn.Conv1d(1, 1, 5, padding=2, bias=False), b=block(12, 12),
+     again=nn.Conv1d(1, 1, 3, padding=1), head=head(12))  # fmt: skip
+def efficient_channel_attention(s, x):
+    """Wang et al. 2020, as timm writes it, twice on a residual stream."""
+    x = s.a(x)
+    gate = s.mix(x.mean((2, 3)).view(x.shape[0], 1, -1)).sigmoid().view(x.shape[0], -1, 1, 1)
+    x = x + s.b(gate.expand_as(x) * x)
+    gate = s.again(x.mean((2, 3)).view(x.shape[0], 1, -1)).sigmoid().view(x.shape[0], -1, 1, 1)
+    return s.head(pooled(x * gate.expand_as(x)))
 
 
 @net(image, zeroed="all", a=block(3, 12), mix=conv(2, 1, bias=False), b=conv(12, 8), head=head(8))

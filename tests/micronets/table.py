@@ -20,7 +20,7 @@ class Micro:
 
     ``zeroed``: which slices of a removed channel the oracle sets to zero in the dense module: those that read it
     ("reads"), or all of them where the weight is itself computed ("all"); "" where a norm over channels or a
-    parameter used as data has no such reference.
+    parameter used as data has no such reference. ``ordered``: channels have neighbours, and cannot be permuted.
     """
 
     forward: Callable[..., Any]
@@ -29,6 +29,7 @@ class Micro:
     free: float
     pinned: str
     zeroed: str
+    ordered: bool
 
     def build(self) -> nn.Module:
         kind = type(self.forward.__name__, (Net,), {"forward": self.forward})
@@ -51,11 +52,13 @@ class Net(nn.Module):
 NETS: dict[str, Micro] = {}
 
 
-def net(inputs: Inputs, free: float = 1.0, *, pinned: str = "", zeroed: str = "reads", **parts: Any) -> Any:
+def net(
+    inputs: Inputs, free: float = 1.0, *, pinned: str = "", zeroed: str = "reads", ordered: bool = False, **parts: Any
+) -> Any:
     def add(forward: Any) -> Any:
         assert forward.__name__ not in NETS, forward.__name__
         forward.__code__ = forward.__code__.replace(co_name="forward")  # torch keeps the lines of no other function
-        NETS[forward.__name__] = Micro(forward, parts, inputs, free, pinned, zeroed)
+        NETS[forward.__name__] = Micro(forward, parts, inputs, free, pinned, zeroed, ordered)
         return forward
 
     return add

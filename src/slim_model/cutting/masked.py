@@ -13,6 +13,7 @@ from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of
 from slim_model.labels.values import Axis, Value, tensors_in
 from slim_model.ops import Cut, row_of
+from slim_model.ops.movement import PLACES
 
 
 class Masked(Decided):
@@ -25,17 +26,17 @@ class Masked(Decided):
 
     def run_node(self, n: fx.Node) -> Any:
         row = row_of(n.target) if n.op == "call_function" else None
-        if row is None or row.masks == "nothing":
+        masks = row.masks if row and n.meta.get(PLACES) != "spread" else "inputs"
+        if row is None or masks == "nothing":
             return super().run_node(n)
         touched = {m: v for m in n.all_input_nodes if isinstance(v := self.cut.values[m], Value) and self.cut.cuts(v)}
         if not touched:
             return super().run_node(n)
         whole = {m: self.env[m] for m in touched}
         for m, value in touched.items():
-            inputs = row.masks == "inputs"
-            self.env[m] = self._zeroed(n, m, value) if inputs else self.cut.gathered(self.env[m], value)
+            self.env[m] = self._zeroed(n, m, value) if masks == "inputs" else self.cut.gathered(self.env[m], value)
         try:
-            return super().run_node(n) if row.masks == "inputs" else self._scattered(n, self._on_kept(n, row))
+            return super().run_node(n) if masks == "inputs" else self._scattered(n, self._on_kept(n, row))
         finally:
             self.env.update(whole)
 

@@ -179,13 +179,24 @@ def stored_alone(node: fx.Node) -> fx.Node | None:
     return node if node.op == "placeholder" and len(node.users) == 1 else None
 
 
+PLACES = "places"
+"""Marks a look-up that puts channels at their places in the dense model ("spread": zero, which stands at the end, where
+one is gone), or that takes those that are left from there ("collect")."""
+
+
 def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
     """A look-up by a stored constant, of which the small graph keeps the entries that are left."""
     node = arguments_of(walk.node)["index"]
-    walk.pin(index, "its positions are used as data")
     axes = list(self.axes)
     axis = axes[dim]
-    if axis is not None and (stored_alone(node) is None or walk.constant(node) is None):
+    if walk.node.meta.get(PLACES) == "collect":
+        axes[dim] = index.axes[0]
+        return walk.out(axes)
+    walk.pin(index, "its positions are used as data")
+    if walk.node.meta.get(PLACES) == "spread":
+        walk.reads(axis)
+        axes[dim] = None
+    elif axis is not None and (stored_alone(node) is None or walk.constant(node) is None):
         walk.pin(axis, "it is indexed by values that cannot be rewritten")
         axes[dim] = None
     elif axis is not None:
@@ -231,7 +242,12 @@ def _looked_up(node: fx.Node, along: bool, size: int, indices: int) -> str:
 
 def reindex_select(cut: Cut, node: fx.Node) -> dict[str, Any]:
     arguments = arguments_of(node)
-    return {"stored": _remap(cut, arguments["index"], cut.values[arguments["self"]], arguments["dim"])}
+    source: Value = cut.values[arguments["self"]]
+    if node.meta.get(PLACES) == "spread":
+        kept = cut.kept(source.axes[arguments["dim"]], source.shape[arguments["dim"]])
+        left = kept.cumsum(0) - 1
+        return {"stored": {cut.graph.owners[arguments["index"].name]: torch.where(kept, left, left[-1])[:-1]}}
+    return {"stored": _remap(cut, arguments["index"], source, arguments["dim"])}
 
 
 # -- constants in the small graph -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from slim_model.calling.arguments import Arguments
 from slim_model.coupling.dense_counts import keep_dense_counts
+from slim_model.coupling.dense_places import keep_dense_places
 from slim_model.cutting.resize import resize
 from slim_model.errors import InputError
 from slim_model.graph.autocast import autocast_types, float32_note, in_float32
@@ -48,15 +49,20 @@ def _captured(
     traced = trace(model, inputs, static_batch=options.static_batch, dynamic=options.dynamic, program=program)
     if autocast_types(program):
         traced = resize(traced)  # types of values as they are outside of autocast
-    graph = keep_dense_counts(simplify(traced))
+    graph = make_followable(traced)
     with eval_mode(model):
         doubts = check_trace(model, graph)
     if doubts and (why := batch_that_fails(graph)):  # the batch is free in the trace, and only some sizes run
         _refuse_if_asked(options, why)
-        graph = keep_dense_counts(simplify(trace(model, inputs, static_batch=True, dynamic=options.dynamic, why=why)))
+        graph = make_followable(trace(model, inputs, static_batch=True, dynamic=options.dynamic, why=why))
         with eval_mode(model):
             doubts = check_trace(model, graph)
     return replace(graph, warnings=(*graph.warnings, *doubts))
+
+
+def make_followable(graph: Graph) -> Graph:
+    """``graph`` in a form through which channels can be followed, in which those that are gone count as zeros."""
+    return keep_dense_places(keep_dense_counts(simplify(graph)))
 
 
 def _refuse_if_asked(options: TracingOptions, why: str) -> None:
