@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from slim_model.budget.plan import Plan
-from slim_model.errors import InputError
+from slim_model.errors import InputError, SlimError
 from slim_model.loading.given.python_inputs import arguments_given
 from slim_model.measuring.machine import check_device
 from slim_model.pipeline.compile import compile_model
@@ -40,6 +42,13 @@ def slim(
     ``options`` are the fields of ``Recipe``: ``slim(model, x, ratio=0.5, criterion="l1")``. A criterion may be a
     callable ``(Slices) -> (width,) scores, higher = keep``. Raises InputError, BudgetError, GateError or ProofError.
     """
+    try:
+        return _slimmed(model, example_inputs, example_kwargs, options)
+    except SlimError as error:
+        raise type(error)(in_python_words(str(error))) from error
+
+
+def _slimmed(model: nn.Module, example_inputs: Any, example_kwargs: Any, options: dict[str, Any]) -> Slimmed:
     recipe = Recipe.of(**options)
     if recipe.gates.min_speedup is not None:
         raise InputError("min_speedup is measured by the command alone; leave it out, and time the module yourself.")
@@ -50,5 +59,28 @@ def slim(
     draw_scans(compiled, recipe)
     small = make_small_module(model, compiled.small)
     report = make_report(compiled, recipe, module_is_own=small.own)
+    report = replace(report, warnings=[in_python_words(note) for note in report.warnings])
     check_gates(report, recipe.gates)
     return Slimmed(small.module, compiled.plan, report)
+
+
+_OPTION = re.compile(r"--(no-)?([a-z]+(?:-[a-z]+)*)(?:[ =]('[^']*'|[A-Z]+\b|\d+(?:\.\d+)?))?")
+
+
+def in_python_words(text: str) -> str:
+    """``text`` with the command's options as a call has them: ``--multiple-of 1`` becomes ``multiple_of=1``.
+
+    Options that only the command has (``--save``) stay.
+    """
+    known = Recipe.of().options()
+
+    def written(found: re.Match[str]) -> str:
+        negated, word, value = found.groups()
+        name = word.replace("-", "_")
+        if name not in known:
+            return found[0]
+        if isinstance(known[name], bool):
+            return f"{name}={not negated}" + (f" {value}" if value else "")
+        return f"{name}={value}" if value else name
+
+    return _OPTION.sub(written, text)

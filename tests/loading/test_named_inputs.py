@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slim_model.api import slim
+from slim_model.api import in_python_words, slim
 from slim_model.errors import InputError
 from slim_model.export.torch_files import restore, save
 from slim_model.graph.as_module import graph_module
@@ -165,6 +165,29 @@ def test_python_is_answered_in_its_own_words(given: Any, message: str) -> None:
         slim(Net(), given)
     assert "--" not in str(raised.value)
     assert ".pt2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("you asked for it (--static-batch)", "you asked for it (static_batch=True)"),
+        ("when widths are rounded to 8; try --multiple-of 1.", "when widths are rounded to 8; try multiple_of=1."),
+        ("leave the layer as it is: --keep 'a.b'.", "leave the layer as it is: keep='a.b'."),
+        ("add --data SPEC, such as mnist:DIR", "add data=SPEC, such as mnist:DIR"),
+        ("leave out --no-distill, or --hints.", "leave out distill=False, or hints."),
+        ("Raise --samples.", "Raise samples."),
+        ("--save small.pt keeps it", "--save small.pt keeps it"),
+    ],
+)
+def test_options_are_named_as_a_call_has_them(text: str, words: str) -> None:
+    assert in_python_words(text) == words
+
+
+def test_messages_and_notes_of_a_call_are_in_its_words() -> None:
+    with pytest.raises(InputError, match="keep='nothing' matches no layer"):
+        slim(Scripted().eval(), (x(), 8000), keep=("nothing",))
+    _, _, report = slim(Scripted().eval(), (x(), 8000), static_batch=True)
+    assert any("static_batch=True" in note for note in report.warnings)
 
 
 class Counts(nn.Module):

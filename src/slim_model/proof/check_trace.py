@@ -121,7 +121,8 @@ class _Drawn(Decided):
 
 _OTHER_AT_ONE = (
     "the model itself treats a batch of one in another way than larger batches (a squeeze, or a branch on the batch "
-    "size?); the small model treats it as it does larger ones. --static-batch --input 1x... is traced at one"
+    "size?); the small model treats it as it does larger ones. With --static-batch and an example of one sample it is "
+    "traced at one"
 )
 
 
