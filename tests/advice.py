@@ -39,6 +39,9 @@ def _text(node: ast.expr) -> str:
 
 ELSEWHERE: dict[str, str] = {
     "Change to another one.": "cli/test_surroundings.py::test_a_working_folder_that_was_deleted",
+    "Give the PyTorch model, of which one run is followed, or leave that out.": (
+        "graph/test_stored_flags.py::test_a_program_with_such_sizes_is_refused_with_its_line"
+    ),
     "Ask for {} to {}.": "cli/test_bad_input.py::test_an_opset_that_cannot_be_written",
     "Write it in another way, or add --save small.safetensors or small.pt:": (
         "cli/test_faults.py::test_what_onnx_has_no_form_for_is_said_before_the_work"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 
 from slim_model.calling.arguments import Arguments
 from slim_model.calling.nesting import replaced
@@ -89,6 +90,16 @@ def why_not_exported(error: Exception) -> str:
     """Where ``torch.export`` stopped."""
     line = line_of_error(error)
     return f"torch.export stops at {line}" if line else f"torch.export says: {first_line(error, named=True)}"
+
+
+def size_by_value(program: ExportedProgram) -> str:
+    """The first operator that gives as many elements as values say, and where; '' where none does."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        sizes: Any = value.shape if isinstance(value, Tensor) else ()
+        if any(isinstance(n, torch.SymInt) and not n.node.has_hint() for n in sizes):
+            return f"how much {node.target} gives depends on values at {source_line(node) or node.name}"
+    return ""
 
 
 def line_of_error(error: Exception) -> str:

@@ -34,6 +34,7 @@ from slim_model.graph.fixed_axes import (
     exported_so,
     fixed_among,
     fixed_batch_note,
+    size_by_value,
     why_fixed,
     why_not_exported,
 )
@@ -42,6 +43,7 @@ from slim_model.graph.graph import Graph, copy_graph, describe_inputs
 from slim_model.graph.modes import eval_mode, silence_torch
 from slim_model.graph.other_inputs.other_sizes import notes_on_sizes, other_sizes
 from slim_model.graph.promises import whole
+from slim_model.graph.stored_flags import StoredFlags
 
 _READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
@@ -75,7 +77,7 @@ def trace(
             graph = _compared(_from_script(model, arguments), asked, names, SCRIPTED)
             outputs = output_form(arguments.call(model))
         else:
-            with flat_forward(model, arguments) as flat:
+            with flat_forward(model, arguments) as flat, StoredFlags(model):
                 graph = _trace_flat(model, tensors, asked, names, why if static_batch else "")
             outputs = flat.outputs
     found = len(next(node for node in graph.nodes if node.op == "output").args[0])  # type: ignore[arg-type]
@@ -99,12 +101,9 @@ def _trace_flat(
         return _compared(found, asked, names)
     if any(asked):
         return _trace_asked(model, inputs, asked, names, why)
-    try:
-        return _from_program(torch.export.export(model, inputs, strict=False), inputs, why)
-    except InputError:
-        raise
-    except Exception as error:
-        refused = why_not_exported(error)
+    exported, refused = _export(model, inputs, (frozenset(),) * len(inputs))
+    if exported is not None:
+        return _from_program(exported, inputs, why)
     try:
         return _follow(model, inputs, refused)
     except InputError:
@@ -164,11 +163,13 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], free: Axes) -> tuple[E
     """The program with these axes ``free`` as far as the model lets them, or why there is none."""
     shapes = tuple(dict.fromkeys(sorted(axes), Dim.AUTO) if axes else None for axes in free)
     try:
-        return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False), ""
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
     except InputError:
         raise
     except Exception as error:
         return None, why_not_exported(error)
+    unknown = size_by_value(program)
+    return (None, unknown) if unknown else (program, "")
 
 
 def _from_script(model: torch.jit.ScriptModule, arguments: Arguments) -> Graph:
@@ -199,6 +200,8 @@ def _at_least_two(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
 
 def _from_program(program: ExportedProgram, inputs: tuple[Tensor, ...], why: str = "") -> Graph:
     """The graph of ``program``. ``why``: what is noted of a batch size that is fixed."""
+    if unknown := size_by_value(program):
+        raise InputError(f"{unknown}. Give the PyTorch model, of which one run is followed, or leave that out.")
     graph, _ = copy_graph(program.graph_module.graph)  # the program is the user's
     module = _inlined(fx.GraphModule(program.graph_module, graph))
     owners, tensors = {}, {}
