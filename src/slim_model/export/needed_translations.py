@@ -47,5 +47,5 @@ def _registration() -> Any:
         from onnxscript.function_libs.torch_lib import ops, registration  # takes half a second; fills the registry
     except ImportError:
         return None
-    wanted = ("default_registry", "Registry")
-    return registration if ops and all(hasattr(registration, name) for name in wanted) else None
+    needed = ("default_registry", "Registry")
+    return registration if ops and all(hasattr(registration, name) for name in needed) else None

@@ -39,8 +39,8 @@ class FreeAxes:
 
     def batch(self) -> list[str]:
         """The symbols of axis 0."""
-        found = {str(symbol) for sizes in self.sizes if 0 in sizes for symbol in sizes[0].free_symbols}
-        return sorted(found)
+        symbols = {str(symbol) for sizes in self.sizes if 0 in sizes for symbol in sizes[0].free_symbols}
+        return sorted(symbols)
 
     def shape(self, number: int, x: Tensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of input ``number``, whose example is ``x``, where symbols have these ``sizes``; those that are not
@@ -63,7 +63,7 @@ class FreeAxes:
 def free_axes(values: Sequence[Any], inputs: Sequence[Any], ranges: Mapping[Any, Any]) -> FreeAxes:
     """The free axes of traced inputs: ``values`` are what they were traced as, ``inputs`` their examples, ``ranges``
     the bounds of symbols that the trace found."""
-    found = [(x, value, *free) for x, value in zip(inputs, values, strict=True) for free in _free_sizes(value)]
+    free_sizes = [(x, value, *free) for x, value in zip(inputs, values, strict=True) for free in _free_sizes(value)]
     names: dict[Any, Any] = {}
     example: dict[str, int] = {}
 
@@ -71,10 +71,10 @@ def free_axes(values: Sequence[Any], inputs: Sequence[Any], ranges: Mapping[Any,
         name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, 1000))) if n not in example)
         names[symbol], example[name] = type(symbol)(name, integer=True, positive=True), size
 
-    for x, _, axis, size in found:
+    for x, _, axis, size in free_sizes:
         if size.is_symbol and size not in names:
             add(size, axis_name(x, axis), x.shape[axis])
-    for x, value, axis, size in found:  # symbols that stand in a product alone
+    for x, value, axis, size in free_sizes:  # symbols that stand in a product alone
         for symbol in sorted(size.free_symbols - names.keys(), key=str):
             add(symbol, f"{axis_name(x, axis)}_unit", _hint(value, symbol))
     sizes = tuple({axis: size.subs(names) for axis, size in _free_sizes(value)} for value in values)
@@ -99,10 +99,10 @@ def _hint(value: Tensor, symbol: Any) -> int:
     return int(hints[symbol])
 
 
-def _bounds(found: Any) -> tuple[float, float]:
-    if found is None:
+def _bounds(bounds: Any) -> tuple[float, float]:
+    if bounds is None:
         return 2, math.inf
-    least, most = float(found.lower), float(found.upper)
+    least, most = float(bounds.lower), float(bounds.upper)
     return max(least, 2), most if most < 2**31 else math.inf
 
 
@@ -132,10 +132,10 @@ def asked_axes(dynamic: Sequence[str], names: Sequence[str], inputs: Sequence[An
     asked: list[set[int]] = [set() for _ in inputs]
     for text in dynamic:
         name, _, axes = text.rpartition("=")
-        found = [i for i, n in enumerate(names) if n == name or n.startswith(f"{name}.")] if name else [0]
-        if not found or not inputs:
+        numbers = [i for i, n in enumerate(names) if n == name or n.startswith(f"{name}.")] if name else [0]
+        if not numbers or not inputs:
             raise InputError(f"dynamic {text}: the model has no input '{name}'; its inputs are {', '.join(names)}.")
-        for number in found:
+        for number in numbers:
             asked[number] |= {_checked(text, names[number], inputs[number], int(axis)) for axis in axes.split(",")}
     return tuple(map(frozenset, asked))
 

@@ -24,11 +24,11 @@ def other_batches(graph: Graph, sizes: tuple[int, ...], seed: int) -> list[tuple
     spans: list[Span | None] = [None] * len(graph.inputs)
     if not plain:
         spans = looked_up(lambda *inputs: graph.run(inputs), graph.inputs)
-    found = []
+    batches = []
     for size in sizes if graph.dynamic_batch else (0,):
         free, *careful = _from_free_to_careful(graph, graph.free.elsewhere(size), spans, generator)
-        found.append(free if plain else next((x for x in (free, *careful) if _runs(graph, x)), careful[-1]))
-    return found
+        batches.append(free if plain else next((x for x in (free, *careful) if _runs(graph, x)), careful[-1]))
+    return batches
 
 
 def _from_free_to_careful(

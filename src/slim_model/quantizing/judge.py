@@ -51,14 +51,14 @@ class Judge:
     def __call__(self, file: Path) -> Judgement:
         return self._judge(self._outputs(file))
 
-    def _judge(self, found: Outputs) -> Judgement:
-        snr = tuple(map(signal_to_noise_db, self.expected, found))
-        wanted, given = classes_of(self.expected), classes_of(found)
-        if wanted is None or given is None:
+    def _judge(self, outputs: Outputs) -> Judgement:
+        snr = tuple(map(signal_to_noise_db, self.expected, outputs))
+        expected_classes, classes = classes_of(self.expected), classes_of(outputs)
+        if expected_classes is None or classes is None:
             return Judgement(1 - 10 ** (-min(snr) / 10), snr, None)
-        labelled = self.labels is not None and len(self.labels) == len(given)
-        right = float((given == self.labels).mean()) if labelled else None
-        return Judgement(float((given == wanted).mean()), snr, right)
+        labelled = self.labels is not None and len(self.labels) == len(classes)
+        right = float((classes == self.labels).mean()) if labelled else None
+        return Judgement(float((classes == expected_classes).mean()), snr, right)
 
     def _outputs(self, file: Path) -> Outputs:
         model = OnnxFile(file, self.threads)
@@ -67,16 +67,16 @@ class Judge:
                 for every in zip(*runs, strict=True) if np.issubdtype(every[0].dtype, np.floating)]  # fmt: skip
 
 
-def signal_to_noise_db(wanted: np.ndarray, found: np.ndarray) -> float:
-    """At most 120 dB, which is equal for float32; -120 where ``found`` is of another shape (boxes that were dropped).
+def signal_to_noise_db(expected: np.ndarray, outputs: np.ndarray) -> float:
+    """At most 120 dB, which is equal for float32; -120 where ``outputs`` is of another shape (boxes that were dropped).
 
     >>> round(signal_to_noise_db(np.array([0.0, 2.0]), np.array([0.0, 1.8])), 2)
     16.99
     """
-    if wanted.shape != found.shape or not np.isfinite(found).all():
+    if expected.shape != outputs.shape or not np.isfinite(outputs).all():
         return -120.0
-    signal = np.square(wanted - wanted.mean(dtype=np.float64), dtype=np.float64).sum()
-    noise = np.square(wanted.astype(np.float64) - found).sum()
+    signal = np.square(expected - expected.mean(dtype=np.float64), dtype=np.float64).sum()
+    noise = np.square(expected.astype(np.float64) - outputs).sum()
     if noise <= signal * 1e-12:
         return 120.0
     return float(np.clip(10 * math.log10(signal / noise), -120, 120)) if signal else -120.0

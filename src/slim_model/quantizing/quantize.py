@@ -163,22 +163,22 @@ class _Search:
         tried = _by_speed(tried)
         # the fastest within the gate, in its best calibration
         extra: list[_Tried] = []
-        found = None
+        best = None
         for one in tried:
             others = [] if one.within or not one.variant.calibration else self._calibrated(one)
             extra += others
-            found = max((t for t in (one, *others) if t.within), key=lambda t: t.judgement.nearness, default=None)
-            if found:
+            best = max((t for t in (one, *others) if t.within), key=lambda t: t.judgement.nearness, default=None)
+            if best:
                 break
         # where the fastest form itself is not within it, its worst layers stay fp32, and the faster of both is taken
         fastest = max((t for t in (tried + extra) if t.variant.form == tried[0].variant.form), key=_nearest)
         gains: dict[str, float] = {}
-        if found is None or found.variant.form != fastest.variant.form:
+        if best is None or best.variant.form != fastest.variant.form:
             mixed, gains = self._leave_layers_out(fastest)
             if mixed:
                 extra.append(mixed)
-            found = self._faster(found, mixed)
-        return found, [*tried, *extra], gains
+            best = self._faster(best, mixed)
+        return best, [*tried, *extra], gains
 
     def _forms(self) -> list[str]:
         fitting = self.workshop.forms()
@@ -199,10 +199,10 @@ class _Search:
         judgement = self.judge(self.workshop.file(variant))
         return _Tried(variant, judgement, self._within(judgement))
 
-    def _within(self, found: Judgement) -> bool:
-        if self.limits.max_drop is not None and found.accuracy is not None and self.judge.own.accuracy is not None:
-            return self.judge.own.accuracy - found.accuracy <= self.limits.max_drop
-        return found.agreement >= self.options.min_agreement
+    def _within(self, judgement: Judgement) -> bool:
+        if self.limits.max_drop is not None and judgement.accuracy is not None and self.judge.own.accuracy is not None:
+            return self.judge.own.accuracy - judgement.accuracy <= self.limits.max_drop
+        return judgement.agreement >= self.options.min_agreement
 
     def _timed(self, tried: list[_Tried]) -> list[_Tried]:
         """All in turns with the fp32 file; those without a file of their own speed keep none."""

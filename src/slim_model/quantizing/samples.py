@@ -43,8 +43,8 @@ class Samples:
 def collect(data: Data, model: TakesBatches, names: Sequence[str]) -> Samples:
     """At most 256 samples to calibrate on, and every fifth of all, which is held out. ``names``: of the file's inputs,
     in the order of the data's. Raises InputError where nothing can be held out."""
-    fitted, held = split_off_held_out(data, model)
-    learned, judged = list(_learned(fitted)), list(held())
+    fitted, held_out = split_off_held_out(data, model)
+    learned, judged = list(_learned(fitted)), list(held_out())
     if not learned or not judged:
         raise InputError(
             f"{data.name} gives too few samples for int8: every fifth is held out to judge by, and {FEW} or more are "

@@ -44,15 +44,15 @@ def _group(group: ExplainedGroup) -> Iterator[str]:
 
 
 def _hold(hold: Hold) -> Iterator[str]:
-    held = sum(hold.holds.values())
-    yield f"kept: {_plural(held, 'channel')} of {_some(list(hold.holds))}, because {hold.why}"
+    fixed = sum(hold.holds.values())
+    yield f"kept: {_plural(fixed, 'channel')} of {_some(list(hold.holds))}, because {hold.why}"
     if hold.op:
         yield f"    by {hold.op}{_at(hold.where)}"
     freed = sum(hold.frees.values())
     beside = f"also held by {_some(hold.beside, '; ')}" if hold.beside else ""
     if not freed:
         yield f"    without it alone nothing could go: {beside}"
-    elif freed < held:
+    elif freed < fixed:
         yield f"    without it {_plural(freed, 'channel')} of {_some(list(hold.frees))} could go; the rest is {beside}"
     else:
         yield f"    without it {_plural(freed, 'channel')} of {_some(list(hold.frees))} could go"
@@ -103,9 +103,9 @@ def dot(explanation: Explanation) -> str:
 
 
 def _width(layer: ExplainedLayer) -> str:
-    held = sum(n for group, n in layer.parts if group < 0)
+    fixed = sum(n for group, n in layer.parts if group < 0)
     total = sum(n for _, n in layer.parts)
-    return f"{total:,}" + (f" ({held:,} kept)" if 0 < held < total else " kept" if held else "")
+    return f"{total:,}" + (f" ({fixed:,} kept)" if 0 < fixed < total else " kept" if fixed else "")
 
 
 def _arcs(explanation: Explanation) -> Iterator[tuple[tuple[int, int], int]]:

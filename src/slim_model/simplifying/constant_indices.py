@@ -97,10 +97,10 @@ class _Rewriter:
         """Put ``source[positions]`` along ``dim`` in the place of ``node``."""
         size = source.meta["val"].shape[dim]
         constant = self.keep("positions", positions.reshape(-1).remainder(size).contiguous(), source)
-        found = self.call(node, aten.index_select.default, source, dim, constant)
+        looked_up = self.call(node, aten.index_select.default, source, dim, constant)
         if positions.dim() > 1:
-            found = self.call(node, aten.unflatten.int, found, dim, list(positions.shape))
-        self.replace(node, found)
+            looked_up = self.call(node, aten.unflatten.int, looked_up, dim, list(positions.shape))
+        self.replace(node, looked_up)
 
 
 # -- look-ups ---------------------------------------------------------------------------------------------------------

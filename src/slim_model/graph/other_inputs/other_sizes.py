@@ -23,17 +23,17 @@ def other_sizes(graph: Graph) -> tuple[dict[str, int], dict[str, str]]:
     A net that halves a picture and doubles it again takes even sides alone: steps of 1, 2, 4, ... are tried, so that a
     square becomes none. An axis for which no other size runs is not among the first.
     """
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     misfits: dict[str, str] = {}
     batch = graph.free.batch()
     for number, symbol in enumerate(name for name in graph.free.example if name not in batch):
         for size in _candidates(graph, symbol, first=1 if number % 2 else -1):
-            failed = first_failure(graph, resized(graph, {**found, symbol: size}))
+            failed = first_failure(graph, resized(graph, {**sizes, symbol: size}))
             if failed is None:
-                found[symbol] = size
+                sizes[symbol] = size
                 break
             misfits.setdefault(symbol, f"{failed.target} takes no {size} at {source_line(failed) or failed.name}")
-    return found, misfits
+    return sizes, misfits
 
 
 def notes_on_sizes(graph: Graph, misfits: Mapping[str, str]) -> tuple[str, ...]:
