@@ -63,3 +63,33 @@ def write(
     helper.set_model_props(model, {"made": "by hand"})
     onnx.save(model, place)
     return place
+
+
+def linear(place: Path) -> Path:
+    """(N, 16) -> (N, 16): two layers, one with its weight transposed."""
+    draw = np.random.default_rng(0)
+    stored = {name: draw.normal(size=(16, 16)) for name in ("w1", "w2")} | {"b": draw.normal(size=16)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b"], ["h"], "first", transB=1),
+        helper.make_node("Relu", ["h"], ["k"], "relu"),
+        helper.make_node("Gemm", ["k", "w2", "b"], ["y"], "second"),
+    ]
+    return write(place, nodes, stored, 18, ("n", 16), ("n", 16))
+
+
+def recurrent(place: Path) -> Path:
+    """(N, 6, 3) -> (N, 4): an LSTM of 16 units over six steps, its last state, scores."""
+    draw = np.random.default_rng(0)
+    stored = {
+        "w": draw.normal(size=(1, 64, 3)) / 2,
+        "r": draw.normal(size=(1, 64, 16)) / 4,
+        "scores.weight": draw.normal(size=(16, 4)),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], "turn", perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["steps", "w", "r"], ["", "last", ""], "lstm", hidden_size=16),
+        helper.make_node("Transpose", ["last"], ["state"], "back", perm=[1, 0, 2]),
+        helper.make_node("Flatten", ["state"], ["f"], "flat"),
+        helper.make_node("MatMul", ["f", "scores.weight"], ["y"], "scores"),
+    ]
+    return write(place, nodes, stored, 18, ("n", 6, 3), ("n", 4))

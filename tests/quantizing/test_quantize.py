@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx_nets import SIZE, classifier, without_layers
+from onnx_nets import SIZE, classifier, linear, recurrent, without_layers
 
 from slim_model.data.batches import Data
 from slim_model.data.open_data import open_data
@@ -21,6 +21,7 @@ from slim_model.errors import InputError
 from slim_model.measuring.timing import Comparison, Latency
 from slim_model.progress import say_nothing
 from slim_model.quantizing import variants
+from slim_model.quantizing.float_model import prepare
 from slim_model.quantizing.forms import FORMS
 from slim_model.quantizing.options import QuantizingOptions
 from slim_model.quantizing.quantize import Limits, Quantized, Timer, quantize
@@ -196,6 +197,37 @@ def test_with_labels_and_max_drop_the_accuracy_counts(tmp_path: Path) -> None:
     assert not target.exists()
     assert all(trial.accuracy == trial.agreement for trial in result.trials)
     assert run(tmp_path, source, labelled, max_drop=0.5, min_agreement=1.0)[0].written
+
+
+def test_an_lstm_is_quantised_dynamically(tmp_path: Path) -> None:
+    x = torch.randn(60, 6, 3, generator=torch.Generator().manual_seed(0))
+    samples = collect(open_data([x], (x[:1],), samples=60), Takes(True, (x[:1],)), ["x"])
+    source = recurrent(tmp_path / "in.onnx")
+    result, target = run(tmp_path, source, samples, {"dynamic": 3.0}, min_agreement=0.8)
+    assert {"u8s8", "dynamic", "dynamic-7bit"} < {trial.form for trial in result.trials}
+    assert (result.written, result.form, result.calibration) == (True, "dynamic", "")
+    assert {"DynamicQuantizeLSTM", "MatMulInteger"} <= set(types_of(target))
+    assert min(result.trials[0].snr_db) > 15
+    with pytest.raises(InputError, match="quantised already: it holds DynamicQuantize"):
+        run(tmp_path, target.rename(tmp_path / "int8.onnx"), samples)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_layer_that_is_left_out_stays_fp32_in_every_form(tmp_path: Path, form: str) -> None:
+    """Of a dynamic form the quantiser renames a Gemm first, and looked for the old name."""
+    model = prepare(linear(tmp_path / "in.onnx"), tmp_path)
+    x = torch.randn(20, 16, generator=torch.Generator().manual_seed(0)).numpy()
+    workshop = variants.Workshop(model, tmp_path, ({"x": x},), {})
+    calibration = "" if FORMS[form].dynamic else "minmax"
+    session = onnxruntime.InferenceSession(str(tmp_path / "in.onnx"))
+    expected = session.run(None, {"x": x})[0]
+    errors = {}
+    for left in ((), ("first",), ("first", "second")):
+        file = workshop.file(variants.Variant(form, calibration, frozenset(left)))
+        errors[left] = np.abs(onnxruntime.InferenceSession(str(file)).run(None, {"x": x})[0] - expected).max()
+    assert errors[()] > 1e-3
+    assert errors["first", "second"] < 1e-5
+    assert 1e-5 < errors["first",] != errors[()]
 
 
 def test_few_samples_are_told(tmp_path: Path) -> None:

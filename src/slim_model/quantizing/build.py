@@ -64,5 +64,5 @@ def _write_dynamic(model: FloatModel, form: Form, ranges: Any, place: Path, excl
         per_channel=form.per_channel,
         reduce_range=form.seven_bits,
         weight_type=_TYPES[form.weights],
-        nodes_to_exclude=excluded,
+        nodes_to_exclude=[*excluded, *(f"{name}_MatMul" for name in excluded)],  # what it makes of a Gemm
     )
