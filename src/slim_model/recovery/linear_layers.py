@@ -145,13 +145,15 @@ class LinearLayer:
         taken = taken.unflatten(2, at.shape[1:]).unflatten(1, (groups, -1))  # (n, group, input, place, tap)
         return taken.permute(1, 0, 3, 2, 4).flatten(3, 4).flatten(1, 2)
 
-    def targets(self, y: Tensor, groups: int, first: int, positions: int) -> Tensor:
-        """``(group, row, output)`` of an output, at the same places."""
+    def targets(self, y: Tensor, groups: int, first: int, positions: int, index: Tensor | None = None) -> Tensor:
+        """``(group, row, output)`` of an output, at the same places; of the channels ``index`` alone."""
         if self.window is None:
-            return y.reshape(1, -1, y.shape[-1])
+            chosen = y if index is None else y.index_select(-1, index)
+            return chosen.reshape(1, -1, chosen.shape[-1])
         flat = as_map(y).flatten(2)
         at = sample_positions(first, len(flat), flat.shape[2], at_most=positions).to(y.device)
         taken = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1))
+        taken = taken if index is None else taken.index_select(1, index)
         return taken.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
     def taken_on_average(self, mean: Tensor, groups: int) -> Tensor:

@@ -62,36 +62,53 @@ class Rows:
         self.slope, self.shift = _line(self.sink.norm, small, len(layer.outputs))
         passes = self.slope.abs() > 1e-3 * self.slope.abs().max()  # else a BatchNorm that lets nearly nothing through
         self.scale = torch.where(passes, 1 / self.slope, 0.0)
+        self.held: list[RegressionRows] | None = None
 
     def __iter__(self) -> Iterator[RegressionRows]:
+        """The same each time: a layer is fitted in several passes over them. They are held where memory allows."""
+        if self.held is not None:
+            yield from self.held
+            return
+        held, size = list[RegressionRows](), 0
+        for row in self._made():
+            size += sum(x.nbytes for x in row if x is not None)
+            if size <= self.small.memory:
+                held.append(row)
+            else:
+                held.clear()
+            yield row
+        self.held = held if size <= self.small.memory else None
+
+    def _made(self) -> Iterator[RegressionRows]:
         name, groups = self.call.node, len(self.layer.groups)
         for big, little in zip(self.dense.after(name), self.small.before(name), strict=True):
             ours, first = little.values, little.part.first
             taken = self.layer.rows(ours[self.call.operand].detach(), groups, first, self.places)
             if self.layer.constant is not None:
                 taken = torch.cat([taken, taken.new_ones(*taken.shape[:2], 1)], 2)
-            targets, rises = self._targets(big.values, ours)
-            cut = [None if x is None else self.layer.targets(x, groups, first, self.places) for x in (targets, rises)]
-            assert cut[0] is not None
-            yield RegressionRows(taken, cut[0], cut[1])
+            targets, rises = self._targets(big.values, ours, first)
+            yield RegressionRows(taken, targets, rises)
 
-    def _targets(self, theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        layer, sink = self.layer, self.sink
-        axis = 1 if layer.window else -1
+    def _targets(self, theirs: dict[str, Any], ours: dict[str, Any], first: int) -> tuple[Tensor, Tensor | None]:
+        layer, sink, groups = self.layer, self.sink, len(self.layer.groups)
         whole = theirs[self.call.node]
         index = layer.outputs.to(whole.device)
-        targets = whole.index_select(axis, index)
-        slope, shift, scale = (x.view(-1, *[1] * (targets.dim() - 2)) if axis == 1 else x for x in
-                               (self.slope, self.shift, self.scale))  # fmt: skip
+
+        def cut(value: Tensor, index: Tensor | None = None) -> Tensor:
+            return layer.targets(value, groups, first, self.places, index)
+
+        # Positions are drawn first: what follows is one number at a time.
+        targets = cut(whole, index)
+        slope, shift, scale = (x.view(groups, 1, -1) for x in (self.slope, self.shift, self.scale))
         if layer.constant is not None and layer.constant[1] < 0:  # BatchNorm takes its mean away
-            mean = self.dense.tensors[layer.constant[0]][index]
-            targets = targets - (mean.view(-1, *[1] * (targets.dim() - 2)) if axis == 1 else mean)
+            targets = targets - self.dense.tensors[layer.constant[0]][index].view(groups, 1, -1)
         other: Any = 0.0
         if sink.other is not None:
             full, other = (values.get(sink.other.name) for values in (theirs, ours))
             if full is None or other is None or full.shape != whole.shape:
                 return targets, None
-            targets = targets + (full.index_select(axis, index) - other) * scale
+            other = cut(other)
+            targets = targets + (cut(full, index) - other) * scale
         return targets, targets * slope + shift + other if sink.rectified else None
 
     def targets_of(self, row: RegressionRows, given: Tensor) -> Tensor:

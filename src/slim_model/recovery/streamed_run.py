@@ -98,6 +98,8 @@ class StreamedRun:
         return Stop(part, 0, {n: x for n, x in env.items() if n.name not in self.graph.owners})
 
     def _moved(self, number: int, stop: Stop, position: int) -> Stop:
+        if number in self.stops and stop.position >= position:
+            return stop  # it is there, and held
         self.runner.env = ChainMap(stop.env, {n: self.stored(n) for n in self.placeholders})  # type: ignore[assignment]
         with torch.no_grad():
             for i in range(stop.position, position):
