@@ -49,6 +49,14 @@ class ModelOutput(OrderedDict[str, Any]):
     """As in transformers: what is None is not among its items."""
 
 
+class Cache:
+    """As transformers keeps the keys and values of attention."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.layers = [types.SimpleNamespace(keys=y, values=-y)]
+
+
+Cache.__module__ = "transformers.cache_utils"
 Flat = dict[str, Callable[[Tensor], Tensor]]
 FORMS: dict[str, tuple[Callable[[Tensor], Any], Flat]] = {
     "tensor": (lambda y: y, {"output": lambda y: y}),
@@ -62,6 +70,7 @@ FORMS: dict[str, tuple[Callable[[Tensor], Any], Flat]] = {
     "data_class": (Answer, {"logits": lambda y: y}),
     "frozen": (lambda y: Frozen((y, -y)), {"hidden.0": lambda y: y, "hidden.1": lambda y: -y}),
     "model_output": (lambda y: ModelOutput(logits=y), {"logits": lambda y: y}),
+    "cache": (lambda y: {"kept": Cache(y)}, {"kept.0.keys": lambda y: y, "kept.0.values": lambda y: -y}),
     "user_dict": (lambda y: UserDict(a=y), {"a": lambda y: y}),
     "namespace": (lambda y: types.SimpleNamespace(a=y), {"a": lambda y: y}),
     "deque": (lambda y: deque([y, -y]), {"output_0": lambda y: y, "output_1": lambda y: -y}),
