@@ -93,6 +93,18 @@ class Causal(nn.Module):
         return self.layer(x, src_mask=sees, src_key_padding_mask=hidden)
 
 
+class Padded(nn.Module):
+    """PyTorch's own encoder, which in eager mode leaves out what is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.last = nn.Embedding(50, 8), nn.Linear(8, 3)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.last(self.encoder(self.words(ids), src_key_padding_mask=mask == 0).mean(1))
+
+
 class Lengths(nn.Module):
     """Positions from a length on count nothing."""
 
@@ -130,6 +142,7 @@ CASES: dict[str, tuple[type[nn.Module], list[tuple[tuple[int, ...], torch.dtype]
             torch.zeros(2, 5, dtype=torch.bool),
         ),
     ),
+    "padded": (Padded, [((1, 9), LONG)] * 2),
     "lengths": (Lengths, (torch.randn(2, 5, 4), torch.tensor([5, 5]))),
     "spectrum": (Positive, (torch.rand(2, 5, 4) + 0.5,)),
 }
