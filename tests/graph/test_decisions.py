@@ -134,6 +134,43 @@ def test_a_class_that_computes_something_else_is_refused() -> None:
         slim(randomised(Remembering()), example(), ratio=0.5, multiple_of=1)
 
 
+class Gated(Detector):
+    """Weighs places by a mean over channels, convolves along them, and looks them up by a shared index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(1, 1, 3, padding=1)
+        self.before = nn.Conv2d(3, 6, 3, padding=1)
+        self.after = nn.Conv2d(6, 3, 3, padding=1)
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 5, 4]))
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        x = F.relu(self.before(images[0][None]))
+        x = x * self.mix(x.mean((2, 3))[:, None])[0, 0, :, None, None]
+        x = x[:, self.order] + F.relu(x)[:, self.order]
+        x = x * x.mean(1, keepdim=True).sigmoid()
+        return super().forward([images[0] + self.after(x)[0]])
+
+
+def test_what_its_own_class_would_take_otherwise_is_left_whole() -> None:
+    """Only the class is handed out of a model that decides, so that nothing may be written otherwise."""
+    result = slim(randomised(Gated()), example(), ratio=0.5, multiple_of=1)
+    assert isinstance(result.module, Gated)
+    assert result.module.before.out_channels == 6
+    assert result.module.stem.out_channels == 6
+
+
+def test_a_statistic_of_a_model_that_decides_is_a_reason_to_keep_channels() -> None:
+    class Weighed(Detector):
+        def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+            features = F.relu(self.stem(images[0][None]))
+            places = (features * features.mean(1, keepdim=True)).amax((0, 1))
+            return super().forward([images[0] * places])
+
+    result = slim(randomised(Weighed()), example(), ratio=0.5, multiple_of=1)
+    assert "aten.mean.dim" in {pin["op"] for pin in result.report.pinned}
+
+
 class Strict(Detector):
     """Refuses what the small model finds by itself."""
 

@@ -27,7 +27,7 @@ from slim_model.graph.nodes import arguments_of, insert_call
 from slim_model.graph.stored_tensors import add_placeholder
 from slim_model.labels.values import FIXED, Value
 from slim_model.ops import kind_of, row_of
-from slim_model.ops.along import FLOORED, dims_of
+from slim_model.ops.along import COUNTED, FLOORED, dims_of
 
 aten = torch.ops.aten
 _EXTREMES = ("maximum", "minimum")
@@ -44,6 +44,11 @@ def keep_dense_counts(graph: Graph) -> Graph:
     coupling = couple(graph)
     names = [node.name for node in graph.nodes if _counts_channels(coupling, node) and not feeds_a_norm(coupling, node)]
     if not names:
+        return graph
+    if graph.decisions:  # its own class is what is handed out, and would count what is left
+        graph = graph.copy()
+        for node in graph.nodes:
+            node.meta |= {COUNTED: True} if node.name in names else {}
         return graph
     # A maximum pins what it looks at, so what is free is known once all are written. Where something else pins the
     # channels, too, nothing is gained by writing it otherwise.

@@ -54,6 +54,8 @@ REMEDIES: dict[str, str] = {
     "all its values are used together": "Use values of a layer of its own for this.",
     "it is reduced to one value": "Use a sum or mean over channels, reduce over spatial axes instead, or put a layer "
     "before it: then only the channels of that one stay.",
+    "the model's own class would take it over the channels that are left": "Write it as a sum times a number, or put a "
+    "layer before it: then only the channels of that one stay.",
     "it is compared with fixed values": "Compare it with values of the model's own layers.",
     # moving
     "nothing of it is left for the example input": "Give an --input for which this part is not empty.",

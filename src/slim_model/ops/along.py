@@ -63,6 +63,10 @@ FLOORED = "floored"
 a channel is gone."""
 
 
+COUNTED = "counted"
+"""Marks a statistic over channels that stays as the model's own class takes it, in a graph that follows one run."""
+
+
 def extreme(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **rest: Any) -> Any:
     """amax, amin: over channels they are a sum where 0 stands for a removed one (``FLOORED``), else a reduction."""
     rule = total if FLOORED in walk.node.meta else reduce
@@ -82,7 +86,10 @@ def total(walk: Walk, self: Value, dim: Any = None, keepdim: bool = False, **_: 
     (others are written by sums, ``coupling.dense_counts``)."""
     dims = dims_of(self, dim)
     for d in dims:
-        walk.reads(self.axes[d])
+        if COUNTED in walk.node.meta:
+            walk.pin(self.axes[d], "the model's own class would take it over the channels that are left")
+        else:
+            walk.reads(self.axes[d])
     return _reduced(walk, self, dims, keepdim)
 
 

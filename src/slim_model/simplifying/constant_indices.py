@@ -35,8 +35,8 @@ _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8)
 def write_as_look_ups(graph: Graph) -> tuple[dict[str, Tensor], list[fx.Node]]:
     """Edit ``graph``: write its look-ups and writes by constants as above. Returns the tensors to be stored, by name,
     and the nodes that may be read no more."""
-    places = [node for node in graph.nodes if packet_of(node) in _FORMS and node.name not in graph.decisions]
-    if not places:
+    places = [node for node in graph.nodes if packet_of(node) in _FORMS]
+    if not places or graph.decisions:  # of a graph that follows one run the model's own class is handed out
         return {}, []
     known = dict.fromkeys(computed_from(graph, lambda n: n.op == "get_attr" or n.name in graph.owners))
     rewriter = _Rewriter(graph, known)
