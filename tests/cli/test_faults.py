@@ -130,7 +130,7 @@ def test_a_fault_of_ours_is_called_that(
     assert "Traceback" in command(weights, out, *RESIDUAL).err
 
 
-@pytest.mark.parametrize("stage", ["_measure", "make_report"])
+@pytest.mark.parametrize("stage", ["measure", "make_report"])
 def test_a_fault_after_the_checks_leaves_the_older_file_too(
     command: Command, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
