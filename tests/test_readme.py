@@ -44,6 +44,15 @@ def images_to_classes() -> nn.Module:
     return nn.Sequential(stem, nn.ReLU(), pools[0], more, nn.ReLU(), pools[1], nn.Flatten(), nn.Linear(32, 10)).eval()
 
 
+def draw_pictures(folder: Path) -> None:
+    """Forty of two classes."""
+    drawn = torch.Generator().manual_seed(0)
+    for number in range(40):
+        place = folder / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        torchvision.io.write_png(torch.randint(0, 256, (3, 16, 16), generator=drawn, dtype=torch.uint8), str(place))
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same words on a smaller model of the same kind."""
@@ -65,7 +74,12 @@ def test_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert cli.run([*arguments, "--rounds", "3", "--seconds", "0.3"]) == 0
         assert len(Path("rows.json").read_text().splitlines()) == 8  # two files, batches and counts of threads
         return
-    torch.save(images_to_classes(), arguments[0])
+    if "imagefolder:pictures" in arguments:
+        draw_pictures(Path("pictures"))
+    if arguments[0] == "quantize":
+        to_onnx(trace(images_to_classes(), (torch.randn(2, 3, 64, 64),)), Path(arguments[1]), opset=None, metadata={})
+    else:
+        torch.save(images_to_classes(), arguments[0])
     if "--target" in arguments:  # of a smaller model, whose latency is another
         arguments[arguments.index("--target") + 1] = "macs=19M"
     assert cli.run([*arguments, "--no-bench"]) == 0

@@ -50,6 +50,10 @@ PAIRS: dict[str, tuple[Forward, Forward]] = {
         lambda s, x: s.narrow(s.a(x)[:, 0:6:2]),
         lambda s, x: s.second(s.a(x)[:, ::2]),
     ),
+    "its bytes are read as another type": (
+        lambda s, x: s.c(s.a(x).view(torch.int32).to(torch.float32)),
+        lambda s, x: s.c(s.a(x).to(torch.int32).to(torch.float32)),
+    ),
 }
 UNTRIED = 45
 """Remedies that no pair here follows. It only becomes less."""

@@ -93,7 +93,7 @@ def test_what_onnx_cannot_hold_is_refused_and_saved(
     code = cli.run([str(source), str(target), *options, *(["--save", str(small)] if saves else [])])
     said = capsys.readouterr().err
     assert code == 5
-    assert "does not write it: " in said
+    assert ("does not write it: " if saves else "cannot write aten._pack_padded_sequence.default") in said
     assert not target.exists()
     assert small.exists() == saves
     assert (f"is in {small}" if saves else "--save small.safetensors") in said

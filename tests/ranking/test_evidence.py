@@ -299,8 +299,13 @@ def test_writing_in_place_does_not_disturb_gradients() -> None:
 
 def test_progress_is_said_as_a_bar() -> None:
     lines: list[str] = []
-    count_in_text(lines.append, every_s=0)(32, 64)
-    assert lines == ["ranking channels [==========          ] 32 of 64"]
+    count = count_in_text(lines.append, every_s=0)
+    count(32, 64)
+    count(64, 64)
+    assert lines == [
+        f"ranking channels [{'=' * 10}{' ' * 10}] 32 of 64, 0 s left",
+        f"ranking channels [{'=' * 20}] 64 of 64",
+    ]
 
 
 def test_a_loss_must_fit_and_have_a_gradient() -> None:
