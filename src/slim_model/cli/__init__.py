@@ -5,7 +5,6 @@ Nothing is decided here, and nothing here imports PyTorch before the arguments a
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 import signal
@@ -47,7 +46,6 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     make_forgiving()
     gc.set_threshold(50_000, 20)  # from 700: a seventh of a run was spent looking through what PyTorch has imported
-    atexit.register(gc.freeze)  # Python would look through all that it leaves to the system: a tenth of a run
     code = run(sys.argv[1:] if arguments is None else arguments)
     if why := lost_output():
         Console(stderr=True, soft_wrap=True).print(Text(f"note: what was printed could not be written: {why}"))
