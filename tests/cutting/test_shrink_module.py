@@ -159,3 +159,16 @@ def test_a_weight_under_two_names_stays_one_whichever_name_is_given() -> None:
         small: Any = shrink_module(net, {name: torch.zeros(2, 4)})
         assert small.a.weight is small.b.weight
         assert small.a.out_features == small.b.out_features == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_inside_holds_what_is_given() -> None:
+    """It copies its tensors itself: a model built anew would keep its own, whatever was saved."""
+    x = torch.randn(2, 4)
+    script = torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval(), x)
+    net = nn.Sequential(script, nn.Linear(4, 2)).eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    given = {name: torch.rand_like(tensor, dtype=torch.float32).to(tensor.dtype) for name, tensor in before.items()}
+    small = shrink_module(net, given)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in small.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

@@ -6,7 +6,7 @@ It is right where the forward computes its sizes; whoever hands it out checks th
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -44,8 +44,12 @@ def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable
         for value in vars(module).values():  # what a hook left there has a gradient, and refuses to be copied
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
-    with torch.no_grad():  # a TorchScript module copies its parameters itself, else as values that have a gradient
+    with torch.no_grad():  # a TorchScript module copies its own tensors itself, else as values that have a gradient
         result = copy.deepcopy(model, memo)
+        for name, tensor in _scripted(result):
+            new = copies[storage_key(owned[name])]
+            if new.shape == tensor.shape:  # else whoever compares the copy finds that it is not smaller
+                tensor.copy_(new)
     for name, parameter in result.named_parameters():
         if name in owned:
             parameter.requires_grad = owned[name].requires_grad
@@ -54,6 +58,14 @@ def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable
     for module in result.modules():
         _update_attributes(module)
     return result
+
+
+def _scripted(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of TorchScript modules in ``model``, by their names there."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            yield from module.named_parameters(prefix, recurse=False)
+            yield from module.named_buffers(prefix, recurse=False)
 
 
 def _update_attributes(module: nn.Module) -> None:

@@ -84,8 +84,8 @@ def _finite(outputs: tuple[Tensor, ...]) -> bool:
 
 
 def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        return None  # it is copied in C++, which takes no smaller tensors, and leaves parameters with a history
+    if isinstance(model, torch.jit.ScriptModule):
+        return None  # it has no class of the user's, and is copied in C++, which takes no smaller tensors
     try:
         return shrink_module(model, small.tensors, small.folded).eval()
     except Exception:  # a class of the user's may refuse to be copied: the graph is the ground truth
