@@ -17,9 +17,10 @@ TOLERANCE = 1e-4
 
 
 def outputs_of(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that ``model`` returns; a number counts as a tensor without axes, None as nothing."""
     with torch.no_grad():
         leaves = pytree.tree_leaves(model(*copy.deepcopy(inputs)))
-    return [x for x in leaves if isinstance(x, Tensor)]
+    return [torch.as_tensor(x) for x in leaves if x is not None]
 
 
 def assert_same(expected: list[Tensor], got: list[Tensor], what: str) -> None:

@@ -220,7 +220,7 @@ def test_a_choice_that_is_not_one(options: dict[str, Any], message: str) -> None
 
 
 def test_an_input_that_does_not_fit() -> None:
-    with pytest.raises(InputError, match=r"2x1x16x16:float32.*Check --input"):
+    with pytest.raises(InputError, match=r"on these inputs \(x: \(2, 1, 16, 16\) float32\).*3 channels, but got 1"):
         slim(trained(Residual()), images()[:, :1])
 
 
