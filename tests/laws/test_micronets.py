@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from micronets import NETS
 from micronets.compiled import BATCH, OTHER_BATCH, compiled, coupling_of, graph_of, model_of
 from micronets.oracle import TOLERANCE, assert_same, masked_module, outputs_of
+from slim_model.cost.counted import cost
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.errors import BudgetError
@@ -61,8 +62,10 @@ def test_the_graph_computes_what_the_module_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", rows())
 def test_a_free_batch_stays_free(name: str) -> None:
-    """What is written otherwise is traced again on values whose sizes are open, which some operators would fix."""
+    """What is written otherwise is traced again on values whose sizes are open, which some operators would fix; so
+    would constants that are computed with such a size."""
     graph = graph_of(name)
+    cost(coupling_of(name))
     sizes = {
         str(node.meta["val"].shape[0])
         for node in graph.nodes

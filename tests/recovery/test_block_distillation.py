@@ -60,8 +60,9 @@ WITHOUT_BLOCKS = """
     branch_on_values lstm_from_a_given_state lstm_steps_first translation_with_attention language_model
     lstm_over_packed_sequences gru_over_packed_sequences channel_argmax cosine pooled_over_features
     unbind_every_channel histogram gathered_by_an_expanded_row gathered_by_computed_places
+    copied_and_added_by_a_buffer
 """.split()
-"""Nets that are one block from end to end, take several inputs, give several outputs, or lose nothing."""
+"""Nets that are one block from end to end, take several inputs, give several outputs, fix the batch or lose nothing."""
 
 
 @pytest.mark.parametrize("name", NETS)

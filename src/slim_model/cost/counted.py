@@ -20,6 +20,7 @@ from slim_model.graph.nodes import arguments_of
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Value, fixed_value, tensors_in
 from slim_model.ops import Op, row_of
+from slim_model.ops.movement import stored_index
 
 ENERGY = {"mac": 1.0, "register": 4.0, "memory": 200.0}
 """In units of one MAC: the multiplication, its register accesses, and a value fetched from or put into memory."""
@@ -27,8 +28,7 @@ ENERGY = {"mac": 1.0, "register": 4.0, "memory": 200.0}
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """``params``: stored trained values; ``bytes``: all stored tensors, of which indices count as they were; ``macs``:
-    per example."""
+    """``params``: stored trained values; ``bytes``: all stored tensors; ``macs``: per example."""
 
     params: int
     macs: int
@@ -140,17 +140,31 @@ class CostModel:
 
     def _all_stored(self) -> tuple[_Shapes, np.ndarray, np.ndarray]:
         graph, shapes, sizes, trained = self._coupling.graph, [], [], []
+        looked_up = self._looked_up()
         for owner, tensor in graph.tensors.items():
             if owner in self._coupling.labelled.shared:
                 continue
             shape = list(tensor.shape)
             for birth in self._coupling.births_of(owner):
                 labels = self._coupling.component[birth.start : birth.start + birth.size]
-                shape[birth.axis] = self._axis(-birth.start, labels)
+                shape[birth.axis] = self._axis(-birth.start, looked_up.get(owner, labels))
             shapes.append(tuple(shape))
             sizes.append(tensor.element_size())
             trained.append(owner in graph.parameter_names)
         return _Shapes(shapes), np.array(sizes, np.int64), np.array(trained, bool)
+
+    def _looked_up(self) -> dict[str, np.ndarray]:
+        """Of stored indices into channels, by owner: the channels that they name, with which their entries go."""
+        found = {}
+        for node in self._coupling.graph.nodes:
+            dim, stored = stored_index(node)
+            if stored is None or stored.name not in self._coupling.graph.owners:
+                continue
+            owner = self._coupling.graph.owners[stored.name]
+            axis = self._coupling.labelled.values[node].axes[dim]
+            if axis is not None and len(axis) == self._coupling.graph.tensors[owner].numel():  # a mask names fewer
+                found[owner] = self._coupling.component[axis.numpy()]
+        return found
 
     def _all_made(self) -> tuple[_Shapes, np.ndarray, csr_matrix]:
         """What operators put into memory; ``alive[i, j]``: value j is needed when operator i has run."""

@@ -31,7 +31,12 @@ def packet_of(node: fx.Node) -> torch._ops.OpOverloadPacket | None:
 
 def shape_of(value: Tensor) -> tuple[int, ...]:
     """Sizes of a traced value, symbolic ones at their example's size."""
-    return tuple(n if isinstance(n, int) else int(n.node.hint) for n in value.shape)
+    return tuple(map(at_example, value.shape))
+
+
+def at_example(number: Any) -> Any:
+    """A symbolic size at its example's size; any other value as it is. To compute with a symbolic one may fix it."""
+    return number.node.hint if isinstance(number, torch.SymInt) and number.node.has_hint() else number
 
 
 def insert_call(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import arguments_of, shape_of
+from slim_model.graph.nodes import arguments_of, at_example, shape_of
 from slim_model.graph.stored_tensors import Constants, storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
 from slim_model.labels.labelled import Labelled, Made, Tie
@@ -224,8 +224,8 @@ class Walk:
     def fixed_outputs(self) -> Any:
         value = self.node.meta.get("val")
         if isinstance(value, list | tuple):
-            return [fixed_value(shape_of(v)) if isinstance(v, Tensor) else v for v in value]
-        return fixed_value(shape_of(value)) if isinstance(value, Tensor) else value
+            return [fixed_value(shape_of(v)) if isinstance(v, Tensor) else at_example(v) for v in value]
+        return fixed_value(shape_of(value)) if isinstance(value, Tensor) else at_example(value)
 
     def constant(self, node: fx.Node) -> Tensor | None:
         """The real value of ``node`` where it follows from stored tensors alone, else None."""

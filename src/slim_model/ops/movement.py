@@ -179,6 +179,16 @@ def stored_alone(node: fx.Node) -> fx.Node | None:
     return node if node.op == "placeholder" and len(node.users) == 1 else None
 
 
+def stored_index(node: fx.Node) -> tuple[int, fx.Node | None]:
+    """The axis along which ``node`` looks up, and the stored index that nothing else reads; None where it has none."""
+    if packet_of(node) not in (aten.index_select, aten.index):
+        return 0, None
+    given = arguments_of(node)
+    indices = enumerate(given["indices"]) if "indices" in given else [(given["dim"], given["index"])]
+    along = [(dim, index) for dim, index in indices if index is not None]
+    return along[0][0], stored_alone(along[0][1]) if len(along) == 1 else None
+
+
 PLACES = "places"
 """Marks a look-up that puts channels at their places in the dense model ("spread": zero, which stands at the end, where
 one is gone), or that takes those that are left from there ("collect")."""
