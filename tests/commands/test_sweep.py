@@ -153,3 +153,36 @@ def test_the_front_is_what_no_run_beats() -> None:
     assert [(name, best) for name, *_, best in latency.points] == [("a", True), ("b", False)]
     assert list(trade_offs({"a": report_with(None, 1.0), "b": report_with(None, 2.0)})) == []
     assert json.dumps(latency)  # plain values
+
+
+def test_a_recipe_that_changed_runs_again(folder: Path, calls: dict[str, int]) -> None:
+    """Also where the earlier value is one that a run may decide by itself."""
+    asked = ["sweep", "recipe.toml", "--ratio", "0.25,0.5"]
+    assert command([*asked, "--multiple-of", "4"]) == 0
+    assert command([*asked, "--multiple-of", "4"]) == 0
+    assert calls["run_job"] == 2
+    for other in (["--multiple-of", "2"], ["--multiple-of", "2", "--recover", "data-free"], ["--multiple-of", "2"]):
+        calls["run_job"] = 0
+        assert command([*asked, *other]) == 0
+        assert calls["run_job"] == 2, other
+
+
+def test_seeds_are_runs_of_their_own(folder: Path, calls: dict[str, int]) -> None:
+    """Example inputs are drawn from the seed, too."""
+    assert command(["sweep", "recipe.toml", "--seed", "1,2", "--criterion", "random"]) == 0
+    assert (calls["capture"], calls["score"]) == (2, 2)
+    assert command(["run", "recipe.toml", "--seed", "2", "--criterion", "random", "--onnx", "single.onnx"]) == 0
+    assert (folder / "out.sweep/seed=2.onnx").read_bytes() == (folder / "single.onnx").read_bytes()
+
+
+def test_the_report_of_the_best_point_repeats_its_run(folder: Path) -> None:
+    """As OUT.onnx, where the sweep put it; weights beside a large file come with it."""
+    assert command(["sweep", "recipe.toml", "--ratio", "0.25,0.5", "--best", "macs<1e12"]) == 0
+    once = (folder / "out.onnx").read_bytes()
+    (folder / "out.onnx").unlink()
+    assert command(["run", "report.json"]) == 0
+    assert (folder / "out.onnx").read_bytes() == once
+    assert json.loads((folder / "report.json").read_text())["recipe"]["outputs"]["onnx"] == "out.onnx"
+    (folder / "out.sweep/ratio=0.5.onnx.data").write_bytes(b"weights")
+    assert command(["sweep", "recipe.toml", "--ratio", "0.25,0.5", "--best", "macs<1e12"]) == 0
+    assert (folder / "ratio=0.5.onnx.data").read_bytes() == b"weights"

@@ -15,7 +15,7 @@ from slim_model.cli.slim import EVERY_SECTION
 from slim_model.cli.status import LogOptions, status
 from slim_model.errors import GateError
 from slim_model.options import given_to
-from slim_model.recipe import GROUPS
+from slim_model.recipe import GROUPS, Recipe
 from slim_model.recipe_files.read import read_job
 
 
@@ -68,7 +68,7 @@ def sweep_command(
 
 command = command_of(
     sweep_command,
-    [*(section for section in EVERY_SECTION if section.group in GROUPS.values()), PRINTED],
+    [*(section for section in EVERY_SECTION if section.group in (Recipe, *GROUPS.values())), PRINTED],
     basics_first=True,
     style=Style.SEVERAL,
 )

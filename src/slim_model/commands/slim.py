@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from slim_model import distributed
@@ -37,7 +38,7 @@ from slim_model.recipe_files.job import Job
 from slim_model.recipe_files.write import sections_of, toml_of
 from slim_model.reporting.acceptance import check_gates
 from slim_model.reporting.explanation import svg
-from slim_model.reporting.report import Report, as_used, make_report
+from slim_model.reporting.report import Report, as_decided, make_report
 from slim_model.reporting.sensitivity_plot import draw_scans
 from slim_model.training.resume import Resume
 from slim_model.version import __version__
@@ -48,12 +49,17 @@ _WITHOUT_CLASS = ("exported program", "torchscript")
 
 @dataclass(frozen=True, slots=True)
 class SharedWork:
-    """What runs on one model share: the model as it was loaded, what follows from it, and the ``place`` where the dense
-    ONNX file lies, which stays."""
+    """What runs on one model share: the model as it was loaded, what follows from it, and a ``place`` for dense ONNX
+    files, which stay."""
 
     subject: Subject
     known: Known
     place: Path
+
+    def dense_folder(self, recipe: Recipe) -> Path:
+        """Where the dense file lies: one for each way to trace the model and each device."""
+        make = partial(tempfile.mkdtemp, dir=self.place)
+        return Path(self.known.once("dense file", (recipe.tracing, recipe.measuring.device), make))
 
 
 def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> Report | None:
@@ -90,7 +96,8 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
             with clock("int8"):
                 quantized, notes = make_int8(slim, int8, compiled.small, recipe, progress)
         with clock("measure"):
-            files = Files(slim, int8 if quantized and quantized.written else None, shared.place if shared else None)
+            dense_folder = shared.dense_folder(recipe) if shared else None
+            files = Files(slim, int8 if quantized and quantized.written else None, dense_folder)
             measured = measure(made, files, progress) if recipe.measuring.bench else nothing_measured(made)
         report = _report(made, measured, quantized, files, error, notes, clock.seconds)
         check_gates(report, recipe.gates)
@@ -124,7 +131,7 @@ def _report(
     job, subject, compiled = made.job, made.subject, made.compiled
     if quantized:
         quantized = replace(quantized, against_dense=measured.int8)
-    used = replace(job, recipe=as_used(compiled, job.recipe, quantized))
+    used = replace(job, recipe=as_decided(job.recipe, compiled.block, quantized))
     report = make_report(
         compiled,
         job.recipe,

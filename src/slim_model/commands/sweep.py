@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from slim_model.atomic_write import beside
+from slim_model.commands.outputs import publish
 from slim_model.commands.slim import SharedWork, run_job
+from slim_model.cost.latency_store import width_step
 from slim_model.errors import InputError, SlimError
 from slim_model.export.options import OutputOptions
 from slim_model.loading.load import load
@@ -24,9 +26,10 @@ from slim_model.recipe_files.job import Job
 from slim_model.recipe_files.write import sections_of
 from slim_model.reporting.condition import Condition
 from slim_model.reporting.headline import latency_of
+from slim_model.reporting.report import as_decided
 
-_DECIDED = ("multiple_of", "recover", "int8_form", "int8_anyway")
-"""Options that a report has as they were decided, in place of 'auto'."""
+_INT8 = ("int8", "int8_form", "int8_anyway")
+"""Options that a report has as the clock decided them, where int8 was left to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,14 @@ def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
     progress(f"reading {job.source.path.name}")
     subject = load(job.source.path, job.source.options, seed=job.recipe.seed)
     with tempfile.TemporaryDirectory() as place:
-        shared = SharedWork(subject, Known(), Path(place))
+        works = {job.recipe.seed: SharedWork(subject, Known(), Path(place))}
         for number, (name, point) in enumerate(points.items(), start=1):
             told = _told(f"{number} of {len(points)}, {name}", progress)
             # A sweep that was stopped goes on: a point that has its report is not run again.
             report = _written_before(point, subject.sha256)
             try:
                 if report is None:
-                    made = run_job(point, told, shared)
+                    made = run_job(point, told, _work(works, point))
                     assert made is not None
                     report = json.loads(made.as_json())
                 result.reports[name] = report
@@ -78,9 +81,26 @@ def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
     if result.best:
         chosen = points[result.best]
         _copy(chosen.target, job.target)
-        if job.outputs.report and chosen.outputs.report:
-            _copy(chosen.outputs.report, job.outputs.report)
+        if job.outputs.report:
+            publish(job.outputs.report, _report_of(result.reports[result.best], chosen, job))
     return result
+
+
+def _work(works: dict[int, SharedWork], point: Job) -> SharedWork:
+    """What is shared by points of the same seed, from which example inputs are drawn."""
+    seed = point.recipe.seed
+    if seed not in works:
+        one = next(iter(works.values()))
+        works[seed] = replace(one, subject=load(point.source.path, point.source.options, seed=seed), known=Known())
+    return works[seed]
+
+
+def _report_of(report: Mapping[str, Any], chosen: Job, job: Job) -> str:
+    """The report of the chosen point as one of a run that wrote ``job``'s files, so that it can be repeated."""
+    assert job.outputs.report
+    written = sections_of(replace(chosen, target=job.target, outputs=job.outputs), job.outputs.report.parent)
+    places = {name: written[name] for name in ("source", "outputs")}
+    return json.dumps(dict(report) | {"recipe": report["recipe"] | places}, indent=1, allow_nan=False) + "\n"
 
 
 def fastest(reports: Mapping[str, Mapping[str, Any]], condition: Condition) -> str | None:
@@ -112,21 +132,21 @@ def _points(sweep: Sweep) -> Iterator[tuple[str, Job]]:
 def _written_before(point: Job, sha256: str) -> dict[str, Any] | None:
     """The report of an earlier sweep that was stopped, where it tells of the same run on the same file."""
     assert point.outputs.report
+    block = width_step(point.recipe.budget.multiple_of, point.recipe.measuring.device)
+    asked = sections_of(replace(point, recipe=as_decided(point.recipe, block)), point.outputs.report.parent)
     try:
         report = json.loads(point.outputs.report.read_text(encoding="utf-8"))
-        was, now = (
-            _asked(sections) for sections in (report["recipe"], sections_of(point, point.outputs.report.parent))
-        )
-        same = was == now and report["source"]["sha256"] == sha256
+        same = _choices(report["recipe"], point) == _choices(asked, point) and report["source"]["sha256"] == sha256
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, cut, or something else
         return None
     return report if same and point.target.exists() else None
 
 
-def _asked(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by section, without those that a run decides, and without places."""
+def _choices(sections: Mapping[str, Any], point: Job) -> dict[str, Any]:
+    """Options by section, without places, and without what a run of ``point`` decides by the clock."""
+    decided = _INT8 if point.recipe.quantizing.int8 and point.recipe.quantizing.int8_form is None else ()
     return {
-        name: {key: value for key, value in section.items() if key not in _DECIDED}
+        name: {key: value for key, value in section.items() if key not in decided}
         for name, section in sections.items()
         if isinstance(section, dict) and name != "outputs"
     }
@@ -144,9 +164,12 @@ def _make(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The file, and weights that lie beside it, at once."""
+    """The ONNX file, and weights that lie beside it under the name that it knows them by, at once."""
+    weights = source.with_name(f"{source.name}.data")
     with beside(target) as temporary:
         shutil.copyfile(source, temporary)
+        if weights.exists():
+            shutil.copyfile(weights, temporary.with_name(weights.name))
 
 
 def no_outputs(outputs: OutputOptions) -> None:

@@ -140,7 +140,7 @@ def make_report(
     proof = asdict(compiled.proof) | {"onnx_max_rel_error": onnx_error, "tolerance": TOLERANCE}
     return Report(
         source=source or {},
-        recipe=sections or sections_of_recipe(as_used(compiled, recipe, quantized)),
+        recipe=sections or sections_of_recipe(as_decided(recipe, compiled.block, quantized)),
         dense=dense,
         slim=small,
         free_share=round(compiled.coupling.free_share, 4),
@@ -188,10 +188,10 @@ def _rounding(compiled: Compiled, recipe: Recipe) -> list[str]:
     return []
 
 
-def as_used(compiled: Compiled, recipe: Recipe, quantized: Quantized | None = None) -> Recipe:
-    """The recipe with what was left to us decided: what widths were rounded to, the level of recovery, and what was
-    written as int8, so that a run by it writes the same, whatever the clock says."""
-    used = recipe.but(multiple_of=compiled.block, recover=recipe.recovery.level(recipe.data.data is not None))
+def as_decided(recipe: Recipe, block: int, quantized: Quantized | None = None) -> Recipe:
+    """The recipe with what was left to us decided: what widths are rounded to (``block``), the level of recovery, and
+    what was written as int8, so that a run by it writes the same, whatever the clock says."""
+    used = recipe.but(multiple_of=block, recover=recipe.recovery.level(recipe.data.data is not None))
     if quantized is None:
         return used
     if not quantized.written:
