@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from slim_model.errors import InputError
 
+T = TypeVar("T")
 _KEY = "option"
 Move = Callable[[str], str]
 """A path as it stands in a text -> as it shall stand there."""
@@ -78,10 +79,10 @@ def check_choices(group: Any) -> None:
             raise InputError(f"{field.name} '{value}' is unknown; it is one of {', '.join(about.choices)}.")
 
 
-def given_to(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that are fields of ``group``, by name."""
-    names = {field.name for field in dataclasses.fields(group)}
-    return {name: value for name, value in values.items() if name in names}
+def group_of(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The group ``kind`` with those of ``values`` that are its fields. Raises InputError where one is wrong."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if name in names})
 
 
 def move_code(text: str, how: Move) -> str:

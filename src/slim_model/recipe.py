@@ -13,7 +13,7 @@ from slim_model.data.options import DataOptions
 from slim_model.errors import InputError
 from slim_model.graph.options import TracingOptions
 from slim_model.measuring.options import MeasuringOptions
-from slim_model.options import given_to, option
+from slim_model.options import group_of, option
 from slim_model.quantizing.options import QuantizingOptions
 from slim_model.ranking.criteria import Criterion, check_needs, ranking_of
 from slim_model.ranking.options import RankingOptions
@@ -65,7 +65,7 @@ class Recipe:
         """The recipe with these options, each given to the group that has it. Raises InputError where a value is
         wrong, TypeError where no group knows the name."""
         given = {"ratio": ratio, "criterion": criterion} | options
-        groups = {name: kind(**given_to(kind, given)) for name, kind in GROUPS.items()}
+        groups = {name: group_of(kind, given) for name, kind in GROUPS.items()}
         known = {name for group in groups.values() for name in _names_of(group)} | {"seed"}
         if unknown := [name for name in given if name not in known]:
             raise TypeError(f"there is no option '{unknown[0]}'. There are: {', '.join(sorted(known))}.")

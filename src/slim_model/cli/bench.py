@@ -14,7 +14,7 @@ from slim_model.cli.status import LogOptions, status
 from slim_model.errors import InputError
 from slim_model.loading.source import SourceOptions
 from slim_model.measuring.options import RUNTIME_NAMES
-from slim_model.options import given_to, read_counts
+from slim_model.options import group_of, read_counts
 
 
 def bench_command(
@@ -44,13 +44,13 @@ def bench_command(
         runtimes=tuple(runtime or ()),
         batches=read_counts("--batch", batch),
         threads=read_counts("--threads", threads),
-        loading=SourceOptions(**given_to(SourceOptions, options)),
+        loading=group_of(SourceOptions, options),
         per_op=per_op,
         rounds=rounds,
         seconds=seconds,
         json=json,
     )
-    logging = LogOptions(**given_to(LogOptions, options))
+    logging = group_of(LogOptions, options)
     logging.keep_apart(*files, *filter(None, [json]))
     with status(logging) as progress:
         result = bench(job, progress)

@@ -14,7 +14,7 @@ from slim_model.cli.status import LogOptions, status
 from slim_model.coupling.options import CouplingOptions
 from slim_model.graph.options import TracingOptions
 from slim_model.loading.source import Source, SourceOptions
-from slim_model.options import given_to
+from slim_model.options import group_of
 
 _IN, _SHOW = "Model in", "What is shown"
 
@@ -33,13 +33,13 @@ def explain_command(
     from slim_model.reporting import explanation as drawing
 
     question = Question(
-        source=Source(source, SourceOptions(**given_to(SourceOptions, options))),
+        source=Source(source, group_of(SourceOptions, options)),
         keep=options["keep"],
-        tracing=TracingOptions(**given_to(TracingOptions, options)),
+        tracing=group_of(TracingOptions, options),
     )
     forms = ((as_json, drawing.json_text), (as_dot, drawing.dot), (as_svg, drawing.svg))
     drawn = [(place, render) for place, render in forms if place]
-    logging = LogOptions(**given_to(LogOptions, options))
+    logging = group_of(LogOptions, options)
     logging.keep_apart(source, *(place for place, _ in drawn))
     with status(logging) as progress:
         explanation = answer(question, [place for place, _ in drawn], progress)

@@ -14,7 +14,7 @@ from slim_model.cli.status import LogOptions, status
 from slim_model.graph.options import TracingOptions
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.measuring.options import RUNTIME_NAMES
-from slim_model.options import given_to
+from slim_model.options import group_of
 
 
 def profile_command(
@@ -34,15 +34,15 @@ def profile_command(
     from slim_model.reporting.latency_table import show_learned
 
     job = ProfileJob(
-        source=Source(source, SourceOptions(**given_to(SourceOptions, options))) if source else None,
-        tracing=TracingOptions(**given_to(TracingOptions, options)),
+        source=Source(source, group_of(SourceOptions, options)) if source else None,
+        tracing=group_of(TracingOptions, options),
         runtime=runtime,
         threads=threads,
         batch=batch,
         dtype=dtype,
         cache=cache,
     )
-    logging = LogOptions(**given_to(LogOptions, options))
+    logging = group_of(LogOptions, options)
     logging.keep_apart(*filter(None, [source]))
     with status(logging) as progress:
         learned = learn(job, progress)

@@ -15,7 +15,7 @@ from slim_model.cli.status import LogOptions, status
 from slim_model.data.options import DataOptions
 from slim_model.loading.source import SourceOptions
 from slim_model.measuring.options import MeasuringOptions
-from slim_model.options import given_to
+from slim_model.options import group_of
 from slim_model.quantizing.options import QuantizingOptions
 from slim_model.recipe import Gates, Recipe
 
@@ -27,10 +27,7 @@ def quantize_command(
     report: Annotated[Path | None, typer.Option(metavar="R.json", help="What was tried, for machines.")] = None,
 ) -> None:  # fmt: skip
     """Write an ONNX file as int8, in the form that is fastest here and right on held-out data."""
-    data, quantizing = (
-        DataOptions(**given_to(DataOptions, options)),
-        QuantizingOptions(**given_to(QuantizingOptions, options)),
-    )
+    data, quantizing = group_of(DataOptions, options), group_of(QuantizingOptions, options)
 
     from slim_model.commands.quantize import QuantizeJob, quantize_file
     from slim_model.reporting.int8_table import show_int8
@@ -40,7 +37,7 @@ def quantize_command(
         source, out, data, quantizing, SourceOptions(inputs=options["inputs"]), report=report,
         **{name: options[name] for name in names},
     )  # fmt: skip
-    logging = LogOptions(**given_to(LogOptions, options))
+    logging = group_of(LogOptions, options)
     logging.keep_apart(source, out, *filter(None, [report]))
     with status(logging) as progress:
         result, notes = quantize_file(job, progress)

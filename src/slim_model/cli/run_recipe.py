@@ -10,7 +10,7 @@ import typer
 from slim_model.cli.parameters import Style, command_of
 from slim_model.cli.slim import EVERY_SECTION, carry_out
 from slim_model.cli.status import LogOptions
-from slim_model.options import given_to
+from slim_model.options import group_of
 from slim_model.recipe_files.read import read_job
 
 
@@ -21,7 +21,7 @@ def run_command(
     onnx: Annotated[Path | None, typer.Option(metavar="OUT.onnx", help="Write there, not where RECIPE says.")] = None,
 ) -> None:  # fmt: skip
     """Do what a recipe file says. Options given beside it take the place of those in it."""
-    logging = LogOptions(**given_to(LogOptions, options))
+    logging = group_of(LogOptions, options)
     carry_out(read_job(file, options, source=source, target=onnx), logging)
 
 

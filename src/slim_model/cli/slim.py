@@ -13,10 +13,10 @@ from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
 from slim_model.export.options import OutputOptions
-from slim_model.loading.source import Source, SourceOptions
-from slim_model.options import given_to
+from slim_model.loading.source import SourceOptions
+from slim_model.options import group_of
 from slim_model.recipe import GROUPS, Recipe
-from slim_model.recipe_files.job import Job
+from slim_model.recipe_files.job import Job, job_of
 from slim_model.version import __version__
 
 _REMOVED, _DATA = "What is removed", "Data, and recovery with it"
@@ -48,11 +48,8 @@ def slim_command(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)] = False,
 ) -> None:  # fmt: skip
     """Remove the least important channels of a trained model, prove the result, write it as ONNX and measure it."""
-    recipe_options = {name: value for name, value in options.items() if name in Recipe().options()}
-    outputs = OutputOptions(**given_to(OutputOptions, options))
-    source_options = SourceOptions(**given_to(SourceOptions, options))
-    recipe = Recipe.of(**recipe_options)  # what is wrong is said before PyTorch is imported
-    carry_out(Job(Source(source, source_options), out, recipe, outputs), LogOptions(**given_to(LogOptions, options)))
+    job = job_of(options, source, out)  # what is wrong is said before PyTorch is imported
+    carry_out(job, group_of(LogOptions, options))
 
 
 def carry_out(job: Job, logging: LogOptions) -> None:

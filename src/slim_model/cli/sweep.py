@@ -14,7 +14,7 @@ from slim_model.cli.printed import PRINTED
 from slim_model.cli.slim import EVERY_SECTION
 from slim_model.cli.status import LogOptions, status
 from slim_model.errors import GateError
-from slim_model.options import given_to
+from slim_model.options import group_of
 from slim_model.recipe import GROUPS, Recipe
 from slim_model.recipe_files.read import read_job
 
@@ -44,7 +44,7 @@ def sweep_command(
     no_outputs(job.outputs)
     folder = into or job.target.with_suffix(".sweep")
     axes = {name: values for name, values in options.items() if len(values) > 1}
-    logging = LogOptions(**{name: values[0] for name, values in given_to(LogOptions, options).items()})
+    logging = group_of(LogOptions, fixed)
     logging.keep_apart(file, job.source.path, job.target, *job.outputs.places)
     log = status(logging)
     with log as progress:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slim_model.export.options import OutputOptions
 from slim_model.loading.source import Source, SourceOptions
+from slim_model.options import group_of
 from slim_model.recipe import GROUPS, Recipe
 
 
@@ -18,6 +21,15 @@ class Job:
     target: Path
     recipe: Recipe
     outputs: OutputOptions = OutputOptions()
+
+
+def job_of(values: Mapping[str, Any], source: Path, target: Path, *, sha256: str | None = None) -> Job:
+    """The job on ``source`` with these options, by name; others are left aside. ``sha256``: of the IN that a run had
+    which is repeated. Raises InputError where a value is wrong, or options contradict each other."""
+    known = Recipe().options()
+    recipe = Recipe.of(**{name: value for name, value in values.items() if name in known})
+    opened = Source(source, group_of(SourceOptions, values), sha256)
+    return Job(opened, target, recipe, group_of(OutputOptions, values))
 
 
 SECTIONS = {"source": SourceOptions, **GROUPS, "outputs": OutputOptions}

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from slim_model.errors import InputError, first_line
-from slim_model.export.options import OutputOptions
-from slim_model.loading.source import Source, SourceOptions
-from slim_model.options import About, given_to, options_of
+from slim_model.options import About, options_of
 from slim_model.recipe import Recipe
-from slim_model.recipe_files.job import SECTIONS, Job
+from slim_model.recipe_files.job import SECTIONS, Job, job_of
 from slim_model.recipe_files.versions import RECIPE_SCHEMA, recipe_of_report
 
 _PATHS = {"source": "path", "outputs": "onnx"}
@@ -46,12 +44,9 @@ def read_job(
     if target is None:
         raise InputError(f"{file}: [outputs] has no 'onnx', the file to write. Add it, or give --onnx OUT.onnx.")
     try:
-        recipe = Recipe.of(**{name: value for name, value in values.items() if name in Recipe().options()})
-        outputs = OutputOptions(**given_to(OutputOptions, values))
-        options = SourceOptions(**given_to(SourceOptions, values))
+        return job_of(values, source, target, sha256=sha256)
     except InputError as error:  # options that are wrong, or contradict each other
         raise InputError(f"{file}: {error}") from error
-    return Job(Source(source, options, sha256), target, recipe, outputs)
 
 
 def _parse(file: Path) -> dict[str, Any]:
