@@ -20,7 +20,8 @@ from slim_model.recovery.options import LEVELS
 from source_names import SOURCE, files, resolves
 
 PROJECT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), PROJECT / "benchmarks/README.md"])
+OTHERS = [PROJECT / "benchmarks/README.md", PROJECT / "examples/README.md"]
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *OTHERS])
 OURS = [path for path in DOCUMENTS if path.parent.name != "benchmarks"]
 _OF_OTHERS = {"--nproc-per-node"}  # torchrun's
 

@@ -1,6 +1,8 @@
-"""The network of scripts/demo: trained for seconds on the digits that come with scikit-learn.
+"""A network for the digits that come with scikit-learn, trained in seconds: what every example starts from.
 
-``demo.py train FILE.pt`` writes its state dict; ``demo.py test FILE.onnx`` says how well an ONNX file does.
+``python examples/digits.py FOLDER`` writes there ``digits.pt`` (its state dict), ``digits.npz`` (the images and labels,
+for training and for testing), and the images for testing once more as plain bytes for programs that read no NumPy:
+``images.f32`` (float32, 64 an image) and ``labels.u8`` (a byte each).
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -35,19 +36,22 @@ class DigitsNet(nn.Module):
         return self.classes(F.relu(self.hidden(x)))
 
 
-def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def write_digits(folder: Path) -> tuple[Tensor, ...]:
     """Images (N, 1, 8, 8) in 0..1 and labels: for training, for testing."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).reshape(-1, 1, 8, 8).astype(np.float32)
-    parts = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
-    train_images, test_images, train_labels, test_labels = (torch.from_numpy(part) for part in parts)
-    return train_images, train_labels, test_images, test_labels
+    x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
+    np.savez(folder / "digits.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    x_test.tofile(folder / "images.f32")
+    y_test.astype(np.uint8).tofile(folder / "labels.u8")
+    return tuple(torch.from_numpy(part) for part in (x_train, y_train, x_test, y_test))
 
 
-def train(file: Path) -> None:
+def train(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels, test_images, test_labels = write_digits(folder)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # more cost more than they save on a network this small
-    images, labels, test_images, test_labels = digits()
     model, epochs = DigitsNet(), 12
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
@@ -57,23 +61,11 @@ def train(file: Path) -> None:
             F.cross_entropy(model(images[batch]), labels[batch]).backward()
             optimizer.step()
         schedule.step()
-    torch.save(model.state_dict(), file)
+    torch.save(model.state_dict(), folder / "digits.pt")
     with torch.no_grad():
-        answers = model.eval()(test_images).argmax(1)
-    print(f"trained {epochs} epochs; {accuracy(answers, test_labels)}; wrote {file}")
-
-
-def test(file: Path) -> None:
-    _, _, images, labels = digits()
-    session = onnxruntime.InferenceSession(file)
-    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    print(f"{file}: {accuracy(torch.from_numpy(logits).argmax(1), labels)}, without any training after the cut")
-
-
-def accuracy(answers: Tensor, labels: Tensor) -> str:
-    right = int((answers == labels).sum())
-    return f"{right} of {len(labels)} test digits right ({right / len(labels):.1%})"
+        right = int((model.eval()(test_images).argmax(1) == test_labels).sum())
+    print(f"trained {epochs} epochs: {right} of {len(test_labels)} test digits right; wrote {folder / 'digits.pt'}")
 
 
 if __name__ == "__main__":
-    {"train": train, "test": test}[sys.argv[1]](Path(sys.argv[2]))
+    train(Path(sys.argv[1]))
