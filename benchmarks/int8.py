@@ -39,8 +39,9 @@ from slim_model.measuring.timing import measure
 from slim_model.pipeline.compile import compile_model
 from slim_model.proof.capture import capture
 from slim_model.quantizing.options import QuantizingOptions
-from slim_model.quantizing.quantize import Limits, Quantized, quantize
+from slim_model.quantizing.quantize import Quantized, quantize
 from slim_model.quantizing.samples import collect
+from slim_model.quantizing.search import Limits
 from slim_model.recipe import Recipe
 from train import trained
 

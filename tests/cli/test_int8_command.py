@@ -14,6 +14,7 @@ import pytest
 from command_runs import RESIDUAL, Command, untouched
 from slim_model.recipe_files.read import read_job
 from slim_model.reporting.html.page import html_page
+from slim_model.reporting.quantized_report import quantized_schema
 from slim_model.reporting.report_schema import report_schema
 
 
@@ -41,9 +42,16 @@ def test_int8_is_what_quantize_makes_of_the_fp32_file(command: Command, weights:
     assert "int8 was written: u8s8-7bit, minmax" in ran.out
     assert is_int8(out)
     assert not is_int8(fp32)
-    other = command("quantize", fp32, again, "--data", data, "--min-agreement", "0.5", "--no-bench")
+    tried = folder / "tried.json"
+    options = ("--data", data, "--min-agreement", "0.5", "--no-bench")
+    other = command("quantize", fp32, again, *options, "--report", tried)
     assert other.code == 0, other.err
     assert again.read_bytes() == out.read_bytes()
+    jsonschema.validate(json.loads(tried.read_text()), quantized_schema())
+    rows = folder / "rows.json"
+    timed = command("bench", fp32, out, "--json", rows, "--rounds", "5")
+    assert timed.code == 0, timed.err
+    assert [json.loads(line)["file"] for line in rows.read_text().splitlines()] == [fp32.name, out.name]
     written = json.loads(report.read_text())
     jsonschema.validate(written, report_schema())
     check_report(written, fp32, out)
@@ -57,7 +65,7 @@ def check_report(written: dict[str, Any], fp32: Path, out: Path) -> None:
     assert written["steps"][-1]["name"] == "int8"
     assert written["steps"][-1]["accuracy"] == int8["int8_accuracy"] is not None
     page = html_page(written)
-    assert "u8s8-7bit, minmax <span" in page
+    assert f"{', '.join([int8['form'], int8['calibration'], *int8['repairs']])} <span" in page
     assert "judged on 9 others" in page
 
 

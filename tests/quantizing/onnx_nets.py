@@ -93,3 +93,54 @@ def recurrent(place: Path) -> Path:
         helper.make_node("MatMul", ["f", "scores.weight"], ["y"], "scores"),
     ]
     return write(place, nodes, stored, 18, ("n", 6, 3), ("n", 4))
+
+
+def depthwise(place: Path, *, spread: float, flattened: bool = False) -> Path:
+    """(N, 3, 8, 8) -> (N, 4): first (3 -> 8), depthwise (8), second (8 -> 8), scores. The channels behind the first two
+    layers are larger and smaller by up to ``spread``, which the next takes back: fp32 gives what it gives at 1.
+    ``flattened``: scores read the pixels of the last picture, not their mean."""
+    draw = np.random.default_rng(0)
+    one, two = (spread ** draw.permutation(np.linspace(-1, 1, 8)) for _ in range(2))
+    stored = {
+        "first.weight": draw.normal(size=(8, 3, 3, 3)) / 5 * one[:, None, None, None],
+        "first.bias": draw.normal(size=8) / 10 * one,
+        "depthwise.weight": draw.normal(size=(8, 1, 3, 3)) / 3 * (two / one)[:, None, None, None],
+        "depthwise.bias": draw.normal(size=8) / 10 * two,
+        "second.weight": draw.normal(size=(8, 8, 1, 1)) / two[:, None, None],
+        "second.bias": draw.normal(size=8) / 10,
+        "scores.weight": draw.normal(size=(8 * 64 if flattened else 8, 4)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "first.weight", "first.bias"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], "relu1"),
+        helper.make_node(
+            "Conv", ["b", "depthwise.weight", "depthwise.bias"], ["c"], "depthwise", pads=[1, 1, 1, 1], group=8
+        ),
+        helper.make_node("Relu", ["c"], ["d"], "relu2"),
+        helper.make_node("Conv", ["d", "second.weight", "second.bias"], ["e"], "second"),
+        helper.make_node("Relu", ["e"], ["f"], "relu3"),
+        *([] if flattened else [helper.make_node("GlobalAveragePool", ["f"], ["g"], "pool")]),
+        helper.make_node("Flatten", ["f" if flattened else "g"], ["h"], "flat"),
+        helper.make_node("Gemm", ["h", "scores.weight"], ["y"], "scores"),
+    ]
+    return write(place, nodes, stored, 18, ("n", *SIZE), ("n", 4))
+
+
+def transposed(place: Path) -> Path:
+    """(N, 4, 8, 8) -> (N, 6, 16, 16): a grouped layer, a transposed one of two groups, a third."""
+    draw = np.random.default_rng(0)
+    uneven = 10.0 ** draw.uniform(-2, 2, size=8)
+    stored = {
+        "first.weight": draw.normal(size=(8, 2, 3, 3)) * uneven[:, None, None, None],
+        "up.weight": draw.normal(size=(8, 3, 2, 2)) / uneven[:, None, None, None],
+        "up.bias": draw.normal(size=6),
+        "last.weight": draw.normal(size=(6, 6, 1, 1)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "first.weight"], ["a"], "first", pads=[1, 1, 1, 1], group=2),
+        helper.make_node("LeakyRelu", ["a"], ["b"], "relu1", alpha=0.1),
+        helper.make_node("ConvTranspose", ["b", "up.weight", "up.bias"], ["c"], "up", group=2, strides=[2, 2]),
+        helper.make_node("MaxPool", ["c"], ["d"], "pool", kernel_shape=[2, 2]),
+        helper.make_node("Conv", ["d", "last.weight"], ["y"], "last"),
+    ]
+    return write(place, nodes, stored, 18, ("n", 4, 8, 8), ("n", 6, 15, 15))

@@ -20,6 +20,7 @@ from slim_model.recipe_files.read import read_job
 from slim_model.recipe_files.schema import recipe_schema
 from slim_model.recipe_files.versions import RECIPE_SCHEMA, REPORT_SCHEMA
 from slim_model.recipe_files.write import sections_of, toml_of
+from slim_model.reporting.quantized_report import QUANTIZED_SCHEMA
 from small_nets import Residual, trained
 
 WHOLE = """
@@ -206,7 +207,8 @@ def test_the_schema_has_every_option() -> None:
 
 
 def test_schemas_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, title in (("recipe", RECIPE_SCHEMA), ("report", REPORT_SCHEMA)):
+    titles = {"recipe": RECIPE_SCHEMA, "report": REPORT_SCHEMA, "quantized": QUANTIZED_SCHEMA}
+    for name, title in titles.items():
         assert command(["schema", name]) == 0
         printed = capsys.readouterr().out
         published = Path(__file__).parents[2] / f"docs/schemas/{name}.json"
@@ -215,4 +217,4 @@ def test_schemas_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
         assert schema["title"] == title
     assert command(["schema", "plan"]) == 2
-    assert "there are: recipe, report" in capsys.readouterr().err
+    assert "there are: recipe, report, quantized" in capsys.readouterr().err

@@ -14,8 +14,9 @@ from slim_model.errors import InputError
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.tensor_trees import tensors_among
 from slim_model.progress import Progress
-from slim_model.quantizing.quantize import Limits, Quantized, quantize
+from slim_model.quantizing.quantize import Quantized, quantize
 from slim_model.quantizing.samples import collect
+from slim_model.quantizing.search import Limits
 from slim_model.recipe import Recipe
 from slim_model.recipe_files.job import Job
 

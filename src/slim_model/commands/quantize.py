@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ from slim_model.data.options import DataOptions
 from slim_model.errors import GateError, InputError
 from slim_model.loading.model_file import open_artifact
 from slim_model.loading.source import SourceOptions
-from slim_model.measuring.machine import environment
 from slim_model.progress import Progress
 from slim_model.quantizing.options import QuantizingOptions
-from slim_model.quantizing.quantize import Limits, Quantized, quantize
+from slim_model.quantizing.quantize import Quantized, quantize
 from slim_model.quantizing.samples import collect
-from slim_model.version import __version__
-
-SCHEMA = "slim-model-quantized/1"
+from slim_model.quantizing.search import Limits
+from slim_model.reporting.quantized_report import quantized_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +68,8 @@ def quantize_file(job: QuantizeJob, progress: Progress) -> tuple[Quantized, list
         limits = Limits(job.threads, one if job.bench else None, job.max_drop)
         result = quantize(job.source, temporary, samples, job.quantizing, limits, test=sources.test, progress=progress)
         if job.report:
-            about = {"name": job.source.name, "sha256": artifact.sha256}
-            rows = {"schema": SCHEMA, "source": about, "int8": asdict(result), "warnings": samples.notes}
-            versions = {"environment": {"slim_model": __version__} | environment()}
-            publish(job.report, json.dumps(rows | versions, indent=1) + "\n")
+            report = quantized_report(job.source.name, artifact.sha256, result, samples.notes)
+            publish(job.report, report.as_json())
         if not result.written:
             raise GateError(f"{result.why}. {job.target.name} was not written.")
         before, after = result.fp32_accuracy, result.int8_accuracy

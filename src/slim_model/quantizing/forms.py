@@ -34,3 +34,6 @@ processor, and was the fastest without VNNI."""
 CALIBRATIONS = ("minmax", "percentile", "entropy")
 """How the range of an activation follows from samples: all of it; all but the largest hundred-thousandth; the range
 whose histogram in int8 is nearest to the one in fp32 (Kullback-Leibler)."""
+
+REPAIRS = ("equalise", "correct biases")
+"""What may bring static int8 nearer to fp32, in the order in which it is tried: ``equalise``, ``correct_biases``."""

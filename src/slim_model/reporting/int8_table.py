@@ -43,7 +43,7 @@ def _table(result: Quantized) -> Table:
         ms = f"{result.latency.dense.median_ms:.2f} ms"
         table.add_row("fp32", "all", "", "", _megabytes(result.fp32_bytes), ms, "")
     for trial in result.trials:
-        name = trial.form + (f", {trial.calibration}" if trial.calibration else "")
+        name = ", ".join(filter(None, [trial.form, trial.calibration, *trial.repairs]))
         ms = f"{trial.median_ms:.2f} ms" if trial.median_ms is not None else ""
         agrees = f"{trial.agreement:.1%}" + ("" if trial.within else " (too few)")
         quality = (agrees, f"{min(trial.snr_db):.1f} dB")

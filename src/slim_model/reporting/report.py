@@ -105,8 +105,12 @@ class Report:
         return {"schema": REPORT_SCHEMA} | asdict(self)
 
     def as_json(self) -> str:
-        """Strict JSON: a number that is not finite is null."""
-        return json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False) + "\n"
+        return strict_json(self.as_dict())
+
+
+def strict_json(values: dict[str, Any]) -> str:
+    """A number that is not finite is null."""
+    return json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
 
 
 def make_report(

@@ -14,10 +14,15 @@ from slim_model.reporting.report import Report
 def report_schema() -> dict[str, Any]:
     """JSON Schema, draft 2020-12, of what ``--report`` writes. A later slim-model may add keys under the same version;
     it takes none away and changes none."""
-    schema = schema_of(Report)
-    schema["properties"] = {"schema": {"const": REPORT_SCHEMA}} | schema["properties"]
+    return with_version(Report, REPORT_SCHEMA)
+
+
+def with_version(kind: type, version: str) -> dict[str, Any]:
+    """The schema of a file that holds the fields of the dataclass ``kind`` behind ``schema``, its version."""
+    schema = schema_of(kind)
+    schema["properties"] = {"schema": {"const": version}} | schema["properties"]
     schema["required"] = ["schema", *schema["required"]]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": REPORT_SCHEMA} | schema
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": version} | schema
 
 
 def schema_of(kind: Any) -> dict[str, Any]:
