@@ -62,7 +62,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_files_exist(document: Path) -> None:
     """Those named with their folder; ``nets.py`` alone may be the user's."""
     data = ("../shared/", "mnist/", "fashion-mnist/", "text/", "cifar10/", "weights/")  # beside the repository
-    elsewhere = ("path/", "build/", "slim-model-re", *data)  # the last: schemas of files
+    elsewhere = ("path/", "build/", "slim-model-re", "slim-model-quantized/", *data)  # the last: schemas of files
     for span in _spans(document):
         if re.fullmatch(r"[\w.-]+(/[\w.*-]+)+/?", span) and not span.startswith(elsewhere):
             roots = (PROJECT, SOURCE, document.parent)
