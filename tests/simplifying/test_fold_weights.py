@@ -122,6 +122,32 @@ def slimmed(model: nn.Module, **options: object) -> Slimmed:
     return slim_model.slim(model, x(), ratio=0.5, multiple_of=1, **options)
 
 
+class Merged(nn.Module):
+    """A low-rank pair that forward adds to a weight, both of whose sides are outputs; found by scripts/fuzz."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.weight, self.head = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 16)
+        self.up, self.down, self.leave = (
+            nn.Parameter(torch.randn(8, 2)),
+            nn.Parameter(torch.randn(2, 8)),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        entered = self.enter(x)
+        mixed = F.linear(entered, self.weight + 0.5 * self.up @ self.down)
+        return entered, mixed, self.leave(torch.relu(self.head(mixed)))
+
+
+def test_a_class_that_computes_a_weight_is_said_to() -> None:
+    torch.manual_seed(0)
+    found = slimmed(Merged().eval())
+    assert type(found.module) is Merged
+    assert found.module.head.out_features == 8
+    assert any("its own class still computes them" in note for note in found.report.warnings)
+
+
 @pytest.mark.parametrize("name", WRAPS)
 def test_the_small_module_has_plain_layers(name: str) -> None:
     model = built(WRAPS[name])

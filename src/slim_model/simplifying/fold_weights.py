@@ -213,4 +213,7 @@ def _with_folded(graph: Graph, folds: list[tuple[fx.Node, Folded, Tensor]]) -> G
 def _note(names: list[str]) -> str:
     listed = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
     many = f"{len(names)} weights follow" if len(names) > 1 else "1 weight follows"
-    return f"{many} from parameters alone ({listed}): computed once, and plain in the small model"
+    return (
+        f"{many} from parameters alone ({listed}): computed once, and plain in the small model, but where a forward of "
+        "its own class still computes them"
+    )
