@@ -38,6 +38,9 @@ def _text(node: ast.expr) -> str:
 
 
 ELSEWHERE: dict[str, str] = {
+    "Leave what it draws out in eval mode.": (
+        "simplifying/test_take_means.py::test_decisions_from_values_are_not_followed_with_means"
+    ),
     "Change to another one.": "cli/test_surroundings.py::test_a_working_folder_that_was_deleted",
     "Give the PyTorch model, of which one run is followed, or leave that out.": (
         "graph/test_stored_flags.py::test_a_program_with_such_sizes_is_refused_with_its_line"

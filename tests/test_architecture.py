@@ -199,6 +199,7 @@ def test_only_atens_operators_in_place_have_the_rows_of_those_out_of_place() -> 
 
 
 LISTED = {
+    "calling/draws.py": "the mean of what an operator draws, in a run of the user's own module, too, below the rows",
     "graph/trace.py": "what may be left out of a graph, before anything asks a row",
     "graph/decisions.py": "a graph runs by itself, without the rows, and gives what sorts and thresholds decided",
     "graph/other_inputs/looked_up.py": "what operators below the rows look up, in a run of a model before it is traced",

@@ -45,6 +45,14 @@ def efficient_channel_attention(s, x):
     return s.head(pooled(x * gate.expand_as(x)))
 
 
+@net(image, a=block(3, 12), gate=nn.Linear(12, 12), b=conv(12, 8), head=head(8))
+def broadcast_by_itself(s, x):
+    """As torch.distributions does with what it is given."""
+    x = s.a(x)
+    x, gate = torch.broadcast_tensors(x, s.gate(pooled(x)).sigmoid()[:, :, None, None])
+    return s.head(pooled(s.b(x * gate)))
+
+
 @net(image, zeroed="all", a=block(3, 12), mix=conv(2, 1, bias=False), b=conv(12, 8), head=head(8))
 def spatial_attention(s, x):
     x = s.a(x)

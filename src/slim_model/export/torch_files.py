@@ -183,7 +183,8 @@ def _check_belongs(model: nn.Module, tensors: dict[str, Tensor], removed: dict[s
 def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], file: str) -> nn.Module:
     recipe = json.loads(metadata["recipe"])
     arguments = Arguments(*_example(json.loads(metadata["inputs"])))
-    graph = capture(model, arguments, TracingOptions(recipe["static_batch"], tuple(recipe.get("dynamic", ()))))
+    asked = TracingOptions(recipe["static_batch"], tuple(recipe.get("dynamic", ())), recipe.get("random", "refuse"))
+    graph = capture(model, arguments, asked)
     heads = find_heads(graph)
     for loses, removed in json.loads(metadata["steps"]):
         coupling = couple_attention(graph, loses=loses, heads=heads, keep=tuple(recipe["keep"]))

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from slim_model.calling.arguments import Arguments
+from slim_model.calling.draws import Means
 from slim_model.calling.outputs import OutputForm
 from slim_model.errors import whole_statement
 from slim_model.graph.decisions import Decided, Decision
@@ -59,7 +61,8 @@ class Graph:
     ``free``: the axes of the inputs that may have any size. ``arguments``: what the model is called with, in the user's
     own nest; ``input_names``: those of its tensors; ``heads``: the parameters that its positional arguments stand for;
     ``outputs``: how it nests what it returns. ``parameter_names``: those of ``tensors`` that are trained (the others
-    are buffers and constants). ``folded``: those of ``tensors`` that the model computes.
+    are buffers and constants). ``folded``: those of ``tensors`` that the model computes. ``in_means``: it has the mean
+    of what the model draws at random.
     """
 
     module: fx.GraphModule
@@ -76,6 +79,7 @@ class Graph:
     outputs: OutputForm = field(default_factory=OutputForm)
     parameter_names: frozenset[str] = frozenset()
     folded: tuple[Folded, ...] = ()
+    in_means: bool = False
 
     @property
     def dynamic_batch(self) -> bool:
@@ -105,7 +109,8 @@ class Graph:
 
     def call(self, model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         """What ``model``, of the user's own class, returns for flattened ``inputs``, which it may write to."""
-        return self.arguments.filled(copy_tensors(inputs)).call(model)
+        with Means() if self.in_means else nullcontext():
+            return self.arguments.filled(copy_tensors(inputs)).call(model)
 
     def run(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         """Outputs (flattened, tensors only) of the graph on flattened ``inputs``."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slim_model.errors import InputError
-from slim_model.options import option
+from slim_model.options import check_choices, option
 
 _SPEC = re.compile(r"(?:[^=]+=)?-?\d+(?:,-?\d+)*")
 
@@ -17,14 +17,19 @@ _SPEC = re.compile(r"(?:[^=]+=)?-?\d+(?:,-?\d+)*")
 class TracingOptions:
     """``static_batch``: the batch size is that of the example, also in the files that are written. ``dynamic``: further
     axes that may have any size there: ``"2,3"`` of the first input, ``"ids=1"`` of the one of that name; in Python also
-    ``(2, 3)`` or ``{"ids": 1}``. Raises InputError where it is none of these."""
+    ``(2, 3)`` or ``{"ids": 1}``. ``random``: what becomes of a forward that draws random numbers: it is refused, or the
+    ``mean`` of what it draws is taken. Raises InputError where one is none of these."""
 
     static_batch: bool = option(False, "Fix the batch size at that of --input.", negatable=False)
     dynamic: tuple[str, ...] = option(
         (), "Axes that may have any size, of the first input or of NAME (repeat).", metavar="[NAME=]2,3", many=True
     )
+    random: str = option(
+        "refuse", "A forward that draws random numbers: refuse it, or take their mean.", choices=("refuse", "mean")
+    )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         object.__setattr__(self, "dynamic", tuple(_written(self.dynamic)))
         for text in self.dynamic:
             if not _SPEC.fullmatch(text):

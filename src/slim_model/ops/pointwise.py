@@ -113,10 +113,11 @@ def unchecked(walk: Walk, a: Value, size: Any = None, stride: Any = None, **_: A
         walk.pin(a, "its size is checked")
 
 
-def dropout_and_mask(walk: Walk, **arguments: Any) -> list[Value]:
-    """native_dropout: gives the values, and the mask of those that stay."""
+def several(walk: Walk, **arguments: Any) -> list[Value]:
+    """native_dropout gives the values, and the mask of those that stay; broadcast_tensors each tensor at the shape of
+    all."""
     _, axes = walk.meet(tensors_in(arguments.values()), "it is combined with a value whose positions are fixed")
-    return [walk.out(axes, i) for i in range(2)]
+    return [walk.out(axes, i) for i in range(len(walk.node.meta["val"]))]
 
 
 def _alone(**columns: Any) -> Op:
@@ -152,6 +153,7 @@ ROWS: dict[Any, Op] = {
     aten.min.other: _alone(),
     **dict.fromkeys(_UNTAGGED, _alone()),
     aten.expand_as: Op(pointwise, effect="moves"),
+    aten.broadcast_tensors: Op(several, effect="moves"),
     # copies
     **dict.fromkeys((aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh), _alone(kind="copy")),
     aten.lift_fresh_copy: _alone(kind="copy"),
@@ -192,5 +194,5 @@ ROWS: dict[Any, Op] = {
         (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout),
         _alone(kind="dropout", training_switch=_DROPOUT, returns_operand=True),
     ),
-    aten.native_dropout: Op(dropout_and_mask, kind="dropout", training_switch=_DROPOUT),
+    aten.native_dropout: Op(several, kind="dropout", training_switch=_DROPOUT),
 }

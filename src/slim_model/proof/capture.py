@@ -21,6 +21,7 @@ from slim_model.graph.other_inputs.other_sizes import batch_that_fails
 from slim_model.graph.trace import trace
 from slim_model.proof.check_trace import check_trace
 from slim_model.simplifying.simplify import simplify
+from slim_model.simplifying.take_means import take_means
 
 
 def capture(
@@ -34,8 +35,8 @@ def capture(
     it computes on ``inputs`` what the model does.
 
     ``program``: the model's own export, where it was read from one. The graph's ``warnings`` hold what the user should
-    know of the trace. Autocast regions are in float32. Raises InputError where the model cannot be traced, ProofError
-    where the graph differs.
+    know of the trace. Autocast regions are in float32. What is drawn at random is its mean where ``options`` ask for
+    that. Raises InputError where the model cannot be traced, ProofError where the graph differs.
     """
     with in_float32() as lowered:
         graph = _captured(model, inputs, options, program)
@@ -46,15 +47,16 @@ def capture(
 def _captured(
     model: nn.Module, inputs: Arguments | tuple[Any, ...], options: TracingOptions, program: ExportedProgram | None
 ) -> Graph:
+    drawn = take_means if options.random == "mean" else _as_it_is
     traced = trace(model, inputs, static_batch=options.static_batch, dynamic=options.dynamic, program=program)
     if autocast_types(program):
         traced = resize(traced)  # types of values as they are outside of autocast
-    graph = make_followable(traced)
+    graph = make_followable(drawn(traced))
     with eval_mode(model):
         doubts = check_trace(model, graph)
     if doubts and (why := batch_that_fails(graph)):  # the batch is free in the trace, and only some sizes run
         _refuse_if_asked(options, why)
-        graph = make_followable(trace(model, inputs, static_batch=True, dynamic=options.dynamic, why=why))
+        graph = make_followable(drawn(trace(model, inputs, static_batch=True, dynamic=options.dynamic, why=why)))
         with eval_mode(model):
             doubts = check_trace(model, graph)
     return replace(graph, warnings=(*graph.warnings, *doubts))
@@ -63,6 +65,10 @@ def _captured(
 def make_followable(graph: Graph) -> Graph:
     """``graph`` in a form through which channels can be followed, in which those that are gone count as zeros."""
     return keep_dense_places(keep_dense_counts(simplify(graph)))
+
+
+def _as_it_is(graph: Graph) -> Graph:
+    return graph
 
 
 def _refuse_if_asked(options: TracingOptions, why: str) -> None:

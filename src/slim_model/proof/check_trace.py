@@ -13,10 +13,11 @@ from slim_model.calling.outputs import output_tensors
 from slim_model.errors import InputError, ProofError, first_line
 from slim_model.graph.decisions import Decided, Decision
 from slim_model.graph.fixed_axes import line_of_error
-from slim_model.graph.graph import Graph, first_sample, source_line
+from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.other_inputs.other_sizes import resized
 from slim_model.graph.tensor_trees import tensors_among
 from slim_model.proof.tolerance import TOLERANCE, relative_error
+from slim_model.simplifying.take_means import remedy_for_draw
 
 
 def check_trace(model: nn.Module, graph: Graph) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ def _remedy(graph: Graph) -> str:
     node = _random_node(graph)
     if node is None:
         return "Make its forward deterministic in eval mode (random numbers, dropout left on, a counter?)."
-    return f"{node.target} draws random numbers at {source_line(node) or node.name}: leave it out in eval mode."
+    return remedy_for_draw(node)
 
 
 def _random_node(graph: Graph) -> fx.Node | None:

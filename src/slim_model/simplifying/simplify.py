@@ -4,6 +4,9 @@ A channel shuffle written as view, transpose, view becomes one look-up by a cons
 2018) ties every block of channels to every other, and stacked shuffles tie nearly all of them. Seen as a permutation
 it ties nothing: the small graph looks up the channels that are left.
 
+What the forward checks of values (``dist = Normal(mean, scale)`` wants a scale above 0) is no part of what it computes,
+and channels that are zero would fail it.
+
 A weight that the forward computes from parameters alone becomes a stored one (``fold_weights``).
 
 What the forward computes from numbers alone (positions, angles of rotary embeddings) becomes a stored tensor, which
@@ -32,9 +35,10 @@ import torch
 from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
-from slim_model.graph.nodes import arguments_of, shape_of
+from slim_model.graph.nodes import arguments_of, packet_of, shape_of
 from slim_model.graph.promises import whole
-from slim_model.graph.stored_tensors import add_placeholder, computed_from, is_written, values_of
+from slim_model.graph.stored_tensors import add_placeholder, computed_from, cone_of, is_pure, is_written, values_of
+from slim_model.ops import kind_of
 from slim_model.simplifying.constant_indices import write_as_look_ups
 from slim_model.simplifying.fold_weights import fold_weights
 from slim_model.simplifying.fused_projections import unfuse
@@ -46,10 +50,11 @@ _LARGEST = 2**20  # elements of a stored tensor; a larger one stays computed
 
 
 def simplify(graph: Graph) -> Graph:
-    """A copy of ``graph``: weights that follow from parameters alone and other constants are folded, BatchNorms in
-    batch-statistics mode are marked as such, channel shuffles become ``index_select``, fused qkv projections are split,
-    and ``view`` becomes ``reshape``."""
+    """A copy of ``graph``: checks of values are left out, weights that follow from parameters alone and other constants
+    are folded, BatchNorms in batch-statistics mode are marked as such, channel shuffles become ``index_select``, fused
+    qkv projections are split, and ``view`` becomes ``reshape``."""
     graph = graph.copy()  # each step edits the nodes of this copy
+    _leave_out_checks(graph)
     graph = fold_weights(graph)  # first: what is folded need not be looked at
     _mark_batch_statistics(graph)
     graph = _fold_constants(graph)
@@ -59,6 +64,19 @@ def simplify(graph: Graph) -> Graph:
     _reshape_views(graph)  # last: the steps before look for views
     graph.module.recompile()
     return whole(graph, "simplify")
+
+
+# -- checks of values ------------------------------------------------------------------------------------------------
+
+
+def _leave_out_checks(graph: Graph) -> None:
+    """``_assert_async``, which an exported program has where a forward checks values, and what is computed for it."""
+    checks = [node for node in graph.nodes if packet_of(node) is aten._assert_async]
+    checked = {node for check in checks for node in cone_of(check)}
+    for node in reversed(list(graph.nodes)):
+        for_check = kind_of(node) == "assertion" and checked.issuperset(node.all_input_nodes)
+        if node in checks or for_check or (node in checked and not node.users and is_pure(node)):
+            graph.module.graph.erase_node(node)
 
 
 # -- numbers the forward computes -----------------------------------------------------------------------------------
