@@ -55,13 +55,15 @@ def slim_command(
 def carry_out(job: Job, logging: LogOptions) -> None:
     """Run ``job``, show its report and name the files it wrote."""
     from slim_model.commands.slim import run_job
+    from slim_model.commands.tracking import tracked
     from slim_model.reporting.headline import figures_for_machines
     from slim_model.reporting.terminal import show
 
     logging.keep_apart(job.source.path, job.target, *job.outputs.places)
-    log = status(logging)
+    log, notes = status(logging), list[str]()
     with log as progress:
-        report = run_job(job, progress)
+        with tracked(job, notes.append) as tell:
+            report = run_job(job, progress, tell=tell)
         if report is None:
             return
         written = [str(place) for place in (job.target, *job.outputs.places)]
@@ -69,6 +71,8 @@ def carry_out(job: Job, logging: LogOptions) -> None:
     if not logging.quiet:
         console = Console()
         show(report, console)
+        for note in notes:
+            console.print(Text(f"note: {note}", style="yellow"))
         console.print(Text(f"wrote {', '.join(written)}"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +36,7 @@ from slim_model.quantizing.quantize import Quantized
 from slim_model.recipe import Recipe
 from slim_model.recipe_files.job import Job
 from slim_model.recipe_files.write import sections_of, toml_of
-from slim_model.reporting.acceptance import check_gates
+from slim_model.reporting.acceptance import check_gates, unmet_gates
 from slim_model.reporting.explanation import svg
 from slim_model.reporting.report import Report, as_decided, make_report
 from slim_model.reporting.sensitivity_plot import draw_scans
@@ -44,6 +44,8 @@ from slim_model.training.resume import Resume
 from slim_model.version import __version__
 
 _html_page = Late("reporting.html.page:html_page")
+_summary = Late("reporting.markdown.documents:summary")
+_model_card = Late("reporting.markdown.documents:model_card")
 _WITHOUT_CLASS = ("exported program", "torchscript")
 
 
@@ -62,9 +64,16 @@ class SharedWork:
         return Path(self.known.once("dense file", (recipe.tracing, recipe.measuring.device), make))
 
 
-def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> Report | None:
+def run_job(
+    job: Job,
+    progress: Progress,
+    shared: SharedWork | None = None,
+    *,
+    tell: Callable[[Report], None] = lambda report: None,
+) -> Report | None:
     """load -> compile -> export, checked -> int8 -> measure -> report -> gates -> save -> publish. Of several processes
-    the first does all but compiling alone; the others have no report. ``shared``: what a sweep does once."""
+    the first does all but compiling alone; the others have no report. ``shared``: what a sweep does once. ``tell`` is
+    called with the report ahead of the gates."""
     _check(job)
     recipe, clock = job.recipe, _Clock()
     with clock("load"):
@@ -100,9 +109,12 @@ def run_job(job: Job, progress: Progress, shared: SharedWork | None = None) -> R
             files = Files(slim, int8 if quantized and quantized.written else None, dense_folder)
             measured = measure(made, files, progress) if recipe.measuring.bench else nothing_measured(made)
         report = _report(made, measured, quantized, files, error, notes, clock.seconds)
+        tell(report)
         check_gates(report, recipe.gates)
         if job.outputs.save:
             save(compiled.small, made.small, job.outputs.save, compiled.removal(recipe))
+        if job.outputs.model_card:
+            publish(job.outputs.model_card, _model_card(json.loads(report.as_json()), job.target.name))
         if quantized:
             put_in_place(quantized, int8, slim, job.outputs.keep_fp32)
     resume.remove(recipe.budget.iterations)
@@ -152,6 +164,8 @@ def _report(
     if job.outputs.html:
         picture = svg(explain(compiled.passes[-1].coupling))
         publish(job.outputs.html, _html_page(json.loads(report.as_json()), coupling_svg=picture))
+    if job.outputs.summary:
+        publish(job.outputs.summary, _summary(json.loads(report.as_json()), unmet_gates(report, job.recipe.gates)))
     if job.outputs.write_recipe:
         publish(job.outputs.write_recipe, toml_of(sections_of(used, job.outputs.write_recipe.parent)))
     return report

@@ -174,7 +174,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def no_outputs(outputs: OutputOptions) -> None:
     """Raise InputError where ``outputs`` ask for files that only a single run writes."""
-    for name in ("save", "html", "write_recipe", "keep_fp32"):
+    for name in ("save", "html", "summary", "model_card", "write_recipe", "keep_fp32", "mlflow"):
         if getattr(outputs, name):
             raise InputError(f"a sweep does not write {name}. Leave it out, and give it to slim-model run with the "
                              "report of the point you choose.")  # fmt: skip

@@ -9,6 +9,12 @@ from slim_model.reporting.report import Report
 
 def check_gates(report: Report, gates: Gates) -> None:
     """Raise GateError where the small model lost more accuracy or gained less speed than ``gates`` allow."""
+    if unmet := unmet_gates(report, gates):
+        raise GateError(f"the small model is proven, but {' and '.join(unmet)}. It is not handed out.")
+
+
+def unmet_gates(report: Report, gates: Gates) -> list[str]:
+    """What of ``gates`` the small model does not meet, a sentence each."""
     max_drop, min_speedup = gates.max_drop, gates.min_speedup
     unmet = []
     known = [step["accuracy"] for step in report.steps if step["accuracy"] is not None]
@@ -21,5 +27,4 @@ def check_gates(report: Report, gates: Gates) -> None:
         if low < min_speedup:
             speed = f"{speedup:.2f}x as fast (95 %: {low:.2f} at least)"
             unmet.append(f"it is {speed}, not {min_speedup:g}x")
-    if unmet:
-        raise GateError(f"the small model is proven, but {' and '.join(unmet)}. It is not handed out.")
+    return unmet
