@@ -60,6 +60,9 @@ def carry_out(job: Job, logging: LogOptions) -> None:
     from slim_model.reporting.terminal import show
 
     logging.keep_apart(job.source.path, job.target, *job.outputs.places)
+    if job.source.path.is_dir() and job.target.suffix != ".onnx":
+        _carry_out_folder(job, logging)
+        return
     log, notes = status(logging), list[str]()
     with log as progress:
         with tracked(job, notes.append) as tell:
@@ -74,6 +77,21 @@ def carry_out(job: Job, logging: LogOptions) -> None:
         for note in notes:
             console.print(Text(f"note: {note}", style="yellow"))
         console.print(Text(f"wrote {', '.join(written)}"))
+
+
+def _carry_out_folder(job: Job, logging: LogOptions) -> None:
+    """The same where IN and OUT are folders."""
+    from slim_model.commands.slim_folder import run_folder_job
+    from slim_model.folders.report import lines
+
+    log = status(logging)
+    with log as progress:
+        report = run_folder_job(job, progress)
+        log.result(f"wrote {job.target}", wrote=[str(p) for p in (job.target, *job.outputs.places)], figures=report)
+    if not logging.quiet:
+        console = Console()
+        for line in (*lines(report), f"wrote {job.target}"):
+            console.print(Text(line), soft_wrap=True)
 
 
 EVERY_SECTION = [

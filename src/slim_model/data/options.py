@@ -19,6 +19,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "npz": Late("data.sources:npz"),
     "csv": Late("data.sources:text"),
     "tsv": Late("data.sources:text"),
+    "text": Late("data.plain_text:text"),
 }
 """What may stand ahead of the colon in ``--data KIND:PLACE``."""
 

@@ -27,7 +27,7 @@ from slim_model.loading.user_code import import_file, make_importable
 
 _FORMS = (
     "Write fashion-mnist:DIR, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE, "
-    "csv:FILE,tokenizer=package.module:callable (or tsv), package.module:callable or file.py:callable"
+    "csv:FILE,tokenizer=package.module:callable (or tsv), text:FILE, package.module:callable or file.py:callable"
 )
 
 

@@ -1,0 +1,114 @@
+"""What the configuration of each kind of transformers model can say about widths: one row a ``model_type``.
+
+A row speaks of tensors by their names in the file, behind the number of their layer. That it names all that holds the
+channels is shown by the labels: the tests trace a small model of each row and compare (``tests/folders``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["mlp", "heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What every layer has equally many of: ``mlp`` channels, or ``heads``: key-value groups with their queries.
+
+    ``layers``: what stands ahead of a layer's number. ``makes``: the linear layers whose outputs they are, each with
+    the parts that lie side by side along these: c(hannels), q(ueries), k(eys), v(alues). ``reads``: the linear layer
+    that takes them in. ``keys``: of the configuration, which hold their number; of heads that of all queries, then
+    that of the groups. ``module``: ``reads`` as the class calls it, where that is another name.
+    """
+
+    kind: Kind
+    layers: str
+    makes: tuple[tuple[str, str], ...]
+    reads: str
+    keys: tuple[str, ...]
+    module: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """``head_width``: what the configuration's ``head_dim`` is where it is left out; None: the hidden size by the
+    number of heads. ``whole_multiple``: the configuration refuses heads whose number does not divide the hidden size.
+    ``transposed``: weights lie as (input, output). ``unsaid``: why there is no cut of heads. ``depth``: the key of the
+    number of layers; ``per_layer``: keys of lists with one entry for each layer."""
+
+    cuts: tuple[Cut, ...]
+    head_width: int | None = None
+    whole_multiple: bool = False
+    transposed: bool = False
+    unsaid: str = ""
+    depth: str = "num_hidden_layers"
+    per_layer: tuple[str, ...] = ("layer_types",)
+
+
+def _mlp(layers: str, key: str, makes: str, reads: str, module: str = "") -> Cut:
+    """``makes``: names, each with as many channels as it has outputs, or ``name*2``: two blocks of them."""
+    named = [name.partition("*") for name in makes.split()]
+    return Cut("mlp", layers, tuple((name, "c" * int(times or 1)) for name, _, times in named), reads, (key,), module)
+
+
+def _heads(layers: str, makes: str, reads: str) -> Cut:
+    """``makes``: ``name=qkv``, each with its parts."""
+    named = (name.partition("=") for name in makes.split())
+    keys = ("num_attention_heads", "num_key_value_heads")
+    return Cut("heads", layers, tuple((name, parts) for name, _, parts in named), reads, keys)
+
+
+_WIDTH_OF_HEADS = "the configuration has no width of heads: it is the hidden size by their number"
+_GATED = _mlp("layers", "intermediate_size", "mlp.gate_proj mlp.up_proj", "mlp.down_proj")
+_QKV = "self_attn.q_proj=q self_attn.k_proj=k self_attn.v_proj=v"
+_GROUPS = _heads("layers", _QKV, "self_attn.o_proj")
+_BERT = Family(
+    (_mlp("encoder.layer", "intermediate_size", "intermediate.dense", "output.dense"),), unsaid=_WIDTH_OF_HEADS
+)
+_VIT = Family(
+    (_mlp("encoder.layer", "intermediate_size", "intermediate.dense", "output.dense", "mlp.fc2"),),
+    unsaid="before transformers 5 the configuration had no width of heads",
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family((_GATED, _GROUPS), whole_multiple=True),
+    "mistral": Family((_GATED, _GROUPS)),
+    "qwen2": Family((_GATED, _GROUPS)),
+    "qwen3": Family((_GATED, _GROUPS), head_width=128),
+    "smollm3": Family((_GATED, _GROUPS), per_layer=("layer_types", "no_rope_layers")),
+    "granite": Family((_GATED, _GROUPS)),
+    "gemma": Family((_GATED, _GROUPS), head_width=256),
+    "gemma2": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True),
+    "gemma3_text": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True),
+    "phi": Family(
+        (
+            _mlp("layers", "intermediate_size", "mlp.fc1", "mlp.fc2"),
+            _heads("layers", _QKV, "self_attn.dense"),
+        )
+    ),
+    "phi3": Family(
+        (
+            _mlp("layers", "intermediate_size", "mlp.gate_up_proj*2", "mlp.down_proj"),
+            _heads("layers", "self_attn.qkv_proj=qkv", "self_attn.o_proj"),
+        )
+    ),
+    "gpt2": Family(
+        (_mlp("h", "n_inner", "mlp.c_fc", "mlp.c_proj"),), transposed=True, unsaid=_WIDTH_OF_HEADS, depth="n_layer"
+    ),
+    "gpt_neox": Family(
+        (_mlp("layers", "intermediate_size", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),), unsaid=_WIDTH_OF_HEADS
+    ),
+    "opt": Family((_mlp("layers", "ffn_dim", "fc1", "fc2"),), unsaid=_WIDTH_OF_HEADS),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
+    "distilbert": Family(
+        (_mlp("transformer.layer", "hidden_dim", "ffn.lin1", "ffn.lin2"),), unsaid=_WIDTH_OF_HEADS, depth="n_layers"
+    ),
+    "modernbert": Family((_mlp("layers", "intermediate_size", "mlp.Wi*2", "mlp.Wo"),), unsaid=_WIDTH_OF_HEADS),
+    "vit": _VIT,
+    "deit": _VIT,
+}

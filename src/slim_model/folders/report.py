@@ -1,0 +1,68 @@
+"""What was done to a folder -> the report, the section of its model card, and lines for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slim_model.folders.slim_folder import SlimFolder
+from slim_model.ranking.criteria import ranking_of
+from slim_model.recipe import Recipe
+from slim_model.version import __version__
+
+SCHEMA = "slim-model-folder-report/1"
+_NAMES = {"mlp": "MLP channels in each layer", "heads": "key-value groups in each layer"}
+
+
+def report_of(result: SlimFolder, recipe: Recipe, seconds: float) -> dict[str, Any]:
+    """The report, for machines: counts of parameters, widths, perplexity by step, the proof."""
+    plan, checkpoint = result.plan, result.plan.checkpoint
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "source": {
+            "name": checkpoint.path.resolve().name,
+            "sha256": checkpoint.sha256(),
+            "model_type": checkpoint.config["model_type"],
+            "class": result.proof.compared,
+            "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        },
+        "ratio": recipe.budget.ratio,
+        "criterion": ranking_of(recipe.ranking.criterion).__name__,
+        "recover": result.level,
+        "data": result.text.name if result.text else None,
+        "sequences": list(result.text.fit.shape) if result.text else None,
+        "dense": {"params": checkpoint.parameters},
+        "slim": {"params": plan.parameters},
+        "widths": {kind: {"kept": kept, "of": units} for kind, (kept, units) in plan.kept.items()},
+        "config": {k: v for k, v in plan.config.items() if checkpoint.config.get(k) != v},
+        "perplexity": result.perplexity,
+        "proof": {"masked_max_rel_error": result.proof.error, "samples": result.proof.samples},
+        "notes": list(plan.notes),
+        "seconds": round(seconds, 3),
+    }
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report for people, a fact a line."""
+    dense, slim = report["dense"]["params"], report["slim"]["params"]
+    said = [f"parameters: {dense:,} -> {slim:,} ({1 - slim / dense:.1%} fewer)"]
+    said += [f"{_NAMES[kind]}: {row['of']:,} -> {row['kept']:,}" for kind, row in report["widths"].items()]
+    if report["perplexity"]:
+        steps = ", ".join(f"{step} {value:,.2f}" for step, value in report["perplexity"].items())
+        said.append(f"perplexity on text held out: {steps}")
+    error = report["proof"]["masked_max_rel_error"]
+    said.append(f"loaded again by transformers, it differs from the masked dense model by {error:.0e}")
+    return said + report["notes"]
+
+
+def card(report: dict[str, Any]) -> str:
+    """The section that is added to README.md."""
+    how = f"Ranked by {report['criterion']}"
+    how += f" on {report['data'].rpartition('/')[2]}" if report["data"] else ""
+    rows = "\n".join(f"- {line}" for line in lines(report))
+    source = report["source"]
+    return (
+        f"\n\n## Made smaller\n\nMade from {source['name']} (sha256 {source['sha256'][:16]}) by slim-model "
+        f"{report['version']}, ratio {report['ratio']:g}. {how}, recovery: {report['recover']}. "
+        f"It was not trained afterwards.\n\n{rows}\n"
+    )

@@ -1,0 +1,198 @@
+"""A folder -> its model in transformers, run in float32; what the layers read on data; logits and perplexity."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim_model.errors import InputError, first_line
+from slim_model.folders.plan import Site
+from slim_model.ranking.evidence.moments import Covariances, Variances
+
+_WHOLE = 1 << 30  # bytes of a model in float32 up to which it is turned into float32 as a whole
+_TOKENS = 16384  # that go through the model at a time
+_LOGITS = 2048  # tokens whose logits are held at a time
+
+
+def library() -> Any:
+    """transformers, which only folders need. Raises InputError where it is not installed."""
+    try:
+        found = importlib.import_module("transformers")
+    except ImportError as error:
+        raise InputError(
+            "folders need transformers, which is not installed here: pip install 'slim-model[hf]'."
+        ) from error
+    found.utils.logging.set_verbosity_error()
+    found.utils.logging.disable_progress_bar()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in eval mode. ``unsaid``: names that the class has and the folder has not, or the other way round."""
+
+    model: Any
+    unsaid: frozenset[str]
+
+
+def load_folder(path: Path, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None = None) -> Loaded:
+    """The model of the folder, by transformers alone: no code of the folder runs, nothing is fetched. ``tensors``: to
+    be taken in place of its own. Raises InputError where transformers refuses."""
+    transformers = library()
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        kind = _class_of(transformers, config)
+        torch.manual_seed(0)  # what the folder lacks is drawn, and shall be the same each time
+        given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+        if tensors is None:
+            model, said = kind.from_pretrained(path, use_safetensors=True, **given)
+        else:
+            model, said = kind.from_pretrained(None, config=config, state_dict=dict(tensors), **given)
+    except Exception as error:  # of a library, on files of other people: it fails in many ways
+        raise InputError(f"transformers cannot load {path}: {first_line(error, named=True)}.") from error
+    if said["mismatched_keys"] or said.get("error_msgs"):
+        raise InputError(f"transformers cannot load {path}: shapes are not those of config.json: {said}.")
+    return Loaded(model.eval(), frozenset({*said["missing_keys"], *said["unexpected_keys"]}))
+
+
+def _class_of(transformers: Any, config: Any) -> Any:
+    """The class that config.json names, where it is one of transformers; else the one without a head."""
+    name = (config.architectures or [""])[0]
+    kind = getattr(transformers, name, None)
+    known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    return kind if known else transformers.AutoModel
+
+
+@contextlib.contextmanager
+def in_float32(model: nn.Module, whole: int = _WHOLE) -> Iterator[None]:
+    """While it lasts the model computes in float32. One of more than ``whole`` bytes keeps its weights as they are:
+    each module's are turned into float32 for the time of its call."""
+    if sum(p.numel() * 4 for p in model.parameters()) <= whole:
+        model.float()
+        yield
+        return
+    handles = []
+    for module in model.modules():
+        if any(p is not None and p.itemsize < 4 for p in module._parameters.values()):
+            before, after = _in_float32_for_a_call()
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _in_float32_for_a_call() -> tuple[Callable[..., None], Callable[..., None]]:
+    held: list[tuple[Tensor, Tensor]] = []
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.itemsize < 4:
+                held.append((parameter, parameter.data))
+                parameter.data = parameter.data.float()
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        while held:
+            parameter, own = held.pop()
+            parameter.data = own
+
+    return before, after
+
+
+def input_of(model: Any, seed: int) -> Tensor:
+    """Two random samples of the model's main input."""
+    draw, config = torch.Generator().manual_seed(seed), model.config
+    if model.main_input_name == "pixel_values":
+        size = config.image_size
+        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+        return torch.randn(2, config.num_channels, *sides, generator=draw)
+    length = min(32, longest(config))
+    return torch.randint(0, config.vocab_size, (2, length), generator=draw)
+
+
+def longest(config: Any) -> int:
+    """Tokens of a sequence that the model surely takes; RoBERTa's first positions are for padding."""
+    return max(1, (getattr(config, "max_position_embeddings", None) or 512) - 2)
+
+
+@torch.no_grad()
+def outputs_of(model: Any, x: Tensor) -> Tensor:
+    """Logits, or the last hidden state where the model has no head."""
+    found = model(**{model.main_input_name: x}, return_dict=True)
+    return (found["logits"] if "logits" in found else found["last_hidden_state"]).float()
+
+
+Visit = Callable[[Site, Covariances | None, Variances], None]
+
+
+@torch.no_grad()
+def watch(model: Any, sites: Sequence[Site], tokens: Tensor, visit: Visit, *, pairs: bool) -> None:
+    """Run ``tokens (sequence, position)`` through the model and ``visit`` each site as soon as its reading layer has
+    read them all, with their variances, and covariances where ``pairs`` are asked for. All sequences go through
+    together where they fit, so that one layer's statistics are held at a time."""
+    modules = dict(model.named_modules())
+    handles = [
+        _reader(modules, site).register_forward_pre_hook(_watcher(site, tokens.numel(), visit, pairs=pairs))
+        for site in sites
+    ]
+    try:
+        for part in tokens.split(max(1, _TOKENS // tokens.shape[1])):
+            model.base_model(**{model.main_input_name: part})
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reader(modules: Mapping[str, nn.Module], site: Site) -> nn.Module:
+    end = f".{site.layer}.{site.cut.module or site.cut.reads}"
+    found = [module for name, module in modules.items() if f".{name}".endswith(end)]
+    if len(found) != 1:
+        raise InputError(f"this version of transformers has no single layer {end[1:]}. Take one it was tested with: 5.")
+    return found[0]
+
+
+def _watcher(site: Site, rows: int, visit: Visit, *, pairs: bool) -> Callable[..., None]:
+    parts: list[tuple[Covariances | None, Variances]] = []
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        together, alone = _moments(inputs[0].flatten(0, -2), pairs=pairs)
+        if parts:
+            earlier, variances = parts.pop()
+            alone = variances.merge(alone)
+            together = earlier.merge(together) if earlier and together else None
+        if alone.count >= rows:
+            visit(site, together, alone)
+        else:
+            parts.append((together, alone))
+
+    return before
+
+
+def _moments(x: Tensor, *, pairs: bool) -> tuple[Covariances | None, Variances]:
+    """Of ``(row, input)``: sums over rows in float32 products, kept in float64."""
+    mean = x.mean(0, dtype=torch.float64)
+    centred = x - mean.to(x.dtype)
+    variances = Variances(len(x), (mean,), (centred.square().sum(0, dtype=torch.float64),))
+    covariances = Covariances(len(x), (mean,), ((centred.T @ centred).double(),)) if pairs else None
+    return covariances, variances
+
+
+@torch.no_grad()
+def perplexity(model: Any, tokens: Tensor) -> float:
+    """``exp`` of the mean cross entropy of each next token, of ``tokens (sequence, position)``."""
+    total, count = 0.0, 0
+    for part in tokens.split(max(1, _LOGITS // tokens.shape[1])):
+        logits = model(input_ids=part).logits[:, :-1].float()
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
+        total, count = total + float(losses), count + part[:, 1:].numel()
+    return math.exp(min(total / count, 700.0))

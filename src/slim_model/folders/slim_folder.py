@@ -1,0 +1,149 @@
+"""A checkpoint and a recipe -> a smaller folder, proven. The list of stages, as ``pipeline.compile`` is for graphs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slim_model.errors import InputError
+from slim_model.folders.checkpoint import Checkpoint
+from slim_model.folders.choose import check_ranking, kept_units
+from slim_model.folders.plan import Plan, Site, plan_folder
+from slim_model.folders.prove import FolderProof, prove_folder
+from slim_model.folders.refit import refit
+from slim_model.folders.running import in_float32, load_folder, longest, perplexity, watch
+from slim_model.folders.tokens import Tokens, read_tokens
+from slim_model.folders.write import Kept, write_folder
+from slim_model.progress import Progress, say_nothing
+from slim_model.ranking.criteria import Ranking, ranking_of
+from slim_model.ranking.evidence.moments import Covariances, Variances
+from slim_model.recipe import Recipe
+
+_ANSWERS = {"ratio", "criterion", "multiple_of", "data", "samples", "recover", "seed", "bench"}
+"""The options that a folder's run heeds; ``bench`` has nothing to measure."""
+_LEVELS = ("none", "bias", "affine")
+
+
+@dataclass(frozen=True, slots=True)
+class SlimFolder:
+    """What was done. ``perplexity``: of the text held out, by step; empty without text, or of a model that predicts no
+    next word."""
+
+    plan: Plan
+    proof: FolderProof
+    level: str
+    perplexity: dict[str, float]
+    text: Tokens | None
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise InputError where an option is given that means nothing for a folder."""
+    plain = Recipe().options()
+    for name, value in recipe.options().items():
+        if name not in _ANSWERS and value != plain[name]:
+            raise InputError(
+                f"--{name.replace('_', '-')} is not there where a folder is written. Leave it out, or give OUT.onnx."
+            )
+    if recipe.recovery.recover not in (None, *_LEVELS):
+        raise InputError(f"--recover {recipe.recovery.recover} is not there for folders: {', '.join(_LEVELS)}.")
+    check_ranking(ranking_of(recipe.ranking.criterion))
+
+
+def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: Progress = say_nothing) -> SlimFolder:
+    """Fill the empty folder ``place`` with ``checkpoint`` made smaller. Raises SlimError where that cannot be."""
+    step = None if recipe.budget.multiple_of == "auto" else int(recipe.budget.multiple_of)
+    plan = plan_folder(checkpoint, recipe.budget.ratio, step)
+    level = recipe.recovery.level(recipe.data.data is not None)
+    _check_level(plan, level)
+    text, seen = None, dict[str, float]()
+    # With text the dense model runs, and each layer is ranked and refitted as soon as it has read all of it.
+    if recipe.data.data is not None:
+        progress("loading the dense model")
+        dense = load_folder(checkpoint.path, checkpoint.dtype).model
+        text = read_tokens(checkpoint, recipe.data, longest(dense.config))
+        with in_float32(dense):
+            seen |= _measured("dense", dense, text)
+            kept = _kept_by_data(plan, dense, text, recipe, level, progress)
+        del dense
+        if kept.refitted:
+            seen |= _measured_masked("cut", Kept(plan, kept.units), text)
+    else:
+        kept = _kept_by_weights(plan, recipe, progress)
+    progress("writing the folder")
+    write_folder(kept, place)
+    progress("loading it again, and comparing with the masked dense model")
+    small = load_folder(place, checkpoint.dtype)
+    proof = prove_folder(kept, place, small, recipe.seed)
+    if text:
+        with in_float32(small.model):
+            seen |= _measured("refitted" if kept.refitted else "cut", small.model, text)
+    return SlimFolder(plan, proof, level, seen, text)
+
+
+def _check_level(plan: Plan, level: str) -> None:
+    if level == "bias" and not any(site.bias for site in plan.sites):
+        raise InputError(
+            f"--recover bias needs biases, and the reading layers of a {plan.checkpoint.config['model_type']} have "
+            "none. Give --recover affine, or none."
+        )
+
+
+def _kept_by_weights(plan: Plan, recipe: Recipe, progress: Progress) -> Kept:
+    ranking = ranking_of(recipe.ranking.criterion)
+    units = {}
+    for number, site in enumerate(plan.sites):
+        progress(f"ranking {number + 1} of {len(plan.sites)}")
+        count = plan.kept[site.cut.kind][0]
+        units[site] = kept_units(plan.checkpoint, site, count, ranking, recipe.seed + number, {})
+    return Kept(plan, units)
+
+
+def _kept_by_data(plan: Plan, dense: Any, text: Tokens, recipe: Recipe, level: str, progress: Progress) -> Kept:
+    ranking: Ranking = ranking_of(recipe.ranking.criterion)
+    units, refitted = dict[Site, Tensor](), dict[str, Tensor]()
+
+    def visit(site: Site, pairs: Covariances | None, alone: Variances) -> None:
+        number = len(units)
+        progress(f"ranking {number + 1} of {len(plan.sites)}")
+        held = {"moments": alone, "covariance": pairs}
+        statistics = {name: held[name] for name in ranking.statistics}
+        count = plan.kept[site.cut.kind][0]
+        units[site] = kept_units(plan.checkpoint, site, count, ranking, recipe.seed + number, statistics)
+        if level != "none" and (pairs or site.bias):
+            refitted.update(_refitted(plan.checkpoint, site, units[site], pairs, alone, level))
+
+    wanted = level == "affine" or "covariance" in ranking.statistics
+    watch(dense, plan.sites, text.fit, visit, pairs=wanted)
+    return Kept(plan, units, refitted)
+
+
+def _refitted(
+    checkpoint: Checkpoint, site: Site, units: Tensor, pairs: Covariances | None, alone: Variances, level: str
+) -> dict[str, Tensor]:
+    """The reading layer of a site with what makes up for the units that go."""
+    weight = checkpoint.read(site.reads.tensor)
+    bias = checkpoint.read(site.bias) if site.bias else None
+    kept = site.reads.positions(units, site.units)
+    matrix = weight if site.reads.axis == 1 else weight.T
+    small, constant = refit(matrix, bias, kept, pairs or alone, slopes=level == "affine")
+    result = {site.reads.tensor: (small if site.reads.axis == 1 else small.T).contiguous()}
+    return result | ({site.bias: constant} if site.bias and constant is not None else {})
+
+
+def _measured(step: str, model: Any, text: Tokens) -> dict[str, float]:
+    """The perplexity under the name of the step, where the model predicts next words."""
+    return {step: perplexity(model, text.held_out)} if type(model).__name__.endswith(_PREDICTS) else {}
+
+
+def _measured_masked(step: str, kept: Kept, text: Tokens) -> dict[str, float]:
+    checkpoint = kept.plan.checkpoint
+    model = load_folder(checkpoint.path, checkpoint.dtype, kept.masked()).model
+    with torch.no_grad(), in_float32(model):
+        return _measured(step, model, text)
+
+
+_PREDICTS = ("ForCausalLM", "LMHeadModel")

@@ -1,0 +1,89 @@
+"""A small model of each kind of folder, with random weights large enough that every layer shows in the logits."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+_ALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "vocab_size": 256,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = _ALL | {"num_key_value_heads": 2}
+_WIDE_HEADS = _GROUPED | {"head_dim": 8}
+_PICTURES = {k: v for k, v in _ALL.items() if not k.endswith("_id") and "position" not in k and k != "vocab_size"}
+_PICTURES |= {"image_size": 16, "patch_size": 8, "num_labels": 5}
+
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", _GROUPED),
+    "mistral": ("MistralForCausalLM", _GROUPED),
+    "qwen2": ("Qwen2ForCausalLM", _GROUPED),
+    "qwen3": ("Qwen3ForCausalLM", _WIDE_HEADS),
+    "smollm3": ("SmolLM3ForCausalLM", _GROUPED),
+    "granite": ("GraniteForCausalLM", _GROUPED),
+    "gemma": ("GemmaForCausalLM", _WIDE_HEADS),
+    "gemma2": ("Gemma2ForCausalLM", _WIDE_HEADS),
+    "gemma3_text": ("Gemma3ForCausalLM", _WIDE_HEADS),
+    "phi": ("PhiForCausalLM", _GROUPED),
+    "phi3": ("Phi3ForCausalLM", _GROUPED),
+    "gpt2": ("GPT2LMHeadModel", _ALL),
+    "gpt_neox": ("GPTNeoXForCausalLM", _ALL),
+    "opt": ("OPTForCausalLM", _ALL | {"ffn_dim": 40, "word_embed_proj_dim": 32, "init_std": 0.3}),
+    "bert": ("BertForMaskedLM", _ALL),
+    "roberta": ("RobertaForMaskedLM", _ALL),
+    "xlm-roberta": ("XLMRobertaForMaskedLM", _ALL),
+    "camembert": ("CamembertForMaskedLM", _ALL),
+    "electra": ("ElectraForMaskedLM", _ALL | {"embedding_size": 32}),
+    "distilbert": ("DistilBertForMaskedLM", _ALL | {"hidden_dim": 40}),
+    "modernbert": ("ModernBertForMaskedLM", _ALL),
+    "vit": ("ViTForImageClassification", _PICTURES),
+    "deit": ("DeiTForImageClassification", _PICTURES),
+}
+"""By ``model_type``: the class, and what its configuration is given."""
+
+
+@functools.cache
+def tiny(kind: str, layers: int = 2) -> Any:
+    """The model, in eval mode."""
+    name, options = TINY[kind]
+    options = options | {"num_hidden_layers": layers}
+    kind_of_model = getattr(transformers, name)
+    torch.manual_seed(0)
+    model = kind_of_model(kind_of_model.config_class(**options)).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():  # biases begin as zeros, and norms as ones
+            tensor.add_(0.05 * torch.randn(tensor.shape))
+    return model
+
+
+def tiny_folder(
+    kind: str, place: Path, *, layers: int = 2, dtype: torch.dtype = torch.float32, shard: str = "1GB"
+) -> Path:
+    """The model saved to ``place / kind``, in files of at most ``shard``."""
+    folder = place / kind
+    model = copy.deepcopy(tiny(kind, layers))
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def sample_of(model: Any, seed: int = 5) -> dict[str, torch.Tensor]:
+    """Two samples, by the name of the input."""
+    draw = torch.Generator().manual_seed(seed)
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=draw)}
+    return {"input_ids": torch.randint(3, 256, (2, 11), generator=draw)}
