@@ -122,12 +122,19 @@ def test_no_folder_is_crowded() -> None:
     assert {str(folder.relative_to(SOURCE)): n for folder, n in counted.items() if n > 16} == {}
 
 
-def test_help_is_read_without_pytorch() -> None:
-    """``--help``, ``--version`` and a usage error import none of what takes seconds."""
+NO_MODEL = str(SOURCE / "api.py")
+WITHOUT_PYTORCH = (
+    *(["--help"], ["--help-all"], ["--version"], [], ["in.pt", "out.onnx", "--ratio", "2"]),
+    *(["no-such.pt", "out.onnx"], [NO_MODEL, "out.onnx"], [NO_MODEL, "no-such/out.onnx"], ["explain", NO_MODEL]),
+)
+
+
+def test_help_and_what_is_plainly_wrong_are_read_without_pytorch() -> None:
+    """``--help``, ``--version``, a usage error and a file that is none import none of what takes seconds."""
     code = "import sys; from slim_model import cli; cli.run(sys.argv[1:]); print(sorted(HEAVY & sys.modules.keys()))"
     heavy = "HEAVY = {'torch', 'torchvision', 'timm', 'torch_pruning', 'scipy', 'numpy', 'onnx', 'onnxruntime'}; "
     asked = "HEAVY |= {'pydantic'}; "  # of typer, for values; 70 ms
-    for arguments in (["--help"], ["--help-all"], ["--version"], [], ["in.pt", "out.onnx", "--ratio", "2"]):
+    for arguments in WITHOUT_PYTORCH:
         found = subprocess.run(
             [sys.executable, "-c", heavy + asked * (len(arguments) == 1) + code, *arguments],
             capture_output=True,

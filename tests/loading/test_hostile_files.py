@@ -70,6 +70,12 @@ def _in_itself(path: Path) -> None:
     torch.save(net, path)
 
 
+def _list_in_itself(path: Path) -> None:
+    held: list[Any] = [1]
+    held.append(held)
+    torch.save(_attribute(held), path)
+
+
 def _upsampling(path: Path) -> None:
     torch.save(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Upsample(scale_factor=150), nn.Conv2d(3, 3, 1)), path)
 
@@ -190,8 +196,10 @@ _SIZE = '"as_expr": {"expr_str": "'
 HOSTILE: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "named pipe": (os.mkfifo, {}, "a named pipe"),
     "tuples that double, in a module": (
-        lambda path: torch.save(_attribute(_doubled(60, lambda x: (x, x), ())), path), {"inputs": ["1x3x8x8"]}, "",
+        lambda path: torch.save(_attribute(_doubled(60, lambda x: (x, x), ())), path), {"inputs": ["1x3x8x8"]},
+        "names more than",
     ),
+    "a list in itself, in a module": (_list_in_itself, {"inputs": ["1x3x8x8"]}, "a list holds itself"),
     "tuples that double, as a key": (
         lambda path: _pickled(path, b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns."), {}, "a key of a dict",
     ),

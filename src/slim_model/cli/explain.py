@@ -13,6 +13,7 @@ from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
 from slim_model.coupling.options import CouplingOptions
 from slim_model.graph.options import TracingOptions
+from slim_model.loading.file_form import first_look
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.options import group_of
 
@@ -28,6 +29,7 @@ def explain_command(
     as_svg: Annotated[Path | None, typer.Option("--svg", metavar="F", help="The coupling as a picture.", rich_help_panel=_SHOW)] = None,
 ) -> None:  # fmt: skip
     """Say which channels go together and why, what cannot go, and what would free it. Nothing is removed."""
+    first_look(source)
     from slim_model.commands.explain import Question, answer
     from slim_model.commands.outputs import publish
     from slim_model.reporting import explanation as drawing

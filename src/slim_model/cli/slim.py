@@ -12,7 +12,9 @@ from rich.text import Text
 from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
+from slim_model.commands.outputs import check_output_paths
 from slim_model.export.options import OutputOptions
+from slim_model.loading.file_form import first_look
 from slim_model.loading.source import SourceOptions
 from slim_model.options import group_of
 from slim_model.recipe import GROUPS, Recipe
@@ -54,15 +56,18 @@ def slim_command(
 
 def carry_out(job: Job, logging: LogOptions) -> None:
     """Run ``job``, show its report and name the files it wrote."""
+    logging.keep_apart(job.source.path, job.target, *job.outputs.places)
+    if job.source.path.is_dir() and job.target.suffix != ".onnx":
+        _carry_out_folder(job, logging)
+        return
+    first_look(job.source.path)
+    check_output_paths(job.source.path, [job.target, *job.outputs.places])
+    # Only now, as it takes seconds to import PyTorch.
     from slim_model.commands.slim import run_job
     from slim_model.commands.tracking import tracked
     from slim_model.reporting.headline import figures_for_machines
     from slim_model.reporting.terminal import show
 
-    logging.keep_apart(job.source.path, job.target, *job.outputs.places)
-    if job.source.path.is_dir() and job.target.suffix != ".onnx":
-        _carry_out_folder(job, logging)
-        return
     log, notes = status(logging), list[str]()
     with log as progress:
         with tracked(job, notes.append) as tell:

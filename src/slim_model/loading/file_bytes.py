@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import stat
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from slim_model.errors import InputError
-from slim_model.loading.limits import FILE_BYTES
+from slim_model.loading.limits import FILE_BYTES, INFLATED_BYTES
+
+
+class TooMuch(Exception):
+    """The file asks for more than `limits` allow."""
+
 
 _NO_FILE = "is {}, no regular file. Copy what it gives to a file, and give that."
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
@@ -66,3 +73,12 @@ def _check_size(size: int, limited: bool) -> None:
     free = psutil.virtual_memory().available
     if size > free or (limited and size > FILE_BYTES):
         raise InputError(f"is {size / 1e9:,.1f} GB; {min(size, free, FILE_BYTES) / 1e9:,.1f} GB can be read here.")
+
+
+def open_zip(content: bytes) -> zipfile.ZipFile:
+    """The archive, unless its records are far larger than it: `TooMuch`."""
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    inflated = sum(record.file_size for record in archive.infolist())
+    if inflated > len(content) + INFLATED_BYTES:
+        raise TooMuch(f"its records are {inflated:,} bytes in an archive of {len(content):,}")
+    return archive

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
+from pathlib import Path
 from typing import Literal
 
 from slim_model.errors import InputError
-from slim_model.loading.file_bytes import FileBytes
+from slim_model.loading.file_bytes import FileBytes, TooMuch, open_zip, read_file
 from slim_model.loading.limits import HEADER_BYTES
-from slim_model.loading.pickles.saved_file import open_zip
 
 Form = Literal["exported program", "torchscript", "safetensors", "pickle"]
 
@@ -26,6 +27,21 @@ _FOREIGN = (
     (b"<", "is an HTML or XML page, perhaps of a download that failed. Give the model file."),
     (b"{", "is a JSON file, perhaps the index of a model in parts. Give the model file, or a part of it."),
 )
+
+
+_AT_ONCE = 10_000_000  # bytes that are read twice without anybody's noticing
+
+
+def first_look(path: Path) -> None:
+    """Raise InputError where ``path`` is no file, or one that holds no PyTorch model: before PyTorch is imported, which
+    takes seconds. Whoever loads the file reads it anew, and says what is wrong with it besides."""
+    try:
+        if path.is_file() and path.stat().st_size > _AT_ONCE:
+            return
+        with contextlib.suppress(TooMuch):
+            form_of(read_file(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def form_of(file: FileBytes) -> Form:

@@ -24,6 +24,9 @@ EXPANDED_BYTES = 256 * 2**20
 MODULES = 100_000
 """Modules of a model, each counted as often as it is named."""
 
+NESTED_VALUES = 1_000_000
+"""In one list, tuple or dict of a module, each value counted as often as it is named: tracing looks at all of them."""
+
 EXPRESSION_LETTERS = 2_000
 """Of the formula of a size in an exported program."""
 

@@ -17,10 +17,10 @@ from torch.export import ExportedProgram
 from slim_model.errors import InputError
 from slim_model.graph.autocast import autocast_types
 from slim_model.loading.architecture import build
-from slim_model.loading.file_bytes import FileBytes
+from slim_model.loading.file_bytes import FileBytes, TooMuch
 from slim_model.loading.file_form import WITH_ARTICLE, Form, form_of
 from slim_model.loading.input_spec import describe_error
-from slim_model.loading.pickles.machine import Damaged, Inert, TooMuch
+from slim_model.loading.pickles.machine import Damaged, Inert
 from slim_model.loading.pickles.saved_file import LEGACY_MAGIC, read_saved
 from slim_model.loading.pickles.settle import Refused, settle
 from slim_model.loading.safe_archive import Unsafe, vet_names, vet_program, vet_script
@@ -206,7 +206,7 @@ def _model_within(saved: Checkpoint, options: SourceOptions) -> Opened:
             model = settle(first.model) if isinstance(first.model, Inert) else first.model
         except Refused as error:
             raise InputError(_refusal(error)) from error
-        except RecursionError as error:
+        except (RecursionError, TooMuch) as error:
             raise InputError(_too_much(error)) from error
         notes = (f"the model at {first.path!r} was taken; --key {others[0].path} takes the other",) if others else ()
         return Opened(model.eval(), "module", None, notes, saved.image_sides)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from slim_model.calling.arguments import Arguments, forward_parameters
 from slim_model.calling.nesting import leaves_of
 from slim_model.errors import InputError, first_line
-from slim_model.loading.file_bytes import FileBytes, read_file
+from slim_model.loading.file_bytes import FileBytes, TooMuch, read_file
 from slim_model.loading.given.place_inputs import bind, place, split_given
-from slim_model.loading.pickles.machine import Damaged, TooMuch
+from slim_model.loading.pickles.machine import Damaged
 from slim_model.loading.pickles.saved_file import read_saved
 
 _HOW = (

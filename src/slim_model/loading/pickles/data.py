@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slim_model.loading.file_bytes import TooMuch
 from slim_model.loading.limits import EXPANDED_BYTES
-from slim_model.loading.pickles.machine import Global, Inert, Make, TooMuch, check_key, run
+from slim_model.loading.pickles.machine import Global, Inert, Make, check_key, run
 
 _DTYPES = {
     f"torch.{storage}Storage": getattr(torch, dtype)

@@ -18,13 +18,10 @@ from typing import Any
 
 from torch import Tensor
 
+from slim_model.loading.file_bytes import TooMuch
 from slim_model.loading.limits import PICKLED_VALUES
 
 Make = Callable[..., Any]
-
-
-class TooMuch(Exception):
-    """The file asks for more than `limits` allow."""
 
 
 class Damaged(Exception):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 import zlib
 from typing import Any
 
-from slim_model.loading.limits import INFLATED_BYTES
+from slim_model.loading.file_bytes import open_zip
 from slim_model.loading.pickles.data import Stored, Tensors, dtype_of, memory_of, read_stream
-from slim_model.loading.pickles.machine import Damaged, TooMuch, run
+from slim_model.loading.pickles.machine import Damaged, run
 
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """Starts, behind two bytes, every file that torch.save wrote before it wrote zip archives."""
@@ -57,12 +56,3 @@ def _read_archive(content: bytes) -> Any:
             return run(archive.read(name), 0, Tensors().makers, storage)[0]
     except _UNREADABLE as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
-
-
-def open_zip(content: bytes) -> zipfile.ZipFile:
-    """The archive, unless its records are far larger than it: `TooMuch`."""
-    archive = zipfile.ZipFile(io.BytesIO(content))
-    inflated = sum(record.file_size for record in archive.infolist())
-    if inflated > len(content) + INFLATED_BYTES:
-        raise TooMuch(f"its records are {inflated:,} bytes in an archive of {len(content):,}")
-    return archive

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from slim_model.errors import InputError
-from slim_model.loading.limits import MODULES
-from slim_model.loading.pickles.machine import Global, Inert, TooMuch
+from slim_model.loading.file_bytes import TooMuch
+from slim_model.loading.limits import MODULES, NESTED_VALUES
+from slim_model.loading.pickles.machine import Global, Inert
 
 #: A class below one of these that is an ``nn.Module`` may load.
 _TRUSTED = ("torch.nn.modules", "torchvision.models", "torchvision.ops", "timm.models", "timm.layers")
@@ -97,6 +98,7 @@ class _Settler:
     def __init__(self) -> None:
         self.settled: dict[int, Any] = {}
         self.seen: list[Any] = []  # so that no identity is used twice
+        self.sizes: dict[int, int] = {}  # of containers: the values in them, each as often as it is named
 
     def settle(self, value: Any) -> Any:
         if isinstance(value, _PLAIN):
@@ -104,7 +106,20 @@ class _Settler:
         if id(value) not in self.settled:
             self.seen.append(value)
             self._settle_new(value)
+            self._count(value)
         return self.settled[id(value)]
+
+    def _count(self, value: Any) -> None:
+        """`TooMuch` where a container holds values beyond number, as one does that holds another twice, again and
+        again, or itself."""
+        if not isinstance(value, dict | list | tuple):
+            return
+        items = list(value.values() if isinstance(value, dict) else value)
+        if any(isinstance(item, dict | list | tuple) and id(item) not in self.sizes for item in items):
+            raise TooMuch(f"a {type(value).__name__} holds itself")
+        size = self.sizes[id(value)] = 1 + sum(self.sizes.get(id(item), 1) for item in items)
+        if size > NESTED_VALUES:
+            raise TooMuch(f"a {type(value).__name__} in it names more than {NESTED_VALUES:,} values")
 
     def _settle_new(self, value: Any) -> None:
         if isinstance(value, Global):
