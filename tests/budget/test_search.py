@@ -7,8 +7,11 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from slim_model.budget import latency_search
 from slim_model.budget.allocations import allocation_of
 from slim_model.budget.goal import Goal, Met, Task
+from slim_model.budget.ratio import plan_by_ratio
 from slim_model.budget.search import plan_for, plan_within_limit
 from slim_model.budget.sensitivity import scan
 from slim_model.commands.slim import run_job
@@ -30,9 +34,11 @@ from slim_model.data.open_data import open_data
 from slim_model.errors import BudgetError, InputError
 from slim_model.graph.trace import trace
 from slim_model.loading.source import Source, SourceOptions
+from slim_model.quantizing.options import QuantizingOptions
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
 from slim_model.recipe_files.job import Job
+from slim_model.reporting.acceptance import int8_above_limit
 from slim_model.reporting.sensitivity_plot import plot
 from slim_model.simplifying.simplify import simplify
 from small_nets import images, trained
@@ -82,6 +88,77 @@ def test_a_file_that_cannot_come_close_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.onnx").exists()
 
 
+def noise_file(place: Path) -> str:
+    draw = np.random.default_rng(0)
+    np.savez(place, x=draw.normal(size=(50, 3, 16, 16)).astype(np.float32), y=draw.integers(10, size=50))
+    return f"npz:{place}"
+
+
+def test_the_limit_is_that_of_the_int8_file(tmp_path: Path) -> None:
+    """As fp32 no file of this model is so small with so many channels."""
+    torch.save(trained(Wide()), tmp_path / "in.pt")
+    job = Job(
+        Source(tmp_path / "in.pt", SourceOptions(inputs=("2x3x16x16",), trust_pickle=True)),
+        tmp_path / "out.onnx",
+        Recipe.of(
+            target="bytes=24kB", data=noise_file(tmp_path / "data.npz"), int8=True, min_agreement=0.1, bench=False
+        ),
+    )
+    report = run_job(job, lambda stage: None)
+    size = (tmp_path / "out.onnx").stat().st_size
+    assert report is not None
+    assert report.int8 is not None
+    assert report.int8.written
+    assert 0.95 * 24_000 <= size <= 24_000 < report.slim["bytes"] / 2
+    assert report.budget["dense"] == pytest.approx(report.dense["bytes"], rel=0.05)  # of fp32
+
+
+@pytest.mark.parametrize(
+    ("of", "target", "written", "size", "said"),
+    [
+        ("bytes", "bytes=9kB", True, 9_000, ""),
+        ("bytes", "bytes=9kB", True, 9_001, "as int8 it has 9,001 bytes, 9,000 are allowed"),
+        ("bytes", "bytes=9kB", False, 8_000, "its bytes is within the limit as int8 alone, and fp32 was kept"),
+        ("latency", "latency=9ms", False, 8_000, "its latency is within the limit as int8 alone, and fp32 was kept"),
+        ("latency", "latency=9ms", True, 9_001, ""),
+        ("bytes", None, False, 8_000, ""),
+        ("macs", "macs=9k", False, 8_000, ""),
+    ],
+)
+def test_a_limit_that_int8_was_to_meet(of: str, target: str | None, written: bool, size: int, said: str) -> None:
+    int8 = SimpleNamespace(written=written, why="fp32 was kept", int8_bytes=size)
+    report: Any = SimpleNamespace(budget={"of": of, "limit": 9_000.0}, int8=int8, recipe={"budget": {"target": target}})
+    assert int8_above_limit(report) == said
+    report.int8 = None
+    assert int8_above_limit(report) == ""
+
+
+def test_plans_are_timed_as_int8(wide: Coupling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed against the dense fp32 file is int8, in the form that is fastest for the dense model."""
+    seen: list[list[str]] = []
+
+    def medians(self: Any, *files: Path) -> list[float]:
+        seen.append([form_of(file) for file in files])
+        return [{"fp32": 4.0, "s8s8": 1.0}.get(form_of(file), 2.0) for file in files]
+
+    monkeypatch.setattr(latency_search._Whole, "_medians", medians)
+    row = latency_search.runtime_on("cpu")
+    with latency_search._Whole(row, wide.graph, 1, lambda stage: None, QuantizingOptions(int8=True)) as whole:
+        assert (whole.dense_ms, whole.full_ms) == (4.0, 1.0)
+        assert whole.ms(wide, plan_by_ratio(wide, score(wide, "l1"), 0.5)) == 1.0
+    forms = ["u8s8", "u8s8", "s8s8", "u8u8"]  # seven bits are a range of eight
+    assert seen == [["fp32"], forms, ["fp32", "s8s8"], ["fp32", "s8s8"]]
+
+
+def form_of(file: Path) -> str:
+    """By the types of what is stored: "u8s8" for activations without a sign and weights with one."""
+    kinds = {onnx.TensorProto.UINT8: "u8", onnx.TensorProto.INT8: "s8"}
+    stored = {t.name: kinds.get(t.data_type, "") for t in onnx.load(file).graph.initializer}
+    scales = [n.input[2] for n in onnx.load(file).graph.node if n.op_type == "QuantizeLinear"]
+    weights = [kind for name, kind in stored.items() if name.endswith("weight_quantized")]
+    return stored[scales[0]] + weights[0] if scales else "fp32"
+
+
 # -- latency --------------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +192,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, wide: Coupling) -> Machine:
 
     class Whole(latency_search._Whole):
         def __enter__(self) -> Whole:
-            self.dense_ms = made.whole(meter().macs)
+            self.dense_ms = self.full_ms = made.whole(meter().macs)
             return self
 
         def __exit__(self, *_: object) -> None:

@@ -52,11 +52,13 @@ def write(
     takes: tuple[str | int, ...],
     gives: tuple[str | int, ...],
 ) -> Path:
+    """The shapes of ``stored`` are noted as those of values, too, as PyTorch's exporter does it."""
     tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items()]
+    noted = [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in stored.items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, takes)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, gives)
     model = helper.make_model(
-        helper.make_graph(nodes, "net", [x], [y], tensors),
+        helper.make_graph(nodes, "net", [x], [y], tensors, value_info=noted),
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=8,
     )
@@ -66,15 +68,15 @@ def write(
 
 
 def linear(place: Path) -> Path:
-    """(N, 16) -> (N, 16): two layers, one with its weight transposed."""
+    """(N, 20) -> (N, 16): two layers, one with its weight transposed."""
     draw = np.random.default_rng(0)
-    stored = {name: draw.normal(size=(16, 16)) for name in ("w1", "w2")} | {"b": draw.normal(size=16)}
+    stored = {"w1": draw.normal(size=(16, 20)), "w2": draw.normal(size=(16, 16)), "b": draw.normal(size=16)}
     nodes = [
         helper.make_node("Gemm", ["x", "w1", "b"], ["h"], "first", transB=1),
         helper.make_node("Relu", ["h"], ["k"], "relu"),
         helper.make_node("Gemm", ["k", "w2", "b"], ["y"], "second"),
     ]
-    return write(place, nodes, stored, 18, ("n", 16), ("n", 16))
+    return write(place, nodes, stored, 18, ("n", 20), ("n", 16))
 
 
 def recurrent(place: Path) -> Path:

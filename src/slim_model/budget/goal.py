@@ -22,6 +22,7 @@ from slim_model.errors import BudgetError
 from slim_model.graph.graph import Graph
 from slim_model.measuring.options import MeasuringOptions
 from slim_model.progress import Progress, say_nothing
+from slim_model.quantizing.options import QuantizingOptions
 
 TRIALS = 8
 
@@ -103,7 +104,13 @@ class Task:
     """Whether each group's channels are whole attention heads."""
     data: Data | None = None
     measuring: MeasuringOptions = MeasuringOptions()
+    quantizing: QuantizingOptions = QuantizingOptions()
     progress: Progress = say_nothing
+
+    @property
+    def as_int8(self) -> bool:
+        """Whether the limit is that of the int8 file: it was named in its unit. A share is one of fp32."""
+        return self.quantizing.int8 and self.goal.limit is not None
 
 
 Check = Callable[[Graph, Sequence[tuple[Any, ...]]], None]

@@ -25,6 +25,8 @@ from slim_model.graph.tensor_trees import tensors_among
 from slim_model.measuring.runtimes import Runtime, usable_runtime
 from slim_model.measuring.timing import interleave, without_gc
 from slim_model.progress import Progress
+from slim_model.quantizing.candidate import Candidates
+from slim_model.quantizing.options import QuantizingOptions
 
 _INSIDE = 0.98
 """Of the limit, so that noise does not end above it."""
@@ -41,17 +43,18 @@ def plan_within_latency(task: Task, search: Search, layers: ModelLatency) -> tup
     assert goal.price is not None
     row = runtime_on(task.measuring.device)
     narrowest = partial(least_of, coupling, task.scores, multiple_of=goal.block)
-    with _Whole(row, coupling.graph, threads, task.progress) as whole:
+    quantizing = task.quantizing if task.as_int8 else None
+    with _Whole(row, coupling.graph, threads, task.progress, quantizing) as whole:
         limit = goal.limit_of(whole.dense_ms)
         # The table adds up layers alone: it is scaled to the whole model, and corrected by each plan that is measured.
-        model = layers.anchored(whole.dense_ms)
-        if limit >= whole.dense_ms:
+        model = layers.anchored(whole.full_ms)
+        if limit >= whole.full_ms:
             raise BudgetError(
-                f"latency is {_ms(whole.dense_ms)} as it is, no more than the {_ms(limit)} allowed "
-                f"({row.name}, {threads} thread{'s' * (threads > 1)})."
+                f"latency is {_ms(whole.full_ms)} {'as int8' if quantizing else 'as it is'}, no more than the "
+                f"{_ms(limit)} allowed ({row.name}, {threads} thread{'s' * (threads > 1)})."
             )
         trials: list[tuple[float, float]] = []
-        points: list[Point] = [(whole.dense_ms, None)]
+        points: list[Point] = [(whole.full_ms, None)]
         best: tuple[float, Plan] | None = None
         for _ in range(TRIALS):
             plan, model = _searched(coupling, narrowest, search, model, limit, whole, points)
@@ -116,17 +119,26 @@ def _searched(
 
 
 class _Whole:
-    """Measures whole models in turns with the dense one, in ms (medians)."""
+    """Measures whole models in turns with the dense one, in ms (medians). ``dense_ms``: of the dense model in fp32;
+    ``full_ms``: of what it is as the small one is written, int8 where ``quantizing`` is given."""
 
-    def __init__(self, row: Runtime, graph: Graph, threads: int, progress: Progress) -> None:
-        self.row, self.graph, self.threads, self.progress = row, graph, threads, progress
+    def __init__(
+        self, row: Runtime, graph: Graph, threads: int, progress: Progress, quantizing: QuantizingOptions | None = None
+    ) -> None:
+        self.row, self.graph, self.threads, self.progress, self.quantizing = row, graph, threads, progress, quantizing
+        self.candidates: Candidates | None = None
 
     def __enter__(self) -> _Whole:
         self.folder = tempfile.TemporaryDirectory()
         self.inputs = tensors_among(first_sample(self.graph))
         self.progress("timing the dense model")
         self.dense = self._written(self.graph, "dense")
-        self.dense_ms = self._medians(self.dense)[0]
+        self.dense_ms = self.full_ms = self._medians(self.dense)[0]
+        if self.quantizing:
+            self.progress("timing the dense model as int8")
+            only = self.quantizing.int8_form
+            self.candidates = Candidates.of(self.dense, self.inputs, only, lambda files: self._medians(*files))
+            self.full_ms = self._medians(self.dense, self._written(self.graph, "full"))[1]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,6 +152,8 @@ class _Whole:
     def _written(self, graph: Graph, name: str) -> Path:
         path = Path(self.folder.name) / f"{name}.onnx"
         to_onnx(graph, path, opset=None, metadata={}, device=self.row.device)
+        if self.candidates:
+            self.candidates.make_int8(path)
         return path
 
     def _medians(self, *paths: Path) -> list[float]:

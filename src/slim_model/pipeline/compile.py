@@ -182,7 +182,8 @@ def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -
         scores = shared.known.once("scores", follows_from, rank)
     else:
         scores = rank()
-    task = Task(shared.model, shared.dense, coupling, scores, one.goal, heads, data, recipe.measuring, progress)
+    options = recipe.measuring, recipe.quantizing
+    task = Task(shared.model, shared.dense, coupling, scores, one.goal, heads, data, *options, progress)
     choice = choose_plan(task)
     # Shrinking replays on the small graph what was decided on the dense one; the proof holds it to that replay.
     plan = choice.plan

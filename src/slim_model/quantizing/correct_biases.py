@@ -49,9 +49,11 @@ def correct_biases(model: Path, added: Corrections, place: Path) -> None:
     for node in layers_with_bias(stored):
         if node.name not in added:
             continue
-        bias = [stored.array(name) for name in node.input[2:] if name]
-        name = f"{node.name}.corrected_bias"  # the stored one may be that of other layers too
-        stored.put(name, (sum(bias) + added[node.name]).astype(np.float32))
+        names = [name for name in node.input[2:] if name]
+        bias = sum(stored.array(name) for name in names) + added[node.name]
+        own = names and len(stored.readers[names[0]]) == 1  # else it is the bias of other layers, too
+        name = names[0] if own else f"{node.name}.bias_of_int8"
+        stored.put(name, bias.astype(np.float32))
         del node.input[2:]
         node.input.append(name)
     onnx.save(loaded, place)

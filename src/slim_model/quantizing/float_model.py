@@ -72,6 +72,7 @@ def prepare(file: Path, folder: Path) -> FloatModel:
     # Pre-processing folds and infers shapes, and leaves new nodes without names: layers are chosen by name.
     ready = onnx.load(prepared)
     _name_nodes(ready)
+    _forget_shapes_of_stored(ready.graph)
     onnx.save(ready, prepared)
     layers = {node.name: node.op_type for node in _layers(ready)}
     if not layers:
@@ -105,6 +106,14 @@ def _name_nodes(model: Any) -> None:
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{number}"
         taken.add(node.name)
+
+
+def _forget_shapes_of_stored(graph: Any) -> None:
+    """What is stored has its shape with it. The quantiser turns weights about, and then the noted shape is wrong."""
+    stored = {tensor.name for tensor in graph.initializer}
+    noted = [info for info in graph.value_info if info.name not in stored]
+    del graph.value_info[:]
+    graph.value_info.extend(noted)
 
 
 def _layers(model: Any) -> Iterator[Any]:

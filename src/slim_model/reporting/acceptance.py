@@ -27,4 +27,17 @@ def unmet_gates(report: Report, gates: Gates) -> list[str]:
         if low < min_speedup:
             speed = f"{speedup:.2f}x as fast (95 %: {low:.2f} at least)"
             unmet.append(f"it is {speed}, not {min_speedup:g}x")
+    if limited := int8_above_limit(report):
+        unmet.append(limited)
     return unmet
+
+
+def int8_above_limit(report: Report) -> str:
+    """What keeps the file from the limit that was set for it as int8; "" where nothing does."""
+    of, limit = report.budget.get("of"), report.budget.get("limit", 0.0)
+    if report.int8 is None or not report.recipe["budget"]["target"] or of not in ("bytes", "latency"):
+        return ""
+    if not report.int8.written:
+        return f"its {of} is within the limit as int8 alone, and {report.int8.why}"
+    size = report.int8.int8_bytes or 0
+    return f"as int8 it has {size:,} bytes, {limit:,.0f} are allowed" if of == "bytes" and size > limit else ""
