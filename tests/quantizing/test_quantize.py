@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from slim_model.data.open_data import open_data
 from slim_model.errors import InputError
 from slim_model.measuring.timing import Comparison, Latency
 from slim_model.progress import say_nothing
-from slim_model.quantizing import variants
+from slim_model.quantizing import float_model, variants
 from slim_model.quantizing.float_model import prepare
 from slim_model.quantizing.forms import FORMS
 from slim_model.quantizing.judge import Judgement
@@ -247,6 +248,17 @@ def test_an_lstm_is_quantised_dynamically(tmp_path: Path) -> None:
     assert min(result.trials[0].snr_db) > 15
     with pytest.raises(InputError, match="quantised already: it holds DynamicQuantize"):
         run(tmp_path, target.rename(tmp_path / "int8.onnx"), samples)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_noted_shapes_of_stored_weights_do_no_harm(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where shapes cannot be followed they stayed, and dynamic forms, which turn weights about, could not be built."""
+    monkeypatch.setattr(float_model, "_pre_process", shutil.copyfile)
+    model = prepare(linear(tmp_path / "in.onnx"), tmp_path)
+    x = np.random.default_rng(0).normal(size=(8, 20)).astype(np.float32)
+    workshop = variants.Workshop(model, tmp_path, ({"x": x},), {})
+    file = workshop.file(variants.Variant(form, "" if FORMS[form].dynamic else "minmax"))
+    assert onnxruntime.InferenceSession(str(file)).run(None, {"x": x})[0].shape == (8, 16)
 
 
 @pytest.mark.parametrize("form", FORMS)
