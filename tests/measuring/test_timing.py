@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from slim_model.errors import InputError
+from slim_model.measuring import machine
 from slim_model.measuring import timing as measure
-from slim_model.measuring.machine import environment, vector_width_channels
+from slim_model.measuring.machine import cpu_flags, environment, vector_width_channels
 from slim_model.measuring.runtimes import RUNTIMES, Runtime, with_onnxruntime
 from slim_model.measuring.timing import compare, interleave, paired_ratio, warm_up
 
@@ -276,6 +277,44 @@ def test_environment_says_what_ran_and_not_where() -> None:
     assert found["onnx"] == onnx.__version__
     assert found["logical_cores"] >= 1
     assert str(Path.home()) not in json.dumps(found)
+
+
+ARM = """processor\t: 0
+BogoMIPS\t: 243.75
+Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp{more}
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU part\t: 0xd0c
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "found"), [("", ["dot product"]), (" sve i8mm bf16", ["I8MM", "dot product"])], ids=["N1", "V1"]
+)
+def test_an_arm_processor_is_read(monkeypatch: pytest.MonkeyPatch, more: str, found: list[str]) -> None:
+    """As Linux tells of one; its latencies are those of no other processor."""
+    read = Path.read_text
+    told = {"/proc/cpuinfo": ARM.format(more=more)}
+    monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: told.get(str(self)) or read(self, *a, **k))
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    for name in ("machine", "processor"):
+        monkeypatch.setattr(f"platform.{name}", lambda: "aarch64")
+    said = environment()
+    assert said["instruction_set"] == "NEON"
+    assert said["int8_instructions"] == found
+    assert said["cpu"] == "aarch64, implementer 0x41, part 0xd0c"
+    assert {"asimddp", *more.split()} <= set(cpu_flags())
+
+
+def test_a_mac_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"machdep.cpu.brand_string": "Apple M1", "hw.optional.arm.FEAT_DotProd": "1"}
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr(machine, "_cpuinfo", lambda *_: [])
+    monkeypatch.setattr(machine, "_sysctl", lambda name: answers.get(name, ""))
+    said = environment()
+    assert (said["cpu"], said["instruction_set"], said["int8_instructions"]) == ("Apple M1", "NEON", ["dot product"])
 
 
 @pytest.mark.parametrize(

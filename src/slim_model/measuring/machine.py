@@ -21,6 +21,7 @@ def environment() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "instruction_set": instruction_set(),
+        "int8_instructions": int8_instructions(),
         "logical_cores": os.cpu_count(),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -44,6 +45,23 @@ def instruction_set() -> str:
     if capability == "DEFAULT" and platform.machine().lower() in ("arm64", "aarch64"):
         return "NEON"
     return capability
+
+
+_SUM_PRODUCTS = {
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX512 VNNI",
+    "avx_vnni": "AVX VNNI",
+    "i8mm": "I8MM",
+    "asimddp": "dot product",
+}
+"""Instructions that add products of int8 in 32 bits, as Linux names them, the widest first."""
+
+
+def int8_instructions() -> list[str]:
+    """What this processor adds products of int8 in 32 bits with. Where it is nothing, int8 is hardly faster than fp32,
+    and on x86 two products may saturate in 16 bits."""
+    known = set(cpu_flags())
+    return [name for flag, name in _SUM_PRODUCTS.items() if flag in known]
 
 
 def vector_width_channels(device: str) -> int:
@@ -77,21 +95,34 @@ def commit() -> str | None:
 
 def cpu_flags() -> list[str]:
     """The instructions the processor has, as Linux names them; elsewhere only the widest of them."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return sorted(line.partition(":")[2].split())
+    if said := _cpuinfo("flags", "Features"):
+        return sorted(said[0].split())
+    if platform.system() == "Darwin" and instruction_set() == "NEON":
+        features = {"asimddp": "FEAT_DotProd", "i8mm": "FEAT_I8MM"}
+        return ["NEON", *(flag for flag, name in features.items() if _sysctl(f"hw.optional.arm.{name}") == "1")]
     return [instruction_set()]
 
 
 def _cpu_name() -> str:
-    if platform.system() == "Linux":
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/cpuinfo").read_text().splitlines():
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+    if name := _cpuinfo("model name") or list(filter(None, [_sysctl("machdep.cpu.brand_string")])):
+        return name[0]
+    # ARM's kernel tells numbers: implementer 0x41, part 0xd0c is a Neoverse N1
+    numbers = zip(("implementer", "part"), (_cpuinfo("CPU implementer"), _cpuinfo("CPU part")), strict=True)
+    parts = [f"{what} {said[0]}" for what, said in numbers if said]
+    return ", ".join([platform.processor() or platform.machine(), *parts])
+
+
+def _cpuinfo(*keys: str) -> list[str]:
+    """What Linux says under one of ``keys``, core after core; nothing elsewhere."""
+    with contextlib.suppress(OSError):
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        return [value.strip() for key, _, value in lines if key.strip() in keys]
+    return []
+
+
+def _sysctl(name: str) -> str:
+    """What macOS says of ``name``; nothing elsewhere."""
     if platform.system() == "Darwin":
         with contextlib.suppress(OSError):
-            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    return platform.processor() or platform.machine()
+            return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False).stdout.strip()
+    return ""
