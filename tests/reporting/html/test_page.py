@@ -81,6 +81,18 @@ def test_the_page_says_what_the_report_says(folder: Path) -> None:
     assert page.references == ["data:,"]  # nothing is fetched
 
 
+def test_the_picture_of_the_net_has_every_width(folder: Path) -> None:
+    """Heights go with the square root of the width: the widest layer fills the picture."""
+    report, page = the_report(folder), (folder / "report.html").read_text()
+    net = page.partition('<svg class="net"')[2].partition("</svg>")[0]
+    drawn = re.findall(r'<rect class="(\w+)" x="(\d+)" y="([\d.]+)" width="8" height="([\d.]+)"', net)
+    widest = max(group["before"] for group in report["groups"])
+    widths = [width for group in report["groups"] for width in (group["before"], group["after"])]
+    assert [round(widest * (float(height) / 100) ** 2) for *_, height in drawn] == widths
+    assert [kind for kind, *_ in drawn] == ["dense", "slim"] * len(report["groups"])
+    assert all(float(y) * 2 + float(height) == pytest.approx(100, abs=0.02) for *_, y, height in drawn)
+
+
 def test_what_a_model_is_called_is_text(folder: Path) -> None:
     report = the_report(folder)
     report["source"]["name"] = "<script>alert(1)</script>"
