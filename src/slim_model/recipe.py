@@ -11,6 +11,7 @@ from slim_model.budget.options import BudgetOptions
 from slim_model.coupling.options import CouplingOptions
 from slim_model.data.options import DataOptions
 from slim_model.errors import InputError
+from slim_model.factoring.options import FactoringOptions
 from slim_model.graph.options import TracingOptions
 from slim_model.measuring.options import MeasuringOptions
 from slim_model.options import group_of, option
@@ -51,6 +52,7 @@ class Recipe:
     tracing: TracingOptions = field(default_factory=TracingOptions)
     coupling: CouplingOptions = field(default_factory=CouplingOptions)
     ranking: RankingOptions = field(default_factory=RankingOptions)
+    factoring: FactoringOptions = field(default_factory=FactoringOptions)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     data: DataOptions = field(default_factory=DataOptions)
     recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
@@ -90,8 +92,20 @@ class Recipe:
             )
         if self.coupling.attention == "both" and not self.budget.counts_channels:
             raise InputError("attention 'both' takes only a ratio of channels; other goals take width or heads.")
+        if self.factoring.low_rank:
+            self._check_low_rank()
         if self.gates.min_speedup is not None and not self.measuring.bench:
             raise InputError("--min-speedup needs the latency; leave out --no-bench.")
+
+    def _check_low_rank(self) -> None:
+        """Ranks go in one pass, by our own engine."""
+        other = {
+            f"engine '{self.budget.engine}', which knows no ranks": self.budget.engine != "slim",
+            f"iterations {self.budget.iterations}; ranks go in one round": self.budget.iterations > 1,
+            "attention 'both', which takes two passes; give width or heads": self.coupling.attention == "both",
+        }
+        if asked := next((text for text, is_so in other.items() if is_so), None):
+            raise InputError(f"--low-rank does not go with {asked}.")
 
     def _check_without_data(self) -> None:
         check_needs(ranking_of(self.ranking.criterion), None, self.ranking.loss)
@@ -116,6 +130,7 @@ GROUPS: dict[str, Any] = {
     "tracing": TracingOptions,
     "coupling": CouplingOptions,
     "ranking": RankingOptions,
+    "factoring": FactoringOptions,
     "budget": BudgetOptions,
     "data": DataOptions,
     "recovery": RecoveryOptions,

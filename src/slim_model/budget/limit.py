@@ -33,6 +33,7 @@ from slim_model.budget.plan import (
     refill_empty_axes,
     rungs_of,
 )
+from slim_model.budget.rank_widths import ranks_among
 from slim_model.cost.prices import Price
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import BudgetError
@@ -66,8 +67,13 @@ def plan_under_limit(
     worths = [each.numpy()[rank] for each, rank in zip(losses or scores, ranks, strict=True)]
     rungs = [rungs_of(group, multiple_of) for group in coupling.groups]
     unit = "none" if losses else "mean"
+    factored = ranks_among(coupling)
+    if factored:  # there is nothing between a break-even and all ranks, with which a layer is whole again
+        rungs = [factored.possible(number, own) for number, own in enumerate(rungs)]
     blocks = [block_of(group, multiple_of) for group in coupling.groups]
-    problem = Problem(coupling, of, limit, orders, worths, rungs, blocks, list(curves), unit, latency)
+    problem = Problem(coupling, of, limit, orders, worths, rungs, blocks, list(curves), unit, latency, factored)
+    if factored:
+        factored.choose_first(sums_of(comparable_scores(problem, unit)), rungs)
     full = problem.price(problem.full)
     least = of(least_of(coupling, scores, of, multiple_of))
     if least > limit:
@@ -93,6 +99,8 @@ def _topped_up(problem: Problem, counts: Counts, values: list[np.ndarray]) -> Co
     """``counts`` with whatever still fits: whole rungs, and only where the limit is farther than CLOSE also single
     channels, which suit the machine less, and exchanges of some for others."""
     singles = [list(range(1, len(order) + 1)) for order in problem.orders]
+    if problem.ranks:
+        singles = [problem.ranks.possible(number, own) for number, own in enumerate(singles)]
     counts = _raised(problem, counts, problem.rungs, values)
     if problem.price(counts) < problem.limit * (1 - CLOSE):
         counts = _raised(problem, counts, singles, values)

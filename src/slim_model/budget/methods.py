@@ -14,6 +14,7 @@ import numpy as np
 
 from slim_model.budget.knapsack import solve_knapsack
 from slim_model.budget.plan import FLOOR, count_lowest, keep_best
+from slim_model.budget.rank_widths import Ranks
 from slim_model.cost.counted import CostModel
 from slim_model.coupling.coupling import Coupling, Group
 
@@ -33,7 +34,7 @@ class Problem:
     """``of(keep)`` must come down to ``limit``. ``orders``: the channels of each group, best first; ``scores`` in that
     order, and ``normalise`` how these compare between groups; ``rungs``: the widths that suit the machine, ``blocks``:
     the least of each group's that fills a block. ``curves``: what a sensitivity scan measured, by group. ``latency``:
-    ms of what is kept, as measured layers add up to."""
+    ms of what is kept, as measured layers add up to. ``ranks``: which groups are ranks of factored layers."""
 
     coupling: Coupling
     of: Callable[[np.ndarray], float]
@@ -45,6 +46,7 @@ class Problem:
     curves: list[Curve] = field(default_factory=list)
     normalise: str = "mean"
     latency: Callable[[np.ndarray], float] | None = None
+    ranks: Ranks | None = None
 
     @property
     def full(self) -> Counts:
@@ -88,8 +90,14 @@ def sums_of(values: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def uniform(problem: Problem) -> Counts:
-    """The same ratio in every layer."""
-    return _least_that_meets(problem, lambda ratio: [(1 - ratio) * full for full in problem.full])
+    """The same ratio in every layer. A rank is left that share of the rank at which, with the widths that are left, its
+    layer costs what the one layer does."""
+    return _least_that_meets(problem, lambda ratio: _shares(problem, 1 - ratio))
+
+
+def _shares(problem: Problem, share: float) -> list[float]:
+    counts = [share * full for full in problem.full]
+    return problem.ranks.in_share(counts, share, problem.keep) if problem.ranks else counts
 
 
 def one_ranking(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -> Counts:
@@ -170,7 +178,8 @@ def _per_price(counts: Counts, after: Counts, lost: float, saved: float) -> floa
 
 
 def _floors(problem: Problem, share: float) -> list[float]:
-    return [share * full for full in problem.full]
+    most = problem.ranks.break_even if problem.ranks else {}
+    return [share * most.get(group, full) for group, full in enumerate(problem.full)]
 
 
 def lower_group_by_group(
@@ -208,8 +217,12 @@ def damage(problem: Problem, *, floor: float = 0.05) -> Counts:
 
 
 def _below(problem: Problem, group: int, count: int, least: float) -> int | None:
-    """The next rung down, where it is no less than ``least``."""
+    """The next rung down, where it is no less than ``least``. The first step of a rank goes to where it gives up least
+    for what it saves: its layer saves nothing before its break-even."""
     rungs = problem.rungs[group]
+    if problem.ranks and group in problem.ranks.first and count == len(problem.orders[group]):
+        first = problem.ranks.first[group]
+        return first if first >= least else None
     step = max(1, len(rungs) // MOST_RUNGS)
     lower = [rung for rung in rungs if rung < count][-step:]
     return lower[0] if lower and lower[0] >= least else None

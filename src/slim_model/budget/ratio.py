@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from slim_model.budget.plan import (
     refill_empty_axes,
     rungs_of,
 )
+from slim_model.budget.rank_widths import ranks_among
 from slim_model.coupling.attention_heads import share_left
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import BudgetError
@@ -37,6 +39,9 @@ def plan_by_ratio(
     ratios = [ratio] * len(coupling.groups) if isinstance(ratio, float) else list(ratio)
     check_any(coupling)
     targets = _of_one_ranking(coupling, scores, ratios) if one_ranking else _of_each(coupling, ratios)
+    if ranks := ranks_among(coupling):
+        orders = best_first(coupling, scores)
+        targets = ranks.in_share(targets, 1 - max(ratios), partial(keep_best, coupling, orders))
     # Targets are real numbers; layers get widths that the machine's kernels fill.
     counts = [
         nearest(rungs_of(group, multiple_of), target) for group, target in zip(coupling.groups, targets, strict=True)

@@ -26,6 +26,7 @@ _TITLES = {
     "budget": _REMOVED,
     "ranking": _REMOVED,
     "coupling": _REMOVED,
+    "factoring": _REMOVED,
     "data": _DATA,
     "recovery": _DATA,
     "training": "Training afterwards",

@@ -2,7 +2,8 @@
 
 How many positions of every axis are left is one sparse product with the channels kept; each operator's row says what
 its layer costs at these sizes. One multiply-accumulate (MAC) is one multiplication and one addition; only layers are
-counted, not additions, norms or activations. Counts are for one example (batch 1).
+counted, not additions, norms or activations. Counts are for one example (batch 1). A layer that is written as factors
+counts as these, or as the one layer that is their product where that takes no more MACs: it will be multiplied back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, fx
 
 from slim_model.coupling.coupling import Coupling
+from slim_model.graph.graph import Factored
 from slim_model.graph.nodes import arguments_of
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Value, fixed_value, tensors_in
@@ -49,6 +51,19 @@ class Operands(NamedTuple):
         return self.row.macs(self.out, **self.arguments) if self.row.macs else 0
 
 
+class Product(NamedTuple):
+    """A factored layer at some sizes: its ``factors``, and the ``whole``, the one layer that is their product."""
+
+    layer: Factored
+    factors: list[Operands]
+    whole: Operands
+
+    @property
+    def pays(self) -> bool:
+        """Apart, the factors take fewer multiply-adds than the whole."""
+        return sum(factor.macs for factor in self.factors) < self.whole.macs
+
+
 def cost(coupling: Coupling, keep: np.ndarray | None = None) -> Cost:
     """The cost of one choice of channels (``keep``: bool by component number; None keeps all). Who asks often keeps the
     ``CostModel``."""
@@ -66,6 +81,10 @@ class CostModel:
         self.batch = batch_of(coupling.graph.inputs)
         self.dynamic = coupling.graph.dynamic_batch
         self._layers = [*self._all_layers()]
+        place = {layer[0].name: at for at, layer in enumerate(self._layers)}
+        factored = coupling.graph.factored
+        self._products = [(layer, [place[factor.node] for factor in layer.factors]) for layer in factored]
+        self._row_of: dict[str, int] = {}
         self._stored, self._stored_bytes, self._trained = self._all_stored()
         self._made, self._made_bytes, self._alive = self._all_made()
         rows = np.repeat(np.arange(len(self._axes)), [len(axis) for axis in self._axes])
@@ -75,8 +94,10 @@ class CostModel:
 
     def __call__(self, keep: np.ndarray | None = None) -> Cost:
         sizes = self._sizes(keep)
-        counts = self._stored.counts(sizes)
-        macs = sum(layer.macs // self.batch for layer in self._filled(sizes.tolist()))
+        at = sizes.tolist()
+        products = self._products_at(at)
+        counts = self._stored_counts(sizes, products)
+        macs = sum(layer.macs // self.batch for layer in self._filled(at, products))
         return Cost(int(counts[self._trained].sum()), macs, int(counts @ self._stored_bytes))
 
     def by_layer(self, keep: np.ndarray | None = None) -> dict[fx.Node, int]:
@@ -87,10 +108,48 @@ class CostModel:
         """Each layer as it is with these channels, at the batch of the example."""
         return self._filled(self._sizes(keep).tolist())
 
-    def _filled(self, sizes: list[int]) -> Iterator[Operands]:
-        for node, row, out, arguments in self._layers:
-            filled = {name: _filled(value, sizes) for name, value in arguments.items()}
-            yield Operands(node, row, _filled(out, sizes), filled)
+    def products(self, keep: np.ndarray | None = None) -> list[Product]:
+        """Each factored layer with these channels, in the order of ``Graph.factored``."""
+        return self._products_at(self._sizes(keep).tolist())
+
+    def _product(self, layer: Factored, places: list[int], sizes: list[int]) -> Product:
+        factors = [self._at(place, sizes) for place in places]
+        first, last = factors[0], factors[-1]
+        # As the last factor is called, on what the first one reads, with a weight of the size of the whole one.
+        made, taken = last.arguments["weight"].shape[0], first.arguments["weight"].shape[1]
+        weight = fixed_value((made, taken, *layer.shape[2:]))
+        arguments = last.arguments | layer.options | {"input": first.arguments["input"], "weight": weight}
+        return Product(layer, factors, Operands(last.node, last.row, last.out, arguments))
+
+    def _filled(self, sizes: list[int], products: list[Product] | None = None) -> Iterator[Operands]:
+        """Each layer at these sizes; of a factored one its factors, or the one that is their product."""
+        known: dict[int, Operands | None] = {}
+        for (_, places), product in zip(self._products, products or self._products_at(sizes), strict=True):
+            known |= dict(zip(places, product.factors, strict=True))
+            if not product.pays:
+                known |= dict.fromkeys(places) | {places[-1]: product.whole}
+        for place in range(len(self._layers)):
+            operands = known[place] if place in known else self._at(place, sizes)
+            if operands is not None:
+                yield operands
+
+    def _products_at(self, sizes: list[int]) -> list[Product]:
+        return [self._product(layer, places, sizes) for layer, places in self._products]
+
+    def _at(self, place: int, sizes: list[int]) -> Operands:
+        node, row, out, arguments = self._layers[place]
+        filled = {name: _filled(value, sizes) for name, value in arguments.items()}
+        return Operands(node, row, _filled(out, sizes), filled)
+
+    def _stored_counts(self, sizes: np.ndarray, products: list[Product]) -> np.ndarray:
+        """How many values each stored tensor holds; of a layer that is multiplied back all stand in its last factor."""
+        counts = self._stored.counts(sizes)
+        for layer, _, whole in (product for product in products if not product.pays):
+            for name in (name for factor in layer.factors for name in (factor.weight, factor.bias) if name):
+                counts[self._row_of[name]] = 0
+            weight = whole.arguments["weight"].shape
+            counts[self._row_of[layer.factors[-1].weight]] = np.prod(weight) + layer.bias * weight[0]
+        return counts
 
     def channels(self, keep: np.ndarray | None = None) -> int:
         """Of layers' outputs, where some may go."""
@@ -102,7 +161,8 @@ class CostModel:
         none; a runtime that runs operators in another order, or in place, differs."""
         sizes = self._sizes(keep)
         alive = self._alive @ (self._made.counts(sizes) * self._made_bytes)
-        return int(self._stored.counts(sizes) @ self._stored_bytes + max(alive, default=0) / self.batch)
+        stored = self._stored_counts(sizes, self._products_at(sizes.tolist()))
+        return int(stored @ self._stored_bytes + max(alive, default=0) / self.batch)
 
     def energy(self, keep: np.ndarray | None = None) -> float:
         """Estimated, in MACs: per layer ``(mac + register) MACs + memory (weights + inputs + outputs)``, each value
@@ -139,7 +199,8 @@ class CostModel:
                 yield node, row, self._template(outputs[0]), arguments
 
     def _all_stored(self) -> tuple[_Shapes, np.ndarray, np.ndarray]:
-        graph, shapes, sizes, trained = self._coupling.graph, [], [], []
+        graph, sizes, trained = self._coupling.graph, list[int](), list[bool]()
+        shapes: list[tuple[int, ...]] = []
         looked_up = self._looked_up()
         for owner, tensor in graph.tensors.items():
             if owner in self._coupling.labelled.shared:
@@ -148,6 +209,7 @@ class CostModel:
             for birth in self._coupling.births_of(owner):
                 labels = self._coupling.component[birth.start : birth.start + birth.size]
                 shape[birth.axis] = self._axis(-birth.start, looked_up.get(owner, labels))
+            self._row_of[owner] = len(shapes)
             shapes.append(tuple(shape))
             sizes.append(tensor.element_size())
             trained.append(owner in graph.parameter_names)

@@ -28,7 +28,13 @@ def roles_of(labelled: Labelled) -> dict[tuple[str, int], str]:
 
 
 def layer_name(labelled: Labelled, node: fx.Node) -> str:
-    """The user's name of the layer at ``node``: that of the module that holds its weight; a bare weight's own name."""
+    """The user's name of the layer at ``node``: that of the module that holds its weight; a bare weight's own name. Of
+    a factored layer the last factor has its name, the others are its ranks."""
+    for layer in labelled.graph.factored:
+        if node.name in (names := [factor.node for factor in layer.factors]):
+            number = names.index(node.name) + 1
+            several = f" {number}" if len(names) > 2 else ""
+            return layer.path if number == len(names) else f"{layer.path} (rank{several})"
     owned = []
     for read in node.all_input_nodes:
         while read.op == "call_function" and len(read.all_input_nodes) == 1:  # a transposed weight

@@ -12,15 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slim_model.cutting.layers_in_a_row import put_in_a_row
 from slim_model.cutting.plain_layers import give_own_classes, make_plain
-from slim_model.graph.graph import Folded
+from slim_model.graph.graph import Factored, Folded
 from slim_model.graph.stored_tensors import storage_key
 
 
-def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable[Folded] = ()) -> nn.Module:
+def shrink_module(
+    model: nn.Module, tensors: dict[str, Tensor], folded: Iterable[Folded] = (), factored: Iterable[Factored] = ()
+) -> nn.Module:
     """A copy of ``model`` (its own classes) that holds ``tensors`` (by name; others are copied as they are).
 
-    Tensors that share memory do so in the copy. Weights that were ``folded`` are plain parameters there.
+    Tensors that share memory do so in the copy. Weights that were ``folded`` are plain parameters there; in the place
+    of a layer that was ``factored`` stands a Sequential of its factors.
     """
     folded = [weight for weight in folded if weight.name in tensors]
     computed = {weight.name for weight in folded}
@@ -55,6 +59,7 @@ def shrink_module(model: nn.Module, tensors: dict[str, Tensor], folded: Iterable
             parameter.requires_grad = owned[name].requires_grad
     give_own_classes(result)
     make_plain(result, folded, tensors)
+    put_in_a_row(result, factored, tensors)
     for module in result.modules():
         _update_attributes(module)
     return result

@@ -24,8 +24,9 @@ from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import InputError, first_line
+from slim_model.factoring.write_factors import written_again
 from slim_model.graph.as_module import NestedGraph, graph_module
-from slim_model.graph.graph import Folded, Graph, PlainLayer
+from slim_model.graph.graph import Factor, Factored, Folded, Graph, PlainLayer
 from slim_model.graph.modes import silence_torch
 from slim_model.graph.options import TracingOptions
 from slim_model.graph.other_inputs.other_sizes import resized
@@ -41,7 +42,8 @@ RemovedSlices = dict[str, dict[str, list[int]]]
 class Removal:
     """What was removed from the dense model, as a file remembers it. ``arguments``: the dense model's example.
     ``removed``: for each tensor and axis the positions that are gone, over all passes; ``passes``: what attention lost
-    in each (``heads`` or ``width``), and what it removed from what it was given. The rest are options of the run."""
+    in each (``heads`` or ``width``), and what it removed from what it was given. ``factored``: the layers that were
+    factored ahead of them. The rest are options of the run."""
 
     arguments: Arguments
     removed: RemovedSlices
@@ -49,6 +51,7 @@ class Removal:
     ratio: float
     keep: tuple[str, ...] = ()
     tracing: TracingOptions = TracingOptions()
+    factored: tuple[Factored, ...] = ()
 
 
 def removed_slices(dense: Graph, kept: Mapping[tuple[str, int], np.ndarray]) -> RemovedSlices:
@@ -113,6 +116,8 @@ def _save_weights(small: Graph, module: SmallModule, path: Path, removal: Remova
     }
     if small.folded:
         metadata["folded"] = json.dumps([asdict(weight) for weight in small.folded])
+    if removal.factored:
+        metadata["factored"] = json.dumps([asdict(layer) for layer in removal.factored])
     path.write_bytes(_sorted(safetensors.torch.save(tensors, metadata)))
 
 
@@ -151,8 +156,35 @@ def _restore_module(model: nn.Module, tensors: dict[str, Tensor], metadata: dict
         model = shrink_module(
             model, {weight.name: torch.empty(weight.shape, device="meta") for weight in folded}, folded
         )
+    factored = _factored(metadata)
+    if factored:  # a copy that has the layers in a row, with all their ranks
+        try:
+            model = shrink_module(model, _empty(factored), (), factored)
+        except AttributeError as error:
+            raise InputError(f"{file} does not belong to this model: {first_line(error)}.") from error
     _check_belongs(model, tensors, json.loads(metadata["removed"]), file)
     return shrink_module(model, tensors).eval()
+
+
+def _factored(metadata: dict[str, str]) -> list[Factored]:
+    return [
+        Factored(**layer | {"shape": tuple(layer["shape"]), "factors": tuple(map(_factor, layer["factors"]))})
+        for layer in json.loads(metadata.get("factored", "[]"))
+    ]
+
+
+def _factor(given: dict[str, Any]) -> Factor:
+    return Factor(**given | {"shape": tuple(given["shape"])})
+
+
+def _empty(factored: list[Factored]) -> dict[str, Tensor]:
+    """Tensors of the sizes that the factors had before any rank went, without values."""
+    tensors = {}
+    for factor in (factor for layer in factored for factor in layer.factors):
+        tensors[factor.weight] = torch.empty(factor.shape)
+        if factor.bias is not None:
+            tensors[factor.bias] = torch.empty(factor.shape[0])
+    return tensors
 
 
 def _folded(given: dict[str, Any]) -> Folded:
@@ -185,6 +217,8 @@ def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[
     arguments = Arguments(*_example(json.loads(metadata["inputs"])))
     asked = TracingOptions(recipe["static_batch"], tuple(recipe.get("dynamic", ())), recipe.get("random", "refuse"))
     graph = capture(model, arguments, asked)
+    if factored := _factored(metadata):
+        graph = written_again(graph, factored, _empty(factored))
     heads = find_heads(graph)
     for loses, removed in json.loads(metadata["steps"]):
         coupling = couple_attention(graph, loses=loses, heads=heads, keep=tuple(recipe["keep"]))

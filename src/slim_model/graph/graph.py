@@ -51,6 +51,37 @@ class Folded:
 
 
 @dataclass(frozen=True, slots=True)
+class Factor:
+    """One layer of a ``Factored`` one: the ``node`` that computes it, its stored ``weight`` and ``bias`` (or none), the
+    ``shape`` of the weight before any rank was removed, and what a convolution is given besides (stride, ...)."""
+
+    node: str
+    weight: str
+    bias: str | None
+    shape: tuple[int, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Factored:
+    """A layer that is written as several in a row whose product it is, ``factors``. ``weight`` is the name that its
+    own weight had, of this ``shape``; ``bias``: whether it had one; ``form``: a row of ``factoring.forms``;
+    ``options``: what the one convolution was given besides."""
+
+    weight: str
+    shape: tuple[int, ...]
+    bias: bool
+    form: str
+    options: dict[str, Any]
+    factors: tuple[Factor, ...]
+
+    @property
+    def path(self) -> str:
+        """The name of the layer; of a bare weight its own."""
+        return self.weight.removesuffix(".weight")
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """The traced forward pass.
 
@@ -62,7 +93,7 @@ class Graph:
     own nest; ``input_names``: those of its tensors; ``heads``: the parameters that its positional arguments stand for;
     ``outputs``: how it nests what it returns. ``parameter_names``: those of ``tensors`` that are trained (the others
     are buffers and constants). ``folded``: those of ``tensors`` that the model computes. ``in_means``: it has the mean
-    of what the model draws at random.
+    of what the model draws at random. ``factored``: layers that are written as several in a row.
     """
 
     module: fx.GraphModule
@@ -80,6 +111,7 @@ class Graph:
     parameter_names: frozenset[str] = frozenset()
     folded: tuple[Folded, ...] = ()
     in_means: bool = False
+    factored: tuple[Factored, ...] = ()
 
     @property
     def dynamic_batch(self) -> bool:

@@ -1,6 +1,6 @@
 """The pipeline, one stage a line: ``compile_model``. Read it first.
 
-    capture -> couple -> score -> choose -> shrink -> prove -> recover -> finetune
+    capture -> factor -> couple -> score -> choose -> shrink -> prove -> recover -> finetune
 
 Each stage is a function in a package of its own, from frozen values to a frozen value. What comes before (a file is
 loaded) and after (the small model is written, measured and reported) is in ``commands/slim.py``.
@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from slim_model.budget.choose_plan import choose_plan
 from slim_model.budget.goal import Task
+from slim_model.budget.plan import plan_of
 from slim_model.calling.arguments import Arguments
 from slim_model.cost.counted import cost
 from slim_model.cost.latency_store import width_step
@@ -30,6 +31,9 @@ from slim_model.data.accuracy import Exam, Step
 from slim_model.data.label_check import label_fault
 from slim_model.data.open_sources import Sources, open_sources
 from slim_model.errors import BudgetError, InputError, ProofError
+from slim_model.factoring.factor import Factoring, factor
+from slim_model.factoring.prove_same import prove_same
+from slim_model.factoring.ranks import ranks_alone, scores_with_ranks, settle
 from slim_model.graph.graph import Graph
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.pipeline.compiled import Compiled, Removed
@@ -148,10 +152,11 @@ def _check_labels(recipe: Recipe, sources: Sources, dense: Graph) -> tuple[str, 
 def _remove(shared: _Shared, result: Compiled, one: Pass) -> Removed | None:
     """One proven pass. An operator whose channels cannot be cut exactly is pinned, and the pass begins anew."""
     start = resize(result.small) if result.passes else shared.dense
+    factoring = _factored(shared, start)
     pinned: dict[str, str] = {}
     while True:
         try:
-            return _removed(shared, start, one, pinned)
+            return _removed(shared, start, factoring, one, pinned)
         except BudgetError:
             if one.optional:
                 return None
@@ -165,11 +170,29 @@ def _remove(shared: _Shared, result: Compiled, one: Pass) -> Removed | None:
             pinned[failed.node] = f"removing channels here could not be shown to be exact ({failed.reason})"
 
 
-def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -> Removed:
+def _factored(shared: _Shared, graph: Graph) -> Factoring | None:
+    """How the layers of ``graph`` are written as several in a row, where that is asked for; proven to be the same."""
+    recipe = shared.recipe
+    if not recipe.factoring.low_rank:
+        return None
+    data, keep = shared.sources.calibration, recipe.coupling.keep
+    factoring = factor(graph, recipe.factoring.forms, keep, data, progress=shared.progress)
+    shared.progress("proving that the factored model equals the dense one")
+    return prove_same(factoring, _batches(graph, 1, recipe.seed))
+
+
+def _batches(graph: Graph, batch: int, seed: int) -> list[tuple[Any, ...]]:
+    """The example, and others: what holds for one batch size alone shows at another."""
+    return [graph.inputs, *other_batches(graph, (batch,), seed)]
+
+
+def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pass, pinned: dict[str, str]) -> Removed:
     recipe, data, progress = shared.recipe, shared.sources.calibration, shared.progress
     progress("finding coupled channels")
-    keep = recipe.coupling.keep
-    coupling = couple_attention(graph, loses=one.loses, heads=shared.heads, keep=keep, pinned_nodes=pinned)
+    couple = partial(
+        couple_attention, loses=one.loses, heads=shared.heads, keep=recipe.coupling.keep, pinned_nodes=pinned
+    )
+    coupling = couple(graph)
     heads = tuple(shared.heads.groups(coupling)) if one.goal.whole_heads else ()
     if one.goal.whole_heads and not any(heads):
         raise BudgetError("no whole attention head can go.")
@@ -182,18 +205,26 @@ def _removed(shared: _Shared, graph: Graph, one: Pass, pinned: dict[str, str]) -
         scores = shared.known.once("scores", follows_from, rank)
     else:
         scores = rank()
+    if factoring:  # the ranks of layers are channels beside the others, with scores of their own
+        started, coupling = coupling, couple(factoring.graph)
+        scores = scores_with_ranks(coupling, factoring, started, scores)
+        if not recipe.factoring.widths:
+            coupling, scores = ranks_alone(coupling, scores)
+    before = factoring.graph if factoring else shared.dense  # ranks go in the first pass alone
     options = recipe.measuring, recipe.quantizing
-    task = Task(shared.model, shared.dense, coupling, scores, one.goal, heads, data, *options, progress)
+    task = Task(shared.model, before, coupling, scores, one.goal, heads, data, *options, progress)
     choice = choose_plan(task)
     # Shrinking replays on the small graph what was decided on the dense one; the proof holds it to that replay.
     plan = choice.plan
+    if factoring:  # layers whose ranks do not pay are multiplied back
+        coupling, kept = settle(coupling, plan.keep, factoring, couple)
+        plan = plan_of(coupling, kept)
     progress("removing channels")
     small, replay = shrink(coupling, plan.keep)
     progress("proving that the small model equals the masked one")
-    batch = batch_of(graph.inputs) if coupling.batch_holds_channels else 1
-    others = other_batches(graph, (batch,), recipe.seed)
-    batches = [graph.inputs, *others]  # what holds for one batch size alone shows at another
-    proof = prove(graph, small, cut_of(coupling, plan.keep), replay, batches)
+    batches = _batches(graph, batch_of(graph.inputs) if coupling.batch_holds_channels else 1, recipe.seed)
+    proof = prove(coupling.graph, small, cut_of(coupling, plan.keep), replay, batches)
+    proof = replace(proof, factored_max_rel_error=factoring.error if factoring else None)
     choice.check(small, batches)
     return Removed(
         loses=one.loses,
@@ -252,11 +283,11 @@ def _finetune(shared: _Shared, result: Compiled, number: int) -> Compiled:
     started = time.perf_counter()
     tuned = finetune(
         result.small,
-        result.dense,
+        result.start if training.hints else result.dense,
         shared.sources.training,
         lesson_of(recipe),
-        frozen=frozen_names(shared.model, result.small.folded),
-        cut_points=inner_cut_points(result.dense, result.small, result.kept_positions()) if training.hints else (),
+        frozen=frozen_names(shared.model, result.small.folded, result.small.factored),
+        cut_points=inner_cut_points(result.start, result.small, result.kept_positions()) if training.hints else (),
         resume=shared.resume and shared.resume.round(number),
         progress=shared.progress,
     )

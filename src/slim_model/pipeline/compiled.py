@@ -69,6 +69,11 @@ class Compiled:
         return replace(self, small=removed.small, passes=(*self.passes, removed))
 
     @property
+    def start(self) -> Graph:
+        """The dense model as its first pass took it: some layers may be factored."""
+        return self.passes[0].dense if self.passes else self.dense
+
+    @property
     def coupling(self) -> Coupling:
         """That of the last pass."""
         return self.passes[-1].coupling
@@ -110,7 +115,8 @@ class Compiled:
         """What a saved file remembers of it."""
         return Removal(
             arguments=self.dense.arguments,
-            removed=removed_slices(self.dense, self.kept_positions()),
+            removed=removed_slices(self.start, self.kept_positions()),
+            factored=self.start.factored,
             passes=tuple((one.loses, removed_slices(one.dense, one.kept_positions())) for one in self.passes),
             ratio=recipe.budget.ratio,
             keep=recipe.coupling.keep,

@@ -87,7 +87,7 @@ def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
     if isinstance(model, torch.jit.ScriptModule):
         return None  # it has no class of the user's, and is copied in C++, which takes no smaller tensors
     try:
-        return shrink_module(model, small.tensors, small.folded).eval()
+        return shrink_module(model, small.tensors, small.folded, small.factored).eval()
     except Exception:  # a class of the user's may refuse to be copied: the graph is the ground truth
         return None
 

@@ -35,7 +35,9 @@ class Proof:
     """``masked_max_rel_error``: largest error over all outputs, relative to the largest value of that output;
     ``layer_max_rel_error``: the same over the outputs of all layers; ``ties`` were checked by structure;
     ``float64``: measured in float64, because float32 rounding alone came near the tolerance; ``outputs_vary``: they
-    are not the same for the first two inputs; ``same_inputs``: names of the inputs that had one value in all."""
+    are not the same for the first two inputs; ``same_inputs``: names of the inputs that had one value in all;
+    ``factored_max_rel_error``: of the outputs and layers of the dense model with its layers factored, against the dense
+    model; None where none is."""
 
     masked_max_rel_error: float
     layer_max_rel_error: float
@@ -45,6 +47,7 @@ class Proof:
     outputs_vary: bool = True
     same_inputs: tuple[str, ...] = ()
     onnx_max_rel_error: float | None = None
+    factored_max_rel_error: float | None = None
 
     def and_then(self, other: Proof) -> Proof:
         """Of two steps in turn: errors add up."""

@@ -10,12 +10,14 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
+from slim_model.cost.counted import CostModel, Product
 from slim_model.coupling.attention_heads import share_left
 from slim_model.coupling.coupling import Group, Pinned
+from slim_model.coupling.rank_groups import find_rank_groups
 from slim_model.data.accuracy import Step
 from slim_model.measuring.machine import environment
 from slim_model.measuring.timing import Comparison
-from slim_model.pipeline.compiled import Compiled
+from slim_model.pipeline.compiled import Compiled, Removed
 from slim_model.proof.prove import Proof
 from slim_model.proof.tolerance import TOLERANCE
 from slim_model.quantizing.quantize import Quantized
@@ -66,9 +68,14 @@ class _GroupRow(TypedDict):
 
 
 class GroupRow(_GroupRow, total=False):
-    """``heads``: whole attention heads went."""
+    """``heads``: whole attention heads went. ``factored``: the group is the rank of the layer of this name, written in
+    this ``form``, whose multiply-adds were ``macs_whole`` and are ``macs``."""
 
     heads: bool
+    factored: str
+    form: str
+    macs_whole: int
+    macs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +181,20 @@ def _sensitivity(compiled: Compiled) -> Iterator[dict[str, Any]]:
 
 
 def _counted(compiled: Compiled) -> dict[str, float]:
-    """Free channels of layers' outputs before and after; heads that share a channel count each."""
-    now, dense = compiled.coupling.graph, compiled.dense
-    rows = list(zip(compiled.coupling.groups, compiled.plan.widths, strict=True))
-    before = round(sum(width * group.span / share_left(group, now, dense) for group, (width, _) in rows))
-    after = sum(width * group.span for group, (_, width) in rows)
-    return {"dense": before, "slim": after, "removed_share": round(1 - after / before, 4)}
+    """Free channels of layers' outputs before and after; heads that share a channel count each. Ranks are none."""
+    now, dense = compiled.coupling.graph, compiled.start
+    ranks = find_rank_groups(compiled.coupling)
+    rows = enumerate(zip(compiled.coupling.groups, compiled.plan.widths, strict=True))
+    widths = [row for number, row in rows if number not in ranks]
+    before = round(sum(width * group.span / share_left(group, now, dense) for group, (width, _) in widths))
+    after = sum(width * group.span for group, (_, width) in widths)
+    return {"dense": before, "slim": after, "removed_share": round(1 - after / max(before, 1), 4)}
 
 
 def _rounding(compiled: Compiled, recipe: Recipe) -> list[str]:
     """A note where rounding widths to the machine's block moved the ratio."""
     budget, block = recipe.budget, compiled.block
-    if budget.counts_channels and block > 1 and budget.allocation == "uniform":
+    if budget.counts_channels and block > 1 and budget.allocation == "uniform" and recipe.factoring.widths:
         off = abs(_counted(compiled)["removed_share"] - budget.ratio) > 0.03
         return [f"widths were rounded to multiples of {block} (or of 8, 4, 2 in narrow layers), which "
                 "changed the ratio; --multiple-of 1 keeps to it, and may run slower"] * off  # fmt: skip
@@ -223,7 +232,8 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
     # Indices are those of the pass; what is kept is told in positions of the dense model.
     positions, one = earlier.kept_positions(), compiled.passes[last]
     result = []
-    for group, (width, after) in zip(one.coupling.groups, one.plan.widths, strict=True):
+    ranks, dense_model, small = find_rank_groups(one.coupling), *_products(one)
+    for number, (group, (width, after)) in enumerate(zip(one.coupling.groups, one.plan.widths, strict=True)):
         kept = one.plan.keep[group.channels]
         result.append({
             "name": group.name,
@@ -242,7 +252,22 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
                 for s in group.slices
             ],
         })  # fmt: skip
+        if number in ranks:
+            result[-1] |= _of_rank(dense_model[ranks[number]], small[ranks[number]])
     return result
+
+
+def _products(one: Removed) -> tuple[list[Product], list[Product]]:
+    """The factored layers of a pass with all channels, and with those that are left."""
+    meter = CostModel(one.coupling)
+    return meter.products(), meter.products(one.plan.keep)
+
+
+def _of_rank(dense: Product, small: Product) -> dict[str, Any]:
+    """What a row says of the layer whose rank it is."""
+    layer = dense.layer
+    macs = sum(factor.macs for factor in small.factors)
+    return {"factored": layer.path, "form": layer.form, "macs_whole": dense.whole.macs, "macs": macs}
 
 
 def _numbers(group: Group, kept: np.ndarray, earlier: Compiled, first: int) -> list[int]:

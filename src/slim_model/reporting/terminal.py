@@ -42,6 +42,8 @@ def _summary(report: Report) -> Table:
         _add_int8(table, report)
     proof = report.proof
     checked = f"{proof['ties']:,} ties hold"
+    if proof["factored_max_rel_error"] is not None:
+        table.add_row("proof: factored dense", "", f"error {proof['factored_max_rel_error']:.0e}", "against dense")
     table.add_row("proof: masked dense", "", f"error {proof['masked_max_rel_error']:.0e}", checked)
     if proof["onnx_max_rel_error"] is not None:
         table.add_row("proof: onnxruntime", "", f"error {proof['onnx_max_rel_error']:.0e}", "against PyTorch")
@@ -146,10 +148,14 @@ def _widths(report: Report, limit: int) -> Table:
     for group in report.groups[:limit]:
         span = group["positions_per_channel"]
         times = f" x{span}" if span > 1 else ""
+        where = Text(_short(group["where"]), style="dim", no_wrap=True, overflow="ellipsis")
+        if "factored" in group:
+            saved = f"{group['form']}, {group['macs_whole'] / group['macs']:.2f}x fewer multiply-adds; "
+            where = Text(saved, no_wrap=True, overflow="ellipsis").append_text(where)
         table.add_row(
             group["name"] + (" (heads)" if group.get("heads") else ""),
             f"{group['before']} -> {group['after']}{times}",
-            Text(_short(group["where"]), style="dim", no_wrap=True, overflow="ellipsis"),
+            where,
         )
     if len(report.groups) > limit:
         table.add_row(f"... {len(report.groups) - limit} more (--report)", "", "")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slim_model.graph.as_module import graph_module
-from slim_model.graph.graph import Folded, Graph
+from slim_model.graph.graph import Factored, Folded, Graph
 from slim_model.graph.stored_tensors import shared_names
 from slim_model.ops import kind_of, row_of
 
@@ -109,11 +109,13 @@ def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def frozen_names(model: nn.Module, folded: Iterable[Folded] = ()) -> set[str]:
+def frozen_names(model: nn.Module, folded: Iterable[Folded] = (), factored: Iterable[Factored] = ()) -> set[str]:
     """Parameters the user froze; none where that is all of them, as in what was exported for inference. A ``folded``
-    weight is frozen where all parameters behind it are."""
+    weight is frozen where all parameters behind it are, factors of a layer where its weight is."""
     given = dict(model.named_parameters(remove_duplicate=False))
     frozen = {name for name, parameter in given.items() if not parameter.requires_grad}
     if len(frozen) == len(given):
         return set()
-    return frozen | {weight.name for weight in folded if frozen.issuperset(given.keys() & set(weight.sources))}
+    frozen |= {weight.name for weight in folded if frozen.issuperset(given.keys() & set(weight.sources))}
+    factors = [factor for layer in factored if layer.weight in frozen for factor in layer.factors]
+    return frozen | {name for factor in factors for name in (factor.weight, factor.bias) if name}

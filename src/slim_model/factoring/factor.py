@@ -1,0 +1,117 @@
+"""A graph and data -> how each of its layers is written as several in a row, and what each rank carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slim_model.data.batches import Data
+from slim_model.data.holdout import split_off_held_out
+from slim_model.errors import InputError
+from slim_model.factoring.forms import FORMS
+from slim_model.factoring.layers import Layer, find_layers
+from slim_model.factoring.moments import gather_outputs
+from slim_model.factoring.split import Split
+from slim_model.factoring.write_factors import write_factors
+from slim_model.graph.graph import Graph
+from slim_model.progress import Progress, say_nothing
+
+Place = tuple[str, int]
+"""One axis of a stored tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One layer, the name of the form that it takes, and its parts."""
+
+    layer: Layer
+    form: str
+    split: Split
+
+    @property
+    def places(self) -> dict[Place, Place]:
+        """Where the outer axes of its parts lie in the tensors of the layer."""
+        path, last = self.layer.weight.removesuffix(".weight"), len(self.split.parts) - 1
+        out, taken = (1, 0) if self.layer.turned else (0, 1)
+        places = {
+            (f"{path}.0.weight", 1): (self.layer.weight, taken),
+            (f"{path}.{last}.weight", 0): (self.layer.weight, out),
+        }
+        return places | ({(f"{path}.{last}.bias", 0): (self.layer.bias, 0)} if self.layer.bias else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Factoring:
+    """``start``, in which no layer is factored, and how each can be ``written``. ``graph``: ``start`` with all of them
+    written so. ``error``: how far it was found to be from ``start``."""
+
+    start: Graph
+    written: tuple[Written, ...]
+    graph: Graph
+    error: float | None = None
+
+    def only(self, layers: Collection[str]) -> Factoring:
+        """With those layers alone whose weights have these names."""
+        return factoring_of(self.start, [one for one in self.written if one.layer.weight in layers])
+
+    @property
+    def places(self) -> dict[Place, Place]:
+        """Axes of tensors of ``graph`` -> the same axes in ``start``, where their names differ."""
+        return {place: start for one in self.written for place, start in one.places.items()}
+
+    @property
+    def lost(self) -> dict[str, Tensor]:
+        """By the stored weight that makes a rank: the share of its layer's spread that goes with each position."""
+        return {
+            f"{one.layer.weight.removesuffix('.weight')}.{number}.weight": lost
+            for one in self.written
+            for number, lost in enumerate(one.split.lost)
+        }
+
+
+def factor(
+    graph: Graph,
+    forms: Sequence[str],
+    keep: Sequence[str] = (),
+    data: Data | None = None,
+    *,
+    progress: Progress = say_nothing,
+) -> Factoring:
+    """Each layer that one of ``forms`` fits, in the first such form. ``keep``: glob patterns of layers that are left as
+    they are. With ``data`` ranks are sorted by what they carry on it, else by their weights alone.
+
+    Raises InputError where no layer can be factored.
+    """
+    layers = [layer for layer in find_layers(graph, keep) if min(layer.matrix.shape[:2]) > 1 and _form_of(layer, forms)]
+    if not layers:
+        raise InputError(
+            f"no layer can be factored as {', '.join(forms)}: it takes linear layers and convolutions in one block, "
+            "each with a weight of its own, that --keep does not name. Leave out --low-rank."
+        )
+    moments = {}
+    if data is not None:
+        progress("reading what layers give")
+        fit, _ = split_off_held_out(data, graph)
+        moments = gather_outputs(graph, layers, fit)
+    written = []
+    with torch.no_grad():
+        for number, layer in enumerate(layers, 1):
+            progress(f"factoring layers: {number} of {len(layers)}")
+            form = _form_of(layer, forms)
+            split: Callable[..., Split] = FORMS[form].split
+            written.append(Written(layer, form, split(layer, moments.get(layer.weight))))
+    return factoring_of(graph, written)
+
+
+def factoring_of(start: Graph, written: Sequence[Written]) -> Factoring:
+    """``start`` with these layers written so."""
+    graph = write_factors(start, [(one.layer, one.form, one.split.parts) for one in written]) if written else start
+    return Factoring(start, tuple(written), graph)
+
+
+def _form_of(layer: Layer, forms: Sequence[str]) -> str:
+    """The first that fits; '' where none does."""
+    return next((name for name in forms if FORMS[name].kernels == (layer.taps > 1)), "")

@@ -1,0 +1,90 @@
+"""Ranks as channels: their scores, and what a plan makes of the layers whose ranks do not pay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slim_model.cost.counted import CostModel
+from slim_model.coupling.coupling import Coupling, Slice
+from slim_model.coupling.rank_groups import find_rank_groups
+from slim_model.errors import ensure
+from slim_model.factoring.factor import Factoring, Place
+from slim_model.graph.graph import Graph
+
+
+def scores_with_ranks(coupling: Coupling, factoring: Factoring, start: Coupling, scores: list[Tensor]) -> list[Tensor]:
+    """For each group of ``coupling``, of the factored graph, float64 ``(width,)``, higher = keep.
+
+    Of widths it is what ``scores`` say of ``start``, the coupling of the graph before. Of a rank it is the share of its
+    layer's spread that is lost when it and all that carry less are gone: as ``reconstruction`` scores channels.
+    """
+    known = {
+        (part.parameter, part.axis): (part, score)
+        for group, score in zip(start.groups, scores, strict=True)
+        for part in group.slices
+    }
+    places, lost = factoring.places, factoring.lost
+    result = []
+    for group in coupling.groups:
+        own = torch.full((group.width,), torch.nan, dtype=torch.float64)
+        for part in group.slices:
+            place = (part.parameter, part.axis)
+            if part.axis == 0 and part.role == "makes" and part.parameter in lost:
+                _fill(own, part, _errors_so_far(lost[part.parameter]))
+            elif (before := known.get(places.get(place, place))) is not None:
+                _fill(own, part, before[1].double()[torch.from_numpy(before[0].channel)])
+        ensure(not bool(own.isnan().any()), "factor", f"'{group.name}' has channels that no score is known of")
+        result.append(own)
+    return result
+
+
+def _fill(scores: Tensor, part: Slice, by_position: Tensor) -> None:
+    here = torch.from_numpy(part.channel >= 0)
+    scores[torch.from_numpy(part.channel)[here]] = by_position[here]
+
+
+def _errors_so_far(lost: Tensor) -> Tensor:
+    """``[0.9, 0.1] -> [1, 0.1]``; what carries nothing still falls with its number, so that no two are equal."""
+    return lost.flip(0).cumsum(0).flip(0) + torch.arange(len(lost), 0, -1) * 1e-12
+
+
+def ranks_alone(coupling: Coupling, scores: list[Tensor]) -> tuple[Coupling, list[Tensor]]:
+    """``coupling`` in which nothing but ranks may go, and their scores."""
+    chosen = list(find_rank_groups(coupling))
+    groups = tuple(coupling.groups[number] for number in chosen)
+    return replace(coupling, groups=groups), [scores[number] for number in chosen]
+
+
+def settle(
+    coupling: Coupling, keep: np.ndarray, factoring: Factoring, couple: Callable[[Graph], Coupling]
+) -> tuple[Coupling, np.ndarray]:
+    """The plan ``keep`` (bool by component) without the layers whose ranks do not pay: these are multiplied back, which
+    is to leave them as they were, with all their ranks.
+
+    Returns the coupling of the graph in which the others alone are factored, and the same plan there. ``couple``: how
+    that graph is coupled.
+    """
+    paying = {product.layer.weight for product in CostModel(coupling).products(keep) if product.pays}
+    left = factoring.only(paying)
+    settled = couple(left.graph)
+    back = {start: place for place, start in factoring.places.items()}
+    kept = _kept_by_place(coupling, keep)
+    left_of_all = settled.keep_all()
+    for birth in settled.labelled.births:
+        place = (birth.owner, birth.axis)
+        here = kept.get(place, kept.get(back.get(place, place)))
+        if here is not None:
+            ensure(len(here) == birth.size, "factor", f"'{birth.owner}' has another size where fewer are factored")
+            left_of_all[settled.component[birth.start : birth.start + birth.size][~here]] = False
+    return settled, left_of_all
+
+
+def _kept_by_place(coupling: Coupling, keep: np.ndarray) -> dict[Place, np.ndarray]:
+    """Of each axis with labels: which of its positions stay."""
+    stays = keep[coupling.component]
+    return {(b.owner, b.axis): stays[b.start : b.start + b.size] for b in coupling.labelled.births}

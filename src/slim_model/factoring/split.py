@@ -1,0 +1,36 @@
+"""What a form makes of one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the layers in a row: ``weight (outputs, inputs, *kernel)``, ``bias`` or none, and what a convolution is
+    given besides."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Layers in a row that compute what one did. ``lost``: for each inner axis float64 ``(rank,)``, the share of the
+    layer's spread that goes with each position of it; positions are sorted, and the last carry least."""
+
+    parts: tuple[Part, ...]
+    lost: tuple[Tensor, ...]
+
+
+def pointwise_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a 1x1 convolution of the same kind: one step, no padding."""
+    rank = len(options.get("stride", ()))
+    plain = {"stride": [1] * rank, "padding": [0] * rank, "dilation": [1] * rank}
+    if isinstance(options.get("padding"), str):
+        plain["padding"] = "valid"  # type: ignore[assignment]
+    return options | plain if options else {}
