@@ -33,7 +33,7 @@ from slim_model.budget.plan import (
     refill_empty_axes,
     rungs_of,
 )
-from slim_model.budget.rank_widths import ranks_among
+from slim_model.cost.break_even import ranks_among
 from slim_model.cost.prices import Price
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import BudgetError

@@ -14,7 +14,7 @@ import numpy as np
 
 from slim_model.budget.knapsack import solve_knapsack
 from slim_model.budget.plan import FLOOR, count_lowest, keep_best
-from slim_model.budget.rank_widths import Ranks
+from slim_model.cost.break_even import Ranks
 from slim_model.cost.counted import CostModel
 from slim_model.coupling.coupling import Coupling, Group
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slim_model.cutting.resize import resize
 from slim_model.data.batches import Data
 from slim_model.data.holdout import split_off_held_out
 from slim_model.errors import InputError
@@ -85,6 +86,8 @@ def factor(
 
     Raises InputError where no layer can be factored.
     """
+    if graph.program is None:  # each of its nodes was traced in a mode of its own
+        graph = resize(graph)
     layers = [layer for layer in find_layers(graph, keep) if min(layer.matrix.shape[:2]) > 1 and _form_of(layer, forms)]
     if not layers:
         raise InputError(

@@ -18,7 +18,6 @@ class FactoringOptions:
         False,
         "Also write layers as products of two smaller ones; their ranks go on the same budget as widths.",
         negatable=False,
-        basic=True,
     )
     rank_forms: tuple[str, ...] = option(
         (), f"With --low-rank: the forms that layers may take ({', '.join(FORMS)}; repeat).", metavar="NAME", many=True

@@ -61,17 +61,17 @@ def ranks_alone(coupling: Coupling, scores: list[Tensor]) -> tuple[Coupling, lis
 
 
 def settle(
-    coupling: Coupling, keep: np.ndarray, factoring: Factoring, couple: Callable[[Graph], Coupling]
+    coupling: Coupling, keep: np.ndarray, factoring: Factoring, couple_again: Callable[[Graph], Coupling]
 ) -> tuple[Coupling, np.ndarray]:
     """The plan ``keep`` (bool by component) without the layers whose ranks do not pay: these are multiplied back, which
     is to leave them as they were, with all their ranks.
 
-    Returns the coupling of the graph in which the others alone are factored, and the same plan there. ``couple``: how
-    that graph is coupled.
+    Returns the coupling of the graph in which the others alone are factored, and the same plan there.
+    ``couple_again``: how that graph is coupled.
     """
     paying = {product.layer.weight for product in CostModel(coupling).products(keep) if product.pays}
     left = factoring.only(paying)
-    settled = couple(left.graph)
+    settled = couple_again(left.graph)
     back = {start: place for place, start in factoring.places.items()}
     kept = _kept_by_place(coupling, keep)
     left_of_all = settled.keep_all()

@@ -77,7 +77,7 @@ def written_again(graph: Graph, factored: Iterable[Factored], tensors: Mapping[s
 def _stored(graph: Graph, name: str | None, value: Tensor | None, like: fx.Node) -> fx.Node | None:
     if name is None or value is None:
         return None
-    made = add_placeholder(graph, name.replace(".", "_"), value, like)
+    made = add_placeholder(graph, f"p_{name}".replace(".", "_"), value, like)  # a name may begin with a digit
     graph.owners[made.name], graph.tensors[name] = name, value
     return made
 

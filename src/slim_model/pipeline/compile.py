@@ -189,10 +189,10 @@ def _batches(graph: Graph, batch: int, seed: int) -> list[tuple[Any, ...]]:
 def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pass, pinned: dict[str, str]) -> Removed:
     recipe, data, progress = shared.recipe, shared.sources.calibration, shared.progress
     progress("finding coupled channels")
-    couple = partial(
+    coupled = partial(
         couple_attention, loses=one.loses, heads=shared.heads, keep=recipe.coupling.keep, pinned_nodes=pinned
     )
-    coupling = couple(graph)
+    coupling = coupled(graph)
     heads = tuple(shared.heads.groups(coupling)) if one.goal.whole_heads else ()
     if one.goal.whole_heads and not any(heads):
         raise BudgetError("no whole attention head can go.")
@@ -206,7 +206,7 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
     else:
         scores = rank()
     if factoring:  # the ranks of layers are channels beside the others, with scores of their own
-        started, coupling = coupling, couple(factoring.graph)
+        started, coupling = coupling, coupled(factoring.graph)
         scores = scores_with_ranks(coupling, factoring, started, scores)
         if not recipe.factoring.widths:
             coupling, scores = ranks_alone(coupling, scores)
@@ -217,7 +217,7 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
     # Shrinking replays on the small graph what was decided on the dense one; the proof holds it to that replay.
     plan = choice.plan
     if factoring:  # layers whose ranks do not pay are multiplied back
-        coupling, kept = settle(coupling, plan.keep, factoring, couple)
+        coupling, kept = settle(coupling, plan.keep, factoring, coupled)
         plan = plan_of(coupling, kept)
     progress("removing channels")
     small, replay = shrink(coupling, plan.keep)

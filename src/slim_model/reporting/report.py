@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from slim_model.cost.counted import CostModel, Product
+from slim_model.cost.counted import CostModel
 from slim_model.coupling.attention_heads import share_left
 from slim_model.coupling.coupling import Group, Pinned
 from slim_model.coupling.rank_groups import find_rank_groups
@@ -232,7 +232,7 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
     # Indices are those of the pass; what is kept is told in positions of the dense model.
     positions, one = earlier.kept_positions(), compiled.passes[last]
     result = []
-    ranks, dense_model, small = find_rank_groups(one.coupling), *_products(one)
+    ranks, products = find_rank_groups(one.coupling), _of_products(one)
     for number, (group, (width, after)) in enumerate(zip(one.coupling.groups, one.plan.widths, strict=True)):
         kept = one.plan.keep[group.channels]
         result.append({
@@ -253,21 +253,23 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
             ],
         })  # fmt: skip
         if number in ranks:
-            result[-1] |= _of_rank(dense_model[ranks[number]], small[ranks[number]])
+            result[-1] |= products[ranks[number]]
     return result
 
 
-def _products(one: Removed) -> tuple[list[Product], list[Product]]:
-    """The factored layers of a pass with all channels, and with those that are left."""
+def _of_products(one: Removed) -> list[dict[str, Any]]:
+    """What the rows of ranks say of each factored layer of a pass; multiply-adds are per example."""
     meter = CostModel(one.coupling)
-    return meter.products(), meter.products(one.plan.keep)
-
-
-def _of_rank(dense: Product, small: Product) -> dict[str, Any]:
-    """What a row says of the layer whose rank it is."""
-    layer = dense.layer
-    macs = sum(factor.macs for factor in small.factors)
-    return {"factored": layer.path, "form": layer.form, "macs_whole": dense.whole.macs, "macs": macs}
+    pairs = zip(meter.products(), meter.products(one.plan.keep), strict=True)
+    return [
+        {
+            "factored": dense.layer.path,
+            "form": dense.layer.form,
+            "macs_whole": dense.whole.macs // meter.batch,
+            "macs": sum(factor.macs for factor in small.factors) // meter.batch,
+        }
+        for dense, small in pairs
+    ]
 
 
 def _numbers(group: Group, kept: np.ndarray, earlier: Compiled, first: int) -> list[int]:

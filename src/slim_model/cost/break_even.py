@@ -42,9 +42,7 @@ class Ranks:
             lost = values[group][below] - values[group][self.widths[group]]
             self.first[group] = below[int(np.argmin(lost / np.maximum(most - np.array(below), 1e-9)))]
 
-    def in_share(
-        self, counts: Sequence[float], share: float, keep: Callable[[list[int]], np.ndarray]
-    ) -> list[float]:
+    def in_share(self, counts: Sequence[float], share: float, keep: Callable[[list[int]], np.ndarray]) -> list[float]:
         """``counts`` in which each rank is this share of its break-even at the widths that are left. ``keep``: the plan
         with these numbers of channels."""
         whole = [self.widths[g] if g in self.layer_of else max(1, round(count)) for g, count in enumerate(counts)]
