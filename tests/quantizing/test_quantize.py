@@ -295,6 +295,39 @@ def test_a_fixed_batch_is_calibrated_in_whole_batches(tmp_path: Path) -> None:
     assert result.written
 
 
+def test_what_onnxruntime_has_no_kernel_for_is_named(tmp_path: Path) -> None:
+    source = classifier(tmp_path / "in.onnx")
+    model = onnx.load(source)
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Swirl", "acme"
+    model.opset_import.append(onnx.helper.make_opsetid("acme", 1))
+    onnx.save(model, source)
+    with pytest.raises(InputError, match=r"in\.onnx cannot be int8, .* cannot run it: acme:Swirl\(-1\) is not a"):
+        run(tmp_path, source, samples_of(noise(60)))
+
+
+def test_more_than_the_quantiser_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data beside the file counts."""
+    monkeypatch.setattr(float_model, "MOST_BYTES", 4_000)
+    samples = samples_of(noise(60))
+    with pytest.raises(InputError, match=r"has 0\.0 GB with its data; onnxruntime's quantiser takes 0\.0 at most"):
+        run(tmp_path, classifier(tmp_path / "in.onnx"), samples)
+    onnx.save(
+        onnx.load(tmp_path / "in.onnx"), tmp_path / "apart.onnx",
+        save_as_external_data=True, location="data", size_threshold=64,
+    )  # fmt: skip
+    assert (tmp_path / "apart.onnx").stat().st_size < 4_000
+    with pytest.raises(InputError, match="with its data"):
+        run(tmp_path, tmp_path / "apart.onnx", samples)
+    monkeypatch.undo()
+    assert run(tmp_path, tmp_path / "apart.onnx", samples)[0].written
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in.onnx").write_bytes(classifier(tmp_path / "whole.onnx").read_bytes()[:700])
+    with pytest.raises(InputError, match="cannot be read as an ONNX model"):
+        run(tmp_path, tmp_path / "in.onnx", samples_of(noise(60)))
+
+
 def test_what_cannot_be_int8_is_refused(tmp_path: Path) -> None:
     samples = samples_of(noise(60))
     with pytest.raises(InputError, match=r"of opset 11; int8 .* needs 13"):

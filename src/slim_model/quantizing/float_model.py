@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnx.inliner import inline_local_functions
 from onnxruntime.quantization import quant_pre_process
 
@@ -18,6 +20,8 @@ from slim_model.errors import InputError, first_line
 
 OLDEST_OPSET = 13
 """The first in which QuantizeLinear takes a scale for each channel."""
+MOST_BYTES = 2**31 - 1
+"""Of a model that onnxruntime's quantiser holds in one message."""
 STATIC = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that have int8 kernels worth it; what lies between them follows."""
 DYNAMIC = ("MatMul", "Gemm", "LSTM")
@@ -49,7 +53,7 @@ class FloatModel:
 
 def prepare(file: Path, folder: Path) -> FloatModel:
     """Read ``file`` and write it into ``folder`` as the quantiser wants it. Raises InputError where it is int8 already,
-    of an opset too old, or has no layer to quantise."""
+    of an opset too old, too large, not for onnxruntime, or has no layer to quantise."""
     model = _read(file)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if found := next(
@@ -61,6 +65,7 @@ def prepare(file: Path, folder: Path) -> FloatModel:
             f"{file.name} is of opset {opset}; int8 with a scale for each channel needs {OLDEST_OPSET} or later. "
             f"Export it with opset {OLDEST_OPSET} or later."
         )
+    _check_runs(file)
     # The quantiser sees nodes of the main graph alone.
     if model.functions:
         model = inline_local_functions(model)
@@ -86,9 +91,38 @@ def prepare(file: Path, folder: Path) -> FloatModel:
 
 def _read(file: Path) -> Any:
     try:
+        model = onnx.load(file, load_external_data=False)
+        if (size := file.stat().st_size + _bytes_beside(model)) > MOST_BYTES:
+            raise InputError(
+                f"{file.name} has {size / 1e9:.1f} GB with its data; onnxruntime's quantiser takes "
+                f"{MOST_BYTES / 1e9:.1f} at most. Use the fp32 file, or prune more of it first."
+            )
         return onnx.load(file)
+    except InputError:
+        raise
     except Exception as error:  # protobuf has its own exceptions for damaged files
         raise InputError(f"{file}: cannot be read as an ONNX model: {first_line(error)}. Copy it again.") from error
+
+
+def _bytes_beside(model: Any) -> int:
+    """What the tensors of ``model`` take in files of their own."""
+    outside = [ExternalDataInfo(tensor) for tensor in model.graph.initializer if uses_external_data(tensor)]
+    return sum(info.length or 0 for info in outside)
+
+
+def _check_runs(file: Path) -> None:
+    """onnxruntime's own message names the operator that it has no kernel for."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of onnxruntime, whose exceptions have no common root
+        said = first_line(error).rpartition("failed:")[2].removeprefix("Fatal error: ")
+        raise InputError(
+            f"{file.name} cannot be int8, since onnxruntime cannot run it: {said}. Replace that operator, or run the "
+            "fp32 file where it is known."
+        ) from error
 
 
 def _pre_process(source: Path, target: Path) -> None:
@@ -145,7 +179,7 @@ def _others(model: Any) -> dict[str, int]:
 def quiet() -> Iterator[None]:
     """onnxruntime's quantiser prints and logs as it goes; nothing of that is for the user."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -102,9 +102,10 @@ def quantize(
     95 % interval, and say what was tried. Raises InputError where ``file`` cannot be int8 at all."""
     with tempfile.TemporaryDirectory() as folder:
         progress("preparing the fp32 file for int8")
+        model = prepare(file, Path(folder))
         metadata = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
         # What is fitted to and what judges are different samples.
-        workshop = Workshop(prepare(file, Path(folder)), Path(folder), samples.fitted, metadata)
+        workshop = Workshop(model, Path(folder), samples.fitted, metadata)
         judge = Judge(file, samples.held, samples.labels, limits.threads)
         search = Search(file, workshop, judge, options, limits, progress, timer)
         chosen, trials, layers = search.run()
