@@ -61,7 +61,8 @@ _BEST = {"criterion": "reconstruction", "allocate": "damage", "recover": "blocks
 _FASHION = _BEST | {"batch": 64, "lr": 0.002, "augment": "flip", "dropout": 0.0}
 _APART = (trained("fashion-apart", nets.FashionNet), datasets.fashion_mnist_apart, datasets.FASHION_NORM, 4.0, 3)
 _REVIEWS = (trained("text", nets.TextNet), datasets.imdb, None, None, 3)
-_TEXT = {"batch": 32, "criterion": "reconstruction"}
+_AFFINE = {"criterion": "reconstruction", "allocate": "uniform", "recover": "affine"}
+_TEXT = {"batch": 32, "criterion": "reconstruction", "recover": "affine"}
 
 CASES = {
     "fashion": Case(
@@ -86,7 +87,7 @@ CASES = {
     ),
     "vit_mnist": Case(
         *("ViT, MNIST", "2x fewer MACs", lambda: load_published("vit_mnist"), datasets.mnist),
-        *(datasets.MNIST_NORM, 2.0, 2, {"batch": 128, "criterion": "reconstruction"}),
+        *(datasets.MNIST_NORM, 2.0, 2, {"batch": 128} | _AFFINE),
     ),
     "resnet56": Case(
         *("ResNet-56", "2.1x fewer MACs", lambda: load_published("resnet56"), datasets.cifar10),
@@ -121,7 +122,7 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "seed": given.seed,
         "engine": recipe.budget.engine,
         "criterion": recipe.ranking.criterion,
-        "recover": recipe.recovery.level(has_data=True),
+        "recover": recipe.decided().recovery.recover,
         "macs": [compiled.dense_cost.macs, compiled.slim_cost.macs],
         "params": [compiled.dense_cost.params, compiled.slim_cost.params],
         "widths": [list(pair) for pair in compiled.plan.widths],

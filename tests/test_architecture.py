@@ -36,7 +36,8 @@ PROJECT = Path(__file__).parents[1]
 ORDER = """
     errors version late options named_options progress distributed atomic_write
     calling graph labels ops simplifying loading coupling measuring cost cutting data ranking proof recovery
-    factoring training export quantizing budget recipe recipe_files folders pipeline reporting api commands cli __main__
+    factoring training export quantizing budget effort recipe recipe_files folders pipeline reporting api commands cli
+    __main__
 """.split()
 """A module or package may import what stands before it, and a package itself. Budget stands behind export and
 measuring because it may write and measure small models: the order of imports is not that of the stages."""

@@ -49,7 +49,7 @@ def slim(
 
 
 def _slimmed(model: nn.Module, example_inputs: Any, example_kwargs: Any, options: dict[str, Any]) -> Slimmed:
-    recipe = Recipe.of(**options)
+    recipe = Recipe.of(**options).decided()
     if recipe.gates.min_speedup is not None:
         raise InputError("min_speedup is measured by the command alone; leave it out, and time the module yourself.")
     if recipe.quantizing.int8:

@@ -10,6 +10,7 @@ from slim_model.budget.allocations import allocation_of
 from slim_model.budget.options import BudgetOptions
 from slim_model.coupling.options import CouplingOptions
 from slim_model.data.options import DataOptions
+from slim_model.effort import EffortOptions, decided
 from slim_model.errors import InputError
 from slim_model.factoring.options import FactoringOptions
 from slim_model.graph.options import TracingOptions
@@ -49,6 +50,7 @@ class Recipe:
     ``seed``: for whatever is random.
     """
 
+    effort: EffortOptions = field(default_factory=EffortOptions)
     tracing: TracingOptions = field(default_factory=TracingOptions)
     coupling: CouplingOptions = field(default_factory=CouplingOptions)
     ranking: RankingOptions = field(default_factory=RankingOptions)
@@ -63,7 +65,7 @@ class Recipe:
     seed: int = option(0, "For whatever is random.")
 
     @classmethod
-    def of(cls, ratio: float = 0.5, criterion: str | Criterion = "l1", **options: Any) -> Recipe:
+    def of(cls, ratio: float = 0.5, criterion: str | Criterion | None = None, **options: Any) -> Recipe:
         """The recipe with these options, each given to the group that has it. Raises InputError where a value is
         wrong, TypeError where no group knows the name."""
         given = {"ratio": ratio, "criterion": criterion} | options
@@ -81,6 +83,10 @@ class Recipe:
     def but(self, **changes: Any) -> Recipe:
         """The same recipe with other values of these options."""
         return Recipe.of(**(self.options() | changes))
+
+    def decided(self) -> Recipe:
+        """The same recipe with a value for everything that was left to ``effort``."""
+        return self.but(**decided(self.options()))
 
     def __post_init__(self) -> None:
         """Options of one group that ask for another. What one group says by itself it has checked."""
@@ -108,7 +114,7 @@ class Recipe:
             raise InputError(f"--low-rank does not go with {asked}.")
 
     def _check_without_data(self) -> None:
-        check_needs(ranking_of(self.ranking.criterion), None, self.ranking.loss)
+        check_needs(ranking_of(self.ranking.ranked_by), None, self.ranking.loss)
         if asked := self.recovery.needs_data:
             raise InputError(f"{asked} needs data, and none was given: add --data SPEC, or data=batches in Python.")
         if (allocation := allocation_of(self.budget.allocation)).needs_data:
@@ -127,6 +133,7 @@ def _names_of(group: Any) -> list[str]:
 
 
 GROUPS: dict[str, Any] = {
+    "effort": EffortOptions,
     "tracing": TracingOptions,
     "coupling": CouplingOptions,
     "ranking": RankingOptions,

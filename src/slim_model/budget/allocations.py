@@ -43,6 +43,7 @@ ALLOCATIONS: dict[str, Allocation] = {
         _row("uniform", "uniform"),
         _row("global", "one_ranking"),
         _row("isomorphic", "isomorphic"),
+        _row("judged", "uniform", needs_data=True),
         _row("greedy", "greedy"),
         _row("damage", "damage", needs_data=True),
         _row("sensitivity", "sensitivity", needs_data=True),

@@ -11,6 +11,7 @@ import numpy as np
 from slim_model.budget.goal import TRIALS, Met, Search, Task, too_coarse
 from slim_model.budget.plan import Plan
 from slim_model.cutting.shrink_graph import shrink
+from slim_model.cutting.silence import silence
 from slim_model.errors import BudgetError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, first_sample
@@ -41,12 +42,12 @@ def plan_within_file_size(
         for _ in range(TRIALS):
             # What a file has above its tensors hardly changes from plan to plan: the last one's serves the next.
             plan = search(lambda keep, above=above: share * price_of(keep) + above, limit)  # type: ignore[misc]
-            size = files.size(shrink(coupling, plan.keep)[0])
+            size = files.size(silence(shrink(coupling, plan.keep)[0], coupling, plan.silent))
             if size <= limit and (best is None or size > best[0]):
                 best = size, plan
             if best and best[0] >= limit * (1 - goal.price.close):
                 break
-            above = size - share * price_of(plan.keep)
+            above = size - share * price_of(plan.counted(coupling))
     if best is None:
         raise BudgetError(f"bytes: no file of at most {goal.price.say(limit)} came out; the last has {size:,} bytes.")
     if best[0] < limit * (1 - goal.price.close):

@@ -105,6 +105,8 @@ class Task:
     data: Data | None = None
     measuring: MeasuringOptions = MeasuringOptions()
     quantizing: QuantizingOptions = QuantizingOptions()
+    level: str = "affine"
+    """Of the recovery that follows, by which an allocation that tries plans judges them."""
     progress: Progress = say_nothing
 
     @property

@@ -18,6 +18,7 @@ from slim_model.cost.layer_models import layers_of
 from slim_model.cost.measure_layers import MeasuringJob, measure_layers
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.shrink_graph import shrink
+from slim_model.cutting.silence import silence
 from slim_model.errors import BudgetError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, first_sample
@@ -58,8 +59,9 @@ def plan_within_latency(task: Task, search: Search, layers: ModelLatency) -> tup
         best: tuple[float, Plan] | None = None
         for _ in range(TRIALS):
             plan, model = _searched(coupling, narrowest, search, model, limit, whole, points)
-            predicted, ms = model.ms(plan.keep), whole.ms(coupling, plan)
-            points.append((ms, plan.keep))
+            counted = plan.counted(coupling)
+            predicted, ms = model.ms(counted), whole.ms(coupling, plan)
+            points.append((ms, counted))
             trials.append((round(predicted, 4), round(ms, 4)))
             # The slowest within the limit has the most channels.
             if ms <= limit and (best is None or ms > best[0]):
@@ -146,7 +148,7 @@ class _Whole:
 
     def ms(self, coupling: Coupling, plan: Plan) -> float:
         self.progress("timing the small model")
-        small, _ = shrink(coupling, plan.keep)
+        small = silence(shrink(coupling, plan.keep)[0], coupling, plan.silent)
         return self._medians(self.dense, self._written(small, "small"))[1]
 
     def _written(self, graph: Graph, name: str) -> Path:

@@ -21,10 +21,17 @@ FLOOR = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``keep``: bool by component number; ``widths``: for each group (before, after)."""
+    """``keep``: bool by component number; ``widths``: for each group (before, after). ``silent``: numbers of groups
+    that nothing reads any more. Each keeps a channel, since no layer can be without, and that is read with weights of
+    zero."""
 
     keep: np.ndarray
     widths: tuple[tuple[int, int], ...]
+    silent: tuple[int, ...] = ()
+
+    def counted(self, coupling: Coupling) -> np.ndarray:
+        """bool by component: the channels that cost something."""
+        return without(coupling, self.keep, self.silent)
 
 
 def check_any(coupling: Coupling) -> None:
@@ -62,8 +69,25 @@ def keep_best(coupling: Coupling, orders: list[np.ndarray], counts: Sequence[int
     return keep
 
 
-def plan_of(coupling: Coupling, keep: np.ndarray) -> Plan:
-    return Plan(keep, tuple((group.width, int(keep[group.channels].sum())) for group in coupling.groups))
+def plan_of(coupling: Coupling, keep: np.ndarray, silent: Sequence[int] = ()) -> Plan:
+    widths = tuple((group.width, int(keep[group.channels].sum())) for group in coupling.groups)
+    return Plan(keep, widths, tuple(sorted(silent)))
+
+
+def silenced(coupling: Coupling, keep: np.ndarray, scores: Sequence[Tensor], groups: Sequence[int]) -> Plan:
+    """The plan ``keep``, with of each of these groups the best channel alone, which nothing reads."""
+    left = without(coupling, keep, groups)
+    for number in groups:
+        left[coupling.groups[number].channels[int(torch.argmax(scores[number]))]] = True
+    return plan_of(coupling, left, groups)
+
+
+def without(coupling: Coupling, keep: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+    """``keep`` less all channels of these groups."""
+    left = keep.copy()
+    for number in groups:
+        left[coupling.groups[number].channels] = False
+    return left
 
 
 def count_lowest(worth: Sequence[np.ndarray], count: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,10 +15,12 @@ from slim_model.budget.latency_search import plan_within_latency, runtime_on, ti
 from slim_model.budget.limit import plan_under_limit
 from slim_model.budget.methods import Curve
 from slim_model.budget.output_damage import measure_output_damage
-from slim_model.budget.plan import Plan
+from slim_model.budget.plan import Plan, silenced, without
 from slim_model.budget.ratio import plan_by_ratio, ratios_of
 from slim_model.budget.sensitivity import Scan, scan
+from slim_model.budget.trials.judged import NOTHING, Leaving, best_plan
 from slim_model.cost.counted import CostModel
+from slim_model.cost.latency_model import ModelLatency
 
 
 def plan_for(task: Task) -> ChosenPlan:
@@ -50,21 +53,46 @@ def plan_within_limit(task: Task, curves: Sequence[Curve] = ()) -> tuple[Plan, M
     if goal.allocation.timed or goal.price.of is None:
         runtime = runtime_on(task.measuring.device)
         layers = time_layers(coupling, runtime, task.measuring.threads, task.progress)
+    if goal.allocation.kind != "judged":
+        return _plan_with(_Known(curves, losses, layers), task, NOTHING)
+    # several plans, of which one is taken
+    price_of = partial(goal.price.of, CostModel(coupling)) if goal.price.of else layers.ms  # type: ignore[union-attr]
+    return best_plan(task, partial(_plan_with, _Known(layers=layers)), price_of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was measured ahead of the search: see ``plan_under_limit``."""
+
+    curves: Sequence[Curve] = ()
+    losses: Sequence[Tensor] = ()
+    layers: ModelLatency | None = None
+
+
+def _plan_with(known: _Known, task: Task, leaving: Leaving) -> tuple[Plan, Met]:
+    """The plan of the goal's allocation, for what is left when some branches have gone."""
+    goal, coupling, layers = task.goal, task.coupling, known.layers
+    assert goal.price is not None
     task.progress("choosing widths")
 
     def search(price_of: Callable[[np.ndarray], float], limit: float) -> Plan:
-        return plan_under_limit(
+        whole = coupling.keep_all()
+        gone = leaving.groups(lambda n: price_of(without(coupling, whole, leaving.order[:n])), limit)
+        if gone and price_of(without(coupling, whole, gone)) <= limit:
+            return silenced(coupling, whole, task.scores, gone)
+        plan = plan_under_limit(
             coupling,
             task.scores,
             goal.price,  # type: ignore[arg-type]
-            price_of,
+            lambda keep: price_of(without(coupling, keep, gone)),
             limit,
             allocation=goal.allocation,
             multiple_of=goal.block,
-            curves=curves,
-            losses=losses,
+            curves=known.curves,
+            losses=known.losses,
             latency=layers.ms if layers else None,
         )
+        return silenced(coupling, plan.keep, task.scores, gone) if gone else plan
 
     # prices that only a written file or a run can tell have searches of their own around this one
     if goal.price.of is None:
@@ -76,7 +104,7 @@ def plan_within_limit(task: Task, curves: Sequence[Curve] = ()) -> tuple[Plan, M
     dense = price_of(None)
     limit = goal.limit_of(dense)
     plan = search(price_of, limit)
-    reached = price_of(plan.keep)
+    reached = price_of(plan.counted(coupling))
     if reached < limit * (1 - goal.price.close):
         raise too_coarse(goal.price, limit, reached)
     return plan, Met(goal.price.name, goal.allocation.name, limit, dense, reached)

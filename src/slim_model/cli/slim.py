@@ -24,6 +24,7 @@ from slim_model.version import __version__
 _REMOVED, _DATA = "What is removed", "Data, and recovery with it"
 _TITLES = {
     "budget": _REMOVED,
+    "effort": _DATA,
     "ranking": _REMOVED,
     "coupling": _REMOVED,
     "factoring": _REMOVED,

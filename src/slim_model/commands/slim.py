@@ -75,6 +75,7 @@ def run_job(
     the first does all but compiling alone; the others have no report. ``shared``: what a sweep does once. ``tell`` is
     called with the report ahead of the gates."""
     _check(job)
+    job = replace(job, recipe=job.recipe.decided())
     recipe, clock = job.recipe, _Clock()
     with clock("load"):
         progress(f"reading {job.source.path.name}")
@@ -204,7 +205,7 @@ def _export(made: Made, place: Path) -> float:
 
 def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:
     """What the ONNX file says of itself."""
-    criterion, budget = recipe.ranking.criterion, recipe.budget
+    criterion, budget = recipe.ranking.ranked_by, recipe.budget
     return {
         "slim_model_version": __version__,
         "slim_model_budget": budget.target or f"{budget.of} ratio={budget.ratio:g}",

@@ -93,6 +93,8 @@ class LatencyTable:
     def latency_ms(self, placed: Placed, widths: Sequence[int]) -> float:
         """The layer at other widths: linear between the rungs, after rounding up to the step; widths off the step pay
         their penalty."""
+        if 0 in widths:  # nothing is left of it
+            return 0.0
         ends, dearer = [], 1.0
         for i, (rungs, width) in enumerate(zip(self.rungs(placed), widths, strict=True)):
             step = self.steps.get((placed.layer.kind, i), 1)

@@ -40,7 +40,7 @@ def open_sources(options: DataOptions, graph: TakesBatches, *, seed: int, traini
         fixed_batch=not graph.dynamic_batch,
         names=graph.input_names,
     )
-    calibration = open_part(train, samples=options.samples)
+    calibration = open_part(train, samples=options.calibrating)
     test = open_part(options.data, samples=options.test_samples, split="test") if calibration.parted else None
     samples = None
     if training:

@@ -24,6 +24,10 @@ SOURCES: dict[str, Callable[..., Any]] = {
 """What may stand ahead of the colon in ``--data KIND:PLACE``."""
 
 
+SAMPLES = 1024
+"""That are read where nothing says how many."""
+
+
 def _move_data(spec: str, how: Move) -> str:
     """The paths in ``KIND:PLACE[,option=value]`` or ``file.py:callable`` changed by ``how``."""
     kind, _, rest = spec.partition(":")
@@ -47,7 +51,9 @@ class DataOptions:
         move=_move_data,
         basic=True,
     )
-    samples: int = option(1024, "How many of them are read.", least=1)
+    samples: int | None = option(
+        None, "How many of them are read. Default: 1,024; see --effort.", kind=int, metavar="N", least=1
+    )
     test_samples: int = option(1000, "Of its test part, how many accuracy is read from.", least=1)
     batch: int = option(64, "How many at a time.", least=1)
     mean: tuple[float, ...] = option(
@@ -55,10 +61,16 @@ class DataOptions:
     )
     std: tuple[float, ...] = option((), "The input is divided by it.", metavar="X,...", read=read_numbers)
 
+    @property
+    def calibrating(self) -> int:
+        """How many samples are read to calibrate on."""
+        return SAMPLES if self.samples is None else self.samples
+
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.batch < 1 or self.test_samples < 1:
+        if self.calibrating < 1 or self.batch < 1 or self.test_samples < 1:
             raise InputError(
-                f"samples {self.samples}, test_samples {self.test_samples} and batch {self.batch} must be at least 1."
+                f"samples {self.calibrating}, test_samples {self.test_samples} and batch {self.batch} must be at "
+                "least 1."
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not all(math.isfinite(x) for x in values) or (name == "std" and not all(x > 0 for x in values)):

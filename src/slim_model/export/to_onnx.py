@@ -23,6 +23,7 @@ from slim_model.export.needed_translations import needed_translations
 from slim_model.export.onnx_rewrites import index_by_int64, tidy
 from slim_model.export.onnx_translations import TRANSLATIONS
 from slim_model.export.opsets import newest_opset
+from slim_model.export.silent_layers import leave_out_silent
 from slim_model.export.to_program import to_program
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.graph import Graph, last_line_in
@@ -53,7 +54,7 @@ def to_onnx(
         model.metadata_props.update(metadata)
         onnx_ir.save(model, path)
         return {}
-    graph = source
+    graph = leave_out_silent(source)
     if graph.decisions:
         raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
     with silence_torch(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with

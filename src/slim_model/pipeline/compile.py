@@ -43,6 +43,7 @@ from slim_model.pipeline.passes import Pass, passes_of
 from slim_model.progress import Progress, count_in_text, say_nothing
 from slim_model.proof.capture import capture
 from slim_model.proof.prove import prove
+from slim_model.proof.silenced import prove_silenced
 from slim_model.ranking.criteria import ranking_of
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
@@ -74,6 +75,7 @@ def compile_model(
     ``check``: refuses a graph that its caller has no use for. Raises InputError, BudgetError or ProofError.
     """
     progress("tracing the model")
+    recipe = recipe.decided()
     known = known or Known()
     traced = partial(capture, model, inputs, recipe.tracing, program=program)
     dense = graph or known.once("graph", recipe.tracing, traced)  # one ATen graph, checked on the inputs
@@ -139,7 +141,7 @@ def _check_labels(recipe: Recipe, sources: Sources, dense: Graph) -> tuple[str, 
         return ()
     if (fault := label_fault(data, dense)) is None:
         return ()
-    ranks = ranking_of(recipe.ranking.criterion).needs in ("labels", "loss")
+    ranks = ranking_of(recipe.ranking.ranked_by).needs in ("labels", "loss")
     trains = recipe.training.finetune > 0 and not (recipe.training.distill and recipe.training.alpha == 1)
     if ranks or trains or recipe.gates.max_drop is not None:
         raise InputError(
@@ -199,7 +201,7 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
     progress("ranking channels")
     ranking, count = recipe.ranking, count_in_text(progress)
     # Scores rank the channels within a group; what a goal takes of which group is the engine's part.
-    rank = partial(score, coupling, ranking.criterion, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
+    rank = partial(score, coupling, ranking.ranked_by, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
     if graph is shared.dense and isinstance(recipe.data.data, str | None):  # other runs on this model rank the same
         follows_from = (one.loses, tuple(pinned), recipe.coupling, ranking, recipe.seed, recipe.data, recipe.tracing)
         scores = shared.known.once("scores", follows_from, rank)
@@ -211,7 +213,7 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
         if not recipe.factoring.widths:
             coupling, scores = ranks_alone(coupling, scores)
     before = factoring.graph if factoring else shared.dense  # ranks go in the first pass alone
-    options = recipe.measuring, recipe.quantizing
+    options = recipe.measuring, recipe.quantizing, recipe.recovery.recover or "none"
     task = Task(shared.model, before, coupling, scores, one.goal, heads, data, *options, progress)
     choice = choose_plan(task)
     # Shrinking replays on the small graph what was decided on the dense one; the proof holds it to that replay.
@@ -226,6 +228,7 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
     proof = prove(coupling.graph, small, cut_of(coupling, plan.keep), replay, batches)
     proof = replace(proof, factored_max_rel_error=factoring.error if factoring else None)
     choice.check(small, batches)
+    small = prove_silenced(coupling, small, plan.keep, plan.silent, batches)
     return Removed(
         loses=one.loses,
         coupling=coupling,
@@ -233,7 +236,7 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
         small=small,
         proof=proof,
         dense_cost=cost(coupling),
-        slim_cost=cost(coupling, plan.keep),
+        slim_cost=cost(coupling, plan.counted(coupling)),
         met=choice.met,
         scan=choice.scan,
     )
@@ -246,7 +249,7 @@ def _recover(shared: _Shared, result: Compiled) -> Compiled:
     what it was given.
     """
     recovery, data = shared.recipe.recovery, shared.sources.calibration
-    level = recovery.level(data is not None)
+    level = recovery.recover or "none"
     if data is None and level == "none":
         return result
     shared.progress("reading accuracy")
@@ -286,7 +289,7 @@ def _finetune(shared: _Shared, result: Compiled, number: int) -> Compiled:
         result.start if training.hints else result.dense,
         shared.sources.training,
         lesson_of(recipe),
-        frozen=frozen_names(shared.model, result.small.folded, result.small.factored),
+        frozen=frozen_names(shared.model, result.small.folded, result.small.factored) | result.silent_weights(),
         cut_points=inner_cut_points(result.start, result.small, result.kept_positions()) if training.hints else (),
         resume=shared.resume and shared.resume.round(number),
         progress=shared.progress,
@@ -314,6 +317,11 @@ def _warnings(shared: _Shared, result: Compiled) -> tuple[str, ...]:
         notes.append(f"only one value of {', '.join(same)} was tried: the model takes no other that was found")
     elif not result.proof.outputs_vary:
         notes.append("the model's output is the same for every input tried, so comparing outputs says little")
+    if gone := [one.coupling.groups[number].name for one in result.passes for number in one.plan.silent]:
+        notes.append(
+            f"nothing reads {', '.join(gone)} any more: these branches are left out of the ONNX file, and their blocks "
+            "are shortcuts there; in PyTorch one channel of each stays, read with weights of zero"
+        )
     if shared.recipe.coupling.attention != "width" and not shared.heads.heads:
         notes.append("no attention heads were found: widths were removed")
     return tuple(notes)

@@ -14,6 +14,7 @@ from slim_model.cost.counted import Cost
 from slim_model.coupling.coupling import Coupling
 from slim_model.cutting.cut import positions_left
 from slim_model.cutting.kept_norms import KeptNorm, find_kept_norms
+from slim_model.cutting.silence import reading_weights
 from slim_model.data.accuracy import Step
 from slim_model.export.torch_files import Removal, removed_slices
 from slim_model.graph.graph import Graph
@@ -110,6 +111,10 @@ class Compiled:
             here = one.kept_positions()
             kept |= {place: kept[place][rows] if place in kept else rows for place, rows in here.items()}
         return kept
+
+    def silent_weights(self) -> set[str]:
+        """Names of stored tensors that are zero, since what they would read is gone."""
+        return {name for one in self.passes for name in reading_weights(one.coupling, one.plan.silent)}
 
     def removal(self, recipe: Recipe) -> Removal:
         """What a saved file remembers of it."""

@@ -177,12 +177,13 @@ def find_blocks(
         ends.append(cut_points[-1])
     nodes, used = list(small.nodes), count_readers(small)
     at = {node: i for i, node in enumerate(nodes)}
+    silent = {name for layer in layers if layer.silent_in(small) for name in layer.names}
     blocks = []
     for start, end in itertools.pairwise(ends):
         inside = tuple(nodes[at[start.node] + 1 : at[end.node] + 1])
         read = dict.fromkeys(source for node in inside for source in node.all_input_nodes)
         times = Counter(source for node in inside for source in node.all_input_nodes)
         owned = filter(None, (stored_name_of(small, source, used, times[source]) for source in read))
-        if trained := tuple(name for name in owned if name in small.parameter_names):
+        if trained := tuple(name for name in owned if name in small.parameter_names - silent):
             blocks.append(Block(start.name, inside, trained, end))
     return blocks

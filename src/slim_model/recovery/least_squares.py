@@ -51,7 +51,7 @@ def fit_layers(
     half = memory // 2  # each pair of tracks shares the memory
     tracks = [(StreamedRun(dense, part, half), StreamedRun(small, part, half)) for part in (fit, held_out)]
     samples, tensors, took = sum(part.samples for part in fit()), dict(small.tensors), dict[str, str]()
-    start = next((i for i, layer in enumerate(layers) if layer.cut), len(layers))
+    start = next((i for i, layer in enumerate(layers) if layer.cut or layer.silent_in(small)), len(layers))
     units = fitted_together(layers[start:])
     for number, unit in enumerate(units):
         progress(f"fitting layer {number + 1} of {len(units)}")

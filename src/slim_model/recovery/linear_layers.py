@@ -117,6 +117,10 @@ class LinearLayer:
             changed[name] = (sign * constant.to(tensors[name].device)).to(tensors[name])
         return changed
 
+    def silent_in(self, graph: Graph) -> bool:
+        """It reads with weights that are all zero: whatever comes in, it gives a constant."""
+        return not self.weights_in(graph.tensors, len(self.groups)).any()
+
     @property
     def columns(self) -> int:
         """Of its regression: a column for each tap of each input left, and one for the constant."""

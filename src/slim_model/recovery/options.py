@@ -19,24 +19,19 @@ LEVELS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RecoveryOptions:
-    """``recover``: a level; None: ``affine`` where there is data. ``recalibrate``: then estimate BatchNorm's running
+    """``recover``: a level; None: as the effort says. ``recalibrate``: then estimate BatchNorm's running
     statistics anew."""
 
     recover: str | None = option(
         None,
-        "Compensate for removed channels in the remaining weights, without labels. Default: affine where there is "
-        "data, else none.",
+        "Compensate for removed channels in the remaining weights, without labels. Default: full where there is data, "
+        "else none; see --effort.",
         choices=tuple(LEVELS),
-        basic=True,
     )
     recalibrate: bool = option(False, "Then estimate BatchNorm's running statistics anew.")
 
     def __post_init__(self) -> None:
         check_choices(self)
-
-    def level(self, has_data: bool) -> str:
-        """The level, chosen by whether there is data where the user named none."""
-        return self.recover or ("affine" if has_data else "none")
 
     @property
     def needs_data(self) -> str | None:

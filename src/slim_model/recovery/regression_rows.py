@@ -62,6 +62,7 @@ class Rows:
         self.slope, self.shift = _line(self.sink.norm, small, len(layer.outputs))
         passes = self.slope.abs() > 1e-3 * self.slope.abs().max()  # else a BatchNorm that lets nearly nothing through
         self.scale = torch.where(passes, 1 / self.slope, 0.0)
+        self.silent = layer.silent_in(small.graph)
         self.held: list[RegressionRows] | None = None
 
     def __iter__(self) -> Iterator[RegressionRows]:
@@ -84,6 +85,8 @@ class Rows:
         for big, little in zip(self.dense.after(name), self.small.before(name), strict=True):
             ours, first = little.values, little.part.first
             taken = self.layer.rows(ours[self.call.operand].detach(), groups, first, self.places)
+            if self.silent:  # a block that is gone stays gone: its constant alone is fitted
+                taken = torch.zeros_like(taken)
             if self.layer.constant is not None:
                 taken = torch.cat([taken, taken.new_ones(*taken.shape[:2], 1)], 2)
             targets, rises = self._targets(big.values, ours, first)
@@ -167,9 +170,9 @@ def solved(layer: LinearLayer, fit: Products, now: Tensor, ridge: float) -> Tens
     diagonal = fit.xx.diagonal(dim1=1, dim2=2).clone()
     if layer.constant is not None:
         diagonal[:, -1] = 0
-    level = torch.where(diagonal > 0, ridge * diagonal.mean(1, keepdim=True), 0.0) + 1e-12 * diagonal.amax(
-        1, keepdim=True
-    )
+    largest = diagonal.amax(1, keepdim=True)
+    level = torch.where(diagonal > 0, ridge * diagonal.mean(1, keepdim=True), 0.0)
+    level = level + 1e-12 * torch.where(largest > 0, largest, 1.0)  # columns of zeros keep their weights
     return torch.linalg.solve(fit.xx + torch.diag_embed(level), fit.xy + level[..., None] * now)
 
 

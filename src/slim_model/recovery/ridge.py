@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ class RidgeProblem:
     def key(self) -> Hashable:
         """Of two plans that have the same, the same is observed."""
         return self.layer.key, self.tied, tuple(self.layer.groups.tolist())
+
+    def silent(self) -> RidgeProblem:
+        """The same layer, of which no input is kept: its weights are zero, and a constant is all that it can give."""
+        return replace(self, kept=torch.zeros_like(self.kept))
 
 
 def problem_of(dense: Graph, layer: LinearLayer, samples: int) -> RidgeProblem:
@@ -132,6 +136,7 @@ class RidgeSolution:
         layer = self.problem.layer
         added = self.added.flatten(2)[..., None] if layer.window is None else self.added
         small = layer.weights_in(tensors, len(layer.groups)).double().cpu()
+        added = added if self.problem.kept.any() else torch.zeros_like(small)
         stored = layer.constant_in(tensors)
         constant = None if stored is None else stored.cpu() + self.constant.flatten()
         tensors |= layer.changed(small + added, constant, tensors)

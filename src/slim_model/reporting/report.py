@@ -204,7 +204,7 @@ def _rounding(compiled: Compiled, recipe: Recipe) -> list[str]:
 def as_decided(recipe: Recipe, block: int, quantized: Quantized | None = None) -> Recipe:
     """The recipe with what was left to us decided: what widths are rounded to (``block``), the level of recovery, and
     what was written as int8, so that a run by it writes the same, whatever the clock says."""
-    used = recipe.but(multiple_of=block, recover=recipe.recovery.level(recipe.data.data is not None))
+    used = recipe.decided().but(multiple_of=block)
     if quantized is None:
         return used
     if not quantized.written:

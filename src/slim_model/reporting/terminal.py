@@ -31,6 +31,8 @@ def _summary(report: Report) -> Table:
     table.add_column("slim", justify="right", no_wrap=True)
     table.add_column("")  # the only one that may be folded: rich cuts no_wrap columns alike
     table.add_row("channels", *_channels(report))
+    if report.recipe["data"]["data"] is not None:
+        table.add_row(*(Text(cell, style="dim") for cell in ("  effort", "", "", _effort(report.recipe))))
     for label, key, unit in (("parameters", "params", "M"), ("multiply-adds", "macs", "M"), ("file", "bytes", "MB")):
         before, after = report.dense[key], report.slim[key]
         table.add_row(label, f"{before / 1e6:,.2f} {unit}", f"{after / 1e6:,.2f} {unit}", _times(before, after))
@@ -49,6 +51,12 @@ def _summary(report: Report) -> Table:
         table.add_row("proof: onnxruntime", "", f"error {proof['onnx_max_rel_error']:.0e}", "against PyTorch")
     _add_steps(table, report.steps)
     return table
+
+
+def _effort(recipe: dict[str, Any]) -> str:
+    """``balanced: reconstruction, full, 1,024 samples``"""
+    chosen = [recipe["ranking"]["criterion"], recipe["recovery"]["recover"], f"{recipe['data']['samples']:,} samples"]
+    return f"{recipe['effort']['effort']}: {', '.join(chosen)}"
 
 
 def _add_steps(table: Table, steps: list[dict[str, Any]]) -> None:

@@ -1,0 +1,1 @@
+"""Whole plans, or whole branches gone, tried on samples that are held out."""

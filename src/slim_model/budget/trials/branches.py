@@ -1,0 +1,139 @@
+"""Residual branches that may go as a whole, and in which order.
+
+Where all that a layer reads is one group, and what it gives enters a sum with a value that does not depend on it, the
+model is still one when the group is gone: the block becomes its shortcut, plus a constant (depth pruning; MiR, Wang et
+al., ECCV 2022, and PRACTISE, 2023, remove blocks so and fit the rest to the dense model). That takes all of the time
+that the branch took, where narrower layers save little on machines whose kernels work on blocks of channels.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+from torch import Tensor
+
+from slim_model.budget.plan import without
+from slim_model.coupling.coupling import Coupling, Group
+from slim_model.cutting.silence import reading_weights, silence
+from slim_model.data.holdout import Part, Parts
+from slim_model.progress import Progress, say_nothing
+from slim_model.recovery.affine import observe_inputs
+from slim_model.recovery.gate_layers import GateLayer, find_layers
+from slim_model.recovery.linear_layers import LinearLayer
+from slim_model.recovery.referee import Referee
+from slim_model.recovery.regression_rows import sink_of
+from slim_model.recovery.ridge import problem_of, solve_ridge
+
+_JUDGED = 100
+"""Samples on which a removal is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The group of this number, and the layers that read it."""
+
+    group: int
+    layers: tuple[LinearLayer, ...]
+
+
+def find_branches(coupling: Coupling) -> list[Branch]:
+    """Of every group that may go as a whole, in the order of the groups."""
+    nodes = {node.name: node for node in coupling.graph.nodes}
+    layers: dict[str, LinearLayer] = {
+        layer.weight: layer
+        for layer in find_layers(coupling.graph, coupling.graph, {})
+        if not isinstance(layer, GateLayer) and len(layer.groups) == 1
+    }
+
+    def ends(name: str) -> bool:
+        """The layer is the last one of a branch."""
+        return name in layers and all(sink_of(nodes[call.node]).other is not None for call in layers[name].calls)
+
+    found = []
+    for number, group in enumerate(coupling.groups):
+        names = list(dict.fromkeys(reading_weights(coupling, [number])))
+        if names and all(map(ends, names)) and all(_alone(group, name) for name in names):
+            found.append(Branch(number, tuple(layers[name] for name in names)))
+    return found
+
+
+def _alone(group: Group, name: str) -> bool:
+    """The layer reads nothing but the group."""
+    return all(bool((s.channel >= 0).all()) for s in group.slices if s.parameter == name and s.role == "reads")
+
+
+class BranchJudge:
+    """What the outputs lose without some branches, where each layer gives what it gave on average."""
+
+    def __init__(self, coupling: Coupling, branches: list[Branch], fit: Parts, held_out: Parts) -> None:
+        self.coupling = coupling
+        self.referee = Referee(coupling.graph, first_of(held_out, _JUDGED))
+        self.constants = dict[int, dict[str, Tensor]]()
+        graph, few = coupling.graph, first_of(fit, _JUDGED)
+        problems = {b.group: [problem_of(graph, layer, _JUDGED).silent() for layer in b.layers] for b in branches}
+        moments = observe_inputs(graph, [problem for own in problems.values() for problem in own], few)
+        for group, own in problems.items():
+            values = dict(silence(graph, coupling, [group]).tensors)
+            for problem in own:
+                solve_ridge(problem, moments[problem.key], None).store(values)
+            self.constants[group] = {n: x for n, x in values.items() if x is not graph.tensors[n]}
+
+    def error(self, groups: list[int]) -> float:
+        """Of the dense model without these groups, relative to the outputs' spread."""
+        tensors = dict(self.coupling.graph.tensors)
+        for group in groups:
+            tensors |= self.constants[group]
+        return self.referee.error(self.coupling.graph.with_tensors(tensors))
+
+
+def order_of_branches(
+    coupling: Coupling,
+    fit: Parts,
+    held_out: Parts,
+    price_of: Callable[[np.ndarray], float],
+    least: float,
+    progress: Progress = say_nothing,
+) -> list[int]:
+    """Groups that go one after the other, until the price is no more than ``least``: whichever adds least to the error
+    of the outputs for the price that it saves, given all that went before.
+
+    What a branch costs rarely falls when others go, so that it is measured anew only where it seems to be the best
+    (lazy evaluation, Minoux 1978). Those without which the outputs say nothing any more stay.
+    """
+    branches = find_branches(coupling)
+    if not branches:
+        return []
+    judge, whole, told = BranchJudge(coupling, branches, fit, held_out), coupling.keep_all(), count(1)
+    gone: list[int] = []
+    now, price = 0.0, price_of(whole)
+    queue = [(-np.inf, branch.group, -1) for branch in branches]
+    while queue and price > least:
+        _, group, known = heapq.heappop(queue)
+        if known == len(gone):
+            gone.append(group)
+            now, price = judge.error(gone), price_of(without(coupling, whole, gone))
+            continue
+        progress(f"judging branches: {next(told)} ({coupling.groups[group].name})")
+        error = judge.error([*gone, group])
+        saved = price - price_of(without(coupling, whole, [*gone, group]))
+        if error < 1 and saved > 0:
+            heapq.heappush(queue, ((error - now) / saved, group, len(gone)))
+    return gone
+
+
+def first_of(parts: Parts, most: int) -> Parts:
+    """The first parts, until there are ``most`` samples or a few more."""
+
+    def some() -> Iterator[Part]:
+        seen = 0
+        for part in parts():
+            yield part
+            seen += part.samples
+            if seen >= most:
+                return
+
+    return some

@@ -1,0 +1,128 @@
+"""Several plans that meet a limit -> the one with which the outputs lose least, once it was recovered.
+
+Scores of different layers do not add up, and what is lost when one layer is cut alone says little of what is lost when
+all are. So whole plans are tried: the same ratio in every layer, residual branches gone as a whole, and half of each.
+All are recovered on some of the samples, at the level that is to follow, and compared on those that are held out. The
+uniform plan is one of them: what is taken is never worse than it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from slim_model.budget.allocations import allocation_of
+from slim_model.budget.goal import Met, Task
+from slim_model.budget.plan import Plan
+from slim_model.budget.trials.branches import order_of_branches
+from slim_model.cutting.cut import CutFailed, positions_left
+from slim_model.cutting.shrink_graph import shrink
+from slim_model.cutting.silence import silence
+from slim_model.data.accuracy import Exam
+from slim_model.data.batches import Batch, Data
+from slim_model.data.holdout import split_off_held_out
+from slim_model.errors import BudgetError, ensure
+from slim_model.graph.graph import Graph
+from slim_model.recovery.recover import recover
+from slim_model.recovery.referee import Referee
+
+SHARES = (0.0, 0.5, 1.0)
+"""Of what is to be saved, by whole branches; the rest by narrower layers."""
+_DEEPER = 0.85
+"""Of the limit: branches are ordered until they alone save more than is asked for, since a prediction may be wrong."""
+_FITTED = 320
+"""Samples on which the plans that are compared are recovered."""
+_LEVELS = {"none": "none", "bias": "bias", "data-free": "data-free", "affine": "affine"}
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Branches that go first: those in front of ``order``, until the share ``share`` of what is to be saved is."""
+
+    order: tuple[int, ...] = ()
+    share: float = 0.0
+
+    def groups(self, price_at: Callable[[int], float], limit: float) -> tuple[int, ...]:
+        """``price_at(n)``: with n branches gone."""
+        dense = price_at(0)
+        wanted = dense - self.share * (dense - limit)
+        count = next((n for n in range(len(self.order) + 1) if price_at(n) <= wanted), len(self.order))
+        if self.share < 1 and count and price_at(count) <= limit:
+            count -= 1
+        return self.order[:count]
+
+
+NOTHING = Leaving()
+
+
+def best_plan(
+    task: Task,
+    plan_with: Callable[[Task, Leaving], tuple[Plan, Met]],
+    price_of: Callable[[np.ndarray], float],
+) -> tuple[Plan, Met]:
+    """The plan of least error. ``plan_with``: a plan that meets the goal with these branches gone and the same ratio in
+    all layers that are left. ``price_of``: what a choice of channels costs. Raises BudgetError where no plan meets the
+    goal."""
+    data, graph = task.data, task.coupling.graph
+    ensure(data is not None, "allocate judged", "it has no data")  # the recipe asks for it
+    assert data is not None
+    fit, held_out = split_off_held_out(data, graph)
+    least = _DEEPER * task.goal.limit_of(price_of(task.coupling.keep_all()))
+    order = tuple(order_of_branches(task.coupling, fit, held_out, price_of, least, task.progress))
+    uniform = replace(task, goal=replace(task.goal, allocation=allocation_of("uniform")))
+    plans, refused = list[tuple[Plan, Met]](), list[BudgetError]()
+    for share in SHARES if order else SHARES[:1]:
+        try:
+            plans.append(plan_with(uniform, Leaving(order, share)))
+        except BudgetError as error:
+            refused.append(error)
+    if not plans:
+        raise refused[0]
+    judge = _Judge(task, data, Referee(graph, held_out))
+    errors = [judge.error(plan) for plan, _ in plans] if len(plans) > 1 else [0.0]
+    plan, met = plans[int(np.argmin(errors))]
+    return plan, replace(met, allocate=_said(plan))
+
+
+def _said(plan: Plan) -> str:
+    count = len(plan.silent)
+    return "judged: uniform" + (f", {count} branch{'es' * (count > 1)} gone" if count else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    task: Task
+    data: Data
+    referee: Referee
+
+    def error(self, plan: Plan) -> float:
+        """Of the outputs on what is held out, after recovery; infinite where the plan cannot be cut."""
+        task, coupling = self.task, self.task.coupling
+        task.progress(f"judging a plan: {_said(plan)}")
+        try:
+            small = silence(shrink(coupling, plan.keep)[0], coupling, plan.silent)
+        except CutFailed:
+            return float("inf")
+        return self.referee.error(self._recovered(small, plan))
+
+    def _recovered(self, small: Graph, plan: Plan) -> Graph:
+        kept, level = positions_left(self.task.coupling, plan.keep), _LEVELS.get(self.task.level, "full")
+        with torch.no_grad():
+            return recover(self.task.coupling.graph, small, kept, _some_of(self.data), level, Exam(None))[0]
+
+
+def _some_of(data: Data) -> Data:
+    """Of its first batches."""
+
+    def batches() -> Iterator[Batch]:
+        seen = 0
+        for batch in data.batches():
+            yield batch
+            seen += batch.samples
+            if seen >= _FITTED:
+                return
+
+    return replace(data, batches=batches, samples=min(data.samples, _FITTED))
