@@ -27,7 +27,7 @@ def report_of(result: SlimFolder, recipe: Recipe, seconds: float) -> dict[str, A
             "dtype": str(checkpoint.dtype).removeprefix("torch."),
         },
         "ratio": recipe.budget.ratio,
-        "criterion": ranking_of(recipe.ranking.criterion).__name__,
+        "criterion": ranking_of(recipe.ranking.ranked_by).__name__,
         "recover": result.level,
         "data": result.text.name if result.text else None,
         "sequences": list(result.text.fit.shape) if result.text else None,

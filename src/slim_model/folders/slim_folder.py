@@ -50,14 +50,14 @@ def check_recipe(recipe: Recipe) -> None:
             )
     if recipe.recovery.recover not in (None, *_LEVELS):
         raise InputError(f"--recover {recipe.recovery.recover} is not there for folders: {', '.join(_LEVELS)}.")
-    check_ranking(ranking_of(recipe.ranking.criterion))
+    check_ranking(ranking_of(recipe.ranking.ranked_by))
 
 
 def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: Progress = say_nothing) -> SlimFolder:
     """Fill the empty folder ``place`` with ``checkpoint`` made smaller. Raises SlimError where that cannot be."""
     step = None if recipe.budget.multiple_of == "auto" else int(recipe.budget.multiple_of)
     plan = plan_folder(checkpoint, recipe.budget.ratio, step)
-    level = recipe.recovery.level(recipe.data.data is not None)
+    level = recipe.recovery.recover or ("none" if recipe.data.data is None else "affine")
     _check_level(plan, level)
     text, seen = None, dict[str, float]()
     # With text the dense model runs, and each layer is ranked and refitted as soon as it has read all of it.
@@ -93,7 +93,7 @@ def _check_level(plan: Plan, level: str) -> None:
 
 
 def _kept_by_weights(plan: Plan, recipe: Recipe, progress: Progress) -> Kept:
-    ranking = ranking_of(recipe.ranking.criterion)
+    ranking = ranking_of(recipe.ranking.ranked_by)
     units = {}
     for number, site in enumerate(plan.sites):
         progress(f"ranking {number + 1} of {len(plan.sites)}")
@@ -103,7 +103,7 @@ def _kept_by_weights(plan: Plan, recipe: Recipe, progress: Progress) -> Kept:
 
 
 def _kept_by_data(plan: Plan, dense: Any, text: Tokens, recipe: Recipe, level: str, progress: Progress) -> Kept:
-    ranking: Ranking = ranking_of(recipe.ranking.criterion)
+    ranking: Ranking = ranking_of(recipe.ranking.ranked_by)
     units, refitted = dict[Site, Tensor](), dict[str, Tensor]()
 
     def visit(site: Site, pairs: Covariances | None, alone: Variances) -> None:

@@ -32,7 +32,7 @@ def read_tokens(checkpoint: Checkpoint, options: DataOptions, longest: int) -> T
     the folder has no tokenizer, or a token is none of the model's."""
     spec = TextSpec.of(options.data)
     length = min(spec.length or _LENGTH, longest)
-    wanted = min(options.samples, spec.sequences)
+    wanted = min(options.calibrating, spec.sequences)
     held_out = max(1, wanted // _HELD_OUT)
     needed = (wanted + held_out) * length
     text = read_text(spec, at_most=needed * _CHARACTERS)
