@@ -38,7 +38,7 @@ def prove_silenced(
                 names = ", ".join(coupling.groups[number].name for number in groups)
                 raise ProofError(
                     f"the model without {names} could not be proven: its outputs differ by {relative_error(a, b):.1e}. "
-                    "Nothing was written. This is a fault of slim-model: please report the model; --allocate uniform leaves "
-                    "a part of every layer."
+                    "Nothing was written. This is a fault of slim-model: please report the model; --allocate uniform "
+                    "leaves a part of every layer."
                 )
     return silent
