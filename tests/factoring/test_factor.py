@@ -66,7 +66,12 @@ def data() -> Data:
 
 @functools.cache
 def factored(*, with_data: bool) -> Factoring:
-    return factor(graph_of_layers(), tuple(FORMS), data=data() if with_data else None)
+    return factor(graph_of_layers(), ("svd", "channel"), data=data() if with_data else None)
+
+
+@functools.cache
+def spatial(*, with_data: bool) -> Factoring:
+    return factor(graph_of_layers(), ("spatial",), data=data() if with_data else None)
 
 
 @pytest.mark.parametrize("with_data", [False, True])
@@ -77,6 +82,47 @@ def test_every_layer_is_written_and_nothing_changes(with_data: bool) -> None:
     assert proven.error is not None
     assert proven.error < 1e-5
     assert not graph_of_layers().factored
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_kernels_as_columns_and_rows(with_data: bool) -> None:
+    """Ranks: the lesser of 3 inputs by 3 places and 8 outputs by 3 places; of 8 by 3 and 12 by 5."""
+    factoring = spatial(with_data=with_data)
+    shapes = {one.path: [factor.shape for factor in one.factors] for one in factoring.graph.factored}
+    assert shapes == {
+        "stem": [(9, 3, 3, 1), (8, 9, 1, 3)],
+        "strided": [(24, 8, 3, 1), (12, 24, 1, 5)],
+    }
+    proven = prove_same(factoring, [graph_of_layers().inputs, (torch.randn(3, 3, 10, 10),)])
+    assert proven.error is not None
+    assert proven.error < 1e-5
+    assert cost(couple(factoring.graph)) == cost(couple(graph_of_layers()))
+    strided = CostModel(couple(factoring.graph)).products()[1]
+    # 5 places down by 10 across, then 5 by 5, of two examples; per place of the output as the form says
+    assert [one.macs for one in strided.factors] == [2 * 50 * 24 * 24, 2 * 25 * 24 * 60]
+    assert factoring.written[1].split.macs * 25 * 2 * 24 == sum(one.macs for one in strided.factors)
+
+
+def test_a_kernel_of_rank_one_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 2), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 2.0], [2.0, 4.0]]).expand(2, 2, 2, 2))
+    (one,) = factor(capture(model.eval(), (torch.randn(2, 2, 5, 5),)), ("spatial",)).written
+    assert one.split.lost[0].tolist() == pytest.approx([1, 0, 0, 0])
+
+
+def test_the_form_that_loses_least_is_taken() -> None:
+    factoring = factor(graph_of_layers(), tuple(FORMS))
+    forms = {one.layer.weight: one.form for one in factoring.written}
+    assert forms["wide.weight"] == forms["head.weight"] == "svd"
+    for name in ("stem.weight", "strided.weight"):
+        tried = {
+            one.form: one.split.lost_at(one.layer.matrix.numel() / 2)
+            for given in (factored(with_data=False), spatial(with_data=False))
+            for one in given.written
+            if one.layer.weight == name
+        }
+        assert forms[name] == min(tried, key=lambda form: tried[form])
 
 
 @pytest.mark.parametrize("with_data", [False, True])

@@ -71,7 +71,7 @@ def test_the_report_tells_ranks_from_widths() -> None:
     ranks = [group for group in report.groups if "factored" in group]
     assert ranks
     assert all(group["name"] == f"{group['factored']} (rank)" for group in ranks)
-    assert {group["form"] for group in ranks} <= {"svd", "channel"}
+    assert {group["form"] for group in ranks} <= {"svd", "channel", "spatial"}
     assert all(group["macs"] < group["macs_whole"] for group in ranks)
     assert sum(group["macs_whole"] - group["macs"] for group in ranks) == report.dense["macs"] - report.slim["macs"]
     assert report.channels["removed_share"] == 0
@@ -154,7 +154,10 @@ def test_projections_without_a_layer_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank_forms": ("cp",), "low_rank": True}, "no form of low rank is called 'cp'. There are: svd, channel"),
+        (
+            {"rank_forms": ("cp",), "low_rank": True},
+            "no form of low rank is called 'cp'. There are: svd, channel, spatial",
+        ),
         ({"rank_forms": ("svd",)}, "--rank-forms says how --low-rank writes layers; add --low-rank."),
         ({"widths": False}, "without widths nothing is left to remove; --no-widths goes with --low-rank."),
         ({"low_rank": True, "iterations": 2}, "--low-rank does not go with iterations 2; ranks go in one round."),

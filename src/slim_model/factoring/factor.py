@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,9 @@ from slim_model.cutting.resize import resize
 from slim_model.data.batches import Data
 from slim_model.data.holdout import split_off_held_out
 from slim_model.errors import InputError
-from slim_model.factoring.forms import FORMS
+from slim_model.factoring.forms import FORMS, Form
 from slim_model.factoring.layers import Layer, find_layers
-from slim_model.factoring.moments import gather_outputs
+from slim_model.factoring.moments import gather
 from slim_model.factoring.split import Split
 from slim_model.factoring.write_factors import write_factors
 from slim_model.graph.graph import Graph
@@ -81,15 +81,17 @@ def factor(
     *,
     progress: Progress = say_nothing,
 ) -> Factoring:
-    """Each layer that one of ``forms`` fits, in the first such form. ``keep``: glob patterns of layers that are left as
-    they are. With ``data`` ranks are sorted by what they carry on it, else by their weights alone.
+    """Each layer that some of ``forms`` fit, in that which loses least at half of its multiply-adds. ``keep``: glob
+    patterns of layers that are left as they are. With ``data`` ranks are sorted by what they carry on it, else by their
+    weights alone.
 
     Raises InputError where no layer can be factored.
     """
     if graph.program is None:  # each of its nodes was traced in a mode of its own
         graph = resize(graph)
-    layers = [layer for layer in find_layers(graph, keep) if min(layer.matrix.shape[:2]) > 1 and _form_of(layer, forms)]
-    if not layers:
+    layers = [layer for layer in find_layers(graph, keep) if min(layer.matrix.shape[:2]) > 1]
+    fitting = [(layer, own) for layer in layers if (own := _forms_of(layer, forms))]
+    if not fitting:
         raise InputError(
             f"no layer can be factored as {', '.join(forms)}: it takes linear layers and convolutions in one block, "
             "each with a weight of its own, that --keep does not name. Leave out --low-rank."
@@ -98,14 +100,17 @@ def factor(
     if data is not None:
         progress("reading what layers give")
         fit, _ = split_off_held_out(data, graph)
-        moments = gather_outputs(graph, layers, fit)
+        wanted = dict.fromkeys((form.observes, layer.weight) for layer, own in fitting for form in own)
+        of_name = {layer.weight: layer for layer, _ in fitting}
+        moments = gather(graph, [(what, of_name[name]) for what, name in wanted], fit)
     written = []
     with torch.no_grad():
-        for number, layer in enumerate(layers, 1):
-            progress(f"factoring layers: {number} of {len(layers)}")
-            form = _form_of(layer, forms)
-            split: Callable[..., Split] = FORMS[form].split
-            written.append(Written(layer, form, split(layer, moments.get(layer.weight))))
+        for number, (layer, own) in enumerate(fitting, 1):
+            progress(f"factoring layers: {number} of {len(fitting)}")
+            splits = [(form.name, form.split(layer, moments.get((form.observes, layer.weight)))) for form in own]
+            room = layer.matrix.numel() / 2
+            name, split = min(splits, key=lambda each: each[1].lost_at(room))
+            written.append(Written(layer, name, split))
     return factoring_of(graph, written)
 
 
@@ -115,6 +120,6 @@ def factoring_of(start: Graph, written: Sequence[Written]) -> Factoring:
     return Factoring(start, tuple(written), graph)
 
 
-def _form_of(layer: Layer, forms: Sequence[str]) -> str:
-    """The first that fits; '' where none does."""
-    return next((name for name in forms if FORMS[name].kernels == (layer.taps > 1)), "")
+def _forms_of(layer: Layer, forms: Sequence[str]) -> list[Form]:
+    """Those that fit."""
+    return [FORMS[name] for name in forms if FORMS[name].fits(layer.kernel, layer.options.get("padding"))]

@@ -11,18 +11,29 @@ from slim_model.late import Late
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """``split(layer, moments)`` gives the ``Split`` of a layer; with all ranks it computes the same. ``kernels``: it
-    takes layers whose kernel is larger than 1; else linear layers and 1x1 convolutions."""
+    """``fits(kernel, padding)``: whether layers with this kernel take it; ``split(layer, moments)`` gives the ``Split``
+    of one, which with all ranks computes the same; ``observes``: what ``moments`` are of (a row of ``OBSERVED``)."""
 
     name: str
-    kernels: bool
+    fits: Callable[[tuple[int, ...], Any], bool]
+    observes: str
     split: Callable[..., Any]
+
+
+def _is_map(kernel: tuple[int, ...], padding: Any) -> bool:
+    return len(kernel) == 2 and min(kernel) > 1 and not isinstance(padding, str)
 
 
 FORMS: dict[str, Form] = {
     row.name: row
     for row in (
-        Form("svd", False, Late("factoring.principal:split_by_outputs")),
-        Form("channel", True, Late("factoring.principal:split_by_outputs")),
+        Form("svd", lambda kernel, _: set(kernel) <= {1}, "outputs", Late("factoring.principal:split_by_outputs")),
+        Form(
+            "channel",
+            lambda kernel, _: max(kernel, default=1) > 1,
+            "outputs",
+            Late("factoring.principal:split_by_outputs"),
+        ),
+        Form("spatial", _is_map, "columns", Late("factoring.spatial:split_by_columns")),
     )
 }

@@ -31,9 +31,9 @@ class Layer:
     turned: bool = False
 
     @property
-    def taps(self) -> int:
-        """Positions of its kernel."""
-        return self.matrix[0, 0].numel()
+    def kernel(self) -> tuple[int, ...]:
+        """Empty where it is no convolution."""
+        return tuple(self.matrix.shape[2:])
 
 
 def find_layers(graph: Graph, keep: Sequence[str] = ()) -> Iterator[Layer]:
@@ -50,6 +50,8 @@ def find_layers(graph: Graph, keep: Sequence[str] = ()) -> Iterator[Layer]:
         bias = stored_name_of(graph, form.bias, used)
         plain = form.bias is None or (bias is not None and graph.tensors[bias].dim() == 1)
         if weight is None or not plain or not _in_batches(form.operand):
+            continue
+        if form.window and form.operand.meta["val"].dim() != graph.tensors[weight].dim():  # a map without a batch
             continue
         if any(fnmatch(weight, glob) or fnmatch(weight.rpartition(".")[0], glob) for glob in keep):
             continue

@@ -1,25 +1,30 @@
-"""Data -> the mean and the spread of what each layer gives."""
+"""Data -> the mean and the spread of what layers read or give."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from slim_model.data.holdout import Parts
 from slim_model.factoring.layers import Layer
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import Graph
+from slim_model.ops.linear_form import each
 from slim_model.ranking.evidence.moments import Covariances
 from slim_model.ranking.evidence.sampling import sample_positions
 
+Wanted = tuple[str, str]
+"""A row of ``OBSERVED``, and the stored weight of a layer."""
 
-def gather_outputs(graph: Graph, layers: Collection[Layer], parts: Parts) -> dict[str, Covariances]:
-    """By the name of a layer's weight: mean and spread of its outputs over the samples, float64, at some positions of
-    each; a constant bias is in the mean. Nothing of a layer that no sample reached."""
-    run = _Gathering(graph, layers)
+
+def gather(graph: Graph, wanted: Iterable[tuple[str, Layer]], parts: Parts) -> dict[Wanted, Covariances]:
+    """Mean and spread, float64, of what is ``wanted`` of layers, at some positions of each sample. Nothing of a layer
+    that no sample reached."""
+    run = _Gathering(graph, wanted)
     with torch.no_grad():
         for part in parts():
             run.first = part.first
@@ -28,29 +33,47 @@ def gather_outputs(graph: Graph, layers: Collection[Layer], parts: Parts) -> dic
 
 
 class _Gathering(Decided):
-    """Runs a graph, and adds up what comes out of its layers."""
+    """Runs a graph, and adds up what goes into and comes out of its layers."""
 
-    def __init__(self, graph: Graph, layers: Collection[Layer]) -> None:
+    def __init__(self, graph: Graph, wanted: Iterable[tuple[str, Layer]]) -> None:
         super().__init__(graph.module, graph.decisions, garbage_collect_values=True)
-        self.layers = {layer.node: layer for layer in layers}
-        self.moments: dict[str, Covariances] = {}
+        self.wanted: dict[fx.Node, list[tuple[str, Layer]]] = {}
+        for what, layer in wanted:
+            self.wanted.setdefault(layer.node, []).append((what, layer))
+        self.moments: dict[Wanted, Covariances] = {}
         self.first = 0
 
     def run_node(self, n: fx.Node) -> Any:
+        before = {layer.weight: self.env[layer.operand] for _, layer in self.wanted.get(n, ())}
         result = super().run_node(n)
-        if n in self.layers:
-            layer = self.layers[n]
-            rows = _rows(result, self.first, on_maps=bool(layer.options)).double()
+        for what, layer in self.wanted.get(n, ()):
+            rows = OBSERVED[what](layer, before[layer.weight], result, self.first).double()
             mean = rows.mean(0)
             centred = rows - mean
             here = Covariances(len(rows), (mean,), (centred.T @ centred,))
-            before = self.moments.get(layer.weight)
-            self.moments[layer.weight] = here if before is None else before.merge(here)
+            key = (what, layer.weight)
+            self.moments[key] = self.moments[key].merge(here) if key in self.moments else here
         return result
 
 
-def _rows(y: Tensor, first: int, *, on_maps: bool) -> Tensor:
-    """``(row, output)``: some positions of each sample."""
-    by_sample = y.flatten(2).transpose(1, 2) if on_maps else y.reshape(len(y), -1, y.shape[-1])
-    at = sample_positions(first, len(by_sample), by_sample.shape[1]).to(y.device)
+def _outputs(layer: Layer, x: Tensor, y: Tensor, first: int) -> Tensor:
+    """``(row, output)``"""
+    return _sampled(y.flatten(2).transpose(1, 2) if layer.options else y.reshape(len(y), -1, y.shape[-1]), first)
+
+
+def _columns(layer: Layer, x: Tensor, y: Tensor, first: int) -> Tensor:
+    """``(row, input x height of the kernel)``: what a kernel of width 1 reads."""
+    stride, padding, dilation = (each(layer.options[name], 2)[0] for name in ("stride", "padding", "dilation"))
+    height = layer.matrix.shape[2]
+    columns = F.unfold(x, (height, 1), (dilation, 1), (padding, 0), (stride, 1))
+    return _sampled(columns.transpose(1, 2), first)
+
+
+def _sampled(by_sample: Tensor, first: int) -> Tensor:
+    """Some positions of each sample, of ``(sample, position, number)``."""
+    at = sample_positions(first, len(by_sample), by_sample.shape[1]).to(by_sample.device)
     return by_sample.gather(1, at[..., None].expand(-1, -1, by_sample.shape[2])).flatten(0, 1)
+
+
+OBSERVED: dict[str, Callable[[Layer, Tensor, Tensor, int], Tensor]] = {"outputs": _outputs, "columns": _columns}
+"""What is observed of a layer, which reads x and gives y: rows of numbers."""

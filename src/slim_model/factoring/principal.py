@@ -1,6 +1,8 @@
-"""A layer as itself with other outputs, then a linear map of these: both sorted by what an output carries."""
+"""A linear map as two in a row, whose inner axis is sorted by what it carries."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +15,15 @@ _LARGE = 2**23
 """Values of a weight beyond which float32 has to do: orthogonal matrices lose little in it."""
 
 
+class Axes(NamedTuple):
+    """``second @ first`` is the map ``(outputs, inputs)``; ``lost``: the share of the spread of what it gives that goes
+    with each inner position, largest first."""
+
+    first: Tensor
+    second: Tensor
+    lost: Tensor
+
+
 def split_by_outputs(layer: Layer, moments: Covariances | None) -> Split:
     """``W x + b`` as ``B (A x + a) + c``, where the rows of A are the principal axes of the layer's outputs.
 
@@ -23,46 +34,50 @@ def split_by_outputs(layer: Layer, moments: Covariances | None) -> Split:
     of the inner axis, ``a = -U' m``, ``c = b + m``, so that what goes costs its spread alone. Without data S is the
     identity: a plain SVD. Where there are fewer inputs than outputs, U spans what W does.
 
-    ``W = [[3, 0], [0, 1]]`` without data: U = 1, A = W; the shares are ``[0.9, 0.1]``.
+    ``W = [[3, 0], [0, 1]]`` without data: U = 1, A = W; the shares are ``[0.9, 0.1]``. ``moments``: of the outputs.
     """
     weight = layer.matrix
-    flat = weight.flatten(1).to(torch.float32 if weight.numel() > _LARGE else torch.float64)
-    # An orthonormal basis of what the layer can give, in which its outputs have as many numbers as there are ranks.
-    basis, inside = torch.linalg.qr(flat) if flat.shape[0] > flat.shape[1] else (None, flat)
-    # Their covariance there, from data or as of inputs that are all alike.
-    spread, mean = inside @ inside.T, None
-    if moments is not None:
-        spread, mean = (moments.scatter / moments.count).to(flat), moments.mean.to(flat)
-        if basis is not None:
-            spread = basis.T @ spread @ basis
-    values, vectors = torch.linalg.eigh(spread)
-    values, vectors = values.flip(0), vectors.flip(1)
-    second, first = vectors if basis is None else basis @ vectors, vectors.T @ inside
+    flat = weight.flatten(1).to(precision(weight))
+    axes = principal_axes(flat, None if moments is None else (moments.scatter / moments.count).to(flat))
     # The constants: nothing changes in what the layer gives, and the inner axis is about zero.
     inner, outer = None, layer.constant
-    if mean is not None:
-        mean = mean if layer.constant is None else mean - layer.constant.to(flat)
-        inner = second.T @ mean
-        outer = second @ inner if layer.constant is None else layer.constant.to(flat) + second @ inner
+    if moments is not None:
+        own = flat.new_zeros(len(flat)) if layer.constant is None else layer.constant.to(flat)
+        inner = axes.second.T @ (moments.mean.to(flat) - own)
+        outer = own + axes.second @ inner
+    second = axes.second.reshape(*axes.second.shape, *[1] * (weight.dim() - 2))
     return Split(
         (
-            _part(first.unflatten(1, weight.shape[1:]), None if inner is None else -inner, weight, layer.options),
-            _part(
-                second.reshape(*second.shape, *[1] * (weight.dim() - 2)),
-                outer,
-                weight,
-                pointwise_options(layer.options),
-            ),
+            part(axes.first.unflatten(1, weight.shape[1:]), None if inner is None else -inner, weight, layer.options),
+            part(second, outer, weight, pointwise_options(layer.options)),
         ),
-        (shares_of(values),),
+        (axes.lost,),
+        flat.shape[1] + len(flat),
     )
 
 
-def _part(weight: Tensor, bias: Tensor | None, like: Tensor, options: dict[str, object]) -> Part:
+def principal_axes(flat: Tensor, spread: Tensor | None) -> Axes:
+    """The map ``flat (outputs, inputs)`` along the principal axes of what it gives, whose covariance is ``spread``;
+    None: as of inputs that are all alike."""
+    # An orthonormal basis of what it can give, in which outputs have as many numbers as there are ranks.
+    basis, inside = torch.linalg.qr(flat) if flat.shape[0] > flat.shape[1] else (None, flat)
+    if spread is None:
+        spread = inside @ inside.T
+    elif basis is not None:
+        spread = basis.T @ spread @ basis
+    values, vectors = torch.linalg.eigh(spread)
+    vectors = vectors.flip(1)
+    # What is below 0 by rounding is nothing.
+    positive = values.flip(0).double().clamp(min=0)
+    second = vectors if basis is None else basis @ vectors
+    return Axes(vectors.T @ inside, second, positive / positive.sum().clamp(min=1e-300))
+
+
+def precision(weight: Tensor) -> torch.dtype:
+    """In which it is decomposed."""
+    return torch.float32 if weight.numel() > _LARGE else torch.float64
+
+
+def part(weight: Tensor, bias: Tensor | None, like: Tensor, options: dict[str, Any]) -> Part:
+    """The layer with these values, stored as ``like`` is."""
     return Part(weight.to(like).contiguous(), None if bias is None else bias.to(like).contiguous(), options)
-
-
-def shares_of(values: Tensor) -> Tensor:
-    """Of each to the sum of all, float64; what is below 0 by rounding is nothing."""
-    positive = values.double().clamp(min=0)
-    return positive / positive.sum().clamp(min=1e-300)

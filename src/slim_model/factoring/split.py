@@ -21,10 +21,16 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class Split:
     """Layers in a row that compute what one did. ``lost``: for each inner axis float64 ``(rank,)``, the share of the
-    layer's spread that goes with each position of it; positions are sorted, and the last carry least."""
+    layer's spread that goes with each position of it; positions are sorted, and the last carry least. ``macs``: of one
+    rank, for each place of the output."""
 
     parts: tuple[Part, ...]
     lost: tuple[Tensor, ...]
+    macs: int
+
+    def lost_at(self, macs: float) -> float:
+        """The share of the spread that is lost with as many ranks as these multiply-adds have room for."""
+        return float(self.lost[0][max(1, int(macs / self.macs)) :].sum())
 
 
 def pointwise_options(options: dict[str, Any]) -> dict[str, Any]:
