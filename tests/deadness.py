@@ -56,7 +56,7 @@ def removing_the_dead_changes_nothing(
         return "a norm follows the channels that are left"
     if not _dead_where_read(again):
         return "its zeros become something else"
-    small, _ = make_small_module(dead, again.small)
+    small, *_ = make_small_module(dead, again.small)
     for given in (inputs, others):
         error = _error(_outputs(dense, dead, given), _outputs(dense, small, given))
         if not error <= TOLERANCE:

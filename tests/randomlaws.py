@@ -147,7 +147,7 @@ def shapes_follow_the_plan(case: Case, model: nn.Module, found: Compiled) -> boo
             continue
         if tuple(tensor.shape) != tuple(n - k for n, k in zip(dense, lost, strict=True)):
             raise Wrong(f"{name} has shape {tuple(tensor.shape)}: dense {tuple(dense)}, removed {lost}")
-    module, own = make_small_module(model, found.small)
+    module, own, _ = make_small_module(model, found.small)
     # Where the class computes a weight in its forward, and nothing of it was cut, it still holds what that needs.
     sources = {source for weight in found.small.folded for source in weight.sources} - found.small.tensors.keys()
     count = sum(p.numel() for name, p in module.named_parameters() if name not in sources)
@@ -186,7 +186,7 @@ def the_small_net_is_the_dense_one_without_dead_channels(case: Case, model: nn.M
     There is a reference unless a statistic over channels is no module, or channels that are not 0 are summed.
     """
     inputs = case.net.example(OTHER if found.dense.dynamic_batch else found.proof.batches[0])
-    small, _ = make_small_module(model, found.small)
+    small, *_ = make_small_module(model, found.small)
     runs: dict[str, Callable[[bool], list[Tensor]]] = {
         "small graph": lambda wide: _graph_outputs(found, inputs, wide),
         "small module": lambda wide: outputs_of(_wide(small) if wide else small, _widened(inputs) if wide else inputs),

@@ -83,7 +83,7 @@ def _steps(builder: Builder, recipe: Recipe, stage: _Stages, trained: bool) -> I
         compiled = compile_model(model, example, recipe, program=graph.program)
     yield _proven(compiled)
     with stage("module"):
-        module, own = make_small_module(model, compiled.small)
+        module, own, _ = make_small_module(model, compiled.small, compiled.dense)
     yield {"own_class": own}
     with stage("onnx"):
         yield _exported(runnable_form(compiled.small, module), recipe.seed)

@@ -57,7 +57,7 @@ def _slimmed(model: nn.Module, example_inputs: Any, example_kwargs: Any, options
     check_device(recipe.measuring.device)
     compiled = compile_model(model, arguments_given(model, example_inputs, example_kwargs), recipe)
     draw_scans(compiled, recipe)
-    small = make_small_module(model, compiled.small)
+    small = make_small_module(model, compiled.small, compiled.dense)
     report = make_report(compiled, recipe, module_is_own=small.own)
     report = replace(report, warnings=[in_python_words(note) for note in report.warnings])
     check_gates(report, recipe.gates)

@@ -73,7 +73,7 @@ def test_a_head_is_one_channel(name: str) -> None:
 def test_slim_without_heads_equals_masked(name: str, ratio: float, seed: int) -> None:
     result = removed(name, "heads", ratio, seed)
     assert result.proof.masked_max_rel_error <= 1e-4
-    module, _ = make_small_module(model_of(name), result.small)
+    module, *_ = make_small_module(model_of(name), result.small)
     if name in _ZEROED:
         oracle = masked_module(model_of(name), NETS[name], result)
         inputs = NETS[name].inputs(BATCH)

@@ -91,7 +91,7 @@ def test_by_itself_the_small_graph_would_decide_otherwise(compiled: Compiled) ->
 
 
 def test_the_module_decides_for_itself(model: nn.Module, compiled: Compiled) -> None:
-    module, own = make_small_module(model, compiled.small)
+    module, own, _ = make_small_module(model, compiled.small)
     assert own
     assert isinstance(module, Detector)
     assert module.stem.out_channels == 6
@@ -212,7 +212,7 @@ def test_a_module_that_decides_is_written_with_its_decisions(tmp_path: Path) -> 
     model = randomised(Thresholded())
     compiled = compile_model(model, example(), RECIPE)
     assert compiled.dense.decisions
-    module, _ = make_small_module(model, compiled.small)
+    module, *_ = make_small_module(model, compiled.small)
     source, path = runnable_form(compiled.small, module), tmp_path / "out.onnx"
     to_onnx(source, path, opset=None, metadata={"made_by": "test"})
     batches = [*onnx_batches(source, 0), *(tuple(example(seed)[0]) for seed in range(1, 4))]

@@ -84,7 +84,7 @@ def test_slim_equals_masked(name: str, ratio: float, seed: int) -> None:
     assert result.proof.ties > 0
     others = result.dense.dynamic_batch and not result.coupling.batch_holds_channels
     assert set(result.proof.batches) == ({2, 1} if others else {2})
-    module, _ = make_small_module(model_of(name), result.small)
+    module, *_ = make_small_module(model_of(name), result.small)
     assert count(module) < count(model_of(name))
     assert all(torch.equal(v, before[k]) for k, v in model_of(name).state_dict().items())
     if NETS[name].zeroed:

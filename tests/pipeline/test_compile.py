@@ -56,7 +56,7 @@ def test_the_module_computes_what_was_proven(net: type[nn.Module], ratio: float,
     model = trained(net(), seed)
     result = compile_model(model, (images(),), Recipe.of(ratio, "random", multiple_of=1, seed=seed))
     assert result.proof.masked_max_rel_error <= 1e-4
-    module, _ = make_small_module(model, result.small)
+    module, *_ = make_small_module(model, result.small)
     for batch in (1, 5):
         assert error(result.small.run((images(batch),))[0], module(images(batch))) <= 1e-5
     before, after = (sum(column) for column in zip(*result.plan.widths, strict=True))

@@ -47,7 +47,7 @@ def test_a_module_that_cuts_other_heads_is_not_handed_out(attention: Any, own: b
     """Of 4 heads of 4 with half the width, 8 channels, a remembered width of 4 makes 2 heads: it runs, and is wrong."""
     inputs = (normal(2, 6, 5),)
     recipe = Recipe.of(0.5, "random", multiple_of=1, attention=attention)
-    module, is_own = make_small_module(model(), compile_model(model(), inputs, recipe).small)
+    module, is_own, _ = make_small_module(model(), compile_model(model(), inputs, recipe).small)
     assert is_own is own
     assert isinstance(module, Remembered) is own
 
@@ -67,7 +67,7 @@ def test_numbers_that_the_forward_computes_do_not_matter() -> None:
 
     scaled = randomised(Scaled())
     result = compile_model(scaled, (normal(2, 10),), Recipe.of(0.5, multiple_of=1))
-    module, own = make_small_module(scaled, result.small)
+    module, own, _ = make_small_module(scaled, result.small)
     assert own
     assert isinstance(module, Scaled)
 
@@ -79,7 +79,7 @@ def test_a_group_norm_knows_how_many_groups_are_left(groups: int, left: int) -> 
         nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(groups, 16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 4))
     )
     result = compile_model(net, (normal(2, 3, 6, 6),), Recipe.of(0.5, multiple_of=1))
-    module, own = make_small_module(net, result.small)
+    module, own, _ = make_small_module(net, result.small)
     assert own
     assert isinstance(module, nn.Sequential)
     norm = module[1]

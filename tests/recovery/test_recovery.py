@@ -167,7 +167,7 @@ def test_a_channel_that_repeats_others_is_not_missed(reader: str, level: str) ->
     (left,) = recovered(model, "none", x, ratio=ratio, keep=keep).small.run((x,))
     assert error(expected, left) > 0.02
     assert error(expected, result.small.run((x,))[0]) < 1e-4
-    module, own = make_small_module(model, result.small)
+    module, own, _ = make_small_module(model, result.small)
     assert own
     assert error(expected, module(x)) < 1e-4
 

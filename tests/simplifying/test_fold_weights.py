@@ -358,7 +358,7 @@ def test_two_rounds_and_recovery_work_on_folded_weights() -> None:
     model = built(WRAPS["spectral_norm"])
     recipe = Recipe.of(ratio=0.5, multiple_of=1, iterations=2, data=[torch.randn(16, 8)], recover="affine")
     compiled = compile_model(model, (x(),), recipe)
-    module, own = make_small_module(model, compiled.small)
+    module, own, _ = make_small_module(model, compiled.small)
     assert own
     assert type(module[2]) is nn.Linear
     assert "parameters alone" in " ".join(make_report(compiled, recipe, module_is_own=own).warnings)

@@ -93,7 +93,7 @@ def _dense_file(made: Made, folder: Path, progress: Progress) -> Path:
     if not dense.exists():
         progress("exporting the dense model to compare with")
         to_onnx(
-            runnable_form(made.compiled.dense, made.subject.model),
+            runnable_form(made.subject.named(made.compiled.dense), made.subject.model),
             dense,
             opset=made.job.outputs.opset,
             metadata={},

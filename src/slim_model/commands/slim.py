@@ -80,6 +80,8 @@ def run_job(
     with clock("load"):
         progress(f"reading {job.source.path.name}")
         subject = shared.subject if shared else load(job.source.path, job.source.options, seed=recipe.seed)
+    job = _for_its_library(job, subject)
+    recipe = job.recipe
     resume = Resume(job.target.with_name(f"{job.target.name}.finetune"))
     with clock("compile"):
         compiled = compile_model(
@@ -96,7 +98,9 @@ def run_job(
         return None
     draw_scans(compiled, recipe)
     with clock("compile"):
-        made = Made(job, subject, compiled, make_small_module(subject.model, compiled.small))
+        every_method = _writes_for_library(job, subject)  # the library exports by others than forward
+        small = make_small_module(subject.model, compiled.small, compiled.dense, every_method=every_method)
+        made = Made(job, subject, compiled, small)
     with beside(job.target) as slim, tempfile.TemporaryDirectory() as folder:  # OUT.onnx appears when all is done
         with clock("export"):
             progress("writing and checking ONNX")
@@ -113,7 +117,7 @@ def run_job(
         tell(report)
         check_gates(report, recipe.gates)
         if job.outputs.save:
-            save(compiled.small, made.small, job.outputs.save, compiled.removal(recipe))
+            _save(made, job.outputs.save)
         if job.outputs.model_card:
             publish(job.outputs.model_card, _model_card(json.loads(report.as_json()), job.target.name))
         if quantized:
@@ -153,7 +157,7 @@ def _report(
         source={"name": job.source.path.name, "sha256": subject.sha256, "kind": subject.kind},
         files=(measured.dense_bytes, files.slim.stat().st_size),
         onnx_error=error,
-        warnings=[*subject.notes, *_other_source(job, subject), *notes],
+        warnings=[*subject.notes, *_other_source(job, subject), *_not_its_librarys(made), *notes],
         quantized=quantized,
         later_steps=int8_step(quantized, seconds.get("int8", 0.0)),
         latency=measured.latency,
@@ -172,6 +176,36 @@ def _report(
     return report
 
 
+def _for_its_library(job: Job, subject: Subject) -> Job:
+    """Where ``--save`` writes a file for the model's library, its classes must take the smaller layers."""
+    if not _writes_for_library(job, subject):
+        return job
+    coupling = job.recipe.coupling
+    coupling = replace(coupling, equal_pieces=True, keep=(*coupling.keep, *subject.use.keep))
+    return replace(job, recipe=replace(job.recipe, coupling=coupling))
+
+
+def _writes_for_library(job: Job, subject: Subject) -> bool:
+    saved = job.outputs.save
+    return saved is not None and saved.suffix == ".pt" and subject.library is not None and bool(subject.library.file)
+
+
+def _save(made: Made, path: Path) -> None:
+    module = made.small.module
+    content = made.subject.small_file(module) if made.small.own else None
+    save(made.compiled.small, made.small, path, made.compiled.removal(made.job.recipe), content=content)
+
+
+def _not_its_librarys(made: Made) -> list[str]:
+    """A note where ``--save`` holds the traced graph, which the library cannot load."""
+    if made.small.own or not _writes_for_library(made.job, made.subject):
+        return []
+    assert made.subject.library is not None
+    package = made.subject.library.package
+    return [f"{made.job.outputs.save} holds the traced graph, which {package} does not load: its own classes do not "
+            "take these layers"]  # fmt: skip
+
+
 def _other_source(job: Job, subject: Subject) -> list[str]:
     """A note where a run is repeated with another IN than it had."""
     if job.source.sha256 in (None, subject.sha256):
@@ -184,8 +218,8 @@ def _export(made: Made, place: Path) -> float:
     the file is not what was proven, the small PyTorch model is saved all the same if that was asked for, and the error
     says so."""
     recipe, outputs = made.job.recipe, made.job.outputs
-    compiled, small = made.compiled, made.small
-    written = runnable_form(compiled.small, small.module)
+    compiled = made.compiled
+    written = runnable_form(made.subject.named(compiled.small), made.small.module)
     try:
         lines = to_onnx(
             written,
@@ -198,7 +232,7 @@ def _export(made: Made, place: Path) -> float:
     except (ExportError, ProofError) as refused:
         instead = "The small PyTorch model is proven: --save small.safetensors or small.pt keeps it."
         if outputs.save:
-            save(compiled.small, small, outputs.save, compiled.removal(recipe))
+            _save(made, outputs.save)
             instead = f"The small PyTorch model is proven, and is in {outputs.save}."
         raise type(refused)(f"{refused} {instead}") from refused
 

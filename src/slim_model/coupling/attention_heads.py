@@ -69,14 +69,15 @@ def couple_attention(
     heads: Heads | None = None,
     keep: tuple[str, ...] = (),
     pinned_nodes: Mapping[str, str] = MappingProxyType({}),
+    equal_pieces: bool = False,
 ) -> Coupling:
     """``couple``, where attention ``loses`` the same positions of every head (``width``) or whole ``heads``.
 
-    ``heads`` are those of ``find_heads(graph)``, where they are known already.
+    ``heads`` are those of ``find_heads(graph)``, where they are known already; all else is as for ``couple``.
     """
     heads = heads or find_heads(graph)
     apart = heads.heads if loses == "heads" else heads.width
-    return couple(graph, keep=keep, pinned_nodes=pinned_nodes, apart=apart)
+    return couple(graph, keep=keep, pinned_nodes=pinned_nodes, apart=apart, equal_pieces=equal_pieces)
 
 
 def share_left(group: Group, now: Graph, dense: Graph) -> float:

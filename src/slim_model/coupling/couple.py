@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import itertools
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from types import MappingProxyType
@@ -18,7 +20,7 @@ from slim_model.coupling.pin_reasons import find_pinned_layers
 from slim_model.errors import InputError, ensure
 from slim_model.graph.graph import Graph, source_line
 from slim_model.labels.label import label
-from slim_model.labels.labelled import Labelled
+from slim_model.labels.labelled import Labelled, Tie
 from slim_model.labels.values import FIXED, Birth
 from slim_model.labels.walk import Walk
 from slim_model.ops import flow_of
@@ -30,21 +32,23 @@ def couple(
     keep: tuple[str, ...] = (),
     pinned_nodes: Mapping[str, str] = MappingProxyType({}),
     apart: Mapping[str, Collection[int]] = MappingProxyType({}),
+    equal_pieces: bool = False,
 ) -> Coupling:
     """Label ``graph``, join tied labels into channels, and group channels by the layer that makes them.
 
     ``keep``: glob patterns of parameter or module names whose channels are not touched. ``pinned_nodes``: names of
     nodes where an earlier attempt failed to cut, and how. ``apart``: for views that split a channel axis, by name, the
-    axes of which one keeps channels apart (see ``coupling.attention_heads``). Raises InputError where a pattern
-    matches nothing.
+    axes of which one keeps channels apart (see ``coupling.attention_heads``). ``equal_pieces``: what is split into
+    pieces of one size loses the same positions of each. Raises InputError where a pattern matches nothing.
 
     Of a grouped layer with many small groups whole groups go. Where one of its sides turns out to be fixed, none could:
     then labels are given again with the same positions of every group going, and are taken if that frees more.
     """
-    labelled = label(Walk(graph, pinned_nodes=pinned_nodes, apart=apart), flow_of)
+    labelled = _tied(label(Walk(graph, pinned_nodes=pinned_nodes, apart=apart), flow_of), equal_pieces)
     roles, protected, component = _join(labelled, keep)
     if stuck := {node.name for labels, node in labelled.whole_blocks if not component[labels.numpy()].any()}:
-        other = label(Walk(graph, pinned_nodes=pinned_nodes, apart=apart, in_blocks=stuck), flow_of)
+        blocks = Walk(graph, pinned_nodes=pinned_nodes, apart=apart, in_blocks=stuck)
+        other = _tied(label(blocks, flow_of), equal_pieces)
         joined = _join(other, keep)
         if _channels_left(other, joined[2]) > _channels_left(labelled, component):
             labelled, (roles, protected, component) = other, joined
@@ -54,6 +58,19 @@ def couple(
     coupling = Coupling(graph, labelled, component, groups, pinned, unknown, protected)
     _check(coupling)
     return coupling
+
+
+def _tied(labelled: Labelled, equal_pieces: bool) -> Labelled:
+    """Where that is asked for, the same positions of pieces of one size are one channel."""
+    if not equal_pieces:
+        return labelled
+    ties = [
+        Tie(one, other, node)
+        for pieces, node in labelled.pieces
+        for one, other in itertools.pairwise(sorted((p for p in pieces if p is not None), key=len))
+        if len(one) == len(other)
+    ]
+    return dataclasses.replace(labelled, ties=(*labelled.ties, *ties))
 
 
 def _check(coupling: Coupling) -> None:
@@ -176,7 +193,7 @@ def _pieces(labelled: Labelled) -> np.ndarray:
     piece = np.zeros(labelled.labels, np.int32)
     number = 0
     for pieces in labelled.pieces:
-        for axis in pieces:
+        for axis in pieces.labels:
             number += 1
             labels = axis.numpy() if axis is not None else np.zeros(0, np.int32)
             piece[labels[piece[labels] == 0]] = number

@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from slim_model.atomic_write import beside
 from slim_model.calling.arguments import Arguments
 from slim_model.coupling.attention_heads import couple_attention, find_heads
 from slim_model.coupling.coupling import Coupling
+from slim_model.coupling.options import CouplingOptions
+from slim_model.cutting.remembered_sizes import set_sizes
 from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.cutting.shrink_module import shrink_module
@@ -49,7 +51,7 @@ class Removal:
     removed: RemovedSlices
     passes: tuple[tuple[str, RemovedSlices], ...]
     ratio: float
-    keep: tuple[str, ...] = ()
+    coupling: CouplingOptions = field(default_factory=CouplingOptions)
     tracing: TracingOptions = TracingOptions()
     factored: tuple[Factored, ...] = ()
 
@@ -63,11 +65,12 @@ def removed_slices(dense: Graph, kept: Mapping[tuple[str, int], np.ndarray]) -> 
     return removed
 
 
-def save(small: Graph, module: SmallModule, path: Path, removal: Removal) -> None:
+def save(small: Graph, module: SmallModule, path: Path, removal: Removal, *, content: Any = None) -> None:
     """Write the small model in the format of ``path``'s ending; the file appears only when it is whole.
 
     ``.pt2``: a torch.export archive, loads without the user's class. ``.safetensors``: weights, with ``removal`` as
-    metadata (see ``restore``). ``.pt``: the pickled module. Raises InputError where it cannot be written.
+    metadata (see ``restore``). ``.pt``: the pickled module, or ``content`` with it inside. Raises InputError where it
+    cannot be written.
     """
     try:
         with beside(path) as temporary:
@@ -77,7 +80,7 @@ def save(small: Graph, module: SmallModule, path: Path, removal: Removal) -> Non
                 _save_weights(small, module, temporary, removal)
             else:
                 archive = io.BytesIO()  # a file's archive would bear its name
-                torch.save(module.module, archive)
+                torch.save(module.module if content is None else content, archive)
                 temporary.write_bytes(archive.getbuffer())
     except (OSError, RuntimeError, safetensors.SafetensorError, pickle.PicklingError, AttributeError) as error:
         hint = " Try .pt2 or .safetensors." if path.suffix == ".pt" else ""
@@ -112,8 +115,10 @@ def _save_weights(small: Graph, module: SmallModule, path: Path, removal: Remova
         "inputs": json.dumps(_described([removal.arguments.args, removal.arguments.kwargs])) if not module.own else "",
         "removed": json.dumps(removal.removed),
         "steps": json.dumps(removal.passes),
-        "recipe": json.dumps({"ratio": removal.ratio, "keep": removal.keep} | asdict(removal.tracing)),
+        "recipe": json.dumps({"ratio": removal.ratio} | asdict(removal.coupling) | asdict(removal.tracing)),
     }
+    if module.sizes:
+        metadata["sizes"] = json.dumps(module.sizes)
     if small.folded:
         metadata["folded"] = json.dumps([asdict(weight) for weight in small.folded])
     if removal.factored:
@@ -163,7 +168,9 @@ def _restore_module(model: nn.Module, tensors: dict[str, Tensor], metadata: dict
         except AttributeError as error:
             raise InputError(f"{file} does not belong to this model: {first_line(error)}.") from error
     _check_belongs(model, tensors, json.loads(metadata["removed"]), file)
-    return shrink_module(model, tensors).eval()
+    small = shrink_module(model, tensors).eval()
+    set_sizes(small, json.loads(metadata.get("sizes", "{}")))
+    return small
 
 
 def _factored(metadata: dict[str, str]) -> list[Factored]:
@@ -221,7 +228,8 @@ def _restore_graph(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[
         graph = written_again(graph, factored, _empty(factored))
     heads = find_heads(graph)
     for loses, removed in json.loads(metadata["steps"]):
-        coupling = couple_attention(graph, loses=loses, heads=heads, keep=tuple(recipe["keep"]))
+        keep, equal_pieces = tuple(recipe["keep"]), recipe.get("equal_pieces", False)
+        coupling = couple_attention(graph, loses=loses, heads=heads, keep=keep, equal_pieces=equal_pieces)
         graph = resize(shrink(coupling, _keep(coupling, removed, file))[0])
     for name, tensor in tensors.items():
         here = graph.tensors.get(name)

@@ -29,6 +29,13 @@ class Made(NamedTuple):
     node: fx.Node
 
 
+class Pieces(NamedTuple):
+    """The ``labels`` of each piece into which ``node`` splits an axis."""
+
+    labels: tuple[Axis, ...]
+    node: fx.Node
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A graph with its labels, which are ``0 .. labels - 1``; label 0 (``FIXED``) is a position that can never go.
@@ -52,7 +59,7 @@ class Labelled:
     pins: Sequence[Pin]
     read: Sequence[Tensor]
     made: Sequence[Made]
-    pieces: Sequence[Sequence[Axis]]
+    pieces: Sequence[Pieces]
     whole_blocks: Sequence[Made]
     unknown: Sequence[fx.Node]
     choices: Mapping[str, Sequence[Any]]

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.stored_tensors import Constants
-from slim_model.labels.labelled import Labelled, Made, Tie
-from slim_model.labels.values import Axis, Birth, Pin
+from slim_model.labels.labelled import Labelled, Made, Pieces, Tie
+from slim_model.labels.values import Birth, Pin
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Record:
     pins: list[Pin] = field(default_factory=list)
     read: list[Tensor] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
-    pieces: list[tuple[Axis, ...]] = field(default_factory=list)
+    pieces: list[Pieces] = field(default_factory=list)
     whole_blocks: list[Made] = field(default_factory=list)
     unknown: list[fx.Node] = field(default_factory=list)
     choices: dict[str, list[Any]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of, at_example, shape_of
 from slim_model.graph.stored_tensors import Constants, storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
-from slim_model.labels.labelled import Labelled, Made, Tie
+from slim_model.labels.labelled import Labelled, Made, Pieces, Tie
 from slim_model.labels.record import Record
 from slim_model.labels.values import Axis, Birth, Pin, Replay, Value, fixed_value
 
@@ -205,7 +205,7 @@ class Walk:
 
     def splits(self, pieces: Sequence[Axis]) -> None:
         """An axis is split into ``pieces``: channels of different ones are ranked apart."""
-        self.record.pieces.append(tuple(pieces))
+        self.record.pieces.append(Pieces(tuple(pieces), self.node))
 
     def makes(self, axis: Axis) -> Axis:
         """A layer gives these labels to its output: they are channels a user counts."""

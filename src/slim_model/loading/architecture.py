@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ from torch import nn
 
 from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe_error
+from slim_model.loading.libraries.table import library_named
 from slim_model.loading.user_code import import_file, make_importable
 from slim_model.loading.weights.checkpoint import Checkpoint
 from slim_model.loading.weights.choose import ChosenWeights, choose_weights
@@ -52,7 +53,7 @@ def build(
     """
     spec = _parse(arch)
     builder = _find(spec)
-    implied = _implied(builder, {name for weights in saved.weights for name in weights.tensors})
+    implied = _implied(spec, builder, {name for weights in saved.weights for name in weights.tensors})
     model = _call(spec, builder, implied | spec.kwargs)
     choice = choose_weights(saved, _shapes(model), prefix)
     classes = _classes(model, choice.fitted.tensors)
@@ -68,7 +69,7 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def _parse(arch: str) -> _Arch:
-    match = re.fullmatch(r"(?P<place>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<call>\(.*\))?", arch.strip())
+    match = re.fullmatch(r"(?P<place>.+?):(?P<name>[A-Za-z_][\w.\-]*)(?P<call>\(.*\))?", arch.strip())
     if not match:
         raise InputError(f"--arch {arch!r} names no model. {_EXAMPLES}.")
     args: tuple[Any, ...] = ()
@@ -89,13 +90,12 @@ def _parse(arch: str) -> _Arch:
 
 def _find(spec: _Arch) -> Any:
     """The callable, or the module itself where the name is one."""
-    if spec.place == "torchvision":
-        import torchvision
-
-        names = torchvision.models.list_models()
-        return torchvision.models.get_model_builder(_known(spec, names))
-    if spec.place == "timm":
-        return _timm_builder(spec)
+    library = library_named(spec.place)
+    if library is not None and library.builder is not None:
+        try:
+            return library.builder(spec.name)
+        except InputError as error:
+            raise InputError(f"--arch {spec.text!r}: {error}") from error
     if spec.place.endswith(".py"):
         place: ModuleType = import_file(Path(spec.place))
     else:
@@ -116,27 +116,6 @@ def _find(spec: _Arch) -> Any:
     return attribute
 
 
-def _timm_builder(spec: _Arch) -> Callable[..., Any]:
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"--arch {spec.text!r} needs timm. Install it: pip install timm") from error
-    name = spec.name if timm.is_model(spec.name) else _known(spec, timm.list_models())
-
-    def create(*, num_classes: int | None = None, **kwargs: Any) -> Any:
-        return timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
-
-    return create
-
-
-def _known(spec: _Arch, names: list[str]) -> str:
-    if spec.name in names:
-        return spec.name
-    near = difflib.get_close_matches(spec.name, names)
-    also = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise InputError(f"--arch {spec.text!r}: {spec.place} has no model {spec.name!r}.{also}")
-
-
 def _accepts(builder: Any, argument: str) -> bool:
     if not callable(builder) or isinstance(builder, nn.Module):
         return False
@@ -149,29 +128,15 @@ def _accepts(builder: Any, argument: str) -> bool:
     return argument in parameters or (passed_on and _of_torchvision(builder))
 
 
-def _implied(builder: Any, state: Collection[str]) -> dict[str, Any]:
-    """Arguments that follow from loading a state dict: nothing is downloaded or initialized for nothing, and
-    the auxiliary heads are there if ``state`` has them."""
-    if not _of_torchvision(builder):
-        return {}
-    kwargs: dict[str, Any] = {name: None for name in ("weights", "weights_backbone") if _names(builder, name)}
-    model = inspect.signature(builder).return_annotation
-    has_aux = any(re.search(r"(^|\.)aux", key, re.IGNORECASE) for key in state)
-    for name, value in (("init_weights", False), ("aux_logits", has_aux), ("aux_loss", has_aux)):
-        if _names(builder, name) or _names(model, name):
-            kwargs[name] = value
-    return kwargs
+def _implied(spec: _Arch, builder: Any, state: Collection[str]) -> dict[str, Any]:
+    """Arguments that follow from loading a state dict."""
+    package = "torchvision" if _of_torchvision(builder) else spec.place  # also as a package.module:callable
+    library = library_named(package)
+    return library.implied(builder, state) if library is not None and library.implied is not None else {}
 
 
 def _of_torchvision(builder: Any) -> bool:
     return str(getattr(builder, "__module__", "")).startswith("torchvision.")
-
-
-def _names(function: Any, argument: str) -> bool:
-    try:
-        return argument in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
 
 
 def _call(spec: _Arch, builder: Any, kwargs: dict[str, Any]) -> nn.Module:

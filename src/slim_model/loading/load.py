@@ -11,8 +11,10 @@ import contextlib
 import importlib
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,12 +23,14 @@ from torch.export import ExportedProgram
 from slim_model.calling.arguments import Arguments
 from slim_model.calling.nesting import leaves_of
 from slim_model.errors import InputError
+from slim_model.graph.graph import Graph
 from slim_model.loading.example_inputs import guess_inputs, run_once
 from slim_model.loading.file_bytes import FileBytes, read_file
 from slim_model.loading.file_form import names_in_code
 from slim_model.loading.given.example_file import HeldExample, example_arguments, read_example
 from slim_model.loading.given.place_inputs import make_arguments
 from slim_model.loading.input_spec import InputSpec, TensorSpec, parse_input, spec_of
+from slim_model.loading.libraries.table import InUse, Library, packages
 from slim_model.loading.open_model import Kind, Opened, open_checkpoint, open_model
 from slim_model.loading.rehearse import rehearse
 from slim_model.loading.source import SourceOptions
@@ -46,11 +50,27 @@ class Subject:
     kind: Kind
     program: ExportedProgram | None  # of a .pt2
     notes: tuple[str, ...] = ()  # what was assumed, for the user
+    library: Library | None = None  # whose class the model is
+    use: InUse = field(default_factory=InUse)  # how that exports it
+    beside: Mapping[str, Any] = field(default_factory=dict)  # what the file held besides the model
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
         """The tensors among the arguments, in order."""
         return self.arguments.tensors
+
+    def named(self, graph: Graph) -> Graph:
+        """``graph`` with the inputs and outputs called as the library's own export calls them."""
+        use, outputs = self.use, graph.outputs
+        if len(use.inputs) == len(graph.input_names):
+            graph = replace(graph, input_names=use.inputs)
+        if len(use.outputs) == len(outputs.names):
+            graph = replace(graph, outputs=replace(outputs, names=use.outputs))
+        return graph
+
+    def small_file(self, module: nn.Module) -> Any:
+        """What ``torch.save`` writes of the small ``module``, of the model's own class, for its library to load."""
+        return self.library.file(module, self.beside) if self.library and self.library.file else module
 
 
 def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 0) -> Subject:
@@ -75,11 +95,10 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
         kind=opened.kind,
         program=opened.program,
         notes=(*opened.notes, *guessed, *notes),
+        library=opened.library,
+        use=opened.use,
+        beside=opened.beside,
     )
-
-
-_LIBRARIES = ("torchvision", "timm")
-"""Whose classes pickles may hold (``pickles.settle``), and whose operators archives may call once it is imported."""
 
 
 def _specs(options: SourceOptions) -> Specs:
@@ -116,7 +135,8 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
         guessed = not specs and opened.program is None
         return [spec_of(x.shape, x.dtype) for x in arguments.tensors] if guessed else []
 
-    for library in _LIBRARIES:  # once, for the copy of this process and for what follows: it takes seconds
+    # Once, for the copy of this process and for what follows: it takes seconds. Operators of an archive need it, too.
+    for library in packages():
         if library.encode() in file.content or names_in_code(file.content, library):
             with contextlib.suppress(ImportError):
                 importlib.import_module(library)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
@@ -20,13 +21,14 @@ from slim_model.loading.architecture import build
 from slim_model.loading.file_bytes import FileBytes, TooMuch
 from slim_model.loading.file_form import WITH_ARTICLE, Form, form_of
 from slim_model.loading.input_spec import describe_error
+from slim_model.loading.libraries.table import InUse, Library, library_of
 from slim_model.loading.pickles.machine import Damaged, Inert
 from slim_model.loading.pickles.saved_file import LEGACY_MAGIC, read_saved
 from slim_model.loading.pickles.settle import Refused, settle
 from slim_model.loading.safe_archive import Unsafe, vet_names, vet_program, vet_script
 from slim_model.loading.source import SourceOptions
 from slim_model.loading.user_code import import_file, make_importable
-from slim_model.loading.weights.checkpoint import Checkpoint, checkpoint
+from slim_model.loading.weights.checkpoint import Checkpoint, Weights, checkpoint
 from slim_model.ops import row_of
 
 Kind = Literal["module", "state dict", "exported program", "torchscript"]
@@ -36,13 +38,17 @@ _ARCHS = "--arch torchvision:resnet50, timm:NAME, path/file.py:callable or packa
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """``model`` in eval mode; ``program`` of a .pt2. ``image_sides``: what the file says that it was trained on."""
+    """``model`` in eval mode; ``program`` of a .pt2. ``image_sides``: what the file says that it was
+    trained on. ``library``: whose class it is; ``use``: how that exports it; ``beside``: what the file held besides."""
 
     model: nn.Module
     kind: Kind
     program: ExportedProgram | None = None
     notes: tuple[str, ...] = ()
     image_sides: tuple[int, ...] = ()
+    library: Library | None = None
+    use: InUse = field(default_factory=InUse)
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_model(file: FileBytes, options: SourceOptions) -> Opened:
@@ -58,8 +64,24 @@ def open_model(file: FileBytes, options: SourceOptions) -> Opened:
     saved = open_checkpoint(file, options)
     if options.arch is not None and saved.weights:
         model, notes = build(options.arch, saved, prefix=options.prefix, strict=options.strict)
-        return Opened(model.eval(), "state dict", None, notes, saved.image_sides)
-    return _model_within(saved, options)
+        return _in_use(Opened(model.eval(), "state dict", None, notes, saved.image_sides), saved)
+    return _in_use(_model_within(saved, options), saved)
+
+
+def _in_use(opened: Opened, saved: Checkpoint) -> Opened:
+    """The model in the form that its library exports, where that is another than the one it is trained in."""
+    library = library_of(opened.model)
+    if library is None or library.in_use is None:
+        return replace(opened, library=library)
+    use: InUse = library.in_use(opened.model)
+    return replace(
+        opened,
+        library=library,
+        use=use,
+        notes=(*opened.notes, *use.notes),
+        image_sides=opened.image_sides or use.sides,
+        beside=saved.beside,
+    )
 
 
 def open_checkpoint(file: FileBytes, options: SourceOptions) -> Checkpoint:
@@ -208,8 +230,7 @@ def _model_within(saved: Checkpoint, options: SourceOptions) -> Opened:
             raise InputError(_refusal(error)) from error
         except (RecursionError, TooMuch) as error:
             raise InputError(_too_much(error)) from error
-        notes = (f"the model at {first.path!r} was taken; --key {others[0].path} takes the other",) if others else ()
-        return Opened(model.eval(), "module", None, notes, saved.image_sides)
+        return Opened(model.eval(), "module", None, _which(first, others), saved.image_sides)
     if saved.unknown is not None:
         raise InputError(_refusal(Refused(saved.unknown)))
     if not saved.weights:
@@ -222,6 +243,14 @@ def _model_within(saved: Checkpoint, options: SourceOptions) -> Opened:
         f"holds a state dict ({len(first.tensors)} tensors, the first {name} of shape {tuple(tensor.shape)}), which "
         f"does not say how they are used.{more} Name the architecture: {_ARCHS}."
     )
+
+
+def _which(taken: Weights, others: list[Weights]) -> tuple[str, ...]:
+    """What was taken, where it is not the one model of the file as it was trained."""
+    kind = ", the averages over the steps of training," if taken.averaged else ""
+    if others:
+        return (f"the model at {taken.path!r}{kind} was taken; --key {others[0].path} takes the other",)
+    return (f"the model at {taken.path!r}{kind} was taken",) if kind else ()
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

@@ -192,7 +192,12 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
     recipe, data, progress = shared.recipe, shared.sources.calibration, shared.progress
     progress("finding coupled channels")
     coupled = partial(
-        couple_attention, loses=one.loses, heads=shared.heads, keep=recipe.coupling.keep, pinned_nodes=pinned
+        couple_attention,
+        loses=one.loses,
+        heads=shared.heads,
+        keep=recipe.coupling.keep,
+        pinned_nodes=pinned,
+        equal_pieces=recipe.coupling.equal_pieces,
     )
     coupling = coupled(graph)
     heads = tuple(shared.heads.groups(coupling)) if one.goal.whole_heads else ()

@@ -124,7 +124,7 @@ class Compiled:
             factored=self.start.factored,
             passes=tuple((one.loses, removed_slices(one.dense, one.kept_positions())) for one in self.passes),
             ratio=recipe.budget.ratio,
-            keep=recipe.coupling.keep,
+            coupling=recipe.coupling,
             tracing=recipe.tracing,
         )
 

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim_model.calling.outputs import flatten_outputs, output_tensors
+from slim_model.cutting.remembered_sizes import Sizes, remembered_sizes, set_sizes
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import ProofError
 from slim_model.graph.as_module import graph_module
@@ -34,22 +35,35 @@ _SAMPLED = 4096  # values of a layer's output that are compared
 
 
 class SmallModule(NamedTuple):
-    """The small model as a module. ``own``: it is of the user's own classes; else it is the traced graph."""
+    """The small model as a module. ``own``: it is of the user's own classes; else it is the traced graph. ``sizes``:
+    what attributes of its modules became."""
 
     module: nn.Module
     own: bool
+    sizes: Sizes = {}  # noqa: RUF012  # of a tuple: nobody writes to it
 
 
-def make_small_module(model: nn.Module, small: Graph) -> SmallModule:
+def make_small_module(
+    model: nn.Module, small: Graph, dense: Graph | None = None, *, every_method: bool = False
+) -> SmallModule:
     """The user's ``model`` made small, where it computes what the graph ``small`` does; else that graph as a module.
 
+    ``dense``: what the model was traced as; with it, attributes that hold sizes are tried at those of ``small``, where
+    forward does not run without, or for ``every_method`` of its classes to find the sizes that there are.
     Raises ProofError where the model decides from its values and its own class does not compute what was proven.
     """
     module = _shrunk(model, small)
     with in_float32():  # as it was traced
         if small.decisions:
             return SmallModule(_deciding(model, module, small), True)
-        if module is not None and _computes(module, small):
+        runs = module is not None and _computes(module, small)
+        if module is not None and dense is not None and (every_method or not runs):
+            for sizes in remembered_sizes(model, dense, small):
+                set_sizes(module, sizes)
+                if _computes(module, small):
+                    return SmallModule(module, True, sizes)
+            module = _shrunk(model, small)
+        if module is not None and runs:
             return SmallModule(module, True)
     return SmallModule(graph_module(small), False)
 

@@ -13,6 +13,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,19 +21,10 @@ from torch import nn
 
 from slim_model.errors import InputError
 from slim_model.loading.file_bytes import TooMuch
+from slim_model.loading.libraries.table import is_function, is_setting, is_text, library_with
 from slim_model.loading.limits import MODULES, NESTED_VALUES
 from slim_model.loading.pickles.machine import Global, Inert
 
-#: A class below one of these that is an ``nn.Module`` may load.
-_TRUSTED = ("torch.nn.modules", "torchvision.models", "torchvision.ops", "timm.models", "timm.layers")
-#: Functions that models keep as attributes: pure functions of tensors. Pickle names them by where they live.
-_FUNCTIONS = {
-    "torch.nn.functional": "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid "
-    "mish prelu relu relu6 rrelu selu sigmoid silu softmax softmin softplus softsign tanh tanhshrink",
-    "torch._C._nn": "gelu log_sigmoid softplus",
-    "timm.layers.activations": "gelu gelu_tanh hard_mish hard_sigmoid hard_swish mish prelu quick_gelu "
-    "sigmoid swish tanh",
-}
 #: Classes whose instances hold generated or compiled code.
 _CODE = (torch.fx.GraphModule, torch.jit.ScriptModule)
 _PLAIN = (
@@ -148,6 +140,10 @@ class _Settler:
         if value.name == "functools.partial":
             self.settled[id(value)] = self._partial(value)
             return
+        if is_setting(value.name):
+            self.settled[id(value)] = held = SimpleNamespace()
+            held.__dict__.update(self.settle(value.attributes))
+            return
         cls = _class(value.name, nn.Module | Enum)
         if issubclass(cls, Enum):
             if len(value.args) != 1 or not isinstance(value.args[0], _PLAIN):
@@ -157,7 +153,9 @@ class _Settler:
         if value.args or value.items or value.entries or value.state is not None:
             raise Refused(value.name, "called with arguments may not load")
         self.settled[id(value)] = made = object.__new__(cls)
-        state = self.settle(value.attributes)
+        library = library_with(cls.__module__)
+        unused = library.training if library else ()
+        state = self.settle({key: None if key in unused else item for key, item in value.attributes.items()})
         made.__setstate__(state)
         _check_module(made)
 
@@ -172,14 +170,14 @@ class _Settler:
 
 def _function(name: str) -> Callable[..., Any] | None:
     module, _, attribute = name.rpartition(".")
-    if attribute not in _FUNCTIONS.get(module, "").split():
+    if not is_function(module, attribute):
         return None
     function: Callable[..., Any] | None = getattr(_import(module), attribute, None)
     return function
 
 
 def _class(name: str, kinds: Any) -> type[Any]:
-    """The class called ``name`` if it is a layer, or an enum, that may load. Imports only below `_TRUSTED`."""
+    """The class called ``name`` if it is a layer, or an enum, that may load. Imports only what a library lists."""
     module, _, attribute = name.rpartition(".")
     cls = vars(_import(module)).get(attribute) if _trusted(module) else None
     if not isinstance(cls, type) or not issubclass(cls, kinds) or issubclass(cls, _CODE):
@@ -190,8 +188,7 @@ def _class(name: str, kinds: Any) -> type[Any]:
 
 
 def _trusted(module: str) -> bool:
-    below = any(module.startswith(f"{top}.") for top in _TRUSTED)
-    return below and all(part.isidentifier() for part in module.split("."))
+    return library_with(module) is not None
 
 
 def _import(module: str) -> Any:
@@ -199,7 +196,11 @@ def _import(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         top = module.partition(".")[0]
-        hint = f"install it: pip install {top}" if error.name == top else "it may be from another version"
+        hint = (
+            f"install it: pip install {top.replace('_', '-')}"
+            if error.name == top
+            else "it may be from another version"
+        )
         raise InputError(f"the model uses {module}, which cannot be imported ({error}); {hint}") from error
 
 
@@ -207,7 +208,9 @@ def _check_module(module: nn.Module) -> None:
     """Refuse a module that would not do what its class does, or whose names could be read as code."""
     where = f"{type(module).__module__}.{type(module).__qualname__}"
     for key, value in module.__dict__.items():
-        if not isinstance(key, str) or not key.isidentifier() or callable(getattr(type(module), key, None)):
+        if not isinstance(key, str) or not key.isidentifier():
+            raise Refused(where, f"with its own {key!r} may not load")
+        if callable(getattr(type(module), key, None)) and not (is_text(key) and type(value) is str):
             raise Refused(where, f"with its own {key!r} may not load")
         if "_hooks" in key and value:
             raise Refused(where, f"with {key} may not load")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,16 +48,23 @@ class Weights:
         """They lie where checkpoints keep what is to be run."""
         return not self.path or any(_is_known(key) for key in self.path.split("."))
 
+    @property
+    def averaged(self) -> bool:
+        """They lie where checkpoints keep averages over the steps of training."""
+        return any(_AVERAGED.search(key) for key in self.path.split("."))
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """``weights``: best first, by where they lie. ``unknown``: an object where a model should be, of a class that was
-    not loaded. ``image_sides``: sizes of pictures in training, where the file says them."""
+    not loaded. ``image_sides``: sizes of pictures in training, where the file says them.
+    ``beside``: numbers, texts and dicts of them at the top of the file."""
 
     weights: tuple[Weights, ...]
     unknown: str | None
     summary: str  # for a message
     image_sides: tuple[int, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     def at(self, key: str | None) -> Checkpoint:
         """Only what lies at ``key`` or below it."""
@@ -67,7 +74,7 @@ class Checkpoint:
         below = below or tuple(w for w in self.weights if f"{w.path}.".startswith(f"{key}."))
         if not below:
             raise InputError(f"holds no weights at --key {key}. It holds {self.listed()}.")
-        return Checkpoint(below, self.unknown, self.summary, self.image_sides)
+        return replace(self, weights=below)
 
     def listed(self) -> str:
         """``weights at 'G' (12 tensors), 'D' (8 tensors)``"""
@@ -88,7 +95,7 @@ def checkpoint(content: Any) -> Checkpoint:
     order = sorted(
         walk.weights, key=lambda w: (bool(_BESIDE.search(w.path)), w.nested, w.path in swapped, _rank(w.path))
     )
-    return Checkpoint(tuple(order), walk.unknown, _summary(content), _image_sides(content))
+    return Checkpoint(tuple(order), walk.unknown, _summary(content), _image_sides(content), _beside(content))
 
 
 def _rank(path: str) -> tuple[int, int]:
@@ -228,6 +235,19 @@ def _summary(content: Any) -> str:
     if isinstance(content, Mapping):
         return f"a dict with {', '.join(str(key) for key in list(content)[:6]) or 'nothing in it'}"
     return f"a {content.name if isinstance(content, Inert) else type(content).__name__}"
+
+
+def _beside(content: Any) -> dict[str, Any]:
+    top = _items(content) or {}
+    return {key: value for key, value in top.items() if isinstance(key, str) and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is dict:
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _image_sides(content: Any) -> tuple[int, ...]:

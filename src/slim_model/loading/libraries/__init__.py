@@ -1,0 +1,1 @@
+"""Packages whose models people bring: one row each in ``table``."""
