@@ -30,6 +30,8 @@ from slim_model.recovery.ridge import problem_of, solve_ridge
 
 _JUDGED = 100
 """Samples on which a removal is judged."""
+_NEAR = 1.2
+"""Times the rate of the next one, as it was when fewer were gone, within which a branch is taken for the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ def order_of_branches(
     of the outputs for the price that it saves, given all that went before.
 
     What a branch costs rarely falls when others go, so that it is measured anew only where it seems to be the best
-    (lazy evaluation, Minoux 1978). Those without which the outputs say nothing any more stay.
+    (lazy evaluation, Minoux 1978), and near enough to the next is good enough. Those without which the outputs say
+    nothing any more stay.
     """
     branches = find_branches(coupling)
     if not branches:
@@ -110,18 +113,21 @@ def order_of_branches(
     judge, whole, told = BranchJudge(coupling, branches, fit, held_out), coupling.keep_all(), count(1)
     gone: list[int] = []
     now, price = 0.0, price_of(whole)
-    queue = [(-np.inf, branch.group, -1) for branch in branches]
+    queue = [(-np.inf, branch.group, 0.0, -1) for branch in branches]
     while queue and price > least:
-        _, group, known = heapq.heappop(queue)
-        if known == len(gone):
-            gone.append(group)
-            now, price = judge.error(gone), price_of(without(coupling, whole, gone))
-            continue
-        progress(f"judging branches: {next(told)} ({coupling.groups[group].name})")
-        error = judge.error([*gone, group])
-        saved = price - price_of(without(coupling, whole, [*gone, group]))
-        if error < 1 and saved > 0:
-            heapq.heappush(queue, ((error - now) / saved, group, len(gone)))
+        _, group, error, known = heapq.heappop(queue)
+        if known < len(gone):
+            progress(f"judging branches: {next(told)} ({coupling.groups[group].name})")
+            error, known = judge.error([*gone, group]), len(gone)
+            saved = price - price_of(without(coupling, whole, [*gone, group]))
+            rate = (error - now) / saved if error < 1 and saved > 0 else np.inf
+            if rate == np.inf:
+                continue
+            if queue and rate > _NEAR * max(queue[0][0], 0.0):
+                heapq.heappush(queue, (rate, group, error, known))
+                continue
+        gone.append(group)
+        now, price = error, price_of(without(coupling, whole, gone))
     return gone
 
 

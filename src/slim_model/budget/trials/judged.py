@@ -32,7 +32,8 @@ from slim_model.recovery.referee import Referee
 SHARES = (0.0, 0.5, 1.0)
 """Of what is to be saved, by whole branches; the rest by narrower layers."""
 _DEEPER = 0.85
-"""Of the limit: branches are ordered until they alone save more than is asked for, since a prediction may be wrong."""
+"""Of a limit on what only a file or a run tells: branches are ordered until they alone save more than is asked for,
+since a prediction may be wrong."""
 _FITTED = 320
 """Samples on which the plans that are compared are recovered."""
 _LEVELS = {"none": "none", "bias": "bias", "data-free": "data-free", "affine": "affine"}
@@ -70,7 +71,8 @@ def best_plan(
     ensure(data is not None, "allocate judged", "it has no data")  # the recipe asks for it
     assert data is not None
     fit, held_out = split_off_held_out(data, graph)
-    least = _DEEPER * task.goal.limit_of(price_of(task.coupling.keep_all()))
+    predicted = task.goal.price is not None and (task.goal.price.of is None or task.goal.price.file)
+    least = (_DEEPER if predicted else 1.0) * task.goal.limit_of(price_of(task.coupling.keep_all()))
     order = tuple(order_of_branches(task.coupling, fit, held_out, price_of, least, task.progress))
     uniform = replace(task, goal=replace(task.goal, allocation=allocation_of("uniform")))
     plans, refused = list[tuple[Plan, Met]](), list[BudgetError]()
