@@ -35,7 +35,7 @@ PROJECT = Path(__file__).parents[1]
 
 ORDER = """
     errors version late options named_options progress distributed atomic_write
-    calling graph labels ops simplifying loading coupling measuring cost cutting data ranking proof recovery
+    calling graph labels ops simplifying from_onnx loading coupling measuring cost cutting data ranking proof recovery
     factoring training export quantizing budget effort recipe recipe_files folders pipeline reporting api commands cli
     __main__
 """.split()

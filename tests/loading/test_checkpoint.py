@@ -248,4 +248,4 @@ def test_the_vit_checkpoint() -> None:
 @needs_data
 def test_the_onnx_files() -> None:
     for path in sorted((_DATA / "weights").glob("*/*.onnx")):
-        assert "ONNX" in refusal(path)
+        assert load(path).kind == "onnx"

@@ -203,7 +203,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text": (lambda path: path.write_text("import torch\n"), "no PyTorch model"),
     "one byte": (lambda path: path.write_bytes(b"\x80"), "cannot be read as a pickle"),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "a dict with a"),
-    "ONNX": (_onnx, "ONNX"),
+    "ONNX": (_onnx, "it has no nodes"),
     "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "web page": (lambda path: path.write_text("<html>404</html>"), "HTML"),
     "tensor": (lambda path: torch.save(torch.ones(2), path), "a Tensor"),

@@ -71,7 +71,10 @@ def _positions(parameters: list[inspect.Parameter], count: int) -> tuple[str, ..
 
 
 def forward_parameters(model: nn.Module) -> list[inspect.Parameter]:
-    """The parameters of ``model.forward``, without self; none where Python does not know them."""
+    """The parameters of ``model.forward``, without self; none where Python does not know them. A model that was read
+    from a file has ``input_names``, in any letters."""
+    if (names := getattr(model, "input_names", None)) is not None and not isinstance(model, torch.jit.ScriptModule):
+        return [_InAnyLetters(name) for name in names]
     if isinstance(model, torch.jit.ScriptModule):
         schema = model.forward.schema  # type: ignore[attr-defined]
         return [_scripted(argument) for argument in schema.arguments[1:]]
@@ -81,6 +84,16 @@ def forward_parameters(model: nn.Module) -> list[inspect.Parameter]:
         return []
     keywords = _keywords_of_program(model)
     return [p.replace(kind=p.KEYWORD_ONLY) if p.name in keywords else p for p in parameters]
+
+
+class _InAnyLetters(inspect.Parameter):
+    """One whose name Python could not have, such as ``input.1``."""
+
+    __slots__ = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__("any", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self._name = name
 
 
 def _keywords_of_program(model: nn.Module) -> tuple[str, ...]:

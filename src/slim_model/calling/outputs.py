@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,8 @@ def flatten_outputs(returned: Any) -> tuple[tuple[Tensor, ...], OutputForm]:
     """
     walk = _Walk()
     nest = walk.visit(returned, ())
-    names = _unique([_name(path) for path in walk.paths])
+    keyed = isinstance(returned, Mapping) and all(isinstance(key, str) and key for key in returned)
+    names = _unique([".".join(path) if keyed else _name(path) for path in walk.paths])
     numbers = tuple(name for name, path in zip(names, walk.paths, strict=True) if path in walk.numbers)
     form = OutputForm(names, nest, tuple(walk.unpacked), numbers, tuple(map(_name, walk.empty)))
     return tuple(walk.tensors), form

@@ -14,6 +14,7 @@ from torch import Tensor
 from slim_model.calling.flat_module import flat_module
 from slim_model.export.eager_model import runnable_form
 from slim_model.export.to_onnx import to_onnx
+from slim_model.from_onnx.model import OnnxModel
 from slim_model.graph.graph import first_sample
 from slim_model.loading.load import Subject
 from slim_model.measuring.runtimes import RUNTIMES
@@ -88,8 +89,11 @@ def _folder(files: Files) -> AbstractContextManager[Any]:
 
 
 def _dense_file(made: Made, folder: Path, progress: Progress) -> Path:
-    """The dense model as ONNX in ``folder``, written where it is not there yet."""
-    dense = folder / "dense.onnx"
+    """The dense model as ONNX in ``folder``, written where it is not there yet: the user's own file, where that takes
+    the same inputs."""
+    dense, model = folder / "dense.onnx", made.subject.model
+    if isinstance(model, OnnxModel) and made.subject.arguments.plain and not (model.file.half or model.file.beside):
+        dense.write_bytes(model.file.content)
     if not dense.exists():
         progress("exporting the dense model to compare with")
         to_onnx(

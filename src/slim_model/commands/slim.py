@@ -17,13 +17,14 @@ from slim_model.commands.int8 import check_int8, int8_step, make_int8, put_in_pl
 from slim_model.commands.latency import Files, Made, Measured, measure, nothing_measured
 from slim_model.commands.outputs import check_output_paths, ensure_temporary_folder, publish
 from slim_model.coupling.explain import explain
-from slim_model.errors import ExportError, ProofError
+from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import runnable_form
 from slim_model.export.opsets import check_opset
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
 from slim_model.export.writable import check_writable
+from slim_model.graph.graph import Graph
 from slim_model.late import Late
 from slim_model.loading.load import Subject, load
 from slim_model.measuring.machine import check_device
@@ -46,7 +47,7 @@ from slim_model.version import __version__
 _html_page = Late("reporting.html.page:html_page")
 _summary = Late("reporting.markdown.documents:summary")
 _model_card = Late("reporting.markdown.documents:model_card")
-_WITHOUT_CLASS = ("exported program", "torchscript")
+_WITHOUT_CLASS = ("exported program", "torchscript", "onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ def run_job(
         subject = shared.subject if shared else load(job.source.path, job.source.options, seed=recipe.seed)
     job = _for_its_library(job, subject)
     recipe = job.recipe
+    _check_save(job, subject)
     resume = Resume(job.target.with_name(f"{job.target.name}.finetune"))
     with clock("compile"):
         compiled = compile_model(
@@ -135,6 +137,16 @@ def _check(job: Job) -> None:
     ensure_temporary_folder(job.target.parent)
 
 
+def _check_save(job: Job, subject: Subject) -> None:
+    """Weights alone are put into the model's own class, which an ONNX file does not have."""
+    place = job.outputs.save
+    if subject.kind == "onnx" and place and place.suffix == ".safetensors":
+        raise InputError(
+            f"--save {place.name}: weights alone need the model's class, and an ONNX file has none. Give small.pt2 or "
+            "small.pt, which hold the model, too."
+        )
+
+
 def _report(
     made: Made,
     measured: Measured,
@@ -154,7 +166,8 @@ def _report(
         job.recipe,
         sections=sections_of(used, (job.outputs.report or job.target).parent),
         module_is_own=made.small.own or subject.kind in _WITHOUT_CLASS,
-        source={"name": job.source.path.name, "sha256": subject.sha256, "kind": subject.kind},
+        source={"name": job.source.path.name, "sha256": subject.sha256, "kind": subject.kind}
+        | _reading(compiled.dense),
         files=(measured.dense_bytes, files.slim.stat().st_size),
         onnx_error=error,
         warnings=[*subject.notes, *_other_source(job, subject), *_not_its_librarys(made), *notes],
@@ -204,6 +217,11 @@ def _not_its_librarys(made: Made) -> list[str]:
     package = made.subject.library.package
     return [f"{made.job.outputs.save} holds the traced graph, which {package} does not load: its own classes do not "
             "take these layers"]  # fmt: skip
+
+
+def _reading(dense: Graph) -> dict[str, float]:
+    """How far what was read of an ONNX file is from that file."""
+    return {} if dense.read_error is None else {"read_max_rel_error": dense.read_error}
 
 
 def _other_source(job: Job, subject: Subject) -> list[str]:

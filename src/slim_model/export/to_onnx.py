@@ -26,7 +26,7 @@ from slim_model.export.opsets import newest_opset
 from slim_model.export.silent_layers import leave_out_silent
 from slim_model.export.to_program import to_program
 from slim_model.graph.as_module import graph_module
-from slim_model.graph.graph import Graph, last_line_in
+from slim_model.graph.graph import Graph, last_line_in, name_in
 from slim_model.graph.modes import silence_torch
 
 LARGEST_PROTOBUF = 1_900_000_000
@@ -59,6 +59,8 @@ def to_onnx(
         raise ExportError("the graph holds for the decisions of one run: as ONNX it would be wrong for other inputs.")
     with silence_torch(), torch.no_grad():  # with gradients attention takes other kernels than it was traced with
         result = _exported(graph, opset)
+        if graph.read_error is not None:
+            _name_nodes(result.model)
         lines = _lines(result.model)
         index_by_int64(result.model)
         rewrite(result.model, device)
@@ -80,6 +82,16 @@ def to_onnx(
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
     return lines
+
+
+def _name_nodes(model: onnx_ir.Model) -> None:
+    """Nodes have the names of those in the file that the graph was read from; where one became several, the last has
+    it, and the others end in their operator."""
+    named = [(node, name_in(node.metadata_props.get("pkg.torch.onnx.stack_trace", ""))) for node in model.graph]
+    last = {name: node for node, name in named}
+    for number, (node, name) in enumerate(named):
+        if name:
+            node.name = name if last[name] is node else f"{name}_{node.op_type}_{number}"
 
 
 def _lines(model: onnx_ir.Model) -> dict[str, str]:

@@ -93,7 +93,8 @@ class Graph:
     own nest; ``input_names``: those of its tensors; ``heads``: the parameters that its positional arguments stand for;
     ``outputs``: how it nests what it returns. ``parameter_names``: those of ``tensors`` that are trained (the others
     are buffers and constants). ``folded``: those of ``tensors`` that the model computes. ``in_means``: it has the mean
-    of what the model draws at random. ``factored``: layers that are written as several in a row.
+    of what the model draws at random. ``factored``: layers that are written as several in a row. ``read_error``: how far
+    the graph is from onnxruntime on the ONNX file that it was read from, relative; None where it was read from none.
     """
 
     module: fx.GraphModule
@@ -112,6 +113,7 @@ class Graph:
     folded: tuple[Folded, ...] = ()
     in_means: bool = False
     factored: tuple[Factored, ...] = ()
+    read_error: float | None = None
 
     @property
     def dynamic_batch(self) -> bool:
@@ -184,6 +186,12 @@ def last_line_in(stack_trace: str) -> str:
     frame = frames[-1]
     code = whole_statement(frame["file"], int(frame["line"]), frame["code"])
     return f"{os.path.basename(frame['file'])}:{frame['line']} in {frame['function']}: {code}"
+
+
+def name_in(stack_trace: str) -> str:
+    """What the innermost line of a stack trace lies in: a function, or the node of a file; '' where unknown."""
+    frames = list(_FRAME.finditer(stack_trace))
+    return frames[-1]["function"] if frames else ""
 
 
 def module_path(node: fx.Node) -> str:

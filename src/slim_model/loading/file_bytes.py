@@ -27,11 +27,11 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: 
 
 @dataclass(frozen=True, slots=True)
 class FileBytes:
-    """All of a file; ``suffix`` of its name, as ``.pt``."""
+    """All of the file at ``path``."""
 
     content: bytes
     sha256: str
-    suffix: str
+    path: Path
 
 
 def read_file(path: Path, *, limited: bool = True) -> FileBytes:
@@ -59,7 +59,20 @@ def read_file(path: Path, *, limited: bool = True) -> FileBytes:
         raise InputError("does not fit into the memory of this machine.") from error
     if not content:
         raise InputError("is empty. It may not have been written or copied to the end.")
-    return FileBytes(content, hashlib.sha256(content).hexdigest(), Path(path).suffix)
+    return FileBytes(content, hashlib.sha256(content).hexdigest(), Path(path))
+
+
+def read_beside(path: Path, name: str, *, limited: bool = True) -> bytes:
+    """The bytes of the file ``name`` that the file at ``path`` says lies in its folder, and must: no path leads out of
+    it, nor does a link. Raises InputError."""
+    folder = path.resolve().parent
+    place = (folder / name).resolve() if name and "\0" not in name else folder
+    if Path(name).is_absolute() or folder not in place.parents:
+        raise InputError(f"keeps weights in {name!r}, which is no file in its own folder. Put it there, by its name.")
+    try:
+        return read_file(place, limited=limited).content
+    except InputError as error:
+        raise InputError(f"keeps weights in {name!r}, which {error}") from error
 
 
 def _check_kind(mode: int) -> None:

@@ -12,13 +12,14 @@ from slim_model.errors import InputError
 from slim_model.loading.file_bytes import FileBytes, TooMuch, open_zip, read_file
 from slim_model.loading.limits import HEADER_BYTES
 
-Form = Literal["exported program", "torchscript", "safetensors", "pickle"]
+Form = Literal["exported program", "torchscript", "safetensors", "pickle", "onnx"]
 
 WITH_ARTICLE: dict[Form, str] = {
     "exported program": "an exported program",
     "torchscript": "a TorchScript archive",
     "safetensors": "a safetensors file",
     "pickle": "a pickle",
+    "onnx": "an ONNX model",
 }
 _FOREIGN = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself. Fetch it: git lfs pull."),
@@ -59,10 +60,11 @@ def form_of(file: FileBytes) -> Form:
         if head.startswith(start):
             raise InputError(message)
     # an ONNX file starts with field 1, its small version number, and then another of the first fields
-    if file.suffix == ".onnx" or re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22:B]", head):
-        raise InputError("is an ONNX model. Give the PyTorch model it was exported from.")
+    if file.path.suffix == ".onnx" or re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22:B]", head):
+        return "onnx"
     raise InputError(
-        "is no PyTorch model. Give a file written by torch.save, safetensors, torch.export.save or torch.jit.save."
+        "is no PyTorch model and no ONNX file. Give a file written by torch.save, safetensors, torch.export.save or "
+        "torch.jit.save, or an ONNX file."
     )
 
 

@@ -23,11 +23,13 @@ from torch.export import ExportedProgram
 from slim_model.calling.arguments import Arguments
 from slim_model.calling.nesting import leaves_of
 from slim_model.errors import InputError
+from slim_model.from_onnx.model import OnnxModel
 from slim_model.graph.graph import Graph
 from slim_model.loading.example_inputs import guess_inputs, run_once
 from slim_model.loading.file_bytes import FileBytes, read_file
 from slim_model.loading.file_form import names_in_code
 from slim_model.loading.given.example_file import HeldExample, example_arguments, read_example
+from slim_model.loading.given.file_inputs import file_arguments, is_said
 from slim_model.loading.given.place_inputs import make_arguments
 from slim_model.loading.input_spec import InputSpec, TensorSpec, parse_input, spec_of
 from slim_model.loading.libraries.table import InUse, Library, packages
@@ -86,7 +88,7 @@ def load(path: str | Path, options: SourceOptions = _NO_OPTIONS, *, seed: int = 
         arguments, notes = _ready(opened, known_specs, seed, tried=rehearsed is not None)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    guessed = () if specs or opened.program is not None else (_tried(arguments.tensors, opened),)
+    guessed = () if specs or _says_inputs(opened) else (_tried(arguments.tensors, opened),)
     return Subject(
         model=opened.model,
         arguments=arguments,
@@ -132,7 +134,7 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
             return None
         opened = open_model(file, options)
         arguments, _ = _ready(opened, specs, seed)
-        guessed = not specs and opened.program is None
+        guessed = not specs and not _says_inputs(opened)
         return [spec_of(x.shape, x.dtype) for x in arguments.tensors] if guessed else []
 
     # Once, for the copy of this process and for what follows: it takes seconds. Operators of an archive need it, too.
@@ -205,11 +207,18 @@ def _in_float32(model: nn.Module, kind: Kind) -> tuple[str, ...]:
 def _examples(opened: Opened, specs: Specs, seed: int) -> Arguments:
     if isinstance(specs, HeldExample):
         return example_arguments(opened.model, specs.held)
+    if isinstance(opened.model, OnnxModel):
+        return file_arguments(opened.model, specs, seed)
     if specs:
         return make_arguments(opened.model, specs, seed)
     if opened.program is not None:
         return _carried(opened.program)
     return Arguments(guess_inputs(opened.model, seed, sides=opened.image_sides))
+
+
+def _says_inputs(opened: Opened) -> bool:
+    """Whether the file itself says what the model takes."""
+    return opened.program is not None or (isinstance(opened.model, OnnxModel) and is_said(opened.model))
 
 
 def _tried(inputs: tuple[torch.Tensor, ...], opened: Opened) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slim_model.calling.flat_module import flat_module
 from slim_model.errors import InputError
+from slim_model.from_onnx.read import parse
 from slim_model.loading.file_bytes import read_file
 from slim_model.loading.input_spec import DTYPES, TensorSpec, parse_input, spec_of
 from slim_model.loading.load import load
@@ -115,11 +116,9 @@ def open_artifact(path: Path, loading: SourceOptions) -> Artifact:
         raise InputError(f"{path}: --example is for PyTorch models; give an ONNX file its sizes with --input.")
     try:
         file = read_file(path, limited=False)
-        model = onnx.load_model_from_string(file.content)
+        model = parse(file.content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # protobuf has its own exceptions for damaged files
-        raise InputError(f"{path}: cannot be read as an ONNX model: {type(error).__name__}. Copy it again.") from error
     inputs = _signature(path, model.graph)
     if not inputs:
         raise InputError(f"{path}: the model has no inputs, so there is nothing to time.")

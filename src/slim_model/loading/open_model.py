@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import warnings
@@ -16,9 +17,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slim_model.errors import InputError
+from slim_model.from_onnx.read import read_onnx
 from slim_model.graph.autocast import autocast_types
 from slim_model.loading.architecture import build
-from slim_model.loading.file_bytes import FileBytes, TooMuch
+from slim_model.loading.file_bytes import FileBytes, TooMuch, read_beside
 from slim_model.loading.file_form import WITH_ARTICLE, Form, form_of
 from slim_model.loading.input_spec import describe_error
 from slim_model.loading.libraries.table import InUse, Library, library_of
@@ -31,8 +33,9 @@ from slim_model.loading.user_code import import_file, make_importable
 from slim_model.loading.weights.checkpoint import Checkpoint, Weights, checkpoint
 from slim_model.ops import row_of
 
-Kind = Literal["module", "state dict", "exported program", "torchscript"]
+Kind = Literal["module", "state dict", "exported program", "torchscript", "onnx"]
 
+_WITH_ARCHITECTURE: tuple[Form, ...] = ("exported program", "torchscript", "onnx")
 _ARCHS = "--arch torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable"
 
 
@@ -57,7 +60,7 @@ def open_model(file: FileBytes, options: SourceOptions) -> Opened:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             form = form_of(file)
-            if form in ("exported program", "torchscript"):
+            if form in _WITH_ARCHITECTURE:
                 return _open_archive(file, form, options)
     except TooMuch as error:
         raise InputError(_too_much(error)) from error
@@ -110,7 +113,7 @@ def open_checkpoint(file: FileBytes, options: SourceOptions) -> Checkpoint:
 
 
 def _check_arch(form: Form, options: SourceOptions) -> None:
-    if options.arch is not None and form in ("exported program", "torchscript"):
+    if options.arch is not None and form in _WITH_ARCHITECTURE:
         raise InputError(f"is {WITH_ARTICLE[form]}, which has its own architecture. Leave out --arch.")
 
 
@@ -119,6 +122,8 @@ def _open_archive(file: FileBytes, form: Form, options: SourceOptions) -> Opened
     try:
         if form == "exported program":
             return _open_program(file.content, trusted=options.trust_pickle)
+        if form == "onnx":
+            return _open_onnx(file, trusted=options.trust_pickle)
         return Opened(_load_script(file.content, trusted=options.trust_pickle), "torchscript")
     except (InputError, TooMuch):
         raise
@@ -129,6 +134,13 @@ def _open_archive(file: FileBytes, form: Form, options: SourceOptions) -> Opened
         ) from error
     except Exception as error:
         raise InputError(_damage(form, error)) from error
+
+
+def _open_onnx(file: FileBytes, *, trusted: bool) -> Opened:
+    beside = functools.partial(read_beside, file.path, limited=not trusted)
+    model = read_onnx(file.content, file.path.name, beside)
+    notes = ("its float16 weights were turned into float32, which the small model is written in",)
+    return Opened(model.eval(), "onnx", notes=notes if model.file.half else ())
 
 
 def _open_program(content: bytes, *, trusted: bool) -> Opened:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from slim_model.calling.arguments import Arguments
 from slim_model.coupling.dense_counts import keep_dense_counts
 from slim_model.coupling.dense_places import keep_dense_places
 from slim_model.cutting.resize import resize
-from slim_model.errors import InputError
+from slim_model.errors import InputError, ProofError
+from slim_model.from_onnx.model import OnnxModel
 from slim_model.graph.autocast import autocast_types, float32_note, in_float32
+from slim_model.graph.fixed_axes import ASKED
 from slim_model.graph.graph import Graph
 from slim_model.graph.modes import eval_mode
 from slim_model.graph.options import TracingOptions
 from slim_model.graph.other_inputs.other_sizes import batch_that_fails
 from slim_model.graph.trace import trace
+from slim_model.proof.check_reading import check_reading
 from slim_model.proof.check_trace import check_trace
 from slim_model.simplifying.simplify import simplify
 from slim_model.simplifying.take_means import take_means
@@ -39,16 +42,54 @@ def capture(
     that. Raises InputError where the model cannot be traced, ProofError where the graph differs.
     """
     with in_float32() as lowered:
+        if isinstance(model, OnnxModel):
+            return _captured_of_file(model, inputs, options)
         graph = _captured(model, inputs, options, program)
     lowered |= autocast_types(program)
     return replace(graph, warnings=(*graph.warnings, float32_note(lowered))) if lowered else graph
 
 
+def _captured_of_file(model: OnnxModel, inputs: Arguments | tuple[Any, ...], options: TracingOptions) -> Graph:
+    """Axes are free as the file has them, where the user does not say which, and as far as they can be. What was read
+    is compared with the file."""
+    arguments, note = Arguments.of(inputs), ""
+    wished = replace(options, dynamic=open_axes(model, arguments)) if not options.dynamic else options
+    fixed = model.has_fixed_batch and not options.frees_batch
+    why = _FIXED_IN_FILE if fixed and not options.static_batch else ASKED
+    wished = replace(wished, static_batch=options.static_batch or fixed)
+    try:
+        graph = _captured(model, inputs, wished, None, why)
+    except (InputError, ProofError) as error:
+        if wished.dynamic == options.dynamic:
+            raise
+        note = f"the file leaves {', '.join(wished.dynamic)} open; here it has the size of the example: {error}"
+        graph = _captured(model, inputs, replace(wished, dynamic=()), None, why)
+    apart = check_reading(model, graph)
+    return replace(graph, read_error=apart, warnings=(*graph.warnings, *filter(None, [note])))
+
+
+_FIXED_IN_FILE = "the file has it so; --dynamic 0 frees it, where the nodes of the file let it"
+
+
+def open_axes(model: OnnxModel, arguments: Arguments) -> tuple[str, ...]:
+    """The axes that the file leaves open, as ``--dynamic`` names them, but the batch: where the example has more than
+    one there."""
+    given = [(s, x) for s, x in zip(model.signatures, arguments.args, strict=True) if isinstance(x, Tensor)]
+    found = {s.name: [a for a, d in enumerate(s.dims or ()) if a and isinstance(d, str) and x.shape[a] > 1]
+             for s, x in given}  # fmt: skip
+    return tuple(f"{name}={','.join(map(str, axes))}" for name, axes in found.items() if axes)
+
+
 def _captured(
-    model: nn.Module, inputs: Arguments | tuple[Any, ...], options: TracingOptions, program: ExportedProgram | None
+    model: nn.Module,
+    inputs: Arguments | tuple[Any, ...],
+    options: TracingOptions,
+    program: ExportedProgram | None,
+    why: str = ASKED,
 ) -> Graph:
     drawn = take_means if options.random == "mean" else _as_it_is
-    traced = trace(model, inputs, static_batch=options.static_batch, dynamic=options.dynamic, program=program)
+    static, dynamic = options.static_batch, options.dynamic
+    traced = trace(model, inputs, static_batch=static, why=why, dynamic=dynamic, program=program)
     if autocast_types(program):
         traced = resize(traced)  # types of values as they are outside of autocast
     graph = make_followable(drawn(traced))

@@ -21,6 +21,7 @@ from slim_model.calling.outputs import flatten_outputs, output_tensors
 from slim_model.cutting.remembered_sizes import Sizes, remembered_sizes, set_sizes
 from slim_model.cutting.shrink_module import shrink_module
 from slim_model.errors import ProofError
+from slim_model.from_onnx.model import OnnxModel
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.autocast import in_float32
 from slim_model.graph.decisions import DecisionRecorder, DecisionReplayer
@@ -98,8 +99,8 @@ def _finite(outputs: tuple[Tensor, ...]) -> bool:
 
 
 def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
-    if isinstance(model, torch.jit.ScriptModule):
-        return None  # it has no class of the user's, and is copied in C++, which takes no smaller tensors
+    if isinstance(model, torch.jit.ScriptModule | OnnxModel):
+        return None  # it has no class of the user's; a script is copied in C++, which takes no smaller tensors
     try:
         return shrink_module(model, small.tensors, small.folded, small.factored).eval()
     except Exception:  # a class of the user's may refuse to be copied: the graph is the ground truth

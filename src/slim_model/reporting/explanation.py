@@ -60,8 +60,10 @@ def _hold(hold: Hold) -> Iterator[str]:
 
 
 def _at(where: str) -> str:
-    """``'model.py:42 in forward: x = f(x)'`` -> ``' at model.py:42: x = f(x)'``"""
+    """``'model.py:42 in forward: x = f(x)'`` -> ``' at model.py:42: x = f(x)'``; of a node its name."""
     line, _, code = where.partition(" in ")
+    if ".onnx:" in line:
+        return f" at {code}"
     return f" at {line}: {code.partition(': ')[2]}" if code else ""
 
 

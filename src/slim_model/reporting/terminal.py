@@ -44,6 +44,8 @@ def _summary(report: Report) -> Table:
         _add_int8(table, report)
     proof = report.proof
     checked = f"{proof['ties']:,} ties hold"
+    if (read := report.source.get("read_max_rel_error")) is not None:
+        table.add_row("proof: what was read", "", f"error {read:.0e}", "against onnxruntime on IN")
     if proof["factored_max_rel_error"] is not None:
         table.add_row("proof: factored dense", "", f"error {proof['factored_max_rel_error']:.0e}", "against dense")
     table.add_row("proof: masked dense", "", f"error {proof['masked_max_rel_error']:.0e}", checked)
@@ -171,8 +173,10 @@ def _widths(report: Report, limit: int) -> Table:
 
 
 def _short(where: str) -> str:
-    """``resnet.py:92: out = self.conv1(x)``"""
+    """``resnet.py:92: out = self.conv1(x)``; of a node of a file its name."""
     line, _, code = where.partition(" in ")
+    if ".onnx:" in line:
+        return code
     return f"{line}: {code.partition(': ')[2]}" if code else where
 
 
