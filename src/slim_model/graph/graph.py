@@ -93,8 +93,8 @@ class Graph:
     own nest; ``input_names``: those of its tensors; ``heads``: the parameters that its positional arguments stand for;
     ``outputs``: how it nests what it returns. ``parameter_names``: those of ``tensors`` that are trained (the others
     are buffers and constants). ``folded``: those of ``tensors`` that the model computes. ``in_means``: it has the mean
-    of what the model draws at random. ``factored``: layers that are written as several in a row. ``read_error``: how far
-    the graph is from onnxruntime on the ONNX file that it was read from, relative; None where it was read from none.
+    of what the model draws at random. ``factored``: layers that are written as several in a row. ``read_error``: how
+    far the graph is from onnxruntime on the ONNX file that it was read from, relative; None where from none.
     """
 
     module: fx.GraphModule
