@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from source_names import SOURCE, files, resolves
 
 PROJECT = Path(__file__).parents[1]
 OTHERS = [PROJECT / "benchmarks/README.md", PROJECT / "examples/README.md"]
-DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *OTHERS])
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"), *OTHERS])
 OURS = [path for path in DOCUMENTS if path.parent.name != "benchmarks"]
 _OF_OTHERS = {"--nproc-per-node"}  # torchrun's
 
@@ -79,6 +80,22 @@ def _options_of(command: str) -> set[str]:
     parameters = command_named(command).params
     found = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
     return {option for option in found if option.startswith("--")}
+
+
+COMMAND_LINES = [
+    (page, line)
+    for page in OURS
+    for block in re.findall(r"```text\n(.*?)```", page.read_text(), re.S)
+    for line in re.findall(r"^slim-model (.+)$", block, re.M)
+]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMAND_LINES, ids=lambda x: x.stem if isinstance(x, Path) else "")
+def test_command_lines_are_understood(page: Path, line: str) -> None:
+    """Those that are too long to run here: every option is there and takes the value that it is given."""
+    words = shlex.split(line)
+    name = words.pop(0) if words[0] in COMMANDS else "slim"
+    command_named(name).make_context(f"slim-model {name}", words)
 
 
 @cache
