@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from micronets import NETS
 from micronets.compiled import graph_of
+from slim_model.cost.break_even import ranks_among, share_within
 from slim_model.cost.counted import CostModel, cost
 from slim_model.coupling.couple import couple
 from slim_model.coupling.rank_groups import find_rank_groups
@@ -100,7 +101,34 @@ def test_kernels_as_columns_and_rows(with_data: bool) -> None:
     strided = CostModel(couple(factoring.graph)).products()[1]
     # 5 places down by 10 across, then 5 by 5, of two examples; per place of the output as the form says
     assert [one.macs for one in strided.factors] == [2 * 50 * 24 * 24, 2 * 25 * 24 * 60]
-    assert factoring.written[1].split.macs * 25 * 2 * 24 == sum(one.macs for one in strided.factors)
+    assert [50 * macs for macs in factoring.written[1].split.macs] == [one.macs for one in strided.factors]
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_kernels_between_fewer_channels(with_data: bool) -> None:
+    """Tucker-2 has two ranks, and each is a group of its own."""
+    factoring = factor(graph_of_layers(), ("tucker",), data=data() if with_data else None)
+    shapes = {one.path: [factor.shape for factor in one.factors] for one in factoring.graph.factored}
+    assert shapes == {
+        "stem": [(3, 3, 1, 1), (8, 3, 3, 3), (8, 8, 1, 1)],
+        "strided": [(8, 8, 1, 1), (12, 8, 3, 5), (12, 12, 1, 1)],
+        "line": [(30, 40, 1), (10, 30, 3), (10, 10, 1)],
+    }
+    proven = prove_same(factoring, [graph_of_layers().inputs, (torch.randn(3, 3, 10, 10),)])
+    assert proven.error is not None
+    assert proven.error < 1e-5
+    coupling = couple(factoring.graph)
+    assert cost(coupling) == cost(couple(graph_of_layers()))
+    names = [coupling.groups[number].name for number in find_rank_groups(coupling)]
+    assert names == [f"{layer} (rank {number})" for layer in shapes for number in (1, 2)]
+    # half of what the strided layer costs: 100 places read 8 x 8 t, 25 read 8 t x 12 t x 15, then 12 t x 12
+    share = share_within([100 * 64, 25 * 1440, 25 * 144], 25 * 1440 / 2)
+    assert 100 * 64 * share + 25 * 1440 * share**2 + 25 * 144 * share == pytest.approx(25 * 1440 / 2)
+    ranks = ranks_among(coupling)
+    assert ranks is not None
+    targets = ranks.in_share([float(group.width) for group in coupling.groups], 0.5, lambda _: coupling.keep_all())
+    first, second = (number for number, axis in find_rank_groups(coupling).items() if axis.layer == 1)
+    assert (targets[first], targets[second]) == pytest.approx((8 * share, 12 * share))
 
 
 def test_a_kernel_of_rank_one_by_hand() -> None:
@@ -117,9 +145,9 @@ def test_the_form_that_loses_least_is_taken() -> None:
     assert forms["wide.weight"] == forms["head.weight"] == "svd"
     for name in ("stem.weight", "strided.weight"):
         tried = {
-            one.form: one.split.lost_at(one.layer.matrix.numel() / 2)
-            for given in (factored(with_data=False), spatial(with_data=False))
-            for one in given.written
+            form: one.split.lost_at(one.layer.matrix.numel() / 2)
+            for form in ("channel", "spatial", "tucker")
+            for one in factor(graph_of_layers(), (form,)).written
             if one.layer.weight == name
         }
         assert forms[name] == min(tried, key=lambda form: tried[form])
@@ -179,7 +207,7 @@ def test_a_layer_pays_below_its_break_even() -> None:
     factoring = factored(with_data=True)
     coupling = couple(factoring.graph)
     number, layer = next(
-        (g, n) for g, n in find_rank_groups(coupling).items() if factoring.graph.factored[n].path == "strided"
+        (g, n) for g, (n, _) in find_rank_groups(coupling).items() if factoring.graph.factored[n].path == "strided"
     )
     for rank, pays in ((11, False), (10, True)):
         keep = coupling.keep_all()
@@ -206,7 +234,7 @@ def test_scores_of_widths_are_those_of_the_dense_model() -> None:
     ranks = find_rank_groups(coupling)
     widths = [score for number, score in enumerate(with_ranks) if number not in ranks]
     assert all(torch.equal(a, b) for a, b in zip(widths, scores, strict=True))
-    for number, layer in ranks.items():
+    for number, (layer, _) in ranks.items():
         lost = factoring.written[layer].split.lost[0]
         assert float(with_ranks[number].max()) == pytest.approx(1)
         assert torch.allclose(with_ranks[number].sort().values[0], lost[-1], atol=1e-9)

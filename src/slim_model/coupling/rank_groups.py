@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from slim_model.coupling.coupling import Coupling
 
 
-def find_rank_groups(coupling: Coupling) -> dict[int, int]:
-    """The number of a group -> the number of the layer in ``Graph.factored`` whose inner axis its channels are."""
+class InnerAxis(NamedTuple):
+    """The number of a layer in ``Graph.factored``, and that of the factor which makes the axis."""
+
+    layer: int
+    factor: int
+
+
+def find_rank_groups(coupling: Coupling) -> dict[int, InnerAxis]:
+    """The number of a group -> the inner axis of a factored layer that its channels are."""
     made_by = {
-        factor.weight: number for number, layer in enumerate(coupling.graph.factored) for factor in layer.factors[:-1]
+        factor.weight: InnerAxis(number, place)
+        for number, layer in enumerate(coupling.graph.factored)
+        for place, factor in enumerate(layer.factors[:-1])
     }
     return {
         number: made_by[part.parameter]

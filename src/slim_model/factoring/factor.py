@@ -100,14 +100,17 @@ def factor(
     if data is not None:
         progress("reading what layers give")
         fit, _ = split_off_held_out(data, graph)
-        wanted = dict.fromkeys((form.observes, layer.weight) for layer, own in fitting for form in own)
+        wanted = dict.fromkeys((what, layer.weight) for layer, own in fitting for form in own for what in form.observes)
         of_name = {layer.weight: layer for layer, _ in fitting}
         moments = gather(graph, [(what, of_name[name]) for what, name in wanted], fit)
     written = []
     with torch.no_grad():
         for number, (layer, own) in enumerate(fitting, 1):
             progress(f"factoring layers: {number} of {len(fitting)}")
-            splits = [(form.name, form.split(layer, moments.get((form.observes, layer.weight)))) for form in own]
+            splits = [
+                (form.name, form.split(layer, *(moments.get((what, layer.weight)) for what in form.observes)))
+                for form in own
+            ]
             room = layer.matrix.numel() / 2
             name, split = min(splits, key=lambda each: each[1].lost_at(room))
             written.append(Written(layer, name, split))

@@ -61,6 +61,11 @@ def _outputs(layer: Layer, x: Tensor, y: Tensor, first: int) -> Tensor:
     return _sampled(y.flatten(2).transpose(1, 2) if layer.options else y.reshape(len(y), -1, y.shape[-1]), first)
 
 
+def _inputs(layer: Layer, x: Tensor, y: Tensor, first: int) -> Tensor:
+    """``(row, input)``"""
+    return _sampled(x.flatten(2).transpose(1, 2) if layer.options else x.reshape(len(x), -1, x.shape[-1]), first)
+
+
 def _columns(layer: Layer, x: Tensor, y: Tensor, first: int) -> Tensor:
     """``(row, input x height of the kernel)``: what a kernel of width 1 reads."""
     stride, padding, dilation = (each(layer.options[name], 2)[0] for name in ("stride", "padding", "dilation"))
@@ -75,5 +80,9 @@ def _sampled(by_sample: Tensor, first: int) -> Tensor:
     return by_sample.gather(1, at[..., None].expand(-1, -1, by_sample.shape[2])).flatten(0, 1)
 
 
-OBSERVED: dict[str, Callable[[Layer, Tensor, Tensor, int], Tensor]] = {"outputs": _outputs, "columns": _columns}
+OBSERVED: dict[str, Callable[[Layer, Tensor, Tensor, int], Tensor]] = {
+    "outputs": _outputs,
+    "inputs": _inputs,
+    "columns": _columns,
+}
 """What is observed of a layer, which reads x and gives y: rows of numbers."""

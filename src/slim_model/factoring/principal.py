@@ -38,7 +38,7 @@ def split_by_outputs(layer: Layer, moments: Covariances | None) -> Split:
     """
     weight = layer.matrix
     flat = weight.flatten(1).to(precision(weight))
-    axes = principal_axes(flat, None if moments is None else (moments.scatter / moments.count).to(flat))
+    axes = principal_axes(flat, of_outputs=None if moments is None else (moments.scatter / moments.count).to(flat))
     # The constants: nothing changes in what the layer gives, and the inner axis is about zero.
     inner, outer = None, layer.constant
     if moments is not None:
@@ -52,19 +52,18 @@ def split_by_outputs(layer: Layer, moments: Covariances | None) -> Split:
             part(second, outer, weight, pointwise_options(layer.options)),
         ),
         (axes.lost,),
-        flat.shape[1] + len(flat),
     )
 
 
-def principal_axes(flat: Tensor, spread: Tensor | None) -> Axes:
-    """The map ``flat (outputs, inputs)`` along the principal axes of what it gives, whose covariance is ``spread``;
-    None: as of inputs that are all alike."""
+def principal_axes(flat: Tensor, *, of_outputs: Tensor | None = None, of_inputs: Tensor | None = None) -> Axes:
+    """The map ``flat (outputs, inputs)`` along the principal axes of what it gives. The covariance of that is
+    ``of_outputs``, or follows from that of the inputs; without either these are all alike."""
     # An orthonormal basis of what it can give, in which outputs have as many numbers as there are ranks.
     basis, inside = torch.linalg.qr(flat) if flat.shape[0] > flat.shape[1] else (None, flat)
-    if spread is None:
-        spread = inside @ inside.T
-    elif basis is not None:
-        spread = basis.T @ spread @ basis
+    if of_outputs is None:
+        spread = inside @ inside.T if of_inputs is None else inside @ of_inputs @ inside.T
+    else:
+        spread = of_outputs if basis is None else basis.T @ of_outputs @ basis
     values, vectors = torch.linalg.eigh(spread)
     vectors = vectors.flip(1)
     # What is below 0 by rounding is nothing.

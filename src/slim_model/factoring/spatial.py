@@ -25,21 +25,17 @@ def split_by_columns(layer: Layer, moments: Covariances | None) -> Split:
     weight = layer.matrix
     outputs, inputs, height, width = weight.shape
     map_of_columns = weight.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height).to(precision(weight))
-    spread = None
-    if moments is not None:
-        spread = map_of_columns @ (moments.scatter / moments.count).to(map_of_columns) @ map_of_columns.T
-    axes = principal_axes(map_of_columns, spread)
+    spread = None if moments is None else (moments.scatter / moments.count).to(map_of_columns)
+    axes = principal_axes(map_of_columns, of_inputs=spread)
     rank = len(axes.first)
     down = axes.first.reshape(rank, inputs, height, 1)
     across = axes.second.reshape(outputs, width, rank).permute(0, 2, 1)[:, :, None]
-    _, stride = each(layer.options["stride"], 2)
     return Split(
         (
             part(down, None, weight, _along(layer.options, 0)),
             part(across, layer.constant, weight, _along(layer.options, 1)),
         ),
         (axes.lost,),
-        inputs * height * stride + outputs * width,
     )
 
 

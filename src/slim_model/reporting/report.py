@@ -253,7 +253,7 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
             ],
         })  # fmt: skip
         if number in ranks:
-            result[-1] |= products[ranks[number]]
+            result[-1] |= products[ranks[number].layer]
     return result
 
 
