@@ -63,7 +63,7 @@ def prepare(file: Path, folder: Path) -> FloatModel:
     if opset < OLDEST_OPSET:
         raise InputError(
             f"{file.name} is of opset {opset}; int8 with a scale for each channel needs {OLDEST_OPSET} or later. "
-            f"Export it with opset {OLDEST_OPSET} or later."
+            f"Export it with opset {OLDEST_OPSET} or later, or convert it: onnx.version_converter.convert_version."
         )
     _check_runs(file)
     # The quantiser sees nodes of the main graph alone.
