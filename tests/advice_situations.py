@@ -269,7 +269,7 @@ SITUATIONS: dict[str, Situation] = {
     ),
     # files that are read
     "Give the model file in it.": Situation(_load, lambda folder: _load(_saved(folder, Small().state_dict()))),
-    "Give a file written by torch.save, safetensors, torch.export.save or torch.jit.save.": Situation(
+    "Give a file written by torch.save, safetensors, torch.export.save or torch.jit.save, or an ONNX file.": Situation(
         lambda folder: _load(_written(folder / "in.pt", b"no model")),
         lambda folder: _load(_saved(folder, Small().state_dict())),
     ),

@@ -20,6 +20,7 @@ from slim_model.graph.as_module import graph_module
 from slim_model.labels.values import Replay
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
+from slim_model.proof.capture import capture
 from slim_model.proof.own_module import make_small_module
 from slim_model.proof.structure import check_structure
 from slim_model.recipe import Recipe
@@ -212,3 +213,21 @@ def test_a_followed_run_loses_heads_and_widths() -> None:
     assert result.dense.program is None
     assert len(result.passes) == 2
     assert result.slim_cost.macs < result.passes[0].slim_cost.macs < result.dense_cost.macs
+
+
+class Shuffled(nn.Module):
+    """The first four channels, which become the first square of pixels, are an input's and no channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(4, 8, 1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([x, torch.relu(self.a(x))], 1)
+        return self.c(torch.nn.functional.pixel_shuffle(y, 2)).softmax(1)
+
+
+def test_labels_may_vary_at_some_places_of_the_other_axes_alone() -> None:
+    """Found by scripts/fuzz: an assertion of ours failed."""
+    graph = capture(Shuffled().eval(), (normal(2, 4, 4, 4),))
+    assert not find_heads(graph).heads

@@ -31,7 +31,7 @@ def squeeze_excite(b: Sketch, x: Value) -> None:
     b.same(x, f"{x.name} * {gate}")
 
 
-@step("image")
+@step("image", traits="sum ordered")  # a convolution along channels
 def efficient_attention(b: Sketch, x: Value) -> None:
     mix = b.part("mix", "nn.Conv1d(1, 1, 3, padding=1)")
     gate = f"{mix}({x.name}.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)[:, :, None, None]"

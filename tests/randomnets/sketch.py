@@ -186,7 +186,8 @@ ANY = ("image", "tokens", "vector", "signal")
 
 def step(*kinds: str, traits: str = "") -> Callable[[Step], Step]:
     """Register a step. ``traits``: ``shift`` (0 does not stay 0), ``sum`` (channels are summed without a weight that
-    reads them), ``statistic`` (a statistic over channels that is no module, or may come: channels lie along tokens)."""
+    reads them), ``statistic`` (a statistic over channels that is no module, or may come: channels lie along tokens),
+    ``ordered`` (a convolution runs along channels, so that they cannot change places)."""
 
     def add(function: Step) -> Step:
         REGISTERED[function.__name__] = kinds, frozenset(traits.split()), function

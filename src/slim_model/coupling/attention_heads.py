@@ -19,7 +19,7 @@ from slim_model.coupling.couple import couple, find_components
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of
-from slim_model.graph.varying_axes import varying_axes
+from slim_model.graph.varying_axes import varying_axes, without_constant_axes
 from slim_model.labels.label import label
 from slim_model.labels.labelled import Labelled
 from slim_model.labels.values import Axis, Value
@@ -101,7 +101,9 @@ class _Probe(Walk):
         parts = self.parts.setdefault(self.node.name, {})
         for axis in varying:
             if axis not in parts:
-                alike = labels.movedim(axis, 0).flatten(1)[:, 0].unique(return_inverse=True)[1]
+                # Whole rows: labels may vary along the axis at some places of the others alone (a shuffle of pixels).
+                rows = without_constant_axes(labels.movedim(axis, 0), keep=1).reshape(labels.shape[axis], -1)
+                alike = rows.unique(dim=0, return_inverse=True)[1]
                 made = self.fresh(int(alike.max()) + 1, axis=axis)
                 assert made is not None
                 parts[axis] = made[alike]

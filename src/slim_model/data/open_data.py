@@ -66,6 +66,11 @@ def open_data(
 
     # One batch is read now, so that what is wrong with the data is said before any work.
     first = next(batches(), None)
+    if first is None and parted and split == "test" and len(source.dataset):
+        raise InputError(
+            f"{name} has {len(source.dataset)} samples, of which every fifth is held out to read accuracy from. Give 5 "
+            "or more."
+        )
     if first is None:
         raise InputError(f"{name} is empty: it gave no batch.")
     labelled = first.labels is not None
