@@ -29,6 +29,7 @@ from PIL import Image
 from torch import nn
 
 import file_mutations as change
+from from_onnx.graphs import two_convolutions
 from limited_process import in_limits
 from model_files import NET_SOURCE, exported, small_net
 from slim_model import cli
@@ -185,6 +186,7 @@ KINDS: dict[str, Kind] = {
         change.of_zip,
     ),
     "latency table": Kind(".jsonl", _latencies, ("net.pt", *_QUICK[:-2], *_ARCH), change.of_json),
+    "onnx model": Kind(".onnx", lambda p: p.write_bytes(two_convolutions()), ("IN",), None, False),
     "onnx": Kind(".onnx", _onnx, ("bench", "IN", "--rounds", "1", "--seconds", "0.01")),
 }
 """What the command reads, one row a kind of file. IN stands for the file, or for the folder that it lies in."""

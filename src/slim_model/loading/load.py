@@ -24,6 +24,7 @@ from slim_model.calling.arguments import Arguments
 from slim_model.calling.nesting import leaves_of
 from slim_model.errors import InputError
 from slim_model.from_onnx.model import OnnxModel
+from slim_model.from_onnx.original import Original
 from slim_model.graph.graph import Graph
 from slim_model.loading.example_inputs import guess_inputs, run_once
 from slim_model.loading.file_bytes import FileBytes, read_file
@@ -134,6 +135,8 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
             return None
         opened = open_model(file, options)
         arguments, _ = _ready(opened, specs, seed)
+        if isinstance(opened.model, OnnxModel):  # onnxruntime will run it, too, to compare
+            Original(opened.model).run(arguments.args)
         guessed = not specs and not _says_inputs(opened)
         return [spec_of(x.shape, x.dtype) for x in arguments.tensors] if guessed else []
 

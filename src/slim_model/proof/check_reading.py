@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 
-from slim_model.errors import InputError, ProofError, first_line
-from slim_model.from_onnx.model import OnnxModel, Signature
+from slim_model.errors import ProofError
+from slim_model.from_onnx.model import OnnxModel
+from slim_model.from_onnx.original import Original
 from slim_model.graph.graph import Graph, first_sample
 from slim_model.graph.other_inputs.looked_up import looked_up
 from slim_model.graph.other_inputs.other_values import other_values
@@ -27,10 +26,10 @@ def check_reading(model: OnnxModel, graph: Graph) -> float:
     """The largest relative difference between ``graph``, which was read from a file, and onnxruntime on that file, over
     two inputs: the example, and other values. Raises InputError where onnxruntime does not run the file, ProofError
     where the graph computes something else."""
-    session, worst = _session(model), 0.0
+    original, worst = Original(model), 0.0
     allowed = HALF_TOLERANCE if model.file.half else TOLERANCE
     for tensors in _inputs(graph):
-        expected = _theirs(session, model, graph, tensors)
+        expected = original.run(graph.arguments.filled(tensors).args)
         got = graph.run(tensors)
         for name, theirs, ours in zip(graph.outputs.names, expected, got, strict=True):
             error = _difference(theirs, ours)
@@ -43,43 +42,12 @@ def check_reading(model: OnnxModel, graph: Graph) -> float:
     return worst
 
 
-def _session(model: OnnxModel) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    arrays = {name: np.ascontiguousarray(array) for name, array in model.file.beside.items()}
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-    if arrays:
-        options.add_external_initializers(list(arrays), values)
-    try:
-        return onnxruntime.InferenceSession(model.file.content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own
-        raise InputError(f"onnxruntime does not open the file: {first_line(error)}") from error
-
-
 def _inputs(graph: Graph) -> Iterator[tuple[Tensor, ...]]:
     """The example as a batch of one, and other values of that shape."""
     example, generator = first_sample(graph), torch.Generator().manual_seed(1)
     spans = looked_up(lambda *inputs: graph.run(inputs), example)
     yield example
     yield tuple(other_values(x, tuple(x.shape), span, generator) for x, span in zip(example, spans, strict=True))
-
-
-def _theirs(
-    session: onnxruntime.InferenceSession, model: OnnxModel, graph: Graph, tensors: tuple[Tensor, ...]
-) -> list[Tensor]:
-    values = graph.arguments.filled(tensors).args
-    feed = {s.name: _array(s, value) for s, value in zip(model.signatures, values, strict=True)}
-    try:
-        results = session.run(list(graph.outputs.names), feed)
-    except Exception as error:  # onnxruntime's own
-        raise InputError(f"onnxruntime does not run the file: {first_line(error)}") from error
-    return [torch.from_numpy(np.array(result)) for result in results]
-
-
-def _array(signature: Signature, value: Tensor | float) -> np.ndarray:
-    if not isinstance(value, Tensor):
-        value = torch.full([1] * len(signature.dims or ()), value, dtype=signature.dtype)
-    return (value.half() if signature.half else value).numpy()
 
 
 def _difference(theirs: Tensor, ours: Tensor) -> float:

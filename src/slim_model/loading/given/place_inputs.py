@@ -37,7 +37,7 @@ def place(model: nn.Module, given: Iterable[tuple[str, Any]]) -> Arguments:
     named: dict[str, Any] = {}
     for name, value in given:
         if name:
-            _put(named, name.split("."), value, name)
+            _put(named, [name] if name in {p.name for p in parameters} else name.split("."), value, name)
         else:
             args.append(value)
     named = {name: _lists(value) for name, value in named.items()}
