@@ -34,7 +34,6 @@ from slim_model.data.datasets import Divided
 from slim_model.data.open_data import open_data
 from slim_model.errors import SlimError
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.tensor_trees import tensors_among
 from slim_model.loading.load import load
 from slim_model.loading.source import SourceOptions
 from slim_model.proof.capture import capture
@@ -86,7 +85,7 @@ def _real_model(name: str) -> Callable[[Path], Prepared]:
     def make(folder: Path) -> Prepared:
         options = SourceOptions(arch=case.arch, inputs=(case.input,) if case.input else ())
         subject = load(case.file(folder), options)
-        inputs = tuple(torch.cat([x] * 2)[:2] for x in tensors_among(subject.arguments))
+        inputs = tuple(torch.cat([x] * 2)[:2] for x in subject.arguments.tensors)
         return _exported(subject.model, inputs, folder)
 
     return make
