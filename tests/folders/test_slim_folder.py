@@ -107,3 +107,16 @@ def test_a_large_model_computes_in_float32_and_keeps_its_type() -> None:
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
         with in_float32(model):
             torch.testing.assert_close(by_module, outputs_of(model, x))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "vit"])
+def test_a_folder_becomes_an_onnx_file(kind: str, tmp_path: Path) -> None:
+    """Through the labels: heads become narrower, too, and the hidden size smaller."""
+    folder = tiny_folder(kind, tmp_path, layers=1, dtype=torch.bfloat16)
+    report = tmp_path / "r.json"
+    words = ("--ratio", "0.5", "--no-bench", "--quiet", "--report", str(report))
+    assert run([str(folder), str(tmp_path / "out.onnx"), *words]) in (0, None)
+    found = json.loads(report.read_text())
+    assert found["proof"]["onnx_max_rel_error"] < 1e-4
+    assert found["slim"]["params"] < 0.6 * found["dense"]["params"]
+    assert any("turned from bfloat16 into float32" in warning for warning in found["warnings"])

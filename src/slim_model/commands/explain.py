@@ -8,8 +8,8 @@ from pathlib import Path
 from slim_model.commands.outputs import check_output_paths
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.coupling.explain import Explanation, explain
+from slim_model.folders.as_subject import load_source
 from slim_model.graph.options import TracingOptions
-from slim_model.loading.load import load
 from slim_model.loading.source import Source
 from slim_model.progress import Progress
 from slim_model.proof.capture import capture
@@ -29,7 +29,7 @@ def answer(question: Question, places: list[Path], progress: Progress) -> Explan
     source = question.source
     check_output_paths(source.path, places)
     progress(f"reading {source.path.name}")
-    subject = load(source.path, source.options)
+    subject = load_source(source.path, source.options)
     progress("tracing the model")
     graph = capture(subject.model, subject.arguments, question.tracing, program=subject.program)
     progress("finding coupled channels")

@@ -20,9 +20,9 @@ from slim_model.coupling.coupling import Coupling
 from slim_model.errors import InputError
 from slim_model.export.eager_model import runnable_form
 from slim_model.export.to_onnx import to_onnx
+from slim_model.folders.as_subject import load_source
 from slim_model.graph.graph import Graph
 from slim_model.graph.options import TracingOptions
-from slim_model.loading.load import load
 from slim_model.loading.source import Source
 from slim_model.measuring.runtimes import Runtime, usable_runtime
 from slim_model.measuring.timing import interleave, without_gc
@@ -56,7 +56,7 @@ def learn(job: ProfileJob, progress: Progress) -> Learned:
     if job.source is None:
         return Learned(measure_layers((), MeasuringJob(row, setting, job.cache), progress), path, (), (), None)
     progress(f"reading {job.source.path.name}")
-    subject = load(job.source.path, job.source.options)
+    subject = load_source(job.source.path, job.source.options)
     progress("tracing the model")
     graph = capture(subject.model, subject.arguments, job.tracing, program=subject.program)
     coupling = couple_attention(graph)

@@ -24,9 +24,10 @@ from slim_model.export.opsets import check_opset
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
 from slim_model.export.writable import check_writable
+from slim_model.folders.as_subject import load_source
 from slim_model.graph.graph import Graph
 from slim_model.late import Late
-from slim_model.loading.load import Subject, load
+from slim_model.loading.load import Subject
 from slim_model.measuring.machine import check_device
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.example_batches import onnx_batches
@@ -80,7 +81,7 @@ def run_job(
     recipe, clock = job.recipe, _Clock()
     with clock("load"):
         progress(f"reading {job.source.path.name}")
-        subject = shared.subject if shared else load(job.source.path, job.source.options, seed=recipe.seed)
+        subject = shared.subject if shared else load_source(job.source.path, job.source.options, seed=recipe.seed)
     job = _for_its_library(job, subject)
     recipe = job.recipe
     _check_save(job, subject)

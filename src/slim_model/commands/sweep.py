@@ -19,7 +19,7 @@ from slim_model.commands.slim import SharedWork, run_job
 from slim_model.cost.latency_store import width_step
 from slim_model.errors import InputError, SlimError
 from slim_model.export.options import OutputOptions
-from slim_model.loading.load import load
+from slim_model.folders.as_subject import load_source
 from slim_model.pipeline.known import Known
 from slim_model.progress import Progress
 from slim_model.recipe_files.job import Job
@@ -59,7 +59,7 @@ def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
     _make(sweep.folder)
     job, result = sweep.job, Swept()
     progress(f"reading {job.source.path.name}")
-    subject = load(job.source.path, job.source.options, seed=job.recipe.seed)
+    subject = load_source(job.source.path, job.source.options, seed=job.recipe.seed)
     with tempfile.TemporaryDirectory() as place:
         works = {job.recipe.seed: SharedWork(subject, Known(), Path(place))}
         for number, (name, point) in enumerate(points.items(), start=1):
@@ -91,7 +91,9 @@ def _work(works: dict[int, SharedWork], point: Job) -> SharedWork:
     seed = point.recipe.seed
     if seed not in works:
         one = next(iter(works.values()))
-        works[seed] = replace(one, subject=load(point.source.path, point.source.options, seed=seed), known=Known())
+        works[seed] = replace(
+            one, subject=load_source(point.source.path, point.source.options, seed=seed), known=Known()
+        )
     return works[seed]
 
 

@@ -33,7 +33,7 @@ from slim_model.loading.user_code import import_file, make_importable
 from slim_model.loading.weights.checkpoint import Checkpoint, Weights, checkpoint
 from slim_model.ops import row_of
 
-Kind = Literal["module", "state dict", "exported program", "torchscript", "onnx"]
+Kind = Literal["module", "state dict", "exported program", "torchscript", "onnx", "folder of transformers"]
 
 _WITH_ARCHITECTURE: tuple[Form, ...] = ("exported program", "torchscript", "onnx")
 _ARCHS = "--arch torchvision:resnet50, timm:NAME, path/file.py:callable or package.module:callable"
