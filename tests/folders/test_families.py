@@ -18,6 +18,7 @@ from slim_model.coupling.attention_heads import couple_attention
 from slim_model.errors import ProofError
 from slim_model.folders.checkpoint import open_checkpoint_folder
 from slim_model.folders.families import FAMILIES
+from slim_model.folders.meta import plan_of_config
 from slim_model.folders.plan import plan_folder
 from slim_model.folders.prove import prove_folder
 from slim_model.folders.running import load_folder
@@ -125,4 +126,13 @@ def test_another_cut_than_was_claimed_is_seen(tmp_path: Path) -> None:
     out.mkdir()
     write_folder(Kept(plan, units, {"model.layers.1.mlp.up_proj.weight": wrong}), out)
     with pytest.raises(ProofError, match="differs from the masked dense model"):
-        prove_folder(Kept(plan, units), out, load_folder(out, torch.float32))
+        prove_folder(Kept(plan, units), out)
+
+
+def test_a_configuration_alone_gives_the_same_plan(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint_folder(tiny_folder("llama", tmp_path))
+    plan, planned = plan_folder(checkpoint, 0.5), plan_of_config(checkpoint.config, 0.5)
+    assert (planned.kept, planned.shapes) == (plan.kept, plan.shapes)
+    assert {k: planned.config[k] for k in ("intermediate_size", "num_key_value_heads")} == {
+        k: plan.config[k] for k in ("intermediate_size", "num_key_value_heads")
+    }

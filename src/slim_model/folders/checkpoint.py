@@ -93,7 +93,7 @@ class Checkpoint:
 def open_checkpoint_folder(path: Path) -> Checkpoint:
     """The checkpoint in the folder ``path``. Raises InputError, which says what is missing or not allowed."""
     config = _read_config(path)
-    family = _family_of(path, config)
+    family = family_of(path, config)
     places = _shards_by_name(path)
     tensors: dict[str, Stored] = {}
     for shard in dict.fromkeys(places.values()) if places else [WHOLE]:
@@ -132,7 +132,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return _read_json(path / "config.json")
 
 
-def _family_of(path: Path, config: Mapping[str, Any]) -> Family:
+def family_of(path: Path, config: Mapping[str, Any]) -> Family:
     """The row of its kind of model; InputError where there is none, or the weights are quantised."""
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""

@@ -49,7 +49,7 @@ def load_folder(path: Path, dtype: torch.dtype, tensors: Mapping[str, Tensor] | 
     transformers = library()
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        kind = _class_of(transformers, config)
+        kind = class_of(transformers, config)
         torch.manual_seed(0)  # what the folder lacks is drawn, and shall be the same each time
         given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
         if tensors is None:
@@ -63,7 +63,7 @@ def load_folder(path: Path, dtype: torch.dtype, tensors: Mapping[str, Tensor] | 
     return Loaded(model.eval(), frozenset({*said["missing_keys"], *said["unexpected_keys"]}))
 
 
-def _class_of(transformers: Any, config: Any) -> Any:
+def class_of(transformers: Any, config: Any) -> Any:
     """The class that config.json names, where it is one of transformers; else the one without a head."""
     name = (config.architectures or [""])[0]
     kind = getattr(transformers, name, None)
@@ -74,7 +74,7 @@ def _class_of(transformers: Any, config: Any) -> Any:
 @contextlib.contextmanager
 def in_float32(model: nn.Module, whole: int = _WHOLE) -> Iterator[None]:
     """While it lasts the model computes in float32. One of more than ``whole`` bytes keeps its weights as they are:
-    each module's are turned into float32 for the time of its call."""
+    each module's are turned into float32 for the time of its call. Afterwards the small ones stay in float32."""
     if sum(p.numel() * 4 for p in model.parameters()) <= whole:
         model.float()
         yield
@@ -90,6 +90,18 @@ def in_float32(model: nn.Module, whole: int = _WHOLE) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def products_in(dtype: torch.dtype) -> Iterator[None]:
+    """While it lasts products of float32 matrices may be taken in bfloat16, summed in float32, where ``dtype`` is of 16
+    bits: twice as fast on processors that have it, and as exact as the model is where it is used."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype.itemsize < 4 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _in_float32_for_a_call() -> tuple[Callable[..., None], Callable[..., None]]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from slim_model.errors import InputError
@@ -15,7 +14,7 @@ from slim_model.folders.choose import check_ranking, kept_units
 from slim_model.folders.plan import Plan, Site, plan_folder
 from slim_model.folders.prove import FolderProof, prove_folder
 from slim_model.folders.refit import refit
-from slim_model.folders.running import in_float32, load_folder, longest, perplexity, watch
+from slim_model.folders.running import in_float32, load_folder, longest, perplexity, products_in, watch
 from slim_model.folders.tokens import Tokens, read_tokens
 from slim_model.folders.write import Kept, write_folder
 from slim_model.progress import Progress, say_nothing
@@ -65,7 +64,7 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
         progress("loading the dense model")
         dense = load_folder(checkpoint.path, checkpoint.dtype).model
         text = read_tokens(checkpoint, recipe.data, longest(dense.config))
-        with in_float32(dense):
+        with in_float32(dense), products_in(checkpoint.dtype):
             seen |= _measured("dense", dense, text)
             kept = _kept_by_data(plan, dense, text, recipe, level, progress)
         del dense
@@ -76,11 +75,13 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
     progress("writing the folder")
     write_folder(kept, place)
     progress("loading it again, and comparing with the masked dense model")
-    small = load_folder(place, checkpoint.dtype)
-    proof = prove_folder(kept, place, small, recipe.seed)
-    if text:
-        with in_float32(small.model):
-            seen |= _measured("refitted" if kept.refitted else "cut", small.model, text)
+
+    def measure(small: Any) -> None:
+        if text:
+            with products_in(checkpoint.dtype):
+                seen.update(_measured("refitted" if kept.refitted else "cut", small, text))
+
+    proof = prove_folder(kept, place, recipe.seed, measure)
     return SlimFolder(plan, proof, level, seen, text)
 
 
@@ -142,7 +143,7 @@ def _measured(step: str, model: Any, text: Tokens) -> dict[str, float]:
 def _measured_masked(step: str, kept: Kept, text: Tokens) -> dict[str, float]:
     checkpoint = kept.plan.checkpoint
     model = load_folder(checkpoint.path, checkpoint.dtype, kept.masked()).model
-    with torch.no_grad(), in_float32(model):
+    with in_float32(model), products_in(checkpoint.dtype):
         return _measured(step, model, text)
 
 
