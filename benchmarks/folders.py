@@ -93,11 +93,11 @@ def quality() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "reviews.txt"
         text.write_text(_reviews("test"), encoding="utf-8")
-        data = f"text:{text},tokenizer=bytes,length={_LENGTH},sequences=512"
+        data = f"text:{text},tokenizer=bytes,length={_LENGTH}"
         for ratio in _RATIOS:
             for criterion, recover in _WAYS:
-                ways = ("--recover", recover) if recover else ("--recover", "none")
-                report, _ = _command(TRAINED, folder, ratio, "--criterion", criterion, *ways, "--data", data)
+                how = ("--criterion", criterion, "--recover", recover or "none", "--samples", "512")
+                report, _ = _command(TRAINED, folder, ratio, *how, "--data", data)
                 seen = report["perplexity"]
                 yield {
                     "ratio": ratio,
@@ -160,8 +160,8 @@ def large(layers: int) -> Iterator[Row]:
         _write_random(model, config, Path(folder) / "dense")
         text = Path(folder) / "reviews.txt"
         text.write_text(_reviews("test"), encoding="utf-8")
-        data = f"text:{text},tokenizer=bytes,length=256,sequences=64"
-        report, used = _command(Path(folder) / "dense", folder, 0.2, "--criterion", "power", "--data", data)
+        data = f"text:{text},tokenizer=bytes"
+        report, used = _command(Path(folder) / "dense", folder, 0.2, "--data", data, "--samples", "64")
         yield {
             "layers": layers,
             "params": [report["dense"]["params"], report["slim"]["params"]],

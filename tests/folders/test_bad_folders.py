@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_used(damage: Damage, message: str, tmp_path: Pa
         ({"html": Path("r.html")}, "--report alone"),
         ({"data": "mnist:FILE"}, "is no plain text"),
         ({"data": "text:nowhere.txt"}, "there is no file nowhere.txt"),
-        ({"data": "text:FILE,length=x"}, "length=x is no number"),
+        ({"data": "text:FILE,length=x"}, "length=x is no number of tokens"),
         ({"data": "text:FILE"}, "the tokenizer of"),
         ({"data": "text:SHORT,tokenizer=bytes"}, "less than two sequences"),
     ],

@@ -29,7 +29,8 @@ class BudgetOptions:
     its place, such as ``"macs=1.0G"``. ``allocate``: which layers give how much (``budget.allocations``); default: as
     ``scope`` says. ``scan``: the file of a sensitivity scan. ``multiple_of``: layer widths are rounded to it;
     ``"auto"`` takes the width step of this machine. ``engine``: whose pruner turns scores into channels.
-    ``iterations``: rounds of removal, each followed by recovery and training."""
+    ``iterations``: rounds of removal, each followed by recovery and training. ``depth``: whole layers that go as well,
+    where a folder of transformers is written."""
 
     ratio: float = option(0.5, "Fraction removed: of the channels, or of what --of names.", basic=True)
     of: str = option("channels", "What --ratio is a fraction of.", metavar="|".join(PRICES))
@@ -64,7 +65,13 @@ class BudgetOptions:
         1, "Rounds: in each a part of the ratio goes, and the rest is trained.", metavar="K", least=1
     )
 
+    depth: int = option(
+        0, "Of a folder of transformers: also whole layers, those that do least to the text.", metavar="K", least=0
+    )
+
     def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise InputError(f"depth {self.depth} is not a number of layers from 0.")
         if not 0 < self.ratio < 1:
             raise InputError(
                 f"ratio {self.ratio} is not between 0 and 1. It is the fraction of channels removed: 0.5 halves widths."

@@ -27,7 +27,7 @@ def run_folder_job(job: Job, progress: Progress) -> dict[str, Any]:
     checkpoint = open_checkpoint_folder(job.source.path)
     with folder_beside(job.target) as place:
         result = slim_folder(checkpoint, place, job.recipe, progress)
-        report = report_of(result, job.recipe, time.perf_counter() - started)
+        report = report_of(result, time.perf_counter() - started)
         with open(place / "README.md", "a", encoding="utf-8") as file:
             file.write(card(report))
         if job.outputs.report:

@@ -17,18 +17,17 @@ from torch import Tensor
 from slim_model.data.datasets import Split
 from slim_model.errors import InputError, first_line
 
-_FORM = "text:FILE[,length=TOKENS][,sequences=N][,tokenizer=bytes]"
+_FORM = "text:FILE[,length=TOKENS][,tokenizer=bytes]"
 
 
 @dataclass(frozen=True, slots=True)
 class TextSpec:
-    """``length``: tokens of a sequence, 0 where it is left open; at most ``sequences`` are taken. ``tokenizer``: empty
-    for the model's own, or ``bytes``: those of the text in UTF-8 are the tokens."""
+    """``length``: tokens of a sequence, 0 where it is left open. ``tokenizer``: empty for the model's own, or
+    ``bytes``, those of the text in UTF-8."""
 
     spec: str
     file: Path
     length: int = 0
-    sequences: int = 128
     tokenizer: str = ""
 
     @classmethod
@@ -37,21 +36,20 @@ class TextSpec:
         kind, _, rest = str(spec).partition(":")
         file, *parts = rest.split(",")
         options = dict(part.partition("=")[::2] for part in parts)
-        if kind != "text" or not file or set(options) - {"length", "sequences", "tokenizer"}:
+        if kind != "text" or not file or set(options) - {"length", "tokenizer"}:
             raise InputError(f"--data {spec!r} is no plain text; write {_FORM}.")
-        numbers = {name: options[name] for name in ("length", "sequences") if name in options}
-        for name, value in numbers.items():
-            if not value.isdecimal() or int(value) < (2 if name == "length" else 1):
-                raise InputError(f"--data {spec!r}: {name}={value} is no number of them. Write {_FORM}.")
+        length = options.get("length", "0")
+        if not length.isdecimal() or ("length" in options and int(length) < 2):
+            raise InputError(f"--data {spec!r}: length={length} is no number of tokens from 2. Write {_FORM}.")
         if options.get("tokenizer", "bytes") != "bytes":
             raise InputError(f"--data {spec!r}: the tokenizer is the model's own, or bytes. Write {_FORM}.")
         if not Path(file).is_file():
             raise InputError(f"--data {spec!r}: there is no file {file}.")
-        return cls(spec, Path(file), tokenizer=options.get("tokenizer", ""), **{n: int(v) for n, v in numbers.items()})
+        return cls(spec, Path(file), int(length), options.get("tokenizer", ""))
 
 
-def read_text(spec: TextSpec, at_most: int) -> str:
-    """The first ``at_most`` characters of the file, which may be packed (.gz, .xz)."""
+def read_text(spec: TextSpec, at_most: int = -1) -> str:
+    """The first ``at_most`` characters of the file, -1 for all, which may be packed (.gz, .xz)."""
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
     opened: Any = openers.get(spec.file.suffix, open)
     try:
@@ -78,5 +76,5 @@ def text(spec: str, place: str, example: Sequence[Any], split: Split) -> Tensor:
             "csv:FILE,tokenizer=package.module:callable."
         )
     length = read.length or shape[1]
-    tokens = by_bytes(read_text(read, at_most=(read.sequences + 1) * length))
-    return tokens[: len(tokens) // length * length].view(-1, length)[: read.sequences]
+    tokens = by_bytes(read_text(read))
+    return tokens[: len(tokens) // length * length].view(-1, length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +42,24 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """``tensors`` by their names in the files, in the order of these; ``config`` as it stands in config.json."""
+    """``tensors`` by their names in the files, in the order of these; ``config`` as it stands in config.json.
+
+    Of one that lost layers: ``whole`` is what it was made from, ``gone`` the layers, ``names`` what its tensors are
+    called in the files."""
 
     path: Path
     config: Mapping[str, Any]
     family: Family
     tensors: Mapping[str, Stored]
+    names: Mapping[str, str] = field(default_factory=dict)
+    whole: Checkpoint | None = None
+    gone: tuple[int, ...] = ()
 
     def read(self, name: str) -> Tensor:
         """The tensor, in its own type. Raises InputError where it holds NaN or infinity."""
         stored = self.tensors[name]
         with safe_open(self.path / stored.shard, framework="pt") as shard:
-            tensor: Tensor = shard.get_tensor(name)
+            tensor: Tensor = shard.get_tensor(self.names.get(name, name))
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(
                 f"{self.path / stored.shard}: {name} holds NaN or infinity. The training may have diverged: give an "

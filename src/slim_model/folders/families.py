@@ -34,7 +34,8 @@ class Cut:
 class Family:
     """``head_width``: what the configuration's ``head_dim`` is where it is left out; None: the hidden size by the
     number of heads. ``whole_multiple``: the configuration refuses heads whose number does not divide the hidden size.
-    ``transposed``: weights lie as (input, output). ``unsaid``: why there is no cut of heads. ``depth``: the key of the
+    ``transposed``: weights lie as (input, output). ``unsaid``: why there is no cut of heads. ``writes``: the
+    linear layers through which a layer adds to what passes it, where it does nothing else; ``depth``: the key of the
     number of layers; ``per_layer``: keys of lists with one entry for each layer."""
 
     cuts: tuple[Cut, ...]
@@ -42,6 +43,7 @@ class Family:
     whole_multiple: bool = False
     transposed: bool = False
     unsaid: str = ""
+    writes: tuple[str, ...] = ()
     depth: str = "num_hidden_layers"
     per_layer: tuple[str, ...] = ("layer_types",)
 
@@ -62,6 +64,7 @@ def _heads(layers: str, makes: str, reads: str) -> Cut:
 _WIDTH_OF_HEADS = "the configuration has no width of heads: it is the hidden size by their number"
 _GATED = _mlp("layers", "intermediate_size", "mlp.gate_proj mlp.up_proj", "mlp.down_proj")
 _QKV = "self_attn.q_proj=q self_attn.k_proj=k self_attn.v_proj=v"
+_LLAMA = ("self_attn.o_proj", "mlp.down_proj")
 _GROUPS = _heads("layers", _QKV, "self_attn.o_proj")
 _BERT = Family(
     (_mlp("encoder.layer", "intermediate_size", "intermediate.dense", "output.dense"),), unsaid=_WIDTH_OF_HEADS
@@ -72,26 +75,28 @@ _VIT = Family(
 )
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family((_GATED, _GROUPS), whole_multiple=True),
-    "mistral": Family((_GATED, _GROUPS)),
-    "qwen2": Family((_GATED, _GROUPS)),
-    "qwen3": Family((_GATED, _GROUPS), head_width=128),
-    "smollm3": Family((_GATED, _GROUPS), per_layer=("layer_types", "no_rope_layers")),
-    "granite": Family((_GATED, _GROUPS)),
-    "gemma": Family((_GATED, _GROUPS), head_width=256),
-    "gemma2": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True),
-    "gemma3_text": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True),
+    "llama": Family((_GATED, _GROUPS), writes=_LLAMA, whole_multiple=True),
+    "mistral": Family((_GATED, _GROUPS), writes=_LLAMA),
+    "qwen2": Family((_GATED, _GROUPS), writes=_LLAMA),
+    "qwen3": Family((_GATED, _GROUPS), writes=_LLAMA, head_width=128),
+    "smollm3": Family((_GATED, _GROUPS), writes=_LLAMA, per_layer=("layer_types", "no_rope_layers")),
+    "granite": Family((_GATED, _GROUPS), writes=_LLAMA),
+    "gemma": Family((_GATED, _GROUPS), writes=_LLAMA, head_width=256),
+    "gemma2": Family((_GATED, _GROUPS), writes=_LLAMA, head_width=256, whole_multiple=True),
+    "gemma3_text": Family((_GATED, _GROUPS), writes=_LLAMA, head_width=256, whole_multiple=True),
     "phi": Family(
         (
             _mlp("layers", "intermediate_size", "mlp.fc1", "mlp.fc2"),
             _heads("layers", _QKV, "self_attn.dense"),
-        )
+        ),
+        writes=("self_attn.dense", "mlp.fc2"),
     ),
     "phi3": Family(
         (
             _mlp("layers", "intermediate_size", "mlp.gate_up_proj*2", "mlp.down_proj"),
             _heads("layers", "self_attn.qkv_proj=qkv", "self_attn.o_proj"),
-        )
+        ),
+        writes=_LLAMA,
     ),
     "gpt2": Family(
         (_mlp("h", "n_inner", "mlp.c_fc", "mlp.c_proj"),), transposed=True, unsaid=_WIDTH_OF_HEADS, depth="n_layer"

@@ -112,7 +112,7 @@ def plan_folder(checkpoint: Checkpoint, ratio: float, step: int | None = None) -
         config |= _said(checkpoint, mine[0], count)
     if checkpoint.family.unsaid:
         notes.append(f"heads are kept: {checkpoint.family.unsaid}")
-    if not kept:
+    if not kept and not checkpoint.gone:
         raise BudgetError(f"nothing can go at ratio {ratio:g}: {'; '.join(notes)}. Give a larger --ratio.")
     return Plan(checkpoint, tuple(s for s in sites if s.cut.kind in kept), kept, config, tuple(notes))
 

@@ -6,16 +6,18 @@ from typing import Any
 
 from slim_model.folders.slim_folder import SlimFolder
 from slim_model.ranking.criteria import ranking_of
-from slim_model.recipe import Recipe
 from slim_model.version import __version__
 
 SCHEMA = "slim-model-folder-report/1"
 _NAMES = {"mlp": "MLP channels in each layer", "heads": "key-value groups in each layer"}
 
 
-def report_of(result: SlimFolder, recipe: Recipe, seconds: float) -> dict[str, Any]:
+def report_of(result: SlimFolder, seconds: float) -> dict[str, Any]:
     """The report, for machines: counts of parameters, widths, perplexity by step, the proof."""
-    plan, checkpoint = result.plan, result.plan.checkpoint
+    plan, checkpoint, recipe = result.plan, result.plan.checkpoint, result.recipe
+    whole = checkpoint.whole or checkpoint
+    depth = whole.config.get(whole.family.depth)
+    layers = {"layers": {"of": depth, "gone": list(checkpoint.gone)}} if checkpoint.gone else {}
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -31,10 +33,11 @@ def report_of(result: SlimFolder, recipe: Recipe, seconds: float) -> dict[str, A
         "recover": result.level,
         "data": result.text.name if result.text else None,
         "sequences": list(result.text.fit.shape) if result.text else None,
-        "dense": {"params": checkpoint.parameters},
+        "dense": {"params": whole.parameters},
         "slim": {"params": plan.parameters},
         "widths": {kind: {"kept": kept, "of": units} for kind, (kept, units) in plan.kept.items()},
-        "config": {k: v for k, v in plan.config.items() if checkpoint.config.get(k) != v},
+        **layers,
+        "config": {k: v for k, v in plan.config.items() if whole.config.get(k) != v},
         "perplexity": result.perplexity,
         "proof": {"masked_max_rel_error": result.proof.error, "samples": result.proof.samples},
         "notes": list(plan.notes),
@@ -47,6 +50,8 @@ def lines(report: dict[str, Any]) -> list[str]:
     dense, slim = report["dense"]["params"], report["slim"]["params"]
     said = [f"parameters: {dense:,} -> {slim:,} ({1 - slim / dense:.1%} fewer)"]
     said += [f"{_NAMES[kind]}: {row['of']:,} -> {row['kept']:,}" for kind, row in report["widths"].items()]
+    if layers := report.get("layers"):
+        said.append(f"without layers {', '.join(map(str, layers['gone']))} (from 0) of {layers['of']}")
     if report["perplexity"]:
         steps = ", ".join(f"{step} {value:,.2f}" for step, value in report["perplexity"].items())
         said.append(f"perplexity on text held out: {steps}")

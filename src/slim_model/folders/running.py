@@ -43,24 +43,32 @@ class Loaded:
     unsaid: frozenset[str]
 
 
-def load_folder(path: Path, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None = None) -> Loaded:
+def load_folder(
+    path: Path,
+    dtype: torch.dtype,
+    tensors: Mapping[str, Tensor] | None = None,
+    said: Mapping[str, Any] | None = None,
+) -> Loaded:
     """The model of the folder, by transformers alone: no code of the folder runs, nothing is fetched. ``tensors``: to
-    be taken in place of its own. Raises InputError where transformers refuses."""
+    be taken in place of its own, with the configuration ``said`` where it has another. Raises InputError where
+    transformers refuses."""
     transformers = library()
     try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        configs = transformers.AutoConfig
+        local = {"trust_remote_code": False, "local_files_only": True}
+        config = configs.from_pretrained(path, **local) if said is None else configs.for_model(**said)
         kind = class_of(transformers, config)
         torch.manual_seed(0)  # what the folder lacks is drawn, and shall be the same each time
         given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
         if tensors is None:
-            model, said = kind.from_pretrained(path, use_safetensors=True, **given)
+            model, found = kind.from_pretrained(path, use_safetensors=True, **given)
         else:
-            model, said = kind.from_pretrained(None, config=config, state_dict=dict(tensors), **given)
+            model, found = kind.from_pretrained(None, config=config, state_dict=dict(tensors), **given)
     except Exception as error:  # of a library, on files of other people: it fails in many ways
         raise InputError(f"transformers cannot load {path}: {first_line(error, named=True)}.") from error
-    if said["mismatched_keys"] or said.get("error_msgs"):
-        raise InputError(f"transformers cannot load {path}: shapes are not those of config.json: {said}.")
-    return Loaded(model.eval(), frozenset({*said["missing_keys"], *said["unexpected_keys"]}))
+    if found["mismatched_keys"] or found.get("error_msgs"):
+        raise InputError(f"transformers cannot load {path}: shapes are not those of config.json: {found}.")
+    return Loaded(model.eval(), frozenset({*found["missing_keys"], *found["unexpected_keys"]}))
 
 
 def class_of(transformers: Any, config: Any) -> Any:

@@ -11,28 +11,40 @@ from torch import Tensor
 from slim_model.errors import InputError
 from slim_model.folders.checkpoint import Checkpoint
 from slim_model.folders.choose import check_ranking, kept_units
+from slim_model.folders.depth import check_depth, shallower
 from slim_model.folders.plan import Plan, Site, plan_folder
 from slim_model.folders.prove import FolderProof, prove_folder
 from slim_model.folders.refit import refit
 from slim_model.folders.running import in_float32, load_folder, longest, perplexity, products_in, watch
-from slim_model.folders.tokens import Tokens, read_tokens
+from slim_model.folders.tokens import SAMPLES, Tokens, read_tokens
 from slim_model.folders.write import Kept, write_folder
 from slim_model.progress import Progress, say_nothing
 from slim_model.ranking.criteria import Ranking, ranking_of
 from slim_model.ranking.evidence.moments import Covariances, Variances
 from slim_model.recipe import Recipe
 
-_ANSWERS = {"ratio", "criterion", "multiple_of", "data", "samples", "recover", "seed", "bench"}
+_HEEDED = {"ratio", "criterion", "multiple_of", "data", "samples", "recover", "seed", "bench", "depth"}
 """The options that a folder's run heeds; ``bench`` has nothing to measure."""
 _LEVELS = ("none", "bias", "affine")
 
 
+def decided(recipe: Recipe) -> Recipe:
+    """The recipe with a value for what was left open, which is less than for other models: a text has many tokens."""
+    has_text = recipe.data.data is not None
+    return recipe.but(
+        criterion=recipe.ranking.criterion or ("power" if has_text else "l1"),
+        recover=recipe.recovery.recover or ("affine" if has_text else "none"),
+        samples=recipe.data.samples or SAMPLES,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SlimFolder:
-    """What was done. ``perplexity``: of the text held out, by step; empty without text, or of a model that predicts no
-    next word."""
+    """What was done, with the ``recipe`` as it was used. ``perplexity``: of the text held out, by step; empty without
+    text, or of a model that predicts no next word."""
 
     plan: Plan
+    recipe: Recipe
     proof: FolderProof
     level: str
     perplexity: dict[str, float]
@@ -43,21 +55,24 @@ def check_recipe(recipe: Recipe) -> None:
     """Raise InputError where an option is given that means nothing for a folder."""
     plain = Recipe().options()
     for name, value in recipe.options().items():
-        if name not in _ANSWERS and value != plain[name]:
+        if name not in _HEEDED and value != plain[name]:
             raise InputError(
                 f"--{name.replace('_', '-')} is not there where a folder is written. Leave it out, or give OUT.onnx."
             )
     if recipe.recovery.recover not in (None, *_LEVELS):
         raise InputError(f"--recover {recipe.recovery.recover} is not there for folders: {', '.join(_LEVELS)}.")
-    check_ranking(ranking_of(recipe.ranking.ranked_by))
+    check_ranking(ranking_of(decided(recipe).ranking.ranked_by))
 
 
 def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: Progress = say_nothing) -> SlimFolder:
     """Fill the empty folder ``place`` with ``checkpoint`` made smaller. Raises SlimError where that cannot be."""
     step = None if recipe.budget.multiple_of == "auto" else int(recipe.budget.multiple_of)
     plan = plan_folder(checkpoint, recipe.budget.ratio, step)
-    level = recipe.recovery.recover or ("none" if recipe.data.data is None else "affine")
+    recipe = decided(recipe)
+    level = recipe.recovery.recover or "none"
     _check_level(plan, level)
+    if recipe.budget.depth:
+        check_depth(checkpoint, recipe.budget.depth, has_text=recipe.data.data is not None)
     text, seen = None, dict[str, float]()
     # With text the dense model runs, and each layer is ranked and refitted as soon as it has read all of it.
     if recipe.data.data is not None:
@@ -66,6 +81,16 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
         text = read_tokens(checkpoint, recipe.data, longest(dense.config))
         with in_float32(dense), products_in(checkpoint.dtype):
             seen |= _measured("dense", dense, text)
+            if recipe.budget.depth:
+                progress("choosing layers")
+                checkpoint = shallower(checkpoint, dense, text.fit, recipe.budget.depth)
+                plan = plan_folder(checkpoint, recipe.budget.ratio, step)
+        if checkpoint.gone:
+            tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+            dense = load_folder(checkpoint.path, checkpoint.dtype, tensors, checkpoint.config).model
+        with in_float32(dense), products_in(checkpoint.dtype):
+            if checkpoint.gone:
+                seen |= _measured("fewer layers", dense, text)
             kept = _kept_by_data(plan, dense, text, recipe, level, progress)
         del dense
         if kept.refitted:
@@ -82,7 +107,7 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
                 seen.update(_measured("refitted" if kept.refitted else "cut", small, text))
 
     proof = prove_folder(kept, place, recipe.seed, measure)
-    return SlimFolder(plan, proof, level, seen, text)
+    return SlimFolder(plan, recipe, proof, level, seen, text)
 
 
 def _check_level(plan: Plan, level: str) -> None:

@@ -13,6 +13,8 @@ from slim_model.errors import InputError, first_line
 from slim_model.folders.checkpoint import Checkpoint
 from slim_model.folders.running import library
 
+SAMPLES = 128
+"""Sequences that are taken where no number is asked for."""
 _LENGTH = 256
 _HELD_OUT = 8  # one sequence in so many
 _CHARACTERS = 12  # for each token, at most
@@ -32,7 +34,7 @@ def read_tokens(checkpoint: Checkpoint, options: DataOptions, longest: int) -> T
     the folder has no tokenizer, or a token is none of the model's."""
     spec = TextSpec.of(options.data)
     length = min(spec.length or _LENGTH, longest)
-    wanted = min(options.calibrating, spec.sequences)
+    wanted = options.samples or SAMPLES
     held_out = max(1, wanted // _HELD_OUT)
     needed = (wanted + held_out) * length
     text = read_text(spec, at_most=needed * _CHARACTERS)

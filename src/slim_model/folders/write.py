@@ -19,6 +19,7 @@ from torch import Tensor
 from slim_model.atomic_write import reason
 from slim_model.errors import InputError
 from slim_model.folders.checkpoint import INDEX, Checkpoint
+from slim_model.folders.depth import written_by
 from slim_model.folders.plan import Plan, Site
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
@@ -46,7 +47,8 @@ class Kept:
         return tensor.contiguous()
 
     def masked(self) -> dict[str, Tensor]:
-        """The dense checkpoint in which the layers that read are those written, with zeros for what is gone."""
+        """The dense checkpoint in which the layers that read are those written, with zeros for what is gone; a whole
+        layer that is gone adds nothing to what passes it."""
         checkpoint = self.plan.checkpoint
         tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
         for site, units in self.units.items():
@@ -56,7 +58,14 @@ class Kept:
             tensors[reads.tensor] = zeros.index_copy(reads.axis, positions, self.read(reads.tensor))
             if site.bias:
                 tensors[site.bias] = self.read(site.bias)
-        return tensors
+        if checkpoint.whole is None:
+            return tensors
+        named = {checkpoint.names[name]: tensor for name, tensor in tensors.items()}
+        silent = {name for layer in checkpoint.gone for name in written_by(checkpoint.whole, layer)}
+        for name in checkpoint.whole.tensors.keys() - named.keys():
+            tensor = checkpoint.whole.read(name)
+            named[name] = torch.zeros_like(tensor) if name in silent else tensor
+        return named
 
 
 @contextlib.contextmanager

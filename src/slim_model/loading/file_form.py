@@ -35,9 +35,10 @@ _AT_ONCE = 10_000_000  # bytes that are read twice without anybody's noticing
 
 def first_look(path: Path) -> None:
     """Raise InputError where ``path`` is no file, or one that holds no PyTorch model: before PyTorch is imported, which
-    takes seconds. Whoever loads the file reads it anew, and says what is wrong with it besides."""
+    takes seconds. Whoever loads the file reads it anew, and says what is wrong with it besides; a folder may be one of
+    transformers, which is told by who opens it."""
     try:
-        if path.is_file() and path.stat().st_size > _AT_ONCE:
+        if path.is_dir() or (path.is_file() and path.stat().st_size > _AT_ONCE):
             return
         with contextlib.suppress(TooMuch):
             form_of(read_file(path))

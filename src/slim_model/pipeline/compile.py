@@ -76,6 +76,8 @@ def compile_model(
     """
     progress("tracing the model")
     recipe = recipe.decided()
+    if recipe.budget.depth:
+        raise InputError("--depth takes whole layers where a folder is written, and goes nowhere else. Leave it out.")
     known = known or Known()
     traced = partial(capture, model, inputs, recipe.tracing, program=program)
     dense = graph or known.once("graph", recipe.tracing, traced)  # one ATen graph, checked on the inputs

@@ -1,0 +1,102 @@
+"""Whole layers: which change the least, and a checkpoint without them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim_model.errors import BudgetError, InputError
+from slim_model.folders.checkpoint import Checkpoint
+from slim_model.folders.running import library
+
+_TOKENS = 16384  # that go through the model at a time
+
+
+def check_depth(checkpoint: Checkpoint, layers: int, *, has_text: bool) -> None:
+    """Raise an error where so many layers cannot go."""
+    if not has_text:
+        raise InputError("--depth chooses layers by what they do to a text: add --data text:FILE.")
+    if not checkpoint.family.writes:
+        raise InputError(
+            f"--depth: a layer of a {checkpoint.config['model_type']} ends in a norm, so that it cannot be left out "
+            "without a change. Leave out --depth."
+        )
+    if layers >= (there := _depth(checkpoint)):
+        raise BudgetError(f"--depth {layers} would leave none of {there} layers. Give a smaller number.")
+
+
+def _depth(checkpoint: Checkpoint) -> int:
+    numbers = {int(match[2]) for name in checkpoint.tensors if (match := _pattern(checkpoint).match(name))}
+    return len(numbers)
+
+
+def _pattern(checkpoint: Checkpoint) -> re.Pattern[str]:
+    """A tensor's name: what stands ahead of the number of its layer, the number, and the rest."""
+    return re.compile(rf"((?:.*\.)?{re.escape(checkpoint.family.cuts[0].layers)}\.)(\d+)(\..*)")
+
+
+@torch.no_grad()
+def influences(model: Any, checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
+    """``(layer,)``: how much each layer turns what passes it, ``1 - mean cos(x, f(x))`` over tokens: the block
+    influence of ShortGPT (Men et al., 2024). A layer that adds nothing has 0."""
+    depth = _depth(checkpoint)
+    turned, seen = torch.zeros(depth, dtype=torch.float64), torch.zeros(depth, dtype=torch.long)
+
+    def watcher(layer: int) -> Callable[..., None]:
+        def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            after_it = output[0] if isinstance(output, tuple) else output
+            cosines = nn.functional.cosine_similarity(inputs[0].double(), after_it.double(), dim=-1)
+            turned[layer] += (1 - cosines).sum()
+            seen[layer] += cosines.numel()
+
+        return after
+
+    end = re.compile(rf"(?:.*\.)?{re.escape(checkpoint.family.cuts[0].layers.rpartition('.')[2])}\.(\d+)")
+    found = {int(m[1]): module for name, module in model.named_modules() if (m := end.fullmatch(name))}
+    handles = [found[layer].register_forward_hook(watcher(layer)) for layer in range(depth)]
+    try:
+        for part in tokens.split(max(1, _TOKENS // tokens.shape[1])):
+            model.base_model(**{model.main_input_name: part})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return turned / seen
+
+
+def shallower(checkpoint: Checkpoint, model: Any, tokens: Tensor, layers: int) -> Checkpoint:
+    """The checkpoint without the ``layers`` of least influence on ``tokens``."""
+    order = influences(model, checkpoint, tokens).argsort(stable=True)
+    return without_layers(checkpoint, order[:layers].tolist())
+
+
+def without_layers(checkpoint: Checkpoint, gone: Sequence[int]) -> Checkpoint:
+    """The same checkpoint without the layers ``gone``: those that stay are numbered anew, also in the lists of the
+    configuration that have an entry for each layer, which transformers may have made up."""
+    family, depth = checkpoint.family, _depth(checkpoint)
+    stay = [layer for layer in range(depth) if layer not in set(gone)]
+    number = {old: new for new, old in enumerate(stay)}
+    tensors, names = {}, {}
+    for name, stored in checkpoint.tensors.items():
+        match = _pattern(checkpoint).fullmatch(name)
+        if match and int(match[2]) not in number:
+            continue
+        new = f"{match[1]}{number[int(match[2])]}{match[3]}" if match else name
+        tensors[new], names[new] = stored, name
+    whole = library().AutoConfig.for_model(**checkpoint.config).to_dict()
+    config = dict(checkpoint.config) | {family.depth: len(stay)}
+    for key in family.per_layer:
+        if isinstance(entries := whole.get(key), list) and len(entries) == depth:
+            config[key] = [entries[layer] for layer in stay]
+    return replace(checkpoint, config=config, tensors=tensors, names=names, whole=checkpoint, gone=tuple(sorted(gone)))
+
+
+def written_by(checkpoint: Checkpoint, layer: int) -> set[str]:
+    """Names of the tensors through which a layer adds to what passes it."""
+    ends = {f".{name}.{kind}" for name in checkpoint.family.writes for kind in ("weight", "bias")}
+    matches = (match for name in checkpoint.tensors if (match := _pattern(checkpoint).fullmatch(name)))
+    return {match[0] for match in matches if int(match[2]) == layer and match[3] in ends}

@@ -1,0 +1,108 @@
+"""Whole layers: those that change least go, and what is left computes what the dense model does without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from slim_model.cli import run
+from slim_model.folders.checkpoint import open_checkpoint_folder
+from slim_model.folders.depth import influences, without_layers
+from slim_model.folders.families import FAMILIES
+from slim_model.folders.running import load_folder
+from tiny_folders import TINY, sample_of, tiny, tiny_folder
+
+DEEP = [kind for kind, family in FAMILIES.items() if family.writes]
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_a_model_without_a_layer_is_the_dense_one_that_skips_it(kind: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint_folder(tiny_folder(kind, tmp_path))
+    shallow = without_layers(checkpoint, [0])
+    tensors = {name: shallow.read(name) for name in shallow.tensors}
+    small = load_folder(checkpoint.path, torch.float32, tensors, shallow.config).model
+    dense = load_folder(checkpoint.path, torch.float32).model
+    before = _outputs(dense)
+    first = next(module for name, module in dense.named_modules() if name.endswith("layers.0"))
+    first.forward = lambda hidden, *_, **__: hidden
+    torch.testing.assert_close(_outputs(small), _outputs(dense))
+    assert not torch.allclose(_outputs(small), before, rtol=0.01)
+    depth = checkpoint.family.depth
+    assert (shallow.config[depth], checkpoint.config[depth]) == (1, 2)
+    for key in checkpoint.family.per_layer:
+        assert len(shallow.config.get(key) or [0]) == 1
+
+
+@torch.no_grad()
+def _outputs(model: Any) -> torch.Tensor:
+    return model(**sample_of(model)).logits  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_adds_nothing_has_no_influence() -> None:
+    model = tiny("mistral", 2)
+    kept = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    try:
+        with torch.no_grad():
+            model.model.layers[1].mlp.down_proj.weight.zero_()
+            model.model.layers[1].self_attn.o_proj.weight.zero_()
+        checkpoint = _named_alike(model)
+        found = influences(model, checkpoint, sample_of(model)["input_ids"])
+    finally:
+        model.load_state_dict(kept)
+    assert found[1].abs() < 1e-9 < 0.01 < found[0]
+
+
+def _named_alike(model: Any) -> Any:
+    from slim_model.folders.checkpoint import Checkpoint, Stored
+
+    tensors = {name: Stored("", tuple(x.shape), x.dtype) for name, x in model.state_dict().items()}
+    return Checkpoint(Path("here"), model.config.to_dict(), FAMILIES["mistral"], tensors)
+
+
+def test_depth_and_widths_go_together(tmp_path: Path) -> None:
+    folder = tiny_folder("gemma3_text", tmp_path, layers=3, shard="20KB")
+    text, report = tmp_path / "text.txt", tmp_path / "r.json"
+    text.write_text("It was the best of times, it was the worst of times. " * 100)
+    data = ("--data", f"text:{text},tokenizer=bytes,length=32", "--samples", "20")
+    words = ("--ratio", "0.5", "--depth", "1", "--quiet", "--report", str(report))
+    assert run([str(folder), str(tmp_path / "out"), *words, *data]) in (0, None)
+    found = json.loads(report.read_text())
+    assert found["layers"]["of"] == 3
+    assert len(found["layers"]["gone"]) == 1
+    assert list(found["perplexity"]) == ["dense", "fewer layers", "cut", "refitted"]
+    assert found["proof"]["masked_max_rel_error"] < 1e-5
+    small = open_checkpoint_folder(tmp_path / "out")
+    assert small.parameters == found["slim"]["params"] < found["dense"]["params"]
+    assert (small.config["num_hidden_layers"], len(small.config["layer_types"])) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("llama", ("--depth", "1"), "add --data text:FILE"),
+        ("llama", ("--depth", "2", "--data", "text:TEXT,tokenizer=bytes"), "would leave none of 2 layers"),
+        ("bert", ("--depth", "1", "--data", "text:TEXT,tokenizer=bytes"), "ends in a norm"),
+        ("llama", ("--depth", "-1"), "--depth"),
+    ],
+)
+def test_layers_that_cannot_go(
+    kind: str, options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").write_text("all work and no play " * 99)
+    typed = [word.replace("TEXT", str(tmp_path / "text")) for word in options]
+    assert run([str(tiny_folder(kind, tmp_path)), str(tmp_path / "out"), *typed]) in (2, 3)
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_go_of_folders_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_folder("llama", tmp_path)
+    assert run([str(folder), str(tmp_path / "out.onnx"), "--depth", "1"]) == 2
+    assert "--depth takes whole layers where a folder is written" in " ".join(capsys.readouterr().err.split())
+    assert set(DEEP) < TINY.keys()
