@@ -22,9 +22,9 @@ def load_source(path: Path, options: SourceOptions, *, seed: int = 0) -> Subject
 
 
 def _load_folder(path: Path, options: SourceOptions, seed: int) -> Subject:
+    checkpoint = open_checkpoint_folder(path)
     if options != SourceOptions():
         raise InputError("a folder says itself what its model and its inputs are. Leave out --arch and --input.")
-    checkpoint = open_checkpoint_folder(path)
     model = load_folder(path, torch.float32).model
     half = checkpoint.dtype != torch.float32
     turned = (f"its weights were turned from {str(checkpoint.dtype).removeprefix('torch.')} into float32",)

@@ -132,8 +132,8 @@ def _read_config(path: Path) -> dict[str, Any]:
                 "save_pretrained()."
             )
         raise InputError(
-            f"{path} is a folder without config.json. Give the folder of one transformers model, as save_pretrained() "
-            "writes it, or a file."
+            f"{path} is a folder without config.json. Give the model file in it, or the folder of a transformers model "
+            "as save_pretrained() writes it."
         )
     return _read_json(path / "config.json")
 
