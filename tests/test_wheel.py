@@ -72,7 +72,7 @@ def test_it_says_what_it_is(installed: Path) -> None:
     text = (about / "METADATA").read_text()
     for line in ("Requires-Python: >=3.11", "License-Expression: Apache-2.0", "Classifier: Typing :: Typed"):
         assert line in text
-    for extra in ("dev", "plot", "openvino", "energy", "mlflow", "hf", "docs"):
+    for extra in ("dev", "plot", "openvino", "energy", "mlflow", "hf", "docs", "search"):
         assert f"Provides-Extra: {extra}" in text
     assert (about / "licenses/LICENSE").exists()
     assert "slim-model = slim_model.cli:main" in (about / "entry_points.txt").read_text()

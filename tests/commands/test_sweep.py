@@ -186,3 +186,11 @@ def test_the_report_of_the_best_point_repeats_its_run(folder: Path) -> None:
     (folder / "out.sweep/ratio=0.5.onnx.data").write_bytes(b"weights")
     assert command(["sweep", "recipe.toml", "--ratio", "0.25,0.5", "--best", "macs<1e12"]) == 0
     assert (folder / "ratio=0.5.onnx.data").read_bytes() == b"weights"
+
+
+def test_a_search_runs_as_many_points_as_it_may(folder: Path, calls: dict[str, int]) -> None:
+    pytest.importorskip("optuna", reason="Optuna is not installed")
+    asked = ["sweep", "recipe.toml", "--ratio", "0.25,0.5", "--criterion", "l1,l2", "--search", "2", "--quiet"]
+    assert command(asked) == 0
+    assert calls["run_job"] == 2
+    assert len(list((folder / "out.sweep").glob("*.onnx"))) == 2

@@ -24,6 +24,7 @@ def sweep_command(
     options: dict[str, Any],
     into: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the files of each point go. Default: OUT.onnx with .sweep.")] = None,
     best: Annotated[str | None, typer.Option(metavar="CONDITION", help="Write OUT.onnx: the fastest point that meets it, such as 'accuracy>=0.91'.")] = None,
+    search: Annotated[int | None, typer.Option(metavar="N", min=1, help="Run N points alone, chosen by Optuna from what the earlier ones gave.")] = None,
     source: Annotated[Path | None, typer.Option(metavar="IN", help="Take this model, not the one that RECIPE names.")] = None,
     onnx: Annotated[Path | None, typer.Option(metavar="OUT.onnx", help="Write there, not where RECIPE says.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="F.html", help="Also a page of all points.")] = None,
@@ -48,7 +49,7 @@ def sweep_command(
     logging.keep_apart(file, job.source.path, job.target, *job.outputs.places)
     log = status(logging)
     with log as progress:
-        swept = run_sweep(Sweep(job, axes, folder, condition), progress)
+        swept = run_sweep(Sweep(job, axes, folder, condition, search), progress)
         log.result(f"wrote {len(swept.reports)} points in {folder}", best=swept.best, failed=list(swept.failed))
     console = Console(quiet=logging.quiet)
     show_comparison(swept.reports, console)

@@ -15,6 +15,7 @@ from typing import Any
 
 from slim_model.atomic_write import beside
 from slim_model.commands.outputs import publish
+from slim_model.commands.point_search import searched
 from slim_model.commands.slim import SharedWork, run_job
 from slim_model.cost.latency_store import width_step
 from slim_model.errors import InputError, SlimError
@@ -35,12 +36,13 @@ _INT8 = ("int8", "int8_form", "int8_anyway")
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """``axes``: options by name, each with the values to try. Files are written in ``folder``, two a point; the fastest
-    point that meets ``best`` becomes OUT.onnx of ``job``."""
+    point that meets ``best`` becomes OUT.onnx of ``job``. ``search``: so many points, chosen as they go; None: all."""
 
     job: Job
     axes: Mapping[str, Sequence[Any]]
     folder: Path
     best: Condition | None = None
+    search: int | None = None
 
 
 @dataclass(slots=True)
@@ -62,8 +64,9 @@ def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
     subject = load_source(job.source.path, job.source.options, seed=job.recipe.seed)
     with tempfile.TemporaryDirectory() as place:
         works = {job.recipe.seed: SharedWork(subject, Known(), Path(place))}
-        for number, (name, point) in enumerate(points.items(), start=1):
-            told = _told(f"{number} of {len(points)}, {name}", progress)
+        for number, name in enumerate(_order(sweep, list(points), result), start=1):
+            point = points[name]
+            told = _told(f"{number} of {min(sweep.search or len(points), len(points))}, {name}", progress)
             # A sweep that was stopped goes on: a point that has its report is not run again.
             report = _written_before(point, subject.sha256)
             try:
@@ -84,6 +87,13 @@ def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
         if job.outputs.report:
             publish(job.outputs.report, _report_of(result.reports[result.best], chosen, job))
     return result
+
+
+def _order(sweep: Sweep, names: list[str], result: Swept) -> Iterator[str]:
+    """The points to run, one after the other; a search looks at what ``result`` has by then."""
+    if sweep.search is None:
+        return iter(names)
+    return searched(sweep.axes, names, result.reports, count=sweep.search, seed=sweep.job.recipe.seed)
 
 
 def _work(works: dict[int, SharedWork], point: Job) -> SharedWork:
