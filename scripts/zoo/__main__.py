@@ -3,6 +3,7 @@
 python scripts/zoo torchvision             all builders that are not quantised
 python scripts/zoo timm                    the smallest model of each family; --all: every registered one
 python scripts/zoo transformers recurrent  small configurations of the usual architectures
+python scripts/zoo libraries               of packages that are installed: YOLO, segmentation, medical, super-resolution
 python scripts/zoo trained                 published weights, on photographs
 python scripts/zoo --table                 only write the table again
 """
@@ -31,7 +32,7 @@ from tables import write_tables  # noqa: E402
 from provenance import RESULTS, peak_bytes, provenance  # noqa: E402
 
 _FORK = multiprocessing.get_context("fork")
-FAMILIES = ("torchvision", "timm", "transformers", "recurrent", "trained")
+FAMILIES = ("torchvision", "timm", "transformers", "recurrent", "libraries", "trained")
 
 
 def builders(family: str, *, every: bool = False) -> dict[str, Builder]:
