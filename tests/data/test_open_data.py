@@ -299,7 +299,7 @@ def test_the_recipe_has_the_options() -> None:
     recipe = Recipe.of(data="mnist:x", samples=3, batch=2, mean=(0.1,), std=(0.3,))
     data = recipe.data
     assert (data.samples, data.batch, data.mean, data.std) == (3, 2, (0.1,), (0.3,))
-    assert set(KINDS) == {"mnist", "fashion-mnist", "cifar10", "imagefolder", "npz", "csv", "tsv"}
+    assert set(KINDS) == {"mnist", "fashion-mnist", "cifar10", "imagefolder", "yolo", "npz", "csv", "tsv", "text"}
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -41,7 +41,7 @@ def imagefolder(spec: str, place: str, example: Sequence[Any], split: Split) -> 
             f"--data {spec!r}: {own.name} and {root.name} have not the same classes: {', '.join(apart[:5])} "
             f"{'is' if len(apart) == 1 else 'are'} in one of them alone."
         )
-    pictures = Pictures(spec, own or root, classes, _transform(spec, example))
+    pictures = Pictures(spec, _listed(own or root, classes), _transform(spec, example))
     if not len(pictures):
         raise InputError(f"--data {spec!r}: no pictures are in {own or root}.")
     pictures.divided = own is not None
@@ -49,19 +49,11 @@ def imagefolder(spec: str, place: str, example: Sequence[Any], split: Split) -> 
 
 
 class Pictures(Dataset[Any]):
-    """(picture, class number), or pictures alone where there are no folders of ``classes``. ``divided``: none of it
+    """(picture, class number) of ``files``, or pictures alone where they have no number. ``divided``: none of it
     belongs to another part."""
 
-    def __init__(self, spec: str, folder: Path, classes: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
-        self.spec, self.transform, self.divided = spec, transform, False
-        places: list[tuple[Path, int | None]] = [(folder / name, number) for number, name in enumerate(classes)]
-        places = places or [(folder, None)]
-        self.files = [
-            (path, number)
-            for place, number in places
-            for path in sorted(place.rglob("*") if number is not None else place.iterdir())
-            if path.suffix.lower() in _ENDINGS
-        ]
+    def __init__(self, spec: str, files: Sequence[tuple[Path, int | None]], transform: Callable[[Any], Tensor]) -> None:
+        self.spec, self.files, self.transform, self.divided = spec, files, transform, False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -81,6 +73,22 @@ class Pictures(Dataset[Any]):
                 "Mend it, or take it out of the folder."
             ) from error
         return picture if number is None else (picture, number)
+
+
+def is_picture(path: Path) -> bool:
+    """By its ending."""
+    return path.suffix.lower() in _ENDINGS
+
+
+def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int | None]]:
+    """The pictures of each class, or those in the folder where there are no folders of classes."""
+    places: list[tuple[Path, int | None]] = [(folder / name, number) for number, name in enumerate(classes)]
+    return [
+        (path, number)
+        for place, number in places or [(folder, None)]
+        for path in sorted(place.rglob("*") if number is not None else place.iterdir())
+        if is_picture(path)
+    ]
 
 
 def _part(folder: Path, names: Sequence[str]) -> Path | None:

@@ -26,7 +26,7 @@ from slim_model.loading.input_spec import describe_error
 from slim_model.loading.user_code import import_file, make_importable
 
 _FORMS = (
-    "Write fashion-mnist:DIR, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE, "
+    "Write fashion-mnist:DIR, mnist:DIR, cifar10:DIR, imagefolder:DIR, yolo:FILE.yaml, npz:FILE, "
     "csv:FILE,tokenizer=package.module:callable (or tsv), text:FILE, package.module:callable or file.py:callable"
 )
 
