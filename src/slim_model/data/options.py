@@ -16,7 +16,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "fashion-mnist": Late("data.sources:fashion_mnist"),
     "cifar10": Late("data.sources:cifar10"),
     "imagefolder": Late("data.pictures:imagefolder"),
-    "yolo": Late("data.yolo:yolo"),
+    "yolo": Late("data.pictures:yolo"),
     "npz": Late("data.sources:npz"),
     "csv": Late("data.sources:text"),
     "tsv": Late("data.sources:text"),

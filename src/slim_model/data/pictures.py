@@ -1,11 +1,12 @@
-"""Pictures in folders: one folder a class, or one folder without labels, with or without parts of their own."""
+"""Pictures in folders: one folder a class, one folder without labels, with or without parts; and as YOLO has them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -75,7 +76,7 @@ class Pictures(Dataset[Any]):
         return picture if number is None else (picture, number)
 
 
-def is_picture(path: Path) -> bool:
+def _is_picture(path: Path) -> bool:
     """By its ending."""
     return path.suffix.lower() in _ENDINGS
 
@@ -87,7 +88,7 @@ def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int | None
         (path, number)
         for place, number in places or [(folder, None)]
         for path in sorted(place.rglob("*") if number is not None else place.iterdir())
-        if is_picture(path)
+        if _is_picture(path)
     ]
 
 
@@ -114,3 +115,71 @@ def _transform(spec: str, example: Sequence[Any]) -> Callable[[Any], Tensor]:
     steps = [v2.Grayscale()] if shape[1] == 1 else []
     sizes = [v2.Resize(max(shape[2:]), antialias=True), v2.CenterCrop(tuple(shape[2:]))]
     return v2.Compose([*steps, *sizes, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])  # type: ignore[no-any-return]
+
+
+# -- data sets in YOLO's form ------------------------------------------------------------------------------------------
+
+_YOLO_PARTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test")}
+_GREY = 114
+"""What surrounds a picture that is not of the input's shape."""
+
+
+def yolo(spec: str, place: str, example: Sequence[Any], split: Split) -> Pictures:
+    """The part ``split`` of the data set that a yaml such as ``coco.yaml`` describes: pictures as wide or as high as the
+    model's input, grey around them, values in [0, 1]. Label files are left aside: recovery takes none,
+    and the library's own validator reads them. Raises InputError."""
+    shape = example[0].shape if example and isinstance(example[0], Tensor) else ()
+    if len(shape) != 4 or shape[1] != 3:
+        raise InputError(f"--data {spec!r}: pictures do not fit a model whose input is {tuple(shape)}.")
+    described = _described(spec, Path(place))
+    name = next((name for name in _YOLO_PARTS[split] if described.get(name)), None)
+    if name is None:
+        raise InputError(
+            f"--data {spec!r}: {place} names no {' or '.join(_YOLO_PARTS[split])}. Name a folder of pictures."
+        )
+    given = described[name]
+    places = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    root = Path(place).parent / str(described.get("path") or ".")
+    files = sorted({path for entry in places for path in _pictures(spec, root / str(entry), root)})
+    if not files:
+        raise InputError(f"--data {spec!r}: no pictures are at {name}: {given}, below {root}.")
+    height, width = (int(size) for size in shape[2:])
+    pictures = Pictures(spec, [(path, None) for path in files], lambda picture: _boxed(picture, height, width))
+    pictures.divided = True
+    return pictures
+
+
+def _described(spec: str, file: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise InputError(f"--data {spec!r} needs PyYAML. Install it: pip install pyyaml") from error
+    try:
+        described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--data {spec!r}: {file} cannot be read as yaml ({first_line(error)}).") from error
+    if not isinstance(described, dict):
+        raise InputError(f"--data {spec!r}: {file} has no names. Write train: and val:, each a folder of pictures.")
+    return described
+
+
+def _pictures(spec: str, place: Path, root: Path) -> Iterator[Path]:
+    """Those in a folder and below it, or those that a text file lists."""
+    if place.is_dir():
+        yield from (path for path in place.rglob("*") if _is_picture(path))
+    elif place.is_file():
+        lines = place.read_text(encoding="utf-8").split("\n")
+        yield from (root / line.strip() for line in lines if line.strip())
+    else:
+        raise InputError(
+            f"--data {spec!r}: there is no {place}. Its yaml says where the pictures are: path, train, val."
+        )
+
+
+def _boxed(picture: Image.Image, height: int, width: int) -> Tensor:
+    """``picture`` in the middle of ``(3, height, width)``, as large as fits."""
+    scale = min(width / picture.width, height / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    whole = Image.new("RGB", (width, height), (_GREY,) * 3)
+    whole.paste(picture.resize(size, Image.Resampling.BILINEAR), ((width - size[0]) // 2, (height - size[1]) // 2))
+    return torch.from_numpy(np.asarray(whole).copy()).permute(2, 0, 1).float() / 255
