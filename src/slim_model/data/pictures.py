@@ -125,9 +125,9 @@ _GREY = 114
 
 
 def yolo(spec: str, place: str, example: Sequence[Any], split: Split) -> Pictures:
-    """The part ``split`` of the data set that a yaml such as ``coco.yaml`` describes: pictures as wide or as high as the
-    model's input, grey around them, values in [0, 1]. Label files are left aside: recovery takes none,
-    and the library's own validator reads them. Raises InputError."""
+    """The part ``split`` of the data set that a yaml such as ``coco.yaml`` describes: pictures as wide or as high as
+    the model's input, grey around them, values in [0, 1]. Label files are left aside: recovery takes none, and the
+    library's own validator reads them. Raises InputError."""
     shape = example[0].shape if example and isinstance(example[0], Tensor) else ()
     if len(shape) != 4 or shape[1] != 3:
         raise InputError(f"--data {spec!r}: pictures do not fit a model whose input is {tuple(shape)}.")
