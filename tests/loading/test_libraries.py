@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from command_runs import QUICK
 from model_files import refusal
@@ -23,6 +24,7 @@ from slim_model.loading.source import SourceOptions
 
 LAYERS = """
 import torch
+from torch import nn
 from torch import nn
 from nowhere_else import Other
 
@@ -166,3 +168,12 @@ def test_rows_say_what_they_know() -> None:
 def test_a_library_that_is_not_here_is_named() -> None:
     with pytest.raises(InputError, match=r"needs not_here\. Install it: pip install not-here"):
         imported("not_here")
+
+
+def test_a_layer_may_remember_a_shape(file: Path) -> None:
+    """A ``torch.Size`` is plain and a tuple; it was taken for a tuple that holds itself."""
+    layer = nn.LayerNorm(torch.zeros(2, 3).shape)
+    layer.shape = torch.Size([2, 3])  # type: ignore[assignment]
+    torch.save(nn.Sequential(nn.Linear(3, 3), layer), file)
+    subject = load(file, SourceOptions(inputs=("1x2x3",)))
+    assert subject.model[1].shape == (2, 3)  # type: ignore[index]

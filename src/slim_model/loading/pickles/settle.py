@@ -107,7 +107,8 @@ class _Settler:
         if not isinstance(value, dict | list | tuple):
             return
         items = list(value.values() if isinstance(value, dict) else value)
-        if any(isinstance(item, dict | list | tuple) and id(item) not in self.sizes for item in items):
+        held = [item for item in items if isinstance(item, dict | list | tuple) and not isinstance(item, _PLAIN)]
+        if any(id(item) not in self.sizes for item in held):
             raise TooMuch(f"a {type(value).__name__} holds itself")
         size = self.sizes[id(value)] = 1 + sum(self.sizes.get(id(item), 1) for item in items)
         if size > NESTED_VALUES:
