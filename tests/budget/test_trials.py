@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from slim_model.budget.trials.branches import find_branches
 from slim_model.coupling.attention_heads import couple_attention
@@ -127,6 +128,21 @@ def test_layers_are_left_out_exactly(dense: Graph) -> None:
     assert len(list(left.nodes)) < len(list(quiet.nodes))
     given = (_pictures(3, 5),)
     torch.testing.assert_close(left.run(given)[0], quiet.run(given)[0])
+
+
+def test_a_transformer_can_do_without_an_mlp() -> None:
+    """Its last layer is followed by dropout, and adds to tokens."""
+    net = VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=5).eval()
+    graph = capture(net, (torch.randn(2, 3, 16, 16),))
+    coupling = couple_attention(graph)
+    branches = find_branches(coupling)
+    assert [coupling.groups[b.group].name.rpartition(".")[0] for b in branches] == [
+        f"encoder.layers.encoder_layer_{i}.mlp" for i in range(2)
+    ]
+    quiet = silence(graph, coupling, [branches[0].group])
+    left = leave_out_silent(quiet)
+    assert len(left.tensors) < len(quiet.tensors)
+    torch.testing.assert_close(left.run(graph.inputs)[0], quiet.run(graph.inputs)[0])
 
 
 def test_a_layer_that_alone_makes_what_follows_is_not_left_out(dense: Graph) -> None:

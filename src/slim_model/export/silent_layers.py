@@ -29,7 +29,7 @@ def leave_out_silent(graph: Graph) -> Graph:
     nodes, tensors, owners = {node.name: node for node in result.nodes}, dict(graph.tensors), dict(graph.owners)
     first = next(node for node in result.nodes if node.op == "placeholder")
     for number, (name, constant) in enumerate(ends.items()):
-        end, owner = _behind_norm(nodes[name]), f"silent_{number}"
+        end, owner = _end_of(nodes[name]), f"silent_{number}"
         with result.module.graph.inserting_before(first):
             stored = result.module.graph.placeholder(owner)
         stored.meta["val"] = constant
@@ -58,8 +58,8 @@ def _constant_of(graph: Graph, node: fx.Node) -> Tensor | None:
     form = linear_form_of(node) if _is_silent(graph, node) else None
     if form is None:
         return None
-    end = _behind_norm(node)
-    if not end.users or not all(_is_sum(user, end) for user in end.users):
+    norm = _behind_norm(node)
+    if not enters_sums(node):
         return None
     shape = shape_of(node.meta["val"])
     axis = 1 if form.window else len(shape) - 1
@@ -67,7 +67,22 @@ def _constant_of(graph: Graph, node: fx.Node) -> Tensor | None:
     weight = graph.tensors[graph.owners[form.weight.name]]
     value = (weight.new_zeros(shape[axis]) if bias is None else bias).detach()
     value = value.view([-1 if i == axis else 1 for i in range(len(shape))])
-    return value.clone() if end is node else _normed(graph, end, node, value)
+    return value.clone() if norm is node else _normed(graph, norm, node, value)
+
+
+def enters_sums(node: fx.Node) -> bool:
+    """What the layer ``node`` gives is added to whole values and goes nowhere else, so that a constant can stand for
+    it."""
+    end = _end_of(node)
+    return bool(end.users) and all(_is_sum(user, end) for user in end.users)
+
+
+def _end_of(node: fx.Node) -> fx.Node:
+    """The last value that is the layer's own: through its BatchNorm, and dropout, which does nothing here."""
+    end = _behind_norm(node)
+    while len(end.users) == 1 and kind_of(user := next(iter(end.users))) == "dropout":
+        end = user
+    return end
 
 
 def _behind_norm(node: fx.Node) -> fx.Node:

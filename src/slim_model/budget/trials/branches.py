@@ -20,12 +20,12 @@ from slim_model.budget.plan import without
 from slim_model.coupling.coupling import Coupling, Group
 from slim_model.cutting.silence import reading_weights, silence
 from slim_model.data.holdout import Part, Parts
+from slim_model.export.silent_layers import enters_sums
 from slim_model.progress import Progress, say_nothing
 from slim_model.recovery.affine import observe_inputs
 from slim_model.recovery.gate_layers import GateLayer, find_layers
 from slim_model.recovery.linear_layers import LinearLayer
 from slim_model.recovery.referee import Referee
-from slim_model.recovery.regression_rows import sink_of
 from slim_model.recovery.ridge import problem_of, solve_ridge
 
 _JUDGED = 100
@@ -53,7 +53,7 @@ def find_branches(coupling: Coupling) -> list[Branch]:
 
     def ends(name: str) -> bool:
         """The layer is the last one of a branch."""
-        return name in layers and all(sink_of(nodes[call.node]).other is not None for call in layers[name].calls)
+        return name in layers and all(enters_sums(nodes[call.node]) for call in layers[name].calls)
 
     found = []
     for number, group in enumerate(coupling.groups):
