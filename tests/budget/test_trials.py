@@ -163,6 +163,19 @@ def test_what_is_not_silent_is_refused(dense: Graph) -> None:
         prove_silenced(broken, dense, keep, [branch.group], batches)
 
 
+def test_what_whole_branches_save_too_much_narrower_layers_save(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four branches are more than is asked for, and far below the limit: three go, and the rest comes from widths."""
+    monkeypatch.setattr("slim_model.budget.trials.judged.SHARES", (1.0,))
+    options = {"of": "macs", "ratio": 0.62, "recover": "none", "criterion": "l1", "multiple_of": 1}
+    data = [_pictures(64, seed) for seed in range(2)]
+    found = compile_model(net, (_pictures(2, 1),), Recipe.of(data=data, allocate="judged", **options))
+    assert found.met is not None
+    assert len(found.plan.silent) == 3
+    assert 0.98 * found.met.limit <= found.met.reached <= found.met.limit
+
+
 def test_the_uniform_plan_is_taken_where_nothing_is_better(net: nn.Module) -> None:
     """Without a branch that may go there is one plan."""
     plain = nn.Sequential(net.stem, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))

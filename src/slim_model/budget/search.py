@@ -78,8 +78,11 @@ def _plan_with(known: _Known, task: Task, leaving: Leaving) -> tuple[Plan, Met]:
     def search(price_of: Callable[[np.ndarray], float], limit: float) -> Plan:
         whole = coupling.keep_all()
         gone = leaving.groups(lambda n: price_of(without(coupling, whole, leaving.order[:n])), limit)
-        if gone and price_of(without(coupling, whole, gone)) <= limit:
+        reached = price_of(without(coupling, whole, gone))
+        if gone and limit * (1 - goal.price.close) <= reached <= limit:  # type: ignore[union-attr]
             return silenced(coupling, whole, task.scores, gone)
+        if reached <= limit:  # a branch less, and narrower layers for the rest
+            gone = gone[:-1]
         plan = plan_under_limit(
             coupling,
             task.scores,
