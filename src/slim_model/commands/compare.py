@@ -19,7 +19,7 @@ def read_reports(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
             report = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"cannot read {file}: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is no JSON: {first_line(error)}. Give reports that --report wrote.") from error
         check_report(report, file)
         reports[str(file)] = report

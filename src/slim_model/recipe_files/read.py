@@ -61,6 +61,8 @@ def _parse(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: the ending says how a recipe is written; it is one of {', '.join(_NOTATIONS)}.")
     try:
         sections = parse(text)
+    except RecursionError as error:
+        raise InputError(f"{file}: its values are nested too deep for a recipe.") from error
     except ValueError as error:  # of json and tomllib, with line and column
         raise InputError(f"{file} is no {file.suffix[1:].upper()}: {first_line(error)}.") from error
     if not isinstance(sections, dict):
