@@ -12,7 +12,7 @@ from slim_model.options import check_choices, option
 @dataclass(frozen=True, slots=True)
 class Effort:
     """``criterion``, ``allocate`` (where a price is limited), the level of ``recover`` and how many ``samples`` a run
-    takes: those that kept most accuracy for their time on the most nets (``benchmarks/results/effort.md``)."""
+    takes. ``benchmarks/effort.py`` measures what each keeps of trained nets."""
 
     criterion: str
     allocate: str | None
