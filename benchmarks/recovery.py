@@ -111,7 +111,7 @@ def row_of(name: str, cut: float, level: str) -> dict[str, Any]:
     result, steps = recover(
         *(graph, chosen.small, positions_left(coupling, keep), given, "none" if level == PEER_LEVEL else level),
         Exam(None),
-        said=_said,
+        progress=_said,
     )
     took = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:

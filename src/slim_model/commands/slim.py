@@ -249,7 +249,8 @@ def _export(made: Made, place: Path) -> float:
         )
         return check_onnx(place, written, onnx_batches(written, recipe.seed), lines)
     except (ExportError, ProofError) as refused:
-        instead = "The small PyTorch model is proven: --save small.safetensors or small.pt keeps it."
+        form = "pt2" if made.subject.kind == "onnx" else "safetensors"  # an ONNX file has no class to restore into
+        instead = f"The small PyTorch model is proven: --save small.{form} or small.pt keeps it."
         if outputs.save:
             _save(made, outputs.save)
             instead = f"The small PyTorch model is proven, and is in {outputs.save}."
