@@ -4,6 +4,7 @@ one test is there for the others."""
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 from collections import Counter
 from pathlib import Path
@@ -30,6 +31,13 @@ def operators_of_onnx_read_once() -> None:
     module: Any = onnxscript_apis
     held: Any = functools.cache(lambda _: importlib.import_module(module._name).get_torchlib_ops())
     module.get_torchlib_ops = lambda: held(registration.default_registry)
+
+
+def pytest_collection_finish() -> None:
+    """All modules are there now, some million objects that live as long as the process: no collection looks at them."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 class ByNet(LoadScopeScheduling):
