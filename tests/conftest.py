@@ -48,6 +48,11 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+def pytest_unconfigure() -> None:
+    """Else libraries take what is frozen for leaks, and print screens of them."""
+    gc.unfreeze()
+
+
 class ByNet(LoadScopeScheduling):
     """All tests of one micro-net run in one process, because it traces the net once, and so do all others of a file."""
 

@@ -8,7 +8,7 @@ from fuzzing import drawn, fuzz
 from randomlaws import Case, Outcome
 from randomnets import STEPS
 
-NETS = 40
+NETS = 24
 
 
 def test_random_nets_are_proven_right_or_refused() -> None:

@@ -22,6 +22,7 @@ import torchvision
 from torch import nn
 from torch.fx.graph_module import reduce_graph_module
 
+import small_nets
 from model_files import INPUT, Calls, code_that_creates, refusal, rewrite, small_net
 from slim_model.errors import InputError
 from slim_model.loading.load import load
@@ -107,7 +108,7 @@ def test_a_malicious_pickle_is_refused(
     assert "refused" in message or "cannot be imported" in message or "cannot be read" in message
     # where only tensors are wanted it may load, but nothing runs either
     with contextlib.suppress(InputError):
-        load(file, SourceOptions(inputs=INPUT, arch="torchvision:squeezenet1_1"))
+        load(file, SourceOptions(inputs=INPUT, arch=f"{small_nets.__file__}:Residual"))
     assert not ran.exists()
     assert "evil_module" not in sys.modules
     assert set(torch.serialization.get_safe_globals()) == allowed
