@@ -70,7 +70,6 @@ UNTRIED: frozenset[str] = frozenset(
         "Give small.pt2 or small.pt, which hold the model, too.",
         "Give the PyTorch model it was made from, or a .pt2 written by torch.export.",
         "Give the folder as save_pretrained() writes it.",
-        "Give the folder of one transformers model, as save_pretrained() writes it, or a file.",
         "Give the folder that they were made from, and quantise the smaller model.",
         "Give the folder that they were made from.",
         "Give the fp32 file that it was made of;",

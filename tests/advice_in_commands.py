@@ -248,7 +248,7 @@ IN_COMMANDS: dict[str, Situation] = {
     "leave out --device.": Situation(_job(int8=True, device="cuda"), _job(int8=True)),
     "add --data SPEC.": Situation(lambda _: Recipe.of(int8=True), lambda _: Recipe.of(int8=True, data="npz:d.npz")),
     "Give the fp32 file.": Situation(_quantize_again, _quantized(_onnx)),
-    "Export it with opset {} or later.": Situation(
+    "Export it with opset {} or later, or convert it:": Situation(
         _quantized(lambda folder: _onnx(folder, opset=11)), _quantized(lambda folder: _onnx(folder, opset=13))
     ),
     "Give more data.": Situation(_collected(3), _collected(40)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,15 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from advice_situations import Situation, Small
 from slim_model import Recipe, slim
 from slim_model.data.open_data import open_data
+from slim_model.folders.checkpoint import open_checkpoint_folder
+from slim_model.folders.depth import check_depth
+from slim_model.folders.families import FAMILIES
 from slim_model.graph.options import TracingOptions
 from slim_model.loading.given.place_inputs import make_arguments
 from slim_model.loading.input_spec import parse_input
@@ -71,6 +76,38 @@ def _test_alone(folder: Path) -> str:
     (folder / "all").mkdir()
     (folder / "test").rename(folder / "all" / "test")
     return f"imagefolder:{folder}/all"
+
+
+def _yolo(described: str) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        _picture(folder)
+        (folder / "data.yaml").write_text(described)
+        return f"yolo:{folder}/data.yaml"
+
+    return make
+
+
+_PARTS = "train: pictures/cat\nval: pictures/dog\n"
+
+
+# -- folders --------------------------------------------------------------------------------------------------------
+
+
+def _folder(kind: str) -> Callable[[Path], Any]:
+    """What a folder of two layers says of itself; nothing here runs it."""
+    config = {"model_type": kind, "architectures": [""], "num_hidden_layers": 2, "intermediate_size": 8}
+
+    def write(folder: Path) -> Path:
+        (folder / "config.json").write_text(json.dumps(config))
+        names = [f"{FAMILIES[kind].cuts[0].layers}.{layer}.weight" for layer in range(2)]
+        save_file({name: torch.zeros(4, 4) for name in names}, folder / "model.safetensors")
+        return folder
+
+    return write
+
+
+def _shallower(kind: str, layers: int, *, has_text: bool = True) -> Callable[[Path], Any]:
+    return lambda folder: check_depth(open_checkpoint_folder(_folder(kind)(folder)), layers, has_text=has_text)
 
 
 # -- ranking, training ----------------------------------------------------------------------------------------------
@@ -169,6 +206,17 @@ IN_MODELS: dict[str, Situation] = {
     "Mend it, or take it out of the folder.": Situation(_read(_damaged_picture, 3, 8, 8), _read(_picture, 3, 8, 8)),
     "Name the other {}, or give one folder with a folder for each class.": Situation(
         _read(_test_alone, 3, 8, 8), _read(_picture, 3, 8, 8)
+    ),
+    "Write train:": Situation(_read(_yolo("- a"), 3, 8, 8), _read(_yolo(_PARTS), 3, 8, 8)),
+    "Name a folder of pictures.": Situation(_read(_yolo("val: a"), 3, 8, 8), _read(_yolo(_PARTS), 3, 8, 8)),
+    # folders
+    "Give the model file in it, or the folder of a transformers model as save_pretrained() writes it.": Situation(
+        open_checkpoint_folder, lambda folder: open_checkpoint_folder(_folder("llama")(folder))
+    ),
+    "add --data text:FILE.": Situation(_shallower("llama", 1, has_text=False), _shallower("llama", 1)),
+    "Give a smaller number.": Situation(_shallower("llama", 2), _shallower("llama", 1)),
+    "Leave out --depth.": Situation(
+        _shallower("bert", 1), lambda folder: open_checkpoint_folder(_folder("bert")(folder))
     ),
     # tracing
     "give an example with 2 or more there.": Situation(_of_maps(2, 3, 1, 8), _of_maps(2, 3, 8, 8)),

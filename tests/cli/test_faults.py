@@ -147,7 +147,7 @@ def test_a_fault_after_the_checks_leaves_the_older_file_too(
 # -- interrupted ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["load", "compile_model", "to_onnx", "check_onnx"])
+@pytest.mark.parametrize("stage", ["load_source", "compile_model", "to_onnx", "check_onnx"])
 def test_ctrl_c_in_a_stage(
     command: Command, weights: Path, out: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

@@ -196,7 +196,7 @@ def test_torchscript_may_call_torchvision(file: Path, net: nn.Module, monkeypatc
     imported: list[str] = []
     monkeypatch.setattr(importlib, "import_module", imported.append)
     load(file, SourceOptions(inputs=["5x4"]))
-    assert imported == ["torchvision"]  # it has the operator
+    assert [name for name in imported if name != "torch"] == ["torchvision"]  # it has the operator
 
 
 class WritesAnImage(nn.Module):

@@ -18,6 +18,7 @@ import torchvision
 from model_files import INPUT, NET_SOURCE, SHAPES, refusal, small_net
 from slim_model.loading.load import load
 from slim_model.loading.source import SourceOptions
+from slim_model.loading.weights.checkpoint import checkpoint
 
 _DATA = Path(os.environ.get("SLIM_MODEL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(
@@ -249,3 +250,15 @@ def test_the_vit_checkpoint() -> None:
 def test_the_onnx_files() -> None:
     for path in sorted((_DATA / "weights").glob("*/*.onnx")):
         assert load(path).kind == "onnx"
+
+
+def test_plain_values_beside_the_model_are_kept() -> None:
+    """What holds itself is none of them, and looking through twice the same thing sixty times over takes no time."""
+    plain = {"epoch": 3, "best": None, "train_args": {"imgsz": 64, "classes": ["a", "b"], "mixup": (0.5, True)}}
+    itself: dict[str, Any] = {"epoch": 1}
+    itself["again"] = itself
+    doubled: Any = 0
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    beside = {"by_number": {0: "a"}, "itself": itself, "doubled": doubled, "weights": {"a": torch.zeros(2)}}
+    assert checkpoint(plain | beside).beside == plain

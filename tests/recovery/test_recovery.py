@@ -388,7 +388,7 @@ def test_the_file_holds_the_recovered_model(tmp_path: Path, level: Any, attentio
     )
     report = run_job(job, lambda stage: None)
     assert report.proof["onnx_max_rel_error"] < 1e-4
-    names = ["dense", "removal", *LEVELS["affine" if level is None else level], "recalibrate"]
+    names = ["dense", "removal", *LEVELS["full" if level is None else level], "recalibrate"]
     assert [step["name"] for step in report.steps] == names
     assert all(step["accuracy"] is not None for step in report.steps)
     session = onnxruntime.InferenceSession(tmp_path / "out.onnx")

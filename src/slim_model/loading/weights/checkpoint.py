@@ -243,11 +243,22 @@ def _beside(content: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    if type(value) is dict:
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if type(value) in (list, tuple):
-        return all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+    """Whether it is a number, a text, or containers of them, at most ``_LEVELS`` deep: one that holds itself is not. An
+    object is looked at once in a level, so that dicts of twice the same cost no more than one."""
+    level = [value]
+    for _ in range(_LEVELS):
+        inside: dict[int, Any] = {}
+        for held in level:
+            if type(held) is dict and all(isinstance(key, str) for key in held):
+                inside.update((id(item), item) for item in held.values())
+            elif type(held) in (list, tuple):
+                inside.update((id(item), item) for item in held)
+            elif held is not None and type(held) not in (bool, int, float, str):
+                return False
+        if not inside:
+            return True
+        level = list(inside.values())
+    return False
 
 
 def _image_sides(content: Any) -> tuple[int, ...]:
