@@ -204,3 +204,17 @@ def test_what_users_wrote_is_not_read_as_markup() -> None:
     text = screen(report, 200)
     assert "see x[bold]" in text
     assert "[:, :, None]" in text or "linalg" not in text
+
+
+def test_a_long_name_leaves_room_for_the_line_beside_it() -> None:
+    """Converters make names of 60 letters; those that people write are whole."""
+    report = report_of()
+    long, common = (
+        "conv_stage0_block0_proj_shortcut/BiasAdd_weights_fused_bn",
+        "encoder.layers.encoder_layer_0.self_attention",
+    )
+    report.groups[0]["name"], report.groups[1]["name"] = long, common
+    said = screen(report)
+    assert "conv_stage0_block0_proj_shortcut/Bia..._fused_bn" in said
+    assert common in said
+    assert "small_nets." in said

@@ -163,13 +163,18 @@ def _widths(report: Report, limit: int) -> Table:
             saved = f"{group['form']}, {group['macs_whole'] / group['macs']:.2f}x fewer multiply-adds; "
             where = Text(saved, no_wrap=True, overflow="ellipsis").append_text(where)
         table.add_row(
-            group["name"] + (" (heads)" if group.get("heads") else ""),
+            _both_ends(group["name"]) + (" (heads)" if group.get("heads") else ""),
             f"{group['before']} -> {group['after']}{times}",
             where,
         )
     if len(report.groups) > limit:
         table.add_row(f"... {len(report.groups) - limit} more (--report)", "", "")
     return table
+
+
+def _both_ends(name: str, most: int = 48) -> str:
+    """Of a long name, as converters give them, the beginning and the end: the line beside it stays readable."""
+    return name if len(name) <= most else f"{name[: most - 12]}...{name[-9:]}"
 
 
 def _short(where: str) -> str:
