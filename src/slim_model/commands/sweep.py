@@ -20,6 +20,7 @@ from slim_model.commands.slim import SharedWork, run_job
 from slim_model.cost.latency_store import width_step
 from slim_model.errors import InputError, SlimError
 from slim_model.export.options import OutputOptions
+from slim_model.export.to_onnx import external_weights
 from slim_model.folders.as_subject import load_source
 from slim_model.pipeline.known import Known
 from slim_model.progress import Progress
@@ -177,7 +178,7 @@ def _make(folder: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """The ONNX file, and weights that lie beside it under the name that it knows them by, at once."""
-    weights = source.with_name(f"{source.name}.data")
+    weights = external_weights(source)
     with beside(target) as temporary:
         shutil.copyfile(source, temporary)
         if weights.exists():

@@ -10,6 +10,7 @@ from typing import Any
 
 from slim_model import distributed
 from slim_model.errors import InputError, SlimError, first_line
+from slim_model.export.to_onnx import external_weights
 from slim_model.recipe_files.job import Job
 from slim_model.recipe_files.write import sections_of
 from slim_model.reporting.headline import figures_for_machines
@@ -107,7 +108,7 @@ def _files(job: Job, *, done: bool, reported: bool) -> Iterator[Path]:
     outputs = job.outputs
     if done:
         yield job.target
-        weights = job.target.with_name(f"{job.target.name}.data")
+        weights = external_weights(job.target)
         yield from (weights,) if weights.exists() else ()
         yield from outputs.places
     elif reported:

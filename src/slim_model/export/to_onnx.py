@@ -76,12 +76,17 @@ def to_onnx(
     large = sum(t.numel() * t.element_size() for t in graph.tensors.values()) > largest_file
     try:
         if large:  # moved with ``path``, as atomic_write moves what lies beside it
-            onnx_ir.save(result.model, path, external_data=f"{path.name}.data")
+            onnx_ir.save(result.model, path, external_data=external_weights(path).name)
         else:
             result.save(str(path), external_data=weights_beside)
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Free space or give another place.") from error
     return lines
+
+
+def external_weights(path: Path) -> Path:
+    """Where the weights of the ONNX file at ``path`` lie, if it is too large for one file."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _name_nodes(model: onnx_ir.Model) -> None:

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from slim_model.errors import BudgetError, InputError
 from slim_model.folders.checkpoint import Checkpoint
-from slim_model.folders.running import library
-
-_TOKENS = 16384  # that go through the model at a time
+from slim_model.folders.running import library, run_through
 
 
 def check_depth(checkpoint: Checkpoint, layers: int, *, has_text: bool) -> None:
@@ -59,12 +57,7 @@ def influences(model: Any, checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     end = re.compile(rf"(?:.*\.)?{re.escape(checkpoint.family.cuts[0].layers.rpartition('.')[2])}\.(\d+)")
     found = {int(m[1]): module for name, module in model.named_modules() if (m := end.fullmatch(name))}
     handles = [found[layer].register_forward_hook(watcher(layer)) for layer in range(depth)]
-    try:
-        for part in tokens.split(max(1, _TOKENS // tokens.shape[1])):
-            model.base_model(**{model.main_input_name: part})
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_through(model, tokens, handles)
     return turned / seen
 
 

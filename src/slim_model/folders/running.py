@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from slim_model.errors import InputError, first_line
 from slim_model.folders.plan import Site
@@ -165,6 +166,12 @@ def watch(model: Any, sites: Sequence[Site], tokens: Tensor, visit: Visit, *, pa
         _reader(modules, site).register_forward_pre_hook(_watcher(site, tokens.numel(), visit, pairs=pairs))
         for site in sites
     ]
+    run_through(model, tokens, handles)
+
+
+def run_through(model: Any, tokens: Tensor, handles: Iterable[RemovableHandle]) -> None:
+    """Run ``tokens (sequence, position)`` through the model below its head, some sequences at a time, for the hooks of
+    ``handles``, which are removed."""
     try:
         for part in tokens.split(max(1, _TOKENS // tokens.shape[1])):
             model.base_model(**{model.main_input_name: part})
