@@ -10,7 +10,6 @@ count of multiply-adds as ``--target macs=`` and nothing else. A quiet machine i
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from slim_model.measuring.timing import measure
 from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
+from stored_rows import load_rows, save_rows
 
 MODELS = ("resnet50", "mobilenet_v2")
 RATIOS = (0.3, 0.45, 0.6)
@@ -87,13 +87,12 @@ def measured(name: str, ratio: float, threads: list[int]) -> Iterator[tuple[Key,
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["model"], row["ratio"], row["threads"]): row for row in rows}
+    return {(row["model"], row["ratio"], row["threads"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
     ordered = [rows[key] for key in sorted(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
 
 

@@ -10,7 +10,6 @@ ONNX file on all 10,000 test images. Sensitivity scans are kept in results/ and 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from slim_model.budget.allocations import ALLOCATIONS
 from slim_model.export.to_onnx import to_onnx
 from slim_model.pipeline.compile import compile_model
 from slim_model.recipe import Recipe
+from stored_rows import load_rows, save_rows
 
 CRITERIA = ("reconstruction", "l1")
 TIMES = 2.1
@@ -79,13 +79,12 @@ def training(samples: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["criterion"], row["allocate"]): row for row in rows}
+    return {(row["criterion"], row["allocate"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
     ordered = [rows[key] for key in sorted(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
 
 

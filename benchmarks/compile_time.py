@@ -44,6 +44,7 @@ from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.simplifying.simplify import simplify
+from stored_rows import load_rows, save_rows
 
 GOALS = ("resnet50", "vgg16_bn", "densenet121", "vit_b_16")
 """Here the ratio shall be at most 1.0."""
@@ -494,10 +495,10 @@ def _stamp(row: dict[str, Any]) -> str:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """New rows take the place of old ones of the same part, model, mode and option."""
     identity = lambda row: tuple(str(row.get(key)) for key in ("part", "model", "cold", "flag"))  # noqa: E731
-    kept = {identity(row): row for row in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
+    kept = {identity(row): row for row in load_rows(path)}
     kept |= {identity(row): row for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
+    save_rows(path, kept.values())
     path.with_suffix(".md").write_text("\n".join(tables(list(kept.values()))) + "\n")
 
 

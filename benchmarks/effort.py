@@ -12,7 +12,6 @@ stands Torch-Pruning's default: magnitudes, the same ratio in every layer that i
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import other_batches
 from slim_model.recipe import Recipe
+from stored_rows import load_rows, save_rows
 from train import trained
 
 PEER_NAME = "torch-pruning"
@@ -115,12 +115,11 @@ Key = tuple[str, float, str]
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["net"], row["cut"], row["effort"]): row for row in rows}
+    return {(row["net"], row["cut"], row["effort"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    save_rows(path, rows.values())
     lines = "".join(f"{_line(row)}\n" for row in rows.values())
     foot = "".join(f"- {stamp}\n" for stamp in sorted({summary(row) for row in rows.values()}))
     path.with_suffix(".md").write_text(_HEAD + lines + "\n" + foot)

@@ -12,7 +12,6 @@ file on the whole test split, which nothing was chosen by: epochs are chosen on 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from slim_model.pipeline.compiled import Compiled
 from slim_model.pipeline.example_batches import onnx_batches
 from slim_model.recipe import Recipe
 from slim_model.training.resume import Resume
+from stored_rows import load_rows, save_rows
 from train import trained
 
 BUILD = ROOT / "build" / "finetune"
@@ -186,13 +186,12 @@ Key = tuple[str, int]
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["case"], row["seed"]): row for row in rows}
+    return {(row["case"], row["seed"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
     ordered = [rows[key] for key in sorted(rows, key=lambda key: (list(CASES).index(key[0]), key[1]))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
 
 

@@ -29,6 +29,7 @@ import transformers
 
 from datasets import data_file
 from provenance import RESULTS, ROOT, provenance, summary
+from stored_rows import load_rows, save_rows
 
 TRAINED = ROOT / "build" / "trained" / "llama_bytes"
 _LENGTH, _BATCH, _STEPS = 128, 16, 800
@@ -283,12 +284,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=22, help="of the large one; 22 make 1.1 billion parameters")
     asked = parser.parse_args()
     place = RESULTS / "folders.json"
-    rows = [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
+    rows = load_rows(place)
     for part in asked.parts:
         found = PARTS[part](asked.layers) if part == "large" else PARTS[part]()
         made = [{"part": part, **row, "provenance": provenance()} for row in found]
         rows = [row for row in rows if row["part"] != part] + made
-        place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        save_rows(place, rows)
         place.with_suffix(".md").write_text(write_table(rows))
 
 

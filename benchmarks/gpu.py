@@ -10,7 +10,6 @@ Where there is no GPU it says so and measures nothing; ``--device cpu`` tries th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from real_models import enliven
 from slim_model.api import slim
 from slim_model.measuring.runtimes import RUNTIMES
 from slim_model.measuring.timing import measure
+from stored_rows import load_rows, save_rows
 
 MODELS = ("resnet50", "vit_b_16")
 RATIO = 0.5
@@ -67,13 +67,12 @@ def measured(name: str, wanted: list[Key], device: str) -> Iterator[tuple[Key, d
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["model"], row["runtime"], row["dtype"], row["batch"]): row for row in rows}
+    return {(row["model"], row["runtime"], row["dtype"], row["batch"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
     ordered = [rows[key] for key in sorted(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
 
 

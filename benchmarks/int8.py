@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +42,7 @@ from slim_model.quantizing.quantize import Quantized, quantize
 from slim_model.quantizing.samples import collect
 from slim_model.quantizing.search import Limits
 from slim_model.recipe import Recipe
+from stored_rows import load_rows, save_rows
 from train import trained
 
 _LITE_NORM = datasets.Norm([0.498] * 3, [0.502] * 3)
@@ -206,15 +206,14 @@ where it is slower, too. Cases that are not here were not run yet. Made by `benc
 
 
 def write_rows(place: Path, rows: dict[tuple[str, float], dict[str, Any]]) -> None:
-    place.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    save_rows(place, rows.values())
     lines = "".join(line(row) + "\n" for row in rows.values())
     foot = "".join(f"\n{text}\n" for text in sorted({summary(row) for row in rows.values()}))
     place.with_suffix(".md").write_text(_TITLE + lines + foot)
 
 
 def read_rows(place: Path) -> dict[tuple[str, float], dict[str, Any]]:
-    rows = [json.loads(text) for text in place.read_text().splitlines()] if place.exists() else []
-    return {(row["net"], row["cut"]): row for row in rows}
+    return {(row["net"], row["cut"]): row for row in load_rows(place)}
 
 
 def main() -> None:

@@ -12,9 +12,8 @@ int8 is also written where it is slower.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from slim_model.quantizing.options import QuantizingOptions
 from slim_model.quantizing.quantize import quantize
 from slim_model.quantizing.samples import collect
 from slim_model.quantizing.search import Limits
+from stored_rows import load_rows, save_rows
 
 _SAMPLES = 40
 
@@ -189,14 +189,13 @@ def line(row: dict[str, Any]) -> str:
 
 def write_rows(place: Path, rows: dict[str, dict[str, Any]]) -> None:
     ordered = [rows[name] for name in MODELS if name in rows]
-    place.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(place, ordered)
     foot = "".join(f"\n{text}\n" for text in sorted({summary(row) for row in ordered}))
     place.with_suffix(".md").write_text(_TITLE + "".join(line(row) + "\n" for row in ordered) + foot)
 
 
 def read_rows(place: Path) -> dict[str, dict[str, Any]]:
-    rows: Iterator[dict[str, Any]] = map(json.loads, place.read_text().splitlines() if place.exists() else [])
-    return {row["model"]: row for row in rows}
+    return {row["model"]: row for row in load_rows(place)}
 
 
 def main() -> None:

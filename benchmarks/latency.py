@@ -12,7 +12,6 @@ left of its latency is the calls, the layouts and the threads, which no width ch
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -41,6 +40,7 @@ from slim_model.measuring.options import MeasuringOptions
 from slim_model.measuring.timing import compare
 from slim_model.ranking.score import score
 from slim_model.simplifying.simplify import simplify
+from stored_rows import load_rows, save_rows
 
 MODELS = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.75, "efficientnet_b0": 0.75}
 """The share of a cut in multiply-adds that should come out as speed."""
@@ -95,13 +95,12 @@ def measured(name: str, wanted: list[Key]) -> Iterator[tuple[Key, dict[str, Any]
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["model"], row["cut"], row["step"], row["allocate"], row["threads"]): row for row in rows}
+    return {(row["model"], row["cut"], row["step"], row["allocate"], row["threads"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
     ordered = [rows[key] for key in sorted(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from evaluate import accuracy, load_published
 from provenance import RESULTS, peak_bytes, provenance, summary
 from real_models import enliven
 from slim_model import slim
+from stored_rows import load_rows, save_rows
 from train import trained
 
 MODELS = ("mobilenet_v2", "resnet50", "vit_b_16", "vgg16_bn")
@@ -143,13 +143,12 @@ def _key(row: dict[str, Any]) -> Key:
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {_key(row): row for row in map(json.loads, lines)}
+    return {_key(row): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
     ordered = [rows[key] for key in keys(["proofs", "accuracy"], [*MODELS, *CASES]) if key in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
 
 

@@ -12,7 +12,6 @@ anew). --untimed leaves out latency, which a busy machine cannot tell.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from slim_model.progress import say_nothing
 from slim_model.proof.capture import capture
 from slim_model.recipe import Recipe
 from slim_model.recipe_files.job import Job
+from stored_rows import load_rows, save_rows
 
 RATIOS = (0.25, 0.5)
 _RATE = ("input=1x512", "state=2x1x128", "sr=int=16000")
@@ -151,13 +151,12 @@ def _built(name: str) -> nn.Module:
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {row.get("file") or row["model"]: row for row in rows}
+    return {row.get("file") or row["model"]: row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[str, dict[str, Any]]) -> None:
     ordered = [rows[key] for key in sorted(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
 
 

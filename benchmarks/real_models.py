@@ -34,6 +34,7 @@ from slim_model.loading.load import load
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.recipe import Recipe
 from slim_model.recipe_files.job import Job
+from stored_rows import load_rows, save_rows
 from train import TRAINED
 
 RATIOS = (0.25, 0.5, 0.7)
@@ -251,10 +252,7 @@ def worker(name: str, order: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    if not path.exists():
-        return {}
-    rows = map(json.loads, path.read_text().splitlines())
-    return {(row["model"], row["ratio"], row["seed"]): row for row in rows}
+    return {(row["model"], row["ratio"], row["seed"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
@@ -262,7 +260,7 @@ def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
     order = {key: n for n, key in enumerate(key for case in CASES.values() for key, _ in wanted(case))}
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(tables(ordered)) + "\n")
 
 

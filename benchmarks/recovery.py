@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import tempfile
 import time
@@ -59,6 +58,7 @@ from slim_model.recipe import Recipe
 from slim_model.recovery.options import LEVELS
 from slim_model.recovery.recover import recover
 from slim_model.simplifying.simplify import simplify
+from stored_rows import load_rows, save_rows
 from train import trained
 
 PEER_LEVEL = "torch-pruning"
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "recovery.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    rows = load_rows(given.out)
     for name in [] if given.table else given.nets:
         for cut in given.cuts or CASES[name].cuts:
             done = {row["level"] for row in rows if (row["net"], row["cut"]) == (name, cut)}
@@ -300,7 +300,7 @@ def main() -> None:
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_rows(path, rows)
     stamps = sorted({summary(row["provenance"]) for row in rows})
     text = (
         f"# Recovery without labels\n\n{__doc__}\n"

@@ -10,7 +10,6 @@ the written file is timed again, in turns with the dense one. A quiet machine is
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from slim_model.progress import say_nothing
 from slim_model.recipe import Recipe
 from slim_model.recipe_files.job import Job
 from slim_model.simplifying.simplify import simplify
+from stored_rows import load_rows, save_rows
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
 SHARES = (0.75, 0.5, 0.3)
@@ -69,13 +69,12 @@ def measured(name: str, wanted: list[tuple[float, int]], folder: Path) -> Iterat
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["model"], row["share"], row["threads"]): row for row in rows}
+    return {(row["model"], row["share"], row["threads"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
     ordered = [rows[key] for key in sorted(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    save_rows(path, ordered)
     path.with_suffix(".md").write_text("\n".join(table(ordered)) + "\n")
 
 
