@@ -26,6 +26,7 @@ from slim_model.graph.graph import Graph, source_line
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.labels.values import Replay, Value, tensors_in
 from slim_model.ops import Cut, kind_of, row_of
+from slim_model.proof.in_float64 import doubled, widened
 from slim_model.proof.structure import check_structure
 from slim_model.proof.tolerance import TOLERANCE, largest_abs, relative_error
 
@@ -73,8 +74,8 @@ def prove(dense: Graph, small: Graph, cut: Cut, replay: Replay, batches: list[tu
         runs = [_lockstep(dense, small, cut, inputs) for inputs in batches]
     except CutFailed:  # rounding, or a fault? float64 tells
         in_float64 = True
-        wide = [tuple(_widened(x) for x in inputs) for inputs in batches]
-        runs = [_lockstep(_double(dense), _double(small), cut, inputs, wide=True) for inputs in wide]
+        wide = [tuple(map(widened, inputs)) for inputs in batches]
+        runs = [_lockstep(doubled(dense), doubled(small), cut, inputs, wide=True) for inputs in wide]
     outputs, layers = (max(e) for e in zip(*((run.outputs_error, run.layers_error) for run in runs), strict=True))
     vary = len(runs) > 1 and _differ(*(run.first for run in runs[:2]))
     sizes, same = tuple(batch_of(inputs) for inputs in batches), _same_inputs(dense, batches)
@@ -239,11 +240,3 @@ def _last_uses(dense: Graph, small: Graph) -> dict[fx.Node, list[tuple[fx.Node, 
     for node, small_node in zip(dense.nodes, small.nodes, strict=True):
         last_use.setdefault(reader.get(node, node), []).append((node, small_node))
     return last_use
-
-
-def _double(graph: Graph) -> Graph:
-    return graph.with_tensors({name: _widened(tensor) for name, tensor in graph.tensors.items()})
-
-
-def _widened(x: Any) -> Any:
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
