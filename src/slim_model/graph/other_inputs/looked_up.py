@@ -69,6 +69,8 @@ class _Watch(TorchDispatchMode):
             for axis, index in enumerate(args[1]):
                 if _is_whole(index):
                     self._look_up(index, args[0].shape[axis])
+        elif packet is aten.eq and _counts_up(args[1]):  # one place of each that is hot
+            self._look_up(args[0], args[1].numel())
         result = func(*args, **kwargs)
         sources = {self._source[id(x)] for x in pytree.tree_leaves((args, kwargs)) if id(x) in self._source}
         if len(sources) == 1 and (packet in _SAME or any(r.alias_info for r in func._schema.returns)):
@@ -85,6 +87,12 @@ class _Watch(TorchDispatchMode):
         least, most = max(0, given - int(index.min())), given + rows - 1 - int(index.max())
         known = self.spans.get(number, Span(least, most))
         self.spans[number] = Span(max(least, known.least), min(most, known.most))
+
+
+def _counts_up(x: Any) -> bool:
+    """Whether it holds 0, 1, 2, ..., more than two numbers along one axis."""
+    return _is_whole(x) and x.numel() == max(x.shape, default=0) > 2 and bool((x.flatten().diff() == 1).all() and
+                                                                             x.flatten()[0] == 0)  # fmt: skip
 
 
 def _is_whole(x: Any) -> bool:
