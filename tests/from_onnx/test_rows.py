@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from from_onnx.graphs import file_of, node, weights
-from slim_model.errors import InputError
 from slim_model.from_onnx.read import read_onnx
 
 
@@ -54,11 +53,13 @@ def test_recurrence(op: str, gates: int, direction: str) -> None:
     compared([node(op, "x w r b", ends, hidden_size=5, direction=direction, **more)], [4, 2, 3], ends, stored)
 
 
-def test_what_recurrent_layers_of_pytorch_do_not_have_is_refused() -> None:
+def test_what_recurrent_layers_of_pytorch_do_not_have_is_as_onnxruntime_computes_it() -> None:
     stored = {"w": weights(1, 15, 3), "r": weights(1, 15, 5)}
-    content = file_of([node("GRU", "x w r", "y", "cell", hidden_size=5)], {"x": [4, 2, 3]}, ["y"], stored)
-    with pytest.raises(InputError, match="GRU at node 'cell' resets before its product"):
-        read_onnx(content, "m.onnx", lambda _: b"")(torch.randn(4, 2, 3))
+    compared([node("GRU", "x w r", "y", "cell", hidden_size=5)], [4, 2, 3], "y", stored)
+    stored = {"w": weights(1, 20, 3), "r": weights(1, 20, 5), "p": weights(1, 15)}
+    ends = [node("LSTM", "x w r     p".replace("     ", " none none none none "), "y", "cell", hidden_size=5)]
+    ends[0].input[3:7] = [""] * 4
+    compared(ends, [4, 2, 3], "y", stored)
 
 
 @pytest.mark.parametrize("axis", [-1, 1])

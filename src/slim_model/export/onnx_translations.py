@@ -15,6 +15,8 @@ import onnx_ir
 import torch
 from onnxscript import opset18
 
+from slim_model.from_onnx.kept import model_of
+
 aten = torch.ops.aten
 op: Any = opset18  # its types are those of values, here they are nodes in the making
 
@@ -141,6 +143,32 @@ def _vector_norm(self: Any, ord: float = 2.0, dim: Sequence[int] | None = None, 
     return aten_linalg_vector_norm(self, ord, axes, keepdim, dtype)
 
 
+def _kept_node(inputs: Sequence[Any], node: str) -> Sequence[Any]:
+    """The node that a file had, with the constants that it reads. onnxscript calls no operators of which it has no
+    schema, so that the node is put where it records those that it calls (private; torch 2.9 to 2.15 have it)."""
+    from torch.onnx._internal.exporter import _core
+
+    graph = onnx_ir.from_proto(model_of(node)).graph
+    alone, tracer = graph[0], _core.current_tracer
+    assert tracer is not None
+    values = dict(zip((value.name for value in graph.inputs), inputs, strict=True))
+    for name, stored in graph.initializers.items():
+        values[name] = op.Constant(value=stored.const_value)
+    named = [output for output in alone.outputs if output.name]
+    made = onnx_ir.Node(
+        alone.domain,
+        alone.op_type,
+        [None if value is None else values[value.name] for value in alone.inputs],
+        list(alone.attributes.values()),
+        num_outputs=len(alone.outputs),
+        version=graph.opset_imports.get(alone.domain),
+    )
+    tracer.nodes.append(made)
+    for output in made.outputs:
+        output.name = ""
+    return [result for result, output in zip(made.outputs, alone.outputs, strict=True) if output in named]
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     aten.conv3d.default: _conv3d,
     aten.linalg_vector_norm.default: _vector_norm,
@@ -148,6 +176,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     aten.gru.input: _simple(_GRU),
     aten.rnn_tanh.input: _simple(_TANH),
     aten.rnn_relu.input: _simple(_RELU),
+    torch.ops.slim_model.onnx_node.default: _kept_node,
 }
 
 

@@ -14,8 +14,9 @@ from torch.fx import traceback as trace_notes
 from torch.utils._python_dispatch import _disable_current_modes
 
 from slim_model.errors import InputError, first_line
+from slim_model.from_onnx.kept import keep
 from slim_model.from_onnx.known import Known, all_known, known_tensor
-from slim_model.from_onnx.row import Body, Call, Step, Value
+from slim_model.from_onnx.row import Body, Call, Row, Step, Unreadable, Value
 from slim_model.from_onnx.table import ROWS
 
 Dim = int | str
@@ -148,18 +149,26 @@ class _Run:
 
     def _run(self, call: Call) -> Any:
         row = ROWS.get(call.step.op)
-        if row is None:
-            raise call.refusal("is an operator that slim-model does not know")
         if call.step.op in ("If", "Loop", "Constant") or not call.values or not all_known(call.values):
-            return row.run(call)
+            return _read_or_kept(row, call)
         given = [value for value in call.values if isinstance(value, Known)]
         if any(value.is_symbolic for value in given):
-            return row.run(call) if row.symbolic is None else row.symbolic(call)
+            return _read_or_kept(row, call) if row is None or row.symbolic is None else row.symbolic(call)
         # What is known ahead is computed here and now, by the same row, on tensors that no tracer sees.
         with _disable_current_modes(), torch.no_grad():
             real = {value.name: value.real() for value in given if value.name}
-            result = row.run(Call(call.step, call.values, real.__getitem__, call.enter))
+            result = _read_or_kept(row, Call(call.step, call.values, real.__getitem__, call.enter))
             return tuple(map(_known, result)) if isinstance(result, tuple) else _known(result)
+
+
+def _read_or_kept(row: Row | None, call: Call) -> Any:
+    """By its row; what that cannot read is one operator of its own."""
+    if row is None:
+        return keep(call, call.refusal("is an operator that slim-model does not know"))
+    try:
+        return row.run(call)
+    except Unreadable as why:
+        return keep(call, why)
 
 
 def _known(result: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from onnx_ir.passes import common as passes
 
 from slim_model.errors import InputError, first_line
+from slim_model.from_onnx.kept import DRAWN, KEPT_DOMAINS
 from slim_model.from_onnx.known import Known
 from slim_model.from_onnx.model import OnnxModel, OriginalFile, Signature
 from slim_model.from_onnx.names import plain, tensor_names
@@ -73,7 +74,7 @@ def read_onnx(content: bytes, title: str, beside: Callable[[str], bytes]) -> Onn
         if known.dtype.is_floating_point and known.array.size > 1 and name not in statistics
     )  # fmt: skip
     half = any(v.dtype in _HALF for v in [*model.graph.initializers.values(), *model.graph.inputs])
-    body = _Lines(version).body(model.graph)
+    body = _Lines(version, model.opset_imports).body(model.graph)
     return OnnxModel(signatures, body, stored, trained, OriginalFile(content, outer, half), plain(title))
 
 
@@ -107,14 +108,14 @@ def _version(model: onnx_ir.Model) -> int:
 
 
 def _refuse_unknown(graph: onnx_ir.Graph) -> None:
-    """One message of all nodes that have no row. What a branch holds is looked at where it is taken."""
+    """One message of all nodes that can be neither read nor kept. What a branch holds is looked at when it is taken"""
     nodes = list(enumerate(graph, 1))
     if whole := [_place(node, number) for number, node in nodes if node.op_type in _INTEGER]:
         more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
         raise InputError(
             f"is quantized: {whole[0]}{more}. Give the fp32 file that it was made of; --int8 quantizes the small one."
         )
-    unknown = [(n, number) for number, n in nodes if n.op_type not in ROWS or n.domain not in _OWN_DOMAINS]
+    unknown = [(n, number) for number, n in nodes if not _can_be_read(n)]
     if not unknown:
         return
     first: dict[str, str] = {}
@@ -125,6 +126,14 @@ def _refuse_unknown(graph: onnx_ir.Graph) -> None:
     counts = Counter(f"{n.domain}.{n.op_type}".removeprefix(".").removeprefix("ai.onnx.") for n, _ in unknown)
     listed = ", ".join(f"{op} ({counts[op]}, the first at {place})" for op, place in first.items())
     raise InputError(f"holds operators that slim-model cannot read: {listed}. Export the model without them.")
+
+
+def _can_be_read(node: onnx_ir.Node) -> bool:
+    """By a row, or by onnxruntime, which then computes it as it stands."""
+    if node.domain in _OWN_DOMAINS and (node.op_type in ROWS or not onnx.defs.has(node.op_type)):
+        return node.op_type in ROWS
+    has_body = any(a.type.name in ("GRAPH", "GRAPHS") for a in node.attributes.values())
+    return node.domain in KEPT_DOMAINS and not has_body and node.op_type not in DRAWN
 
 
 def _place(node: onnx_ir.Node, number: int) -> str:
@@ -176,8 +185,9 @@ def _as_known(tensor: Any, what: str) -> Known:
 class _Lines:
     """Numbers the nodes as it writes them down."""
 
-    def __init__(self, version: int) -> None:
-        self.version, self.number, self.names = version, 0, Counter[str]()
+    def __init__(self, version: int, versions: Mapping[str, int]) -> None:
+        self.version, self.versions = version, versions
+        self.number, self.names = 0, Counter[str]()
 
     def body(self, graph: onnx_ir.Graph) -> Body:
         inputs, outputs = ([str(v.name) for v in values] for values in (graph.inputs, graph.outputs))
@@ -204,7 +214,10 @@ class _Lines:
         bodies = {key: self.body(a.as_graph()) for key, a in node.attributes.items() if a.type.name == "GRAPH"}
         attributes = {k: _attribute(a, name) for k, a in node.attributes.items() if k not in bodies}
         line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}...)"
-        return Step(node.op_type, name, number, line, self.version, tuple(inputs), tuple(outputs), attributes, bodies)
+        other = node.domain not in _OWN_DOMAINS
+        op = f"{node.domain}.{node.op_type}" if other else node.op_type
+        version = self.versions.get(node.domain, 1) if other else self.version
+        return Step(op, name, number, line, version, tuple(inputs), tuple(outputs), attributes, bodies)
 
 
 def _attribute(attribute: Any, name: str) -> Any:

@@ -13,6 +13,11 @@ from torch import Tensor
 from slim_model.errors import InputError
 from slim_model.from_onnx.known import Known
 
+
+class Unreadable(InputError):
+    """A node that no row can read as operators of PyTorch."""
+
+
 Value = Tensor | Known | list[Any]
 """A list is a sequence of ONNX."""
 
@@ -108,9 +113,9 @@ class Call:
             return self.step.attributes[name]
         return self.numbers(place, name) if self.has(place) else default
 
-    def refusal(self, why: str) -> InputError:
+    def refusal(self, why: str) -> Unreadable:
         """That this node cannot be read, as an error to raise."""
-        return InputError(f"{self.step.op} at node '{self.step.name}' {why}: it cannot be read.")
+        return Unreadable(f"{self.step.op} at node '{self.step.name}' {why}: it cannot be read.")
 
 
 Result = Value | tuple[Value | None, ...]

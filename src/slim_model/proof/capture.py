@@ -13,6 +13,7 @@ from slim_model.coupling.dense_counts import keep_dense_counts
 from slim_model.coupling.dense_places import keep_dense_places
 from slim_model.cutting.resize import resize
 from slim_model.errors import InputError, ProofError
+from slim_model.from_onnx.kept import kept_nodes
 from slim_model.from_onnx.model import OnnxModel
 from slim_model.graph.autocast import autocast_types, float32_note, in_float32
 from slim_model.graph.fixed_axes import ASKED
@@ -65,7 +66,16 @@ def _captured_of_file(model: OnnxModel, inputs: Arguments | tuple[Any, ...], opt
         note = f"the file leaves {', '.join(wished.dynamic)} open; here it has the size of the example: {error}"
         graph = _captured(model, inputs, replace(wished, dynamic=()), None, why)
     apart = check_reading(model, graph)
-    return replace(graph, read_error=apart, warnings=(*graph.warnings, *filter(None, [note])))
+    return replace(graph, read_error=apart, warnings=(*graph.warnings, *filter(None, [note]), *_kept(graph)))
+
+
+def _kept(graph: Graph) -> list[str]:
+    """A note on each node that stays as it is in the file."""
+    return [
+        f"{why.removesuffix(': it cannot be read.')}: it is kept as it is, computed by onnxruntime, with all channels "
+        "that touch it"
+        for why in kept_nodes(graph.module.graph)
+    ]
 
 
 _FIXED_IN_FILE = "the file has it so; --dynamic 0 frees it, where the nodes of the file let it"

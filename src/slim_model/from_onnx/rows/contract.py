@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -156,12 +155,3 @@ def _checked_recurrence(call: Call, kind: str) -> Any:
     if lengths is not None and set(call.numbers(4, "lengths")) != {int(call.tensor(0).shape[0])}:
         raise call.refusal("ends its sequences at different places")
     return torch.rnn_relu if relu else torch.rnn_tanh
-
-
-def scaled(call: Call) -> Result:
-    """MatMul of com.microsoft with a factor and transposes."""
-    a, b = call.tensor(0), call.tensor(1)
-    a = a.transpose(-1, -2) if call.attribute("transA", 0) else a
-    b = b.transpose(-1, -2) if call.attribute("transB", 0) else b
-    alpha = call.attribute("alpha", 1.0)
-    return torch.matmul(a, b) if math.isclose(alpha, 1.0) else torch.matmul(a, b) * alpha
