@@ -23,7 +23,7 @@ class Effort:
 EFFORTS: dict[str, Effort] = {
     "quick": Effort("reconstruction", None, "affine", 256),
     "balanced": Effort("reconstruction", "judged", "full", 1024),
-    "best": Effort("reconstruction", "judged", "blocks", 4096),
+    "best": Effort("reconstruction", "judged", "network", 4096),
 }
 WITHOUT_DATA = Effort("l1", None, "none", 1024)
 """What weights alone allow, at any effort."""
@@ -36,7 +36,7 @@ class EffortOptions:
     effort: str | None = option(
         None,
         "What is chosen where you name no criterion, allocation, recovery or number of samples. quick: affine recovery "
-        "on 256 samples; balanced: full on 1,024; best: blocks on 4,096. Without data weights alone decide. Default: "
+        "on 256 samples; balanced: full on 1,024; best: network on 4,096. Without data weights alone decide. Default: "
         "balanced.",
         choices=tuple(EFFORTS),
         basic=True,

@@ -24,7 +24,7 @@ from slim_model.graph.trace import trace
 from slim_model.pipeline.compile import compile_model
 from slim_model.ranking.score import score
 from slim_model.recipe import Recipe
-from slim_model.recovery.block_distillation import Block, _Runner, find_blocks, train_blocks
+from slim_model.recovery.distillation.blocks import Block, BlockRunner, find_blocks, train_blocks
 from slim_model.recovery.linear_layers import find_linear_layers
 from slim_model.recovery.referee import Referee
 from slim_model.recovery.streamed_run import StreamedRun
@@ -78,7 +78,7 @@ def test_a_block_alone_computes_what_it_does_in_the_graph(name: str) -> None:
             [stop.values[at].clone() for stop in track.after(at)]
             for track, at in ((ahead, block.start), (little, block.end.name), (big, block.end.name))
         )
-        torch.testing.assert_close(_Runner(small, block, small.tensors)(start), end)
+        torch.testing.assert_close(BlockRunner(small, block, small.tensors)(start), end)
         assert block.end.target(wanted).shape == end.shape or name in SEVERAL_AXES
 
 
@@ -93,7 +93,7 @@ def test_what_is_wanted_of_the_first_layer_is_what_it_gives() -> None:
         ]
         for at in (found[0].start, found[0].end.name)
     )
-    torch.testing.assert_close(_Runner(small, found[0], small.tensors)(start), found[0].end.target(wanted))
+    torch.testing.assert_close(BlockRunner(small, found[0], small.tensors)(start), found[0].end.target(wanted))
 
 
 def test_blocks_lie_between_the_sums_of_a_residual_net() -> None:

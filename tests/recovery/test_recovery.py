@@ -399,7 +399,7 @@ def test_the_file_holds_the_recovered_model(tmp_path: Path, level: Any, attentio
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(
-        InputError, match="recover 'more' is unknown; it is one of none, bias, affine, full, blocks, data-"
+        InputError, match="recover 'more' is unknown; it is one of none, bias, affine, full, blocks, network, data-"
     ):
         Recipe.of(recover="more", data=images())  # type: ignore[arg-type]
     for options in ({"recover": "affine"}, {"recalibrate": True}):

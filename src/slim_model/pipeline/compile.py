@@ -271,6 +271,7 @@ def _recover(shared: _Shared, result: Compiled) -> Compiled:
         level,
         shared.exam,
         recalibrate=recovery.recalibrate,
+        augment=shared.recipe.training.augment,
         progress=shared.progress,
     )
     return replace(result, small=recovered, steps=(*before, removal, *steps))

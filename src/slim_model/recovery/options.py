@@ -12,6 +12,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "affine": ("affine",),
     "full": ("affine", "full"),
     "blocks": ("affine", "full", "blocks"),
+    "network": ("affine", "full", "blocks", "network"),
     "data-free": ("data-free",),
 }
 """The steps of each level, in their order (``recovery.recover.STEPS``)."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from slim_model.data.accuracy import Exam, Step
+from slim_model.data.augmentation import Transform
 from slim_model.data.batches import Data
 from slim_model.data.holdout import Parts, split_off_held_out
 from slim_model.graph.graph import Graph
@@ -23,8 +24,8 @@ from slim_model.graph.promises import same_sizes
 from slim_model.progress import Progress, say_nothing
 from slim_model.recovery import affine, data_free
 from slim_model.recovery import batchnorm_statistics as norms
-from slim_model.recovery import block_distillation as blocks
 from slim_model.recovery import least_squares as full
+from slim_model.recovery.distillation import blocks, network
 from slim_model.recovery.gate_layers import find_layers
 from slim_model.recovery.linear_layers import Kept, LinearLayer
 from slim_model.recovery.options import LEVELS
@@ -40,6 +41,7 @@ class _Case:
     progress: Progress
     judge: Callable[[Graph], float]
     """The error of the outputs on what is held out."""
+    augment: str | Transform
 
 
 Change = Callable[[_Case, Graph], tuple[Graph, dict[str, Any]]]
@@ -70,6 +72,13 @@ def _blocks(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
     return graph, {"blocks": took}
 
 
+def _network(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
+    graph, took = network.train_network(
+        case.dense, small, case.layers, case.fit, case.held_out, augment=case.augment, progress=case.progress
+    )
+    return graph, {"blocks": took}
+
+
 def _recalibrated(case: _Case, small: Graph) -> tuple[Graph, dict[str, Any]]:
     graph, count = norms.recalibrate(small, case.fit)
     return graph, {"norms": count}
@@ -81,6 +90,7 @@ STEPS: dict[str, Change] = {
     "affine": _affine,
     "full": _full,
     "blocks": _blocks,
+    "network": _network,
     "recalibrate": _recalibrated,
 }
 
@@ -94,10 +104,12 @@ def recover(
     exam: Exam,
     *,
     recalibrate: bool = False,
+    augment: str | Transform = "auto",
     progress: Progress = say_nothing,
 ) -> tuple[Graph, tuple[Step, ...]]:
     """Give the small graph values that compensate for what was removed. ``kept``: the dense positions left of each
-    stored tensor. Returns the recovered graph, and a Step for each change that was tried.
+    stored tensor; ``augment``: how pictures are varied where the whole network learns. Returns the recovered graph, and
+    a Step for each change that was tried.
 
     Without data, which ``data-free`` alone can do without, nothing judges it.
     """
@@ -107,7 +119,7 @@ def recover(
     fit, held_out = split_off_held_out(data, dense) if data else (lambda: iter(()), lambda: iter(()))
     referee = Referee(dense, held_out)
     # Layers are found once, in the small graph as it was proven: steps change values, never structure.
-    case = _Case(dense, find_layers(dense, small, kept), fit, held_out, progress, referee.error)
+    case = _Case(dense, find_layers(dense, small, kept), fit, held_out, progress, referee.error, augment)
     steps, now = [], referee.judge(small)
     for name in names:
         progress(f"recovering: {name}")

@@ -44,7 +44,9 @@ def recovery_notes(steps: Sequence[Step], groups: Sequence[dict[str, Any]]) -> l
         )
     error = recovered[-1].did["error_after"]
     if error is not None and error > FAR:
-        better = "--finetune, or a smaller --ratio" if stepwise else "--recover blocks, --finetune or a smaller --ratio"
+        better = (
+            "--finetune, or a smaller --ratio" if stepwise else "--recover network, --finetune or a smaller --ratio"
+        )
         notes.append(
             f"after recovery the outputs still differ from the dense model's by {error:.0%} of their variance on "
             f"held-out samples: try {better}"

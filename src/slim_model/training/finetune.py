@@ -25,6 +25,7 @@ from slim_model.errors import InputError, first_line
 from slim_model.graph.graph import Graph
 from slim_model.graph.promises import same_sizes
 from slim_model.graph.tensor_trees import batch_of, copy_tensors, not_finite, tensors_among
+from slim_model.measuring.machine import has_bf16
 from slim_model.progress import Progress, say_nothing
 from slim_model.recovery.cut_points import CutPoint
 from slim_model.training.optimizers import optimizer_for, optimizer_kind
@@ -330,7 +331,7 @@ class _Training:
     def _in_bf16(self, precision: str) -> bool:
         """``auto``: where the machine has it and every operator of the model does. Raises InputError where the model
         cannot be trained at all."""
-        if precision == "bf16" or (precision == "auto" and _has_bf16(self.device)):
+        if precision == "bf16" or (precision == "auto" and has_bf16(self.device)):
             refused = self._refusal(bf16=True)
             if refused is None or precision == "bf16":
                 return self._unless(refused)
@@ -373,10 +374,3 @@ def _joint(net: nn.Module, own_loss: bool) -> nn.Module:
     if distributed.world_size() == 1:
         return net
     return nn.parallel.DistributedDataParallel(net, find_unused_parameters=own_loss)
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether it is faster there than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_amx_tile_supported())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,9 @@ from slim_model.recovery.streamed_run import MEMORY, StreamedRun
 BLOCKS_AT_ONCE = 3
 """Blocks that learn at once."""
 STEPS, BATCH, RATE = 400, 64, 1e-3
-_LEAST = 4 * BATCH
+LEAST = 4 * BATCH
 """Samples below which nothing is learned: it would be learned by heart."""
-_EVERY_S = 10.0
+EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,12 @@ def train_blocks(
     half = MEMORY // 2  # each pair of tracks shares the memory
     tracks = [(StreamedRun(dense, part, half), StreamedRun(small, part, half)) for part in (fit, held_out)]
     for number, block in enumerate(blocks, 1):
-        run, ours, unseen = _Runner(small, block, tensors), *(_samples(block, big, little) for big, little in tracks)
-        took[block.end.name], changed = _learned(
-            run, ours, unseen, f"fitting blocks: {number} of {len(blocks)}", steps, progress
+        run, ours, unseen = (
+            BlockRunner(small, block, tensors),
+            *(pairs_of(block, big, little) for big, little in tracks),
+        )
+        took[block.end.name], changed = learned(
+            run, ours, unseen, Course(steps, RATE), f"fitting blocks: {number} of {len(blocks)}", progress
         )
         tensors |= changed
         for _, little in tracks:
@@ -76,7 +79,7 @@ Pairs = tuple[Tensor, Tensor]
 """What comes in, and what should come out."""
 
 
-def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Pairs | None:
+def pairs_of(block: Block, dense: StreamedRun, small: StreamedRun) -> Pairs | None:
     """As many samples as fit into MEMORY; None where they differ in shape."""
     taken, targets, size = [], [], 0
     for big, little in zip(dense.after(block.end.name), small.after(block.start), strict=True):
@@ -89,14 +92,33 @@ def _samples(block: Block, dense: StreamedRun, small: StreamedRun) -> Pairs | No
     return torch.cat(taken), torch.cat(targets)
 
 
-def _learned(
-    run: _Runner, fit: Pairs | None, held_out: Pairs | None, stage: str, steps: int, progress: Progress
+Draw = Callable[[Tensor], Pairs]
+"""Numbers of samples -> what comes in for them, and what should come out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How long, and at which highest ``rate``, something learns; ``in_bf16``: in the precision of autocast."""
+
+    steps: int
+    rate: float
+    in_bf16: bool = False
+
+
+def learned(
+    run: BlockRunner,
+    fit: Pairs | None,
+    held_out: Pairs | None,
+    course: Course,
+    stage: str,
+    progress: Progress,
+    draw: Draw | None = None,
 ) -> tuple[str, dict[str, Tensor]]:
-    """What came of it, and the values that change."""
+    """What came of it, and the values that change. ``draw``: in place of samples as they are."""
     progress(stage)
     if fit is None or held_out is None:
         return "kept: samples are of several shapes, or none is held out", {}
-    if len(fit[0]) < _LEAST:
+    if len(fit[0]) < LEAST:
         return f"kept: {len(fit[0])} samples are too few", {}
     with torch.no_grad():
         given = run(fit[0][:1])
@@ -105,8 +127,9 @@ def _learned(
     before = run.error(*held_out)
     if before == 0:
         return "kept: nothing is lost", {}
+    spread = float((fit[1] - fit[1].mean(0)).square().mean()) or 1.0
     try:
-        _train(run, *fit, stage, steps, progress)
+        _train(run, draw or (lambda rows: (fit[0][rows], fit[1][rows])), len(fit[0]), spread, course, stage, progress)
     except RuntimeError as error:  # an operator without a derivative
         return f"kept: {first_line(error, at_most=120)}", {}
     changed = {name: value.detach() for name, value in run.values.items()}
@@ -116,24 +139,27 @@ def _learned(
 
 
 @torch.enable_grad()
-def _train(run: _Runner, taken: Tensor, targets: Tensor, stage: str, steps: int, progress: Progress) -> None:
-    spread = float((targets - targets.mean(0)).square().mean()) or 1.0
-    optimizer = torch.optim.Adam([value.requires_grad_() for value in run.values.values()], RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+def _train(
+    run: BlockRunner, draw: Draw, samples: int, spread: float, course: Course, stage: str, progress: Progress
+) -> None:
+    optimizer = torch.optim.Adam([value.requires_grad_() for value in run.values.values()], course.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, course.steps)
     generator, told = torch.Generator().manual_seed(0), time.perf_counter()
-    for step in range(steps):
-        chosen = torch.randint(len(taken), (BATCH,), generator=generator).to(taken.device)
-        loss = (run(taken[chosen]) - targets[chosen]).square().mean() / spread
+    for step in range(course.steps):
+        x, wanted = draw(torch.randint(samples, (BATCH,), generator=generator))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=course.in_bf16):
+            given = run(x)
+        loss = (given.float() - wanted).square().mean() / spread
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        if time.perf_counter() - told > _EVERY_S:
+        if time.perf_counter() - told > EVERY_S:
             told = time.perf_counter()
-            progress(f"{stage}, step {step + 1} of {steps}")
+            progress(f"{stage}, step {step + 1} of {course.steps}")
 
 
-class _Runner:
+class BlockRunner:
     """A block on its own, with ``values`` that may be trained."""
 
     def __init__(self, graph: Graph, block: Block, tensors: dict[str, Tensor]) -> None:
