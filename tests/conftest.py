@@ -3,18 +3,15 @@ one test is there for the others."""
 
 from __future__ import annotations
 
-import functools
 import gc
-import importlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from onnxscript.function_libs.torch_lib import registration
-from torch.onnx._internal._lazy_import import onnxscript_apis
 from xdist.scheduler import LoadScopeScheduling
 
+from cheaper_processes import collect_less_often, read_onnx_operators_once
 from slim_model.measuring import timing
 
 
@@ -28,11 +25,7 @@ def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(autouse=True, scope="session")
 def operators_of_onnx_read_once() -> None:
-    """torch.onnx reads the source of some 500 functions anew at each export, which takes most of a second. The registry
-    that holds them is another one where few are needed."""
-    module: Any = onnxscript_apis
-    held: Any = functools.cache(lambda _: importlib.import_module(module._name).get_torchlib_ops())
-    module.get_torchlib_ops = lambda: held(registration.default_registry)
+    read_onnx_operators_once()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,10 +35,7 @@ def few_rounds() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """All modules are there now, some million objects that live as long as the process: no collection looks at them."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    collect_less_often()
 
 
 def pytest_unconfigure() -> None:
