@@ -77,7 +77,7 @@ def _killed(model: nn.Module, found: Compiled) -> nn.Module:
             made_from = [state[name] for name in sources.get(part.parameter, (part.parameter,)) if name in state]
             fit = [t for t in made_from if t.dim() > part.axis and t.shape[part.axis] == len(part.channel)]
             gains = [t for t in fit if t.numel() == len(part.channel) and len(made_from) > 1]
-            for tensor in gains or fit:
+            for tensor in gains[:1] or fit:  # of one input, a direction has as many numbers, and none may be zero
                 if part.role != "reads" and tensor.is_floating_point():
                     with torch.no_grad():
                         tensor.index_fill_(part.axis, gone, 0)

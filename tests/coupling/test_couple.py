@@ -15,6 +15,7 @@ from slim_model.coupling.couple import couple, find_components
 from slim_model.coupling.coupling import Coupling, Group, Pinned
 from slim_model.errors import InputError
 from slim_model.graph.trace import trace
+from slim_model.proof.capture import capture
 from slim_model.simplifying.simplify import simplify
 
 
@@ -154,6 +155,35 @@ def test_where_no_whole_group_can_go_the_same_places_of_each_do() -> None:
 
 
 # -- pins -----------------------------------------------------------------------------------------------------------
+
+
+class Repeated(nn.Module):
+    """Features repeated over places, mixed by a product that knows nothing of places, and read over all places."""
+
+    def __init__(self, product: str, read: str) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(10, 8), nn.Linear(8, 5)
+        self.mix = nn.Parameter(torch.randn(8, 8))
+        self.product, self.read = product, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)[:, :, None].expand(-1, -1, 6)
+        if self.product == "einsum":
+            x = torch.einsum("bct,oc->bot", x, self.mix)
+        elif self.product == "matmul":
+            x = self.mix @ x
+        else:
+            x = torch.tensordot(x, self.mix, dims=([1], [1])).transpose(1, 2)
+        return self.head(x.mean(2) if self.read == "mean" else x.amax(2))
+
+
+@pytest.mark.parametrize("read", ["mean", "amax"])
+@pytest.mark.parametrize("product", ["einsum", "matmul", "tensordot"])
+def test_places_that_are_copies_are_no_channels(product: str, read: str) -> None:
+    """They were ranked beside the channels of the product, as the least ones, and a mean over them was another then."""
+    coupling = couple(capture(Repeated(product, read).eval(), (torch.randn(2, 10),)))
+    assert [group.width for group in coupling.groups] == [8, 8]
+    assert coupling.free_share == 1.0
 
 
 def test_a_models_own_outputs_are_pinned_as_outputs() -> None:

@@ -290,6 +290,22 @@ def test_a_weight_that_is_read_twice_is_one_weight() -> None:
     assert "b.weight" in graph.parameter_names
 
 
+def test_the_weight_of_a_layer_that_is_called_twice_is_stored_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.normed = parametrizations.spectral_norm(nn.Linear(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.normed(torch.relu(self.normed(self.first(x)))))
+
+    found = compile_model(Twice().eval(), (torch.randn(2, 6),), Recipe.of(ratio=0.5))
+    small, *_ = make_small_module(Twice().eval(), found.small)
+    assert [weight.name for weight in found.small.folded] == ["normed.weight"]
+    assert found.slim_cost.params == 6 * 4 + 4 + 4 * 4 + 4 + 4 * 3 + 3 == sum(p.numel() for p in small.parameters())
+
+
 def test_weights_that_share_their_factors_stay_shared() -> None:
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
     parametrizations.weight_norm(model[2])

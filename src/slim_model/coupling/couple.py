@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import re
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from types import MappingProxyType
@@ -24,6 +25,9 @@ from slim_model.labels.labelled import Labelled, Tie
 from slim_model.labels.values import FIXED, Birth
 from slim_model.labels.walk import Walk
 from slim_model.ops import flow_of
+
+_COUNTS = re.compile(r"channels_(places_)?\d+_*")
+"""Names of what ``dense_counts`` and ``dense_places`` store."""
 
 
 def couple(
@@ -61,7 +65,8 @@ def couple(
 
 
 def _tied(labelled: Labelled, equal_pieces: bool) -> Labelled:
-    """Where that is asked for, the same positions of pieces of one size are one channel."""
+    """Only stored tensors make channels; where that is asked for, the same positions of pieces of one size are one."""
+    labelled = _without_copies(labelled)
     if not equal_pieces:
         return labelled
     ties = [
@@ -71,6 +76,23 @@ def _tied(labelled: Labelled, equal_pieces: bool) -> Labelled:
         if len(one) == len(other)
     ]
     return dataclasses.replace(labelled, ties=(*labelled.ties, *ties))
+
+
+def _without_copies(labelled: Labelled) -> Labelled:
+    """A product has an axis that one of its operands got by repeating: no stored tensor has its positions, so that none
+    of them is a channel. What sums over them counts each."""
+    component = find_components(labelled, [])
+    held = _held(labelled, component)
+    return dataclasses.replace(labelled, made=tuple(m for m in labelled.made if held[m[0].numpy()].any()))
+
+
+def _held(labelled: Labelled, component: np.ndarray) -> np.ndarray:
+    """By label: whether some tensor that the model stores has a position of its component."""
+    held = np.zeros(int(component.max(initial=0)) + 1, bool)
+    for birth in labelled.births:
+        if not birth.owner.startswith("@") and not _COUNTS.fullmatch(birth.owner):
+            held[component[birth.start : birth.start + birth.size]] = True
+    return held[component]
 
 
 def _check(coupling: Coupling) -> None:
@@ -94,7 +116,8 @@ def _join(labelled: Labelled, keep: tuple[str, ...]) -> tuple[dict[tuple[str, in
     """Roles of parameters, labels that the user keeps, and the component of each label."""
     roles = roles_of(labelled)
     protected = _find_protected(labelled, keep, roles)
-    return roles, protected, find_components(labelled, [pin.labels.numpy() for pin in labelled.pins] + [protected])
+    component = find_components(labelled, [pin.labels.numpy() for pin in labelled.pins] + [protected])
+    return roles, protected, np.where(_held(labelled, component), component, FIXED)
 
 
 def _channels_left(labelled: Labelled, component: np.ndarray) -> int:

@@ -193,10 +193,16 @@ def _with_folded(graph: Graph, folds: list[tuple[fx.Node, Folded, Tensor]]) -> G
     trained = set(graph.parameter_names)
     folded = list(graph.folded)
     for stored, weight, tensor in folds:
+        # A layer that is called twice computes the same weight twice.
+        again = next((f.name for f in folded if f.sources == weight.sources and tensors[f.name].equal(tensor)), "")
+        if again:
+            owners[stored.name] = again
+            continue
         name = weight.name
         while name in tensors:  # the raw parameter is read elsewhere, too
             name += "_folded"
-        owners[stored.name], tensors[name] = name, tensor
+        owners[stored.name] = name
+        tensors[name] = tensor
         folded.append(dataclasses.replace(weight, name=name))
         if not graph.parameter_names.isdisjoint(weight.sources):
             trained.add(name)
