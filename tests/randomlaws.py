@@ -194,7 +194,7 @@ def the_small_net_is_the_dense_one_without_dead_channels(case: Case, model: nn.M
     traits = case.net.traits
     has_reference = "statistic" not in traits and not {"sum", "shift"} <= traits
     if has_reference:
-        reference = dead_channels(model, removed_positions(found))
+        reference = dead_channels(model, _in_what_is_added(model, found, removed_positions(found)))
         runs["reference"] = lambda wide: outputs_of(
             _wide(reference) if wide else reference, _widened(inputs) if wide else inputs
         )
@@ -343,6 +343,18 @@ def removed_positions(found: Compiled) -> Removed:
             here = (part.channel >= 0) & removed[part.channel]
             axes[part.axis] = axes[part.axis] | here if part.axis in axes else here
     return result
+
+
+def _in_what_is_added(model: nn.Module, found: Compiled, removed: Removed) -> Removed:
+    """A weight to which a product of others is added (LoRA) is zero where these are, too."""
+    state = dict(model.named_parameters())
+    added: Removed = {}
+    for weight in found.dense.folded:
+        for source in weight.sources if weight.name in weight.sources else ():
+            for axis, gone in removed.get(weight.name, {}).items():
+                if source in state and state[source].dim() > axis and state[source].shape[axis] == len(gone):
+                    added.setdefault(source, {})[axis] = gone
+    return {name: removed.get(name, {}) | added.get(name, {}) for name in removed.keys() | added.keys()}
 
 
 def dead_channels(model: nn.Module, removed: Removed) -> nn.Module:
