@@ -215,7 +215,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "an expanded weight of a layer": (_expanded_layer, {}, "more numbers than the file stores"),
     "sizes of ten million": (_ten_million_squared, {"arch": "net.py:Net"}, "more numbers than the file stores"),
     "a layer that says it is wide": (_wide_layer, {}, "GiB of memory"),
-    "a picture 150 times as large": (_upsampling, {}, ""),
+    "a picture 150 times as large": (_upsampling, {}, "makes a value of"),
     "a deflated pickle": (_bomb, {}, "records are"),
     "a pickle of too many values": (_many_values, {}, "pickled values"),
     "records on top of each other": (_overlapping, {}, "records are"),

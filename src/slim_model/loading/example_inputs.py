@@ -17,6 +17,7 @@ from slim_model.errors import InputError
 from slim_model.graph.other_inputs.looked_up import Span, looked_up
 from slim_model.graph.other_inputs.other_values import other_values
 from slim_model.loading.input_spec import Shape, TensorSpec, describe_error, spec_of
+from slim_model.loading.value_sizes import asks_too_much
 
 #: Tried in this order. 224 is what most image models are trained on; the small ones tell fixed sizes apart.
 _SIDES = (224, 32, 64, 28, 96, 128, 48, 112, 160, 192, 240, 256, 299, 320, 384)
@@ -43,6 +44,14 @@ class _Trial:
 
     shape: Shape
     outputs: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfit:
+    """``why`` the model does not accept a shape; ``too_much``: nor any that is larger."""
+
+    why: str
+    too_much: bool = False
 
 
 def make_inputs(
@@ -90,15 +99,20 @@ def guess_inputs(model: nn.Module, seed: int = 0, *, sides: tuple[int, ...] = ()
     failure = ""
     for candidate in _candidates(model, sides):
         trials: list[_Trial] = []
+        too_much: float = math.inf
         for shape in candidate.shapes:
             if len(trials) == 2 or (trials and candidate.interchangeable and shape[-1] > _CHEAP):
+                continue
+            if math.prod(shape) >= too_much:
                 continue
             tried.append(spec_of((1, *shape), candidate.dtype))
             outcome = _try(model, shape, candidate.dtype, seed)
             if isinstance(outcome, _Trial):
                 trials.append(outcome)
-            elif not failure:  # the first try is the likeliest, and what it failed of the most telling
-                failure = f"{tried[-1]} failed with {outcome}"
+                continue
+            # the first try is the likeliest, and what it failed of the most telling
+            failure = failure or f"{tried[-1]} failed with {outcome.why}"
+            too_much = math.prod(shape) if outcome.too_much else too_much
         if trials:
             shape = _choose(model, candidate, trials, seed)
             return make_inputs(model, [TensorSpec((1, *shape), candidate.dtype)], seed)
@@ -222,7 +236,7 @@ def _hints(model: nn.Module) -> list[int]:
     return list(dict.fromkeys(sides))
 
 
-def _try(model: nn.Module, shape: Shape, dtype: torch.dtype, seed: int) -> _Trial | str:
+def _try(model: nn.Module, shape: Shape, dtype: torch.dtype, seed: int) -> _Trial | _Unfit:
     """What a batch of two of ``shape`` gives, or why it gives nothing."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -231,10 +245,10 @@ def _try(model: nn.Module, shape: Shape, dtype: torch.dtype, seed: int) -> _Tria
     except InputError:  # of what it returns, whatever the shape
         raise
     except Exception as error:  # the model's way of saying that the shape is wrong
-        return describe_error(error)
+        return _Unfit(describe_error(error), asks_too_much(error))
     outputs = [x for x, name in zip(tensors, form.names, strict=True) if name not in form.numbers]
     if not outputs or any(tensor.ndim == 0 or tensor.shape[0] != 2 for tensor in outputs):
-        return f"outputs of shape {[tuple(t.shape) for t in outputs]} for a batch of 2"
+        return _Unfit(f"outputs of shape {[tuple(t.shape) for t in outputs]} for a batch of 2")
     return _Trial(shape, tuple(tuple(tensor.shape[1:]) for tensor in outputs))
 
 

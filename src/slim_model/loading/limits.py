@@ -46,3 +46,9 @@ def time_limit(file_bytes: int, typed_bytes: int) -> int:
 def memory_limit(file_bytes: int, typed_bytes: int) -> int:
     """Bytes for the same, beyond what slim-model takes itself: 1 GiB, 3 times the file, 512 times the inputs."""
     return 2**30 + 3 * file_bytes + 512 * typed_bytes
+
+
+def value_limit(file_bytes: int, typed_bytes: int, told_bytes: int) -> int:
+    """Bytes of one value that the model computes there, or shows by repeating what it has: 128 MiB, 3 times the file,
+    512 times the inputs that the user typed, 32 times those that the file tells (up to 16 MiB of them)."""
+    return 2**27 + 3 * file_bytes + 512 * typed_bytes + 32 * min(told_bytes, 2**24)

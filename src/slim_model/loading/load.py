@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from slim_model.calling.arguments import Arguments
 from slim_model.calling.nesting import leaves_of
@@ -26,6 +27,7 @@ from slim_model.errors import InputError
 from slim_model.from_onnx.model import OnnxModel
 from slim_model.from_onnx.original import Original
 from slim_model.graph.graph import Graph
+from slim_model.loading import limits
 from slim_model.loading.example_inputs import guess_inputs, run_once
 from slim_model.loading.file_bytes import FileBytes, read_file
 from slim_model.loading.file_form import names_in_code
@@ -35,8 +37,9 @@ from slim_model.loading.given.place_inputs import make_arguments
 from slim_model.loading.input_spec import InputSpec, TensorSpec, parse_input, spec_of
 from slim_model.loading.libraries.table import InUse, Library, packages
 from slim_model.loading.open_model import Kind, Opened, open_checkpoint, open_model
-from slim_model.loading.rehearse import rehearse
+from slim_model.loading.rehearse import TRUST, rehearse
 from slim_model.loading.source import SourceOptions
+from slim_model.loading.value_sizes import ValuesUpTo
 
 _NO_OPTIONS = SourceOptions()
 Specs = list[InputSpec] | HeldExample
@@ -134,7 +137,7 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
         if options.arch is not None and open_checkpoint(file, options).weights:
             return None
         opened = open_model(file, options)
-        arguments, _ = _ready(opened, specs, seed)
+        arguments = _ready_within_limits(opened, specs, seed, (len(file.content), typed))
         if isinstance(opened.model, OnnxModel):  # onnxruntime will run it, too, to compare
             Original(opened.model).run(arguments.args)
         guessed = not specs and not _says_inputs(opened)
@@ -148,6 +151,31 @@ def _rehearsed(file: FileBytes, options: SourceOptions, specs: Specs, seed: int)
     typed = specs.bytes() if isinstance(specs, HeldExample) else sum(map(_bytes, specs))
     inputs: list[str] | None = rehearse(work, file_bytes=len(file.content), typed_bytes=typed)
     return inputs
+
+
+def _ready_within_limits(opened: Opened, specs: Specs, seed: int, given: tuple[int, int]) -> Arguments:
+    """The inputs that `_ready` finds, if no value that the model makes of them is beyond the limit. ``given``: bytes of
+    the file, and of the inputs that were typed."""
+    values = ValuesUpTo(limits.value_limit(*given, _told_bytes(opened)))
+    try:
+        with values:
+            return _ready(opened, specs, seed)[0]
+    except InputError as error:
+        if not values.first:
+            raise
+        raise InputError(
+            f"its forward makes {values.first}; {values.limit / 1e6:,.0f} MB are the limit where nobody typed an input "
+            f"as large as that explains. Give the shape that it is used with, such as --input 1x3x224x224. {TRUST}"
+        ) from error
+
+
+def _told_bytes(opened: Opened) -> int:
+    """Of the inputs that the file holds, or says the sizes of."""
+    if isinstance(opened.model, OnnxModel):
+        sizes = [[d for d in s.dims or () if isinstance(d, int)] for s in opened.model.signatures]
+        return sum(math.prod(d) * s.dtype.itemsize for d, s in zip(sizes, opened.model.signatures, strict=True))
+    held = pytree.tree_leaves(opened.program.example_inputs) if opened.program else []
+    return sum(x.untyped_storage().nbytes() for x in held if isinstance(x, torch.Tensor))
 
 
 def _ready(opened: Opened, specs: Specs, seed: int, *, tried: bool = False) -> tuple[Arguments, tuple[str, ...]]:

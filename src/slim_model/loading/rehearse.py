@@ -17,6 +17,7 @@ import torch
 
 from slim_model.errors import InputError, SlimError
 from slim_model.loading import limits
+from slim_model.loading.value_sizes import NO_MEMORY
 
 try:
     import resource
@@ -24,8 +25,7 @@ except ImportError:  # Windows, where nothing is rehearsed
     resource = None  # type: ignore[assignment]
 
 _PATIENCE = 8  # seconds on the clock for each of processor time: other programs run, too
-_NO_MEMORY = "can't allocate memory"  # as PyTorch says it
-_TRUST = "If you made the file yourself, --trust-pickle lifts the limit."
+TRUST = "If you made the file yourself, --trust-pickle lifts the limit."
 
 
 def rehearse(work: Callable[[], Any], *, file_bytes: int, typed_bytes: int = 0) -> Any:
@@ -54,7 +54,7 @@ def rehearse(work: Callable[[], Any], *, file_bytes: int, typed_bytes: int = 0) 
         raise InputError(_ending(-status, answer is None, seconds, memory))
     told = json.loads(answer)
     if "refused" in told:
-        no_memory = _NO_MEMORY in told["refused"]
+        no_memory = NO_MEMORY in told["refused"]
         raise InputError(_ending(signal.SIGKILL, False, seconds, memory) if no_memory else told["refused"])
     return told["result"] if "result" in told else work()  # a fault of ours shows here as it is
 
@@ -85,7 +85,7 @@ def _done(work: Callable[[], Any]) -> dict[str, Any]:
     except SlimError as error:
         return {"refused": str(error)}
     except MemoryError:
-        return {"refused": _NO_MEMORY}
+        return {"refused": NO_MEMORY}
     except BaseException as error:
         return {"failed": type(error).__name__}
 
@@ -118,5 +118,5 @@ def _ending(number: int, late: bool, seconds: int, memory: int) -> str:
     """Why there is no answer: ``number`` is the signal that ended the copy, SIGKILL where the system had no memory."""
     if late or number in (signal.SIGXCPU, signal.SIGKILL):
         amount = f"{memory / 2**30:.1f} GiB of memory" if not late and number == signal.SIGKILL else f"{seconds} s"
-        return f"takes more than {amount} to open and run once, the limit for a file of its size. {_TRUST}"
+        return f"takes more than {amount} to open and run once, the limit for a file of its size. {TRUST}"
     return f"makes PyTorch crash (signal {number}). The file may be damaged: copy it again."
