@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from from_onnx.graphs import INT64, file_of, node, two_convolutions, weights
 from slim_model.errors import InputError
@@ -18,6 +18,7 @@ from slim_model.from_onnx.names import plain, tensor_names
 from slim_model.from_onnx.read import read_onnx
 from slim_model.graph.trace import trace
 from slim_model.loading.load import load
+from slim_model.loading.model_file import open_artifact
 from slim_model.loading.source import SourceOptions
 
 
@@ -87,6 +88,37 @@ def test_a_sequence_as_output_is_refused() -> None:
     del content.graph.output[:]
     content.graph.output.append(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, [1]))
     assert "its output 'y'" in refused(content.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "said"),
+    [
+        (("x", "gone"), ("h", "y"), "node 2, 'second', reads 'gone', which nothing before gives"),
+        (("k", "h"), ("h", "k"), "node 1, 'first', reads 'k', which nothing before gives"),
+        (("x", "h"), ("h", "h"), "h"),
+    ],
+)
+def test_values_that_nothing_gives_or_two_do_are_named(
+    inputs: tuple[str, ...], outputs: tuple[str, ...], said: str
+) -> None:
+    nodes = [node("Relu", inputs[0], outputs[0], "first"), node("Relu", inputs[1], outputs[1], "second")]
+    message = refused(file_of(nodes, {"x": [1, 2]}, ["y"]))
+    assert message.startswith("is no valid ONNX model: ")
+    assert said in message
+    assert "_deserialize" not in message
+
+
+def test_sparse_initialisers_are_made_dense() -> None:
+    dense = np.zeros((4, 3), np.float32)
+    dense[1, 2], dense[3, 0] = 5, 7
+    model = onnx.load_model_from_string(file_of([node("MatMul", "x w", "y")], {"x": [1, 4]}, ["y"]))
+    values = numpy_helper.from_array(np.array([5, 7], np.float32), "w")
+    for places in (np.array([5, 9]), np.array([[1, 2], [3, 0]])):
+        del model.graph.sparse_initializer[:]
+        indices = numpy_helper.from_array(places, "places")
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4, 3]))
+        got = read(model.SerializeToString())(torch.eye(4)[:1] + torch.eye(4)[1:2])["y"]
+        np.testing.assert_array_equal(got.detach().numpy(), dense[:1] + dense[1:2])
 
 
 def test_sequences_inside_are_lists() -> None:
@@ -275,3 +307,18 @@ def test_an_input_of_unknown_shape_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'x' is of any shape. Give each, such as --input x="):
         _load(tmp_path, content)
     assert _load(tmp_path, content, "2x4")[0].shape == (2, 4)
+
+
+# -- values that the user gives ----------------------------------------------------------------------------------------
+
+
+def test_bench_takes_the_values_of_an_example_by_the_names_of_inputs(tmp_path: Path) -> None:
+    path, example = tmp_path / "in.onnx", tmp_path / "example.npz"
+    path.write_bytes(file_of([node("Mul", "x s", "y")], {"x": ["n", 2], "s": ["n", 2]}, ["y"]))
+    np.savez(example, s=np.array([[5, 6]], np.float32), x=np.array([[1, 2]], np.float32))
+    opened = open_artifact(path, SourceOptions(example=example))
+    assert [x.tolist() for x in opened.example(1)] == [[[1, 2]], [[5, 6]]]
+    assert [x.tolist() for x in opened.example(2)] == [[[1, 2]] * 2, [[5, 6]] * 2]
+    np.savez(example, x=np.zeros((1, 2), np.float32))
+    with pytest.raises(InputError, match="--example gives x; the file's inputs are x, s"):
+        open_artifact(path, SourceOptions(example=example))

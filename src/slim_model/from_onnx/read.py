@@ -52,13 +52,15 @@ def read_onnx(content: bytes, title: str, beside: Callable[[str], bytes]) -> Onn
     """The model of a file called ``title``; ``beside`` gives the bytes of a file in the same folder. Raises InputError
     that names each node that cannot be read."""
     proto = parse(content)
+    _make_dense(proto.graph)
     _take_in(proto.graph, outer := dict[str, np.ndarray](), beside)
     try:
         model = onnx_ir.from_proto(proto)
         for one in _PASSES:
             model = one(model).model
     except Exception as error:  # of files that break the rules of the format
-        raise InputError(f"is no valid ONNX model: {first_line(error)}") from error
+        raise InputError(f"is no valid ONNX model: {first_line(_origin(error))}") from error
+    _check_names(model.graph)
     version = _version(model)
     _refuse_unknown(model.graph)
     signatures = tuple(map(_signature, model.graph.inputs))
@@ -95,6 +97,40 @@ def _take_in(graph: Any, outer: dict[str, np.ndarray], beside: Callable[[str], b
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
         outer[tensor.name] = onnx.numpy_helper.to_array(tensor)
+
+
+def _make_dense(graph: Any) -> None:
+    """Initialisers that are stored as values at places."""
+    for sparse in graph.sparse_initializer:
+        try:
+            values, places = (onnx.numpy_helper.to_array(part) for part in (sparse.values, sparse.indices))
+            dense = np.zeros(tuple(sparse.dims), values.dtype)
+            dense[tuple(places.T) if places.ndim > 1 else np.unravel_index(places, dense.shape)] = values
+        except (ValueError, IndexError, TypeError) as error:
+            raise InputError(f"is damaged: '{sparse.values.name}' cannot be read ({first_line(error)}).") from error
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
+    del graph.sparse_initializer[:]
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What set it off."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _check_names(graph: onnx_ir.Graph) -> None:
+    """Of the file's own nodes, in its order; those inside of others may read from outside."""
+    known = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for number, node in enumerate(graph, 1):
+        for value in node.inputs:
+            if value is not None and value.name and value.name not in known:
+                raise InputError(
+                    f"is no valid ONNX model: {_place(node, number)}, reads '{value.name}', which nothing before gives."
+                )
+        known |= {value.name for value in node.outputs}
+    if missing := [str(value.name) for value in graph.outputs if value.name not in known]:
+        raise InputError(f"is no valid ONNX model: nothing gives its output '{missing[0]}'.")
 
 
 def _version(model: onnx_ir.Model) -> int:

@@ -72,7 +72,7 @@ def read_beside(path: Path, name: str, *, limited: bool = True) -> bytes:
     try:
         return read_file(place, limited=limited).content
     except InputError as error:
-        raise InputError(f"keeps weights in {name!r}, which {error}") from error
+        raise InputError(f"keeps weights in {name!r}, and {error}") from error
 
 
 def _check_kind(mode: int) -> None:

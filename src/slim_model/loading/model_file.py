@@ -15,6 +15,7 @@ from slim_model.calling.flat_module import flat_module
 from slim_model.errors import InputError
 from slim_model.from_onnx.read import parse
 from slim_model.loading.file_bytes import read_file
+from slim_model.loading.given.example_file import example_tensors, read_example
 from slim_model.loading.input_spec import DTYPES, TensorSpec, parse_input, spec_of
 from slim_model.loading.load import load
 from slim_model.loading.source import SourceOptions
@@ -34,7 +35,8 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """``runnable`` is what rows of RUNTIMES with ``artifact == kind`` take; ``dtype`` that of most stored weights."""
+    """``runnable`` is what rows of RUNTIMES with ``artifact == kind`` take; ``dtype`` that of most stored weights;
+    ``held``: values of all inputs from the user's example, where one was given for an ONNX file."""
 
     path: Path
     kind: Literal["onnx", "module"]
@@ -43,6 +45,7 @@ class Artifact:
     dtype: str
     sha256: str
     loading: SourceOptions
+    held: tuple[Tensor, ...] = ()
 
     @property
     def fixed_batch(self) -> int | None:
@@ -57,7 +60,11 @@ class Artifact:
         return tuple((self._shape(i, batch, spec.shape if spec else None), i.dtype) for i, spec in self._given())
 
     def example(self, batch: int, seed: int = 0) -> list[Tensor]:
-        """Random inputs: normal, or 0 and 1 for whole numbers, which any table of words or mask takes."""
+        """The user's own, as many of them as ``batch``, the first again where they are fewer; else random inputs:
+        normal, or 0 and 1 for whole numbers, which any table of words or mask takes."""
+        if self.held:
+            sizes = self.shapes(batch)
+            return [_rows(x, shape).to(dtype) for x, (shape, dtype) in zip(self.held, sizes, strict=True)]
         generator = torch.Generator().manual_seed(seed)
         drawn = [
             torch.randn(shape, generator=generator).to(dtype)
@@ -73,6 +80,9 @@ class Artifact:
 
     def _given(self) -> list[tuple[Signature, TensorSpec | None]]:
         """Each input with what was typed for it: by name, else by place."""
+        if self.held:
+            pairs = zip(self.inputs, self.held, strict=True)
+            return [(i, TensorSpec(tuple(x.shape), x.dtype)) for i, x in pairs]
         specs = [parse_input(text) for text in self.loading.inputs]
         tensors = [(spec.name, spec.given) for spec in specs if isinstance(spec.given, TensorSpec)]
         if tensors and len(tensors) != len(self.inputs):
@@ -112,17 +122,26 @@ def open_artifact(path: Path, loading: SourceOptions) -> Artifact:
     """Open a file: an ONNX model by its ending, else whatever ``load`` reads, as safely."""
     if path.suffix != ".onnx":
         return _module(path, loading)
-    if loading.example is not None:
-        raise InputError(f"{path}: --example is for PyTorch models; give an ONNX file its sizes with --input.")
     try:
         file = read_file(path, limited=False)
         model = parse(file.content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    inputs = _signature(path, model.graph)
+    inputs, held = _signature(path, model.graph), tuple[Tensor, ...]()
     if not inputs:
         raise InputError(f"{path}: the model has no inputs, so there is nothing to time.")
-    return Artifact(path, "onnx", path, inputs, _most(_stored(model.graph)), file.sha256, loading)
+    if loading.example is not None:
+        held = tuple(example_tensors([i.name for i in inputs], read_example(loading.example)))
+    return Artifact(path, "onnx", path, inputs, _most(_stored(model.graph)), file.sha256, loading, held)
+
+
+def _rows(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows of ``x``, from the first on and again, as many as ``shape`` has."""
+    if tuple(x.shape) == shape:
+        return x
+    if tuple(x.shape[1:]) != shape[1:]:
+        raise InputError(f"--example has {list(x.shape)} where the file takes {list(shape)}.")
+    return x[torch.arange(shape[0]) % len(x)]
 
 
 def _signature(path: Path, graph: Any) -> tuple[Signature, ...]:

@@ -32,5 +32,5 @@ def relative_error(reference: Tensor, other: Tensor) -> float:
 
 def largest_abs(x: Tensor) -> float:
     """max |x|, NaN where one is. It makes no copy of x, which for images would take most of the time."""
-    low, high = x.aminmax()
+    low, high = x.detach().aminmax()  # a weight may itself be an output
     return float(torch.maximum(-low, high))

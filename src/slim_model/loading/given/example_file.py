@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,21 @@ def example_arguments(model: nn.Module, held: Any) -> Arguments:
         return place(model, [(_name(name, parameters), _value(x, name in numbers)) for name, x in held.items()])
     args, kwargs = split_given(parameters, held)
     return bind(parameters, args, kwargs, advice=_ADVICE)
+
+
+def example_tensors(names: Sequence[str], held: Any) -> list[torch.Tensor]:
+    """A tensor for each of ``names``, the inputs of a file: by name, else by place. ``held`` as ``read_example`` gave
+    it. Raises InputError."""
+    if isinstance(held, Mapping) and not any(name.startswith("arr_") for name in held):
+        if held.keys() != set(names):
+            raise InputError(f"--example gives {', '.join(map(str, held))}; the file's inputs are {', '.join(names)}.")
+        values = [held[name] for name in names]
+    else:
+        every = held.values() if isinstance(held, Mapping) else held if isinstance(held, list | tuple) else [held]
+        values = list(every)
+    if len(values) != len(names):
+        raise InputError(f"--example gives {len(values)} inputs; the file has {len(names)}: {', '.join(names)}.")
+    return [x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x)) for x in values]
 
 
 def _name(name: str, parameters: list[inspect.Parameter]) -> str:
