@@ -166,10 +166,10 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     published = [row for row in rows if "file" in row]
     yield from ("## Files that others published", "")
     yield "Each is read without any PyTorch source; *read* is the largest relative difference from onnxruntime on the"
-    yield "file. Speed is onnxruntime's, 1 thread, batch 1, the file itself against the small one, in turns (medians, 95 %"
-    yield "interval; *not sure*: it holds 1). Where an input became a constant (`sr` of silero-vad) the dense file is what was"
-    yield "read, written again. Files whose weights are inputs as well (ultraface) are slow as they are: onnxruntime cannot"
-    yield "fold what may change. The gain there is not that of the channels alone."
+    yield "file. Speed is onnxruntime's, 1 thread, batch 1, the file itself against the small one, in turns: medians,"
+    yield "95 % interval; *not sure* where it holds 1. Where an input became a constant (`sr` of silero-vad) the dense"
+    yield "file is what was read, written again. Files whose weights are inputs as well (ultraface) are slow as they"
+    yield "are, since onnxruntime cannot fold what may change: the gain there is not that of the channels alone."
     heads = [
         "file",
         "opset",
