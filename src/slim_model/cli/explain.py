@@ -29,7 +29,7 @@ def explain_command(
     as_svg: Annotated[Path | None, typer.Option("--svg", metavar="F", help="The coupling as a picture.", rich_help_panel=_SHOW)] = None,
 ) -> None:  # fmt: skip
     """Say which channels go together and why, what cannot go, and what would free it. Nothing is removed."""
-    first_look(source)
+    first_look(source, trusted=options["trust_pickle"])
     from slim_model.commands.explain import Question, answer
     from slim_model.commands.outputs import publish
     from slim_model.reporting import explanation as drawing

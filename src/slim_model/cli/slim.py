@@ -62,7 +62,7 @@ def carry_out(job: Job, logging: LogOptions) -> None:
     if job.source.path.is_dir() and job.target.suffix != ".onnx":
         _carry_out_folder(job, logging)
         return
-    first_look(job.source.path)
+    first_look(job.source.path, trusted=job.source.options.trust_pickle)
     check_output_paths(job.source.path, [job.target, *job.outputs.places])
     # Only now, as it takes seconds to import PyTorch.
     from slim_model.commands.slim import run_job

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
 from slim_model.errors import InputError
 from slim_model.loading.file_bytes import FileBytes, TooMuch, open_zip, read_file
 from slim_model.loading.limits import HEADER_BYTES
+from slim_model.loading.pickles.machine import LEGACY_MAGIC, Damaged, Inert, run
 
 Form = Literal["exported program", "torchscript", "safetensors", "pickle", "onnx"]
 
@@ -33,17 +35,46 @@ _FOREIGN = (
 _AT_ONCE = 10_000_000  # bytes that are read twice without anybody's noticing
 
 
-def first_look(path: Path) -> None:
-    """Raise InputError where ``path`` is no file, or one that holds no PyTorch model: before PyTorch is imported, which
-    takes seconds. Whoever loads the file reads it anew, and says what is wrong with it besides; a folder may be one of
-    transformers, which is told by who opens it."""
+_FEW = 50_000  # instructions of a pickle, some 2,500 tensors: looked through without anybody's noticing
+
+
+def first_look(path: Path, *, trusted: bool = False) -> None:
+    """Raise InputError where ``path`` is no file, one that holds no PyTorch model, or a damaged pickle: before PyTorch
+    is imported, which takes seconds. Whoever loads the file reads it anew, and says what is wrong with it besides; a
+    folder may be one of transformers, which is told by who opens it."""
     try:
         if path.is_dir() or (path.is_file() and path.stat().st_size > _AT_ONCE):
             return
         with contextlib.suppress(TooMuch):
-            form_of(read_file(path))
+            file = read_file(path)
+            if form_of(file) == "pickle" and not trusted:
+                _look_through(file.content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _look_through(content: bytes) -> None:
+    """Raise InputError where a pickle is cut, or has what no pickle has; nothing that it names is made."""
+    try:
+        if content.startswith(b"PK"):
+            with open_zip(content) as archive:
+                name = next(name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl")
+                content = archive.read(name)
+        elif content[2:15].startswith(LEGACY_MAGIC):
+            return  # several pickles, one behind the other
+        run(content, 0, {}, lambda pid: Inert("a storage"), _FEW)
+    except Damaged as error:
+        if not str(error).startswith("TypeError"):  # what was not made may be what would have fit
+            raise InputError(damage("pickle", error)) from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, StopIteration):
+        return  # whoever reads the tensors, too, says what it is
+
+
+def damage(form: Form, error: Exception) -> str:
+    """What is wrong with a file that is damaged."""
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    kind = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
+    return f"cannot be read as {WITH_ARTICLE[form]}: {kind}{first}. The file may be damaged: copy it again."
 
 
 def form_of(file: FileBytes) -> Form:

@@ -21,11 +21,11 @@ from slim_model.from_onnx.read import read_onnx
 from slim_model.graph.autocast import autocast_types
 from slim_model.loading.architecture import build
 from slim_model.loading.file_bytes import FileBytes, TooMuch, read_beside
-from slim_model.loading.file_form import WITH_ARTICLE, Form, form_of
+from slim_model.loading.file_form import WITH_ARTICLE, Form, damage, form_of
 from slim_model.loading.input_spec import describe_error
 from slim_model.loading.libraries.table import InUse, Library, library_of
-from slim_model.loading.pickles.machine import Damaged, Inert
-from slim_model.loading.pickles.saved_file import LEGACY_MAGIC, read_saved
+from slim_model.loading.pickles.machine import LEGACY_MAGIC, Inert
+from slim_model.loading.pickles.saved_file import read_saved
 from slim_model.loading.pickles.settle import Refused, settle
 from slim_model.loading.safe_archive import Unsafe, vet_names, vet_program, vet_script
 from slim_model.loading.source import SourceOptions
@@ -109,7 +109,7 @@ def open_checkpoint(file: FileBytes, options: SourceOptions) -> Checkpoint:
     except (TooMuch, RecursionError) as error:
         raise InputError(_too_much(error)) from error
     except Exception as error:  # damaged files fail in many ways
-        raise InputError(_damage(form, error)) from error
+        raise InputError(damage(form, error)) from error
 
 
 def _check_arch(form: Form, options: SourceOptions) -> None:
@@ -133,7 +133,7 @@ def _open_archive(file: FileBytes, form: Form, options: SourceOptions) -> Opened
             "If you trust the file, say so with --trust-pickle."
         ) from error
     except Exception as error:
-        raise InputError(_damage(form, error)) from error
+        raise InputError(damage(form, error)) from error
 
 
 def _open_onnx(file: FileBytes, *, trusted: bool) -> Opened:
@@ -287,9 +287,3 @@ def _too_much(error: Exception) -> str:
         f"is refused: {what}. No trained model looks like that; save the state_dict alone, or, if you trust the file, "
         "say so with --trust-pickle."
     )
-
-
-def _damage(form: Form, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0][:200]
-    kind = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
-    return f"cannot be read as {WITH_ARTICLE[form]}: {kind}{first}. The file may be damaged: copy it again."

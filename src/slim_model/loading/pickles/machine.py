@@ -16,12 +16,13 @@ from pickle import decode_long
 from struct import unpack_from
 from typing import Any
 
-from torch import Tensor
-
 from slim_model.loading.file_bytes import TooMuch
 from slim_model.loading.limits import PICKLED_VALUES
 
 Make = Callable[..., Any]
+
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""Starts, behind two bytes, every file that torch.save wrote before it wrote zip archives."""
 
 
 class Damaged(Exception):
@@ -341,12 +342,16 @@ def _object(machine: _Machine) -> None:
     machine.stack.append(machine.call(cls, tuple(args)))
 
 
+_TENSORS = ("Tensor", "Parameter")
+"""What ``makers`` make; PyTorch is not imported for a look at what a file is."""
+
+
 @_step("BUILD")
 def _build(machine: _Machine) -> None:
     state = machine.stack.pop()
     if isinstance(machine.top(), Inert):
         machine.top().build(state)
-    elif not isinstance(machine.top(), OrderedDict | Tensor):
+    elif not isinstance(machine.top(), OrderedDict) and type(machine.top()).__name__ not in _TENSORS:
         raise TypeError("state for what has none")  # that of an ordered dict or a tensor is of no use
 
 

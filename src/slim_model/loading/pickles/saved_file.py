@@ -8,10 +8,7 @@ from typing import Any
 
 from slim_model.loading.file_bytes import open_zip
 from slim_model.loading.pickles.data import Stored, Tensors, dtype_of, memory_of, read_stream
-from slim_model.loading.pickles.machine import Damaged, run
-
-LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""Starts, behind two bytes, every file that torch.save wrote before it wrote zip archives."""
+from slim_model.loading.pickles.machine import LEGACY_MAGIC, Damaged, run
 
 _UNREADABLE = (*(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, StopIteration),)
 
