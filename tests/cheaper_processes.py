@@ -23,4 +23,4 @@ def collect_less_often() -> None:
     """What is loaded by now, some million objects, lives as long as the process: no collection looks at it."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(50_000, 20, 20)

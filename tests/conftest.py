@@ -38,6 +38,18 @@ def pytest_collection_finish() -> None:
     collect_less_often()
 
 
+_ran: list[str] = []
+"""Tests since objects were last frozen."""
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Graphs that tests share are added to what lives as long as the process."""
+    _ran.append(item.nodeid)
+    if len(_ran) >= 100 and (nextitem is None or nextitem.path != item.path):
+        _ran.clear()
+        collect_less_often()
+
+
 def pytest_unconfigure() -> None:
     """Else libraries take what is frozen for leaks, and print screens of them."""
     gc.unfreeze()
