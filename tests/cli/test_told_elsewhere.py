@@ -24,6 +24,19 @@ tracking_client = pytest.importorskip("mlflow.tracking", reason="MLflow is not i
 RUN = ["in.pt", "out.onnx", "--arch", "small_nets:Residual", "--input", "1x3x16x16", "--multiple-of", "1", "--no-bench"]
 RUN += ["--data", "npz:data.npz", "--summary", "summary.md", "--model-card", "card.md", "--quiet"]
 
+POINTS = """
+[source]
+path = "{}"
+arch = "small_nets:Residual"
+inputs = "1x3x16x16"
+[budget]
+multiple_of = 1
+[measuring]
+bench = false
+[outputs]
+onnx = "out.onnx"
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -111,6 +124,30 @@ def test_mlflow_is_told_of_both(folder: Path, name: str, status: str, monkeypatc
     written = {"report.json", "summary.md"}
     assert files == (written | {"out.onnx", "card.md"} if status == "FINISHED" else written)
     assert ("handed out" in run.data.tags.get("error", "")) == (status == "FAILED")
+
+
+def test_a_sweep_tells_of_every_point(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row and a run each, the one that failed too."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(POINTS.format(folder / "done/in.pt"))
+    uri = (tmp_path / "runs").as_uri()
+    asked = ["--target", "macs=1", "--target", "macs=1.5M", "--into", "points"]
+    assert command(["sweep", "recipe.toml", *asked, "--summary", "points.md", "--mlflow", uri]) == 3
+    assert "1 of 2 points failed" in capsys.readouterr().err
+    rows = cells((tmp_path / "points.md").read_text())
+    report = json.loads((tmp_path / "points/target=macs=1.5M.json").read_text())
+    (done,) = (row for row in rows if row[0] == "target=macs=1.5M")
+    macs = done[rows[0].index("multiply-adds")]
+    assert macs.startswith(f"{report['slim']['macs'] / 1e6:,.2f} M (")
+    (failed,) = (row for row in rows if row[0] == "target=macs=1")
+    assert "macs cannot come down to 1" in failed[1]
+    client = tracking_client(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("slim-model").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+    assert all(row.info.status == "FAILED" or row.data.metrics["macs"] == report["slim"]["macs"] for row in runs)
 
 
 def test_mlflow_that_cannot_be_had_is_said_before_the_work(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ def sweep_command(
     source: Annotated[Path | None, typer.Option(metavar="IN", help="Take this model, not the one that RECIPE names.")] = None,
     onnx: Annotated[Path | None, typer.Option(metavar="OUT.onnx", help="Write there, not where RECIPE says.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="F.html", help="Also a page of all points.")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="S.md", help="Also the figures of all points as Markdown.")] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="Also log each point with MLflow.")] = None,
 ) -> None:  # fmt: skip
     """Run a recipe with several values of some options: --ratio 0.3,0.5 --criterion l1,l2 makes four points.
 
@@ -38,10 +41,13 @@ def sweep_command(
     from slim_model.reporting.comparison_table import show_comparison
     from slim_model.reporting.condition import read_condition
     from slim_model.reporting.html.page import comparison_page
+    from slim_model.reporting.markdown.documents import comparison
 
     condition = read_condition(best) if best else None
     fixed = {name: values[0] for name, values in options.items() if len(values) == 1}
     job = read_job(file, fixed, source=source, target=onnx)
+    outputs = job.outputs
+    job = replace(job, outputs=replace(outputs, summary=summary or outputs.summary, mlflow=mlflow or outputs.mlflow))
     no_outputs(job.outputs)
     folder = into or job.target.with_suffix(".sweep")
     axes = {name: values for name, values in options.items() if len(values) > 1}
@@ -59,6 +65,9 @@ def sweep_command(
     if html:
         publish(html, comparison_page(swept.reports))
         console.print(Text(f"wrote {html}"))
+    if job.outputs.summary:
+        publish(job.outputs.summary, comparison(swept.reports, swept.failed, swept.best))
+        console.print(Text(f"wrote {job.outputs.summary}"))
     if swept.best:
         console.print(Text(f"wrote {job.target}: {swept.best}"))
     elif condition:

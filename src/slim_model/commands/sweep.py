@@ -17,6 +17,7 @@ from slim_model.atomic_write import beside
 from slim_model.commands.outputs import publish
 from slim_model.commands.point_search import searched
 from slim_model.commands.slim import SharedWork, run_job
+from slim_model.commands.tracking import tracked
 from slim_model.cost.latency_store import width_step
 from slim_model.errors import InputError, SlimError
 from slim_model.export.options import OutputOptions
@@ -72,7 +73,8 @@ def run_sweep(sweep: Sweep, progress: Progress) -> Swept:
             report = _written_before(point, subject.sha256)
             try:
                 if report is None:
-                    made = run_job(point, told, _work(works, point))
+                    with tracked(point, told) as tell:
+                        made = run_job(point, told, _work(works, point), tell=tell)
                     assert made is not None
                     report = json.loads(made.as_json())
                 result.reports[name] = report
@@ -138,7 +140,7 @@ def _points(sweep: Sweep) -> Iterator[tuple[str, Job]]:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         report = sweep.folder / f"{stem}.json"
-        outputs = replace(sweep.job.outputs, save=None, html=None, write_recipe=None, keep_fp32=None, report=report)
+        outputs = replace(sweep.job.outputs, save=None, summary=None, report=report)
         yield name, replace(sweep.job, recipe=recipe, target=sweep.folder / f"{stem}.onnx", outputs=outputs)
 
 
@@ -187,7 +189,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def no_outputs(outputs: OutputOptions) -> None:
     """Raise InputError where ``outputs`` ask for files that only a single run writes."""
-    for name in ("save", "html", "summary", "model_card", "write_recipe", "keep_fp32", "mlflow"):
+    for name in ("save", "html", "model_card", "write_recipe", "keep_fp32"):
         if getattr(outputs, name):
-            raise InputError(f"a sweep does not write {name}. Leave it out, and give it to slim-model run with the "
-                             "report of the point you choose.")  # fmt: skip
+            raise InputError(f"a sweep does not write {name}, which tells of one point. Leave it out, and give it to "
+                             "slim-model run with the report of the point you choose.")  # fmt: skip

@@ -1,4 +1,5 @@
-"""A report -> Markdown: a summary for the page of a CI job, or a model card for the Hugging Face Hub."""
+"""Reports -> Markdown: a summary of one or of several for the page of a CI job, or a model card for the Hugging Face
+Hub."""
 
 from __future__ import annotations
 
@@ -35,6 +36,15 @@ _TEMPLATES.filters["cell"] = _cell
 def summary(report: Mapping[str, Any], unmet: Sequence[str] = ()) -> str:
     """The figures of ``report`` (as ``Report.as_dict`` has it), what was kept, and the gates that are ``unmet``."""
     return _TEMPLATES.get_template("summary.md.j2").render(report=report, figures=figures_of(report), unmet=unmet)
+
+
+def comparison(
+    reports: Mapping[str, Mapping[str, Any]], failed: Mapping[str, Exception], best: str | None = None
+) -> str:
+    """The figures of ``reports``, a row a point of a sweep; why others ``failed``. ``best`` is the one written."""
+    rows = {point: {figure.name: figure for figure in figures_of(report)} for point, report in reports.items()}
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    return _TEMPLATES.get_template("comparison.md.j2").render(rows=rows, names=names, failed=failed, best=best)
 
 
 def model_card(report: Mapping[str, Any], file: str) -> str:
