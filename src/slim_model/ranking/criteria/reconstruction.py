@@ -101,7 +101,7 @@ class _SiteInputs:
         self.gram, self.channel, self.width, self.changes = gram, channel, width, changes
         self.at = torch.full((width,), -1)
         self.at[channel] = torch.arange(size)
-        self.left = torch.ones(size, dtype=torch.bool)
+        self.left, self.count = torch.ones(size, dtype=torch.bool), size
 
     def cost(self) -> Tensor:
         here = torch.where(self.left & self.changes, self.gram.diagonal() / self.inverse.diagonal(), 0.0)
@@ -111,13 +111,26 @@ class _SiteInputs:
         c = int(self.at[channel])
         if c < 0:
             return
-        fold = -self.inverse[c] / self.inverse[c, c]  # x_c = sum of fold * x_k over the others
+        pivot, row = self.inverse[c].clone(), self.gram[c].clone()
+        fold = -pivot / pivot[c]  # x_c = sum of fold * x_k over the others
         fold[c] = 0
-        row = self.gram[c].clone()
-        self.gram += torch.outer(fold, row) + torch.outer(row, fold) + torch.outer(fold, fold) * row[c]
-        self.inverse -= torch.outer(self.inverse[c], self.inverse[c]) / self.inverse[c, c].clone()
+        # In place: what is folded into the others, outer(fold, row) + outer(row, fold) + row_c outer(fold, fold).
+        half = row + fold * (row[c] / 2)
+        self.gram.addr_(fold, half).addr_(half, fold)
+        self.inverse.addr_(pivot, pivot, alpha=-1 / float(pivot[c]))
         self.left[c] = False
         self.inverse[c, c] = 1
+        self.count -= 1
+        if 2 * self.count < len(self.left):
+            self._keep_what_is_left()
+
+    def _keep_what_is_left(self) -> None:
+        """Each removal takes time in proportion to the square of what is held."""
+        left = torch.nonzero(self.left).flatten()
+        self.gram, self.inverse = (x[left[:, None], left] for x in (self.gram, self.inverse))
+        self.channel, self.changes, self.left = self.channel[left], self.changes[left], self.left[left]
+        self.at.fill_(-1)
+        self.at[self.channel] = torch.arange(len(left))
 
 
 def _in_order(order: list[int], errors: list[float]) -> Tensor:
