@@ -28,6 +28,10 @@ _GROUPED = _ALL | {"num_key_value_heads": 2}
 _WIDE_HEADS = _GROUPED | {"head_dim": 8}
 _PICTURES = {k: v for k, v in _ALL.items() if not k.endswith("_id") and "position" not in k and k != "vocab_size"}
 _PICTURES |= {"image_size": 16, "patch_size": 8, "num_labels": 5}
+_SOUNDS = _ALL | {"conv_dim": [8, 8], "conv_kernel": [4, 4], "conv_stride": [4, 4], "num_feat_extract_layers": 2}
+_SOUNDS |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "vocab_size": 12}
+_STAGES = {"image_size": 32, "patch_size": 4, "num_labels": 5, "depths": [1, 1], "initializer_range": 0.3}
+_STAGES |= {"num_stages": 2, "hidden_sizes": [8, 16]}
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", _GROUPED),
@@ -51,8 +55,16 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "electra": ("ElectraForMaskedLM", _ALL | {"embedding_size": 32}),
     "distilbert": ("DistilBertForMaskedLM", _ALL | {"hidden_dim": 40}),
     "modernbert": ("ModernBertForMaskedLM", _ALL),
+    "deberta": ("DebertaForMaskedLM", _ALL),
+    "deberta-v2": ("DebertaV2ForMaskedLM", _ALL),
     "vit": ("ViTForImageClassification", _PICTURES),
     "deit": ("DeiTForImageClassification", _PICTURES),
+    "wav2vec2": ("Wav2Vec2ForCTC", _SOUNDS),
+    "hubert": ("HubertForCTC", _SOUNDS),
+    "swin": ("SwinForImageClassification", _STAGES | {"embed_dim": 8, "num_heads": [1, 2], "window_size": 2}),
+    "dinov2": ("Dinov2ForImageClassification", _PICTURES),
+    "convnext": ("ConvNextForImageClassification", _STAGES),
+    "convnextv2": ("ConvNextV2ForImageClassification", _STAGES),
 }
 """By ``model_type``: the class, and what its configuration is given."""
 
@@ -61,7 +73,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 def tiny(kind: str, layers: int = 2) -> Any:
     """The model, in eval mode."""
     name, options = TINY[kind]
-    options = options | {"num_hidden_layers": layers}
+    options = options if "depths" in options else options | {"num_hidden_layers": layers}
     kind_of_model = getattr(transformers, name)
     torch.manual_seed(0)
     model = kind_of_model(kind_of_model.config_class(**options)).eval()
@@ -86,4 +98,6 @@ def sample_of(model: Any, seed: int = 5) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     if model.main_input_name == "pixel_values":
         return {"pixel_values": torch.randn(2, 3, 16, 16, generator=draw)}
+    if model.main_input_name == "input_values":
+        return {"input_values": torch.randn(2, 320, generator=draw)}
     return {"input_ids": torch.randint(3, 256, (2, 11), generator=draw)}

@@ -29,7 +29,7 @@ def test_a_model_without_a_layer_is_the_dense_one_that_skips_it(kind: str, tmp_p
     small = load_folder(checkpoint.path, torch.float32, tensors, shallow.config).model
     dense = load_folder(checkpoint.path, torch.float32).model
     before = _outputs(dense)
-    first = next(module for name, module in dense.named_modules() if name.endswith("layers.0"))
+    first = next(module for name, module in dense.named_modules() if name.endswith((".layers.0", ".h.0")))
     first.forward = lambda hidden, *_, **__: hidden
     torch.testing.assert_close(_outputs(small), _outputs(dense))
     assert not torch.allclose(_outputs(small), before, rtol=0.01)
@@ -88,6 +88,7 @@ def test_depth_and_widths_go_together(tmp_path: Path) -> None:
         ("llama", ("--depth", "1"), "add --data text:FILE"),
         ("llama", ("--depth", "2", "--data", "text:TEXT,tokenizer=bytes"), "would leave none of 2 layers"),
         ("bert", ("--depth", "1", "--data", "text:TEXT,tokenizer=bytes"), "ends in a norm"),
+        ("vit", ("--data", "text:TEXT,tokenizer=bytes"), "a vit reads no text"),
         ("llama", ("--depth", "-1"), "--depth"),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_large_model_computes_in_float32_and_keeps_its_type() -> None:
             torch.testing.assert_close(by_module, outputs_of(model, x))
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "vit"])
+@pytest.mark.parametrize("kind", ["llama", "bert", "vit", "swin", "convnext", "dinov2"])
 def test_a_folder_becomes_an_onnx_file(kind: str, tmp_path: Path) -> None:
     """Through the labels: heads become narrower, too, and the hidden size smaller."""
     folder = tiny_folder(kind, tmp_path, layers=1, dtype=torch.bfloat16)

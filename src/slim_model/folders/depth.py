@@ -19,7 +19,8 @@ def check_depth(checkpoint: Checkpoint, layers: int, *, has_text: bool) -> None:
     """Raise an error where so many layers cannot go."""
     if not has_text:
         raise InputError("--depth chooses layers by what they do to a text: add --data text:FILE.")
-    if not checkpoint.family.writes:
+    norm_ahead = checkpoint.config.get(checkpoint.family.norm_ahead, True)
+    if not checkpoint.family.writes or not norm_ahead:
         raise InputError(
             f"--depth: a layer of a {checkpoint.config['model_type']} ends in a norm, so that it cannot be left out "
             "without a change. Leave out --depth."

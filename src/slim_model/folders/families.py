@@ -36,7 +36,9 @@ class Family:
     number of heads. ``whole_multiple``: the configuration refuses heads whose number does not divide the hidden size.
     ``transposed``: weights lie as (input, output). ``unsaid``: why there is no cut of heads. ``writes``: the
     linear layers through which a layer adds to what passes it, where it does nothing else; ``depth``: the key of the
-    number of layers; ``per_layer``: keys of lists with one entry for each layer."""
+    number of layers; ``per_layer``: keys of lists with one entry for each layer; ``norm_ahead``: the key that is false
+    where this very model has its norms behind what a layer adds. No ``cuts``: the configuration can say no width, and
+    ``unsaid`` says why."""
 
     cuts: tuple[Cut, ...]
     head_width: int | None = None
@@ -46,6 +48,7 @@ class Family:
     writes: tuple[str, ...] = ()
     depth: str = "num_hidden_layers"
     per_layer: tuple[str, ...] = ("layer_types",)
+    norm_ahead: str = ""
 
 
 def _mlp(layers: str, key: str, makes: str, reads: str, module: str = "") -> Cut:
@@ -73,6 +76,14 @@ _VIT = Family(
     (_mlp("encoder.layer", "intermediate_size", "intermediate.dense", "output.dense", "mlp.fc2"),),
     unsaid="before transformers 5 the configuration had no width of heads",
 )
+_WAV2VEC = Family(
+    (_mlp("encoder.layers", "intermediate_size", "feed_forward.intermediate_dense", "feed_forward.output_dense"),),
+    unsaid=_WIDTH_OF_HEADS,
+)
+_BY_RATIO = Family(
+    (), unsaid="the configuration has no number of MLP channels: they are mlp_ratio times the hidden size"
+)
+_BY_STAGE = Family((), unsaid="the configuration has no number of MLP channels: they are 4 times those of their stage")
 
 FAMILIES: dict[str, Family] = {
     "llama": Family((_GATED, _GROUPS), writes=_LLAMA, whole_multiple=True),
@@ -99,21 +110,40 @@ FAMILIES: dict[str, Family] = {
         writes=_LLAMA,
     ),
     "gpt2": Family(
-        (_mlp("h", "n_inner", "mlp.c_fc", "mlp.c_proj"),), transposed=True, unsaid=_WIDTH_OF_HEADS, depth="n_layer"
+        (_mlp("h", "n_inner", "mlp.c_fc", "mlp.c_proj"),),
+        transposed=True,
+        unsaid=_WIDTH_OF_HEADS,
+        depth="n_layer",
+        writes=("attn.c_proj", "mlp.c_proj"),
     ),
     "gpt_neox": Family(
-        (_mlp("layers", "intermediate_size", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),), unsaid=_WIDTH_OF_HEADS
+        (_mlp("layers", "intermediate_size", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),),
+        unsaid=_WIDTH_OF_HEADS,
+        writes=("attention.dense", "mlp.dense_4h_to_h"),
     ),
-    "opt": Family((_mlp("layers", "ffn_dim", "fc1", "fc2"),), unsaid=_WIDTH_OF_HEADS),
+    "opt": Family(
+        (_mlp("layers", "ffn_dim", "fc1", "fc2"),),
+        unsaid=_WIDTH_OF_HEADS,
+        writes=("self_attn.out_proj", "fc2"),
+        norm_ahead="do_layer_norm_before",
+    ),
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
     "electra": _BERT,
+    "deberta": _BERT,
+    "deberta-v2": _BERT,
     "distilbert": Family(
         (_mlp("transformer.layer", "hidden_dim", "ffn.lin1", "ffn.lin2"),), unsaid=_WIDTH_OF_HEADS, depth="n_layers"
     ),
     "modernbert": Family((_mlp("layers", "intermediate_size", "mlp.Wi*2", "mlp.Wo"),), unsaid=_WIDTH_OF_HEADS),
     "vit": _VIT,
     "deit": _VIT,
+    "wav2vec2": _WAV2VEC,
+    "hubert": _WAV2VEC,
+    "swin": _BY_RATIO,
+    "dinov2": _BY_RATIO,
+    "convnext": _BY_STAGE,
+    "convnextv2": _BY_STAGE,
 }

@@ -94,6 +94,11 @@ class Plan:
 def plan_folder(checkpoint: Checkpoint, ratio: float, step: int | None = None) -> Plan:
     """Remove the fraction ``ratio`` of each width, the same in every layer. ``step``: channels are rounded to it; None:
     to ``STEP``, or what there is of it. Raises BudgetError where nothing would be left, or nothing can go."""
+    if not checkpoint.family.cuts:
+        raise InputError(
+            f"{checkpoint.path}: no smaller {checkpoint.config['model_type']} can be written as a folder, since "
+            f"{checkpoint.family.unsaid}. Give OUT.onnx instead of a folder, where any width can go."
+        )
     sites = list(_sites(checkpoint))
     kept: dict[Kind, tuple[int, int]] = {}
     config, notes = dict(checkpoint.config), list[str]()

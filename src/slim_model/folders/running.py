@@ -20,6 +20,7 @@ from slim_model.ranking.evidence.moments import Covariances, Variances
 
 _WHOLE = 1 << 30  # bytes of a model in float32 up to which it is turned into float32 as a whole
 _TOKENS = 16384  # that go through the model at a time
+_SOUND = 8000  # values of a sound: half a second at 16 kHz
 _LOGITS = 2048  # tokens whose logits are held at a time
 
 
@@ -137,6 +138,8 @@ def input_of(model: Any, seed: int) -> Tensor:
         size = config.image_size
         sides = tuple(size) if isinstance(size, Sequence) else (size, size)
         return torch.randn(2, config.num_channels, *sides, generator=draw)
+    if model.main_input_name == "input_values":
+        return torch.randn(2, _SOUND, generator=draw)
     length = min(32, longest(config))
     return torch.randint(0, config.vocab_size, (2, length), generator=draw)
 

@@ -78,6 +78,10 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
     if recipe.data.data is not None:
         progress("loading the dense model")
         dense = load_folder(checkpoint.path, checkpoint.dtype).model
+        if dense.main_input_name != "input_ids":
+            raise InputError(
+                f"a {checkpoint.config['model_type']} reads no text. Leave out --data and --recover, or give OUT.onnx."
+            )
         text = read_tokens(checkpoint, recipe.data, longest(dense.config))
         with in_float32(dense), products_in(checkpoint.dtype):
             seen |= _measured("dense", dense, text)
