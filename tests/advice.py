@@ -38,6 +38,16 @@ def _text(node: ast.expr) -> str:
 
 
 ELSEWHERE: dict[str, str] = {
+    "Give OUT.onnx instead of a folder, where any width can go.": (
+        "folders/test_slim_folder.py::test_a_folder_becomes_an_onnx_file"
+    ),
+    "Leave out --data and --recover, or give OUT.onnx.": (
+        "folders/test_slim_folder.py::test_a_folder_becomes_an_onnx_file"
+    ),
+    "Give that.": "folders/test_families.py::test_a_folder_comes_out_smaller_and_computes_what_is_kept",
+    "Give the folder of a transformers model, or its config.json.": (
+        "cli/test_plan_command.py::test_a_configuration_and_its_folder_have_one_plan"
+    ),
     "Leave what it draws out in eval mode.": (
         "simplifying/test_take_means.py::test_decisions_from_values_are_not_followed_with_means"
     ),

@@ -147,7 +147,7 @@ def _defined() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("command", ["slim", "compare", "explain", "bench", "profile", "quantize"])
+@pytest.mark.parametrize("command", ["slim", "compare", "explain", "bench", "profile", "quantize", "plan"])
 def test_every_option_is_on_the_page_of_the_command_line(command: str) -> None:
     first, *sections = re.split(r"^## ", (PROJECT / "docs/cli.md").read_text(), flags=re.M)
     own = [s for s in sections if s.startswith(f"slim-model {command}\n")]

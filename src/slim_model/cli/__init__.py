@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": Late("cli.bench:command"),
     "profile": Late("cli.profile:command"),
     "quantize": Late("cli.quantize:command"),
+    "plan": Late("cli.plan:command"),
     "schema": Late("cli.schema:command"),
 }
 """``slim-model IN OUT`` means ``slim-model slim IN OUT``, and its help is the help."""
@@ -38,7 +39,7 @@ _NO_MEMORY = "can't allocate memory"  # as PyTorch says it
 _OTHERS = """Other commands: explain IN says which channels go together, and what the others wait for; run RECIPE takes the
 options from a file, sweep RECIPE tries several values of some; compare A.json B.json puts reports side by side;
 quantize IN.onnx OUT.onnx makes int8 of a file; bench A.onnx B.onnx times files; profile IN measures layers;
-schema prints what recipes and reports are checked with."""
+plan FOLDER says what a folder of transformers would lose; schema prints what recipes and reports are checked with."""
 
 
 def main(arguments: list[str] | None = None) -> None:

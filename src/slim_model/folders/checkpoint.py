@@ -112,7 +112,8 @@ def open_checkpoint_folder(path: Path) -> Checkpoint:
     return Checkpoint(path, config, family, tensors)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of someone else. Raises InputError where it is none."""
     try:
         if path.stat().st_size > _LARGEST_JSON:
             raise InputError(f"{path} is larger than {_LARGEST_JSON >> 20} MB, which no such file is.")
@@ -135,7 +136,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} is a folder without config.json. Give the model file in it, or the folder of a transformers model "
             "as save_pretrained() writes it."
         )
-    return _read_json(path / "config.json")
+    return read_json(path / "config.json")
 
 
 def family_of(path: Path, config: Mapping[str, Any]) -> Family:
@@ -164,7 +165,7 @@ def family_of(path: Path, config: Mapping[str, Any]) -> Family:
 def _shards_by_name(path: Path) -> dict[str, str]:
     """Tensor -> shard by the index; nothing where one file holds all."""
     if (path / INDEX).is_file():
-        held = _read_json(path / INDEX).get("weight_map")
+        held = read_json(path / INDEX).get("weight_map")
         if not isinstance(held, dict) or not held or not all(isinstance(shard, str) for shard in held.values()):
             raise InputError(f"{path / INDEX} has no weight_map from tensors to files. Fetch it again.")
         for shard in set(held.values()):

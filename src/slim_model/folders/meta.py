@@ -10,7 +10,7 @@ import torch
 
 from slim_model.errors import InputError, first_line
 from slim_model.folders.checkpoint import Checkpoint, Stored, family_of
-from slim_model.folders.plan import Plan, plan_folder
+from slim_model.folders.plan import Plan, check_widths, plan_folder
 from slim_model.folders.running import class_of, library
 
 
@@ -18,6 +18,14 @@ def plan_of_config(config: Mapping[str, Any], ratio: float, step: int | None = N
     """The plan for a config.json as it stands, of a model whose tensors are on the meta device: they have shapes and no
     values. The configuration must name its class, and the class must call its tensors as its files do (all kinds of
     ``FAMILIES`` but ViT and DeiT). Raises InputError where transformers refuses it."""
+    path = Path("the configuration")
+    family = family_of(path, config)
+    check_widths(path, config, family)
+    if any(cut.module for cut in family.cuts):
+        raise InputError(
+            f"the class of a {config['model_type']} calls its tensors otherwise than its files: the plan needs the "
+            "folder with its weights. Give that."
+        )
     transformers = library()
     try:
         said = transformers.AutoConfig.for_model(**config)
@@ -27,5 +35,4 @@ def plan_of_config(config: Mapping[str, Any], ratio: float, step: int | None = N
         raise InputError(f"transformers cannot build this configuration: {first_line(error, named=True)}.") from error
     dtype = getattr(said, "dtype", None) or torch.float32
     tensors = {name: Stored("", tuple(x.shape), dtype) for name, x in model.state_dict(keep_vars=True).items()}
-    path = Path("the configuration")
-    return plan_folder(Checkpoint(path, said.to_dict(), family_of(path, config), tensors), ratio, step)
+    return plan_folder(Checkpoint(path, said.to_dict(), family, tensors), ratio, step)

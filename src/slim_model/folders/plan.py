@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from slim_model.errors import BudgetError, InputError
 from slim_model.folders.checkpoint import Checkpoint
-from slim_model.folders.families import Cut, Kind
+from slim_model.folders.families import Cut, Family, Kind
 
 STEP = 8
 """Widths are rounded to it where none is asked for: what vector units and matrix units of today take at once."""
@@ -94,11 +95,7 @@ class Plan:
 def plan_folder(checkpoint: Checkpoint, ratio: float, step: int | None = None) -> Plan:
     """Remove the fraction ``ratio`` of each width, the same in every layer. ``step``: channels are rounded to it; None:
     to ``STEP``, or what there is of it. Raises BudgetError where nothing would be left, or nothing can go."""
-    if not checkpoint.family.cuts:
-        raise InputError(
-            f"{checkpoint.path}: no smaller {checkpoint.config['model_type']} can be written as a folder, since "
-            f"{checkpoint.family.unsaid}. Give OUT.onnx instead of a folder, where any width can go."
-        )
+    check_widths(checkpoint.path, checkpoint.config, checkpoint.family)
     sites = list(_sites(checkpoint))
     kept: dict[Kind, tuple[int, int]] = {}
     config, notes = dict(checkpoint.config), list[str]()
@@ -111,7 +108,7 @@ def plan_folder(checkpoint: Checkpoint, ratio: float, step: int | None = None) -
         else:
             count = _groups(checkpoint, mine[0], ratio)
         if count == units:
-            notes.append(f"{_NAMES[cut.kind]} are kept: {units} cannot lose {ratio:.0%}{_why(checkpoint, cut)}")
+            notes.append(f"{NAMES[cut.kind]} are kept: {units} cannot lose {ratio:.0%}{_why(checkpoint, cut)}")
             continue
         kept[cut.kind] = (count, units)
         config |= _said(checkpoint, mine[0], count)
@@ -122,7 +119,16 @@ def plan_folder(checkpoint: Checkpoint, ratio: float, step: int | None = None) -
     return Plan(checkpoint, tuple(s for s in sites if s.cut.kind in kept), kept, config, tuple(notes))
 
 
-_NAMES = {"mlp": "MLP channels", "heads": "key-value groups"}
+def check_widths(path: Path, config: Mapping[str, Any], family: Family) -> None:
+    """Raise InputError where the configuration can say no width at all."""
+    if not family.cuts:
+        raise InputError(
+            f"{path}: no smaller {config['model_type']} can be written as a folder, since {family.unsaid}. Give "
+            "OUT.onnx instead of a folder, where any width can go."
+        )
+
+
+NAMES = {"mlp": "MLP channels", "heads": "key-value groups"}
 
 
 def _why(checkpoint: Checkpoint, cut: Cut) -> str:
@@ -219,7 +225,7 @@ def _check_said(checkpoint: Checkpoint, sites: list[Site]) -> None:
     for site in sites:
         if site.units != (sites[0].units if width is None else width):
             raise InputError(
-                f"{checkpoint.path}: {site.reads.tensor} reads {site.units} {_NAMES[site.cut.kind]}, and config.json "
+                f"{checkpoint.path}: {site.reads.tensor} reads {site.units} {NAMES[site.cut.kind]}, and config.json "
                 f"says {width or sites[0].units} ({key}). The weights do not belong to config.json."
             )
 

@@ -1,0 +1,45 @@
+"""``slim-model plan``: what a folder, or a config.json alone, would lose; no weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slim_model.errors import InputError
+from slim_model.folders.checkpoint import open_checkpoint_folder, read_json
+from slim_model.folders.meta import plan_of_config
+from slim_model.folders.plan import NAMES, Plan, plan_folder
+
+
+def plan_without_weights(source: Path, ratio: float, step: int | None = None) -> Plan:
+    """The plan of the folder ``source`` by the headers of its weights; where it has none, or ``source`` is a
+    config.json, by that alone. Raises SlimError where there can be no plan."""
+    config = source / "config.json" if source.is_dir() else source
+    if source.is_dir() and any(source.glob("*.safetensors")):
+        return plan_folder(open_checkpoint_folder(source), ratio, step)
+    if not config.is_file():
+        raise InputError(f"there is no {config}. Give the folder of a transformers model, or its config.json.")
+    return plan_of_config(read_json(config), ratio, step)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan for people, a fact a line."""
+    dense, slim = plan.checkpoint.parameters, plan.parameters
+    changed = {key: value for key, value in plan.config.items() if plan.checkpoint.config.get(key) != value}
+    return [
+        f"parameters: {dense:,} -> {slim:,} ({1 - slim / dense:.1%} fewer)",
+        *(f"{NAMES[kind]} in each layer: {units:,} -> {kept:,}" for kind, (kept, units) in plan.kept.items()),
+        "config.json would say: " + ", ".join(f"{key}={value}" for key, value in changed.items()),
+        *plan.notes,
+    ]
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """The plan for machines."""
+    return {
+        "dense": {"params": plan.checkpoint.parameters},
+        "slim": {"params": plan.parameters},
+        "widths": {kind: {"kept": kept, "of": units} for kind, (kept, units) in plan.kept.items()},
+        "config": {k: v for k, v in plan.config.items() if plan.checkpoint.config.get(k) != v},
+        "notes": list(plan.notes),
+    }
