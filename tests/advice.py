@@ -44,6 +44,9 @@ ELSEWHERE: dict[str, str] = {
     "Leave out --data and --recover, or give OUT.onnx.": (
         "folders/test_slim_folder.py::test_a_folder_becomes_an_onnx_file"
     ),
+    "Leave out fine-tuning, recovery by training and criteria that take gradients.": (
+        "from_onnx/test_kept.py::test_a_gradient_through_a_kept_node_is_refused"
+    ),
     "Give that.": "folders/test_families.py::test_a_folder_comes_out_smaller_and_computes_what_is_kept",
     "Give the folder of a transformers model, or its config.json.": (
         "cli/test_plan_command.py::test_a_configuration_and_its_folder_have_one_plan"

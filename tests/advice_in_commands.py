@@ -163,6 +163,13 @@ def _onnx(folder: Path, **options: Any) -> Path:
     return onnx_nets.classifier(folder / "in.onnx", **options)
 
 
+def _enlarging(folder: Path) -> Path:
+    """A picture of the size that is tried where nobody says one comes out as 13 GB."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Upsample(scale_factor=150), nn.Conv2d(3, 3, 1))
+    torch.save(model, folder / "in.pt")
+    return folder / "in.pt"
+
+
 def _open_height(folder: Path) -> Path:
     model = onnx.load(_onnx(folder))
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
@@ -269,9 +276,8 @@ IN_COMMANDS: dict[str, Situation] = {
     "Export it as torch.export.export(model, (tensor, ...), {'name':": Situation(
         _loaded(_program_without_inputs, arch=None, inputs=[]), _loaded(_program, arch=None, inputs=[])
     ),
-    "give an ONNX file its sizes with --input.": Situation(
-        lambda folder: _artifact(_open_height, example=_example(folder))(folder),
-        _artifact(_open_height, inputs=("2x3x8x8",)),
+    "Give the shape that it is used with, such as --input 1x3x224x224.": Situation(
+        _loaded(_enlarging, arch=None, inputs=[]), _loaded(_enlarging, arch=None, inputs=["1x3x8x8"])
     ),
     "Leave --batch out.": Situation(
         _artifact(lambda folder: _onnx(folder, batch=4)), _artifact(lambda folder: _onnx(folder, batch=4), batch=4)
