@@ -18,6 +18,9 @@ A batch norm without running statistics is written as the operator that says so:
 Look-ups and writes by constant indices become ``index_select`` (``constant_indices``), through which channels can be
 followed.
 
+A slice that takes a whole axis is what it is taken of. Written to in place (``x[:, :n] += y``, GhostNet) it would be a
+scatter in the ONNX file.
+
 A fused projection is cut before it is viewed as queries, keys and values (``fused_projections``).
 
 A view becomes a reshape: that it needs no copy holds for the layout of the traced run. For other widths other kernels
@@ -29,6 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import sys
 from typing import Any
 
 import torch
@@ -55,6 +59,7 @@ def simplify(graph: Graph) -> Graph:
     qkv projections are split, and ``view`` becomes ``reshape``."""
     graph = graph.copy()  # each step edits the nodes of this copy
     _leave_out_checks(graph)
+    _leave_out_whole_slices(graph)
     graph = fold_weights(graph)  # first: what is folded need not be looked at
     _mark_batch_statistics(graph)
     graph = _fold_constants(graph)
@@ -77,6 +82,22 @@ def _leave_out_checks(graph: Graph) -> None:
         for_check = kind_of(node) == "assertion" and checked.issuperset(node.all_input_nodes)
         if node in checks or for_check or (node in checked and not node.users and is_pure(node)):
             graph.module.graph.erase_node(node)
+
+
+def _leave_out_whole_slices(graph: Graph) -> None:
+    for node in list(graph.nodes):
+        # What the model returns stays a value of its own.
+        if packet_of(node) is aten.slice and _takes_all(node) and all(user.op != "output" for user in node.users):
+            (source,) = node.all_input_nodes
+            node.replace_all_uses_with(source)
+            graph.module.graph.erase_node(node)
+
+
+def _takes_all(node: fx.Node) -> bool:
+    given = arguments_of(node)
+    size, start, end = given["self"].meta["val"].shape[given["dim"]], given["start"], given["end"]
+    whole_end = end is None or (isinstance(end, int) and end >= (size if isinstance(size, int) else sys.maxsize))
+    return (start is None or start == 0) and given["step"] == 1 and whole_end
 
 
 # -- numbers the forward computes -----------------------------------------------------------------------------------
