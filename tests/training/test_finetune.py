@@ -219,7 +219,7 @@ class Products(nn.Module):
 
 def test_what_cannot_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16: it is trained in fp32 then, unless it was asked for. Not at all: that is an error."""
-    monkeypatch.setattr("slim_model.training.finetune._has_bf16", lambda device: True)
+    monkeypatch.setattr("slim_model.training.finetune.has_bf16", lambda device: True)
     x = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
     compiled = {
         overwrites: compile_model(Products(overwrites=overwrites).eval(), (x[:2],), Recipe.of(0.5, multiple_of=1))

@@ -24,7 +24,10 @@ from slim_model.from_onnx.row import Call, Unreadable
 
 KEPT_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains whose operators onnxruntime runs."""
-DRAWN = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+DRAWN = (
+    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    "Dropout",  # in training mode, which its row refuses
+)
 _ANY = 17
 """The operator set that a model of a node of another domain asks for, besides: none of its operators is there."""
 _ELEMENTS = {
