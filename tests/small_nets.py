@@ -8,6 +8,21 @@ from torch.nn import functional as F
 
 SHAPE = "1x3x16x16"
 
+RECIPE = """
+[source]
+path = "in.pt"
+arch = "small_nets:Residual"
+inputs = "1x3x16x16"
+[budget]
+multiple_of = 1
+[measuring]
+bench = false
+[outputs]
+onnx = "out.onnx"
+report = "report.json"
+"""
+"""Of ``Residual``, whose weights lie beside it."""
+
 
 class Residual(nn.Module):
     """A ResNet in small: widths 16 and 24, a plain and a projected shortcut; (N, 3, 16, 16) -> (N, 5)."""

@@ -50,6 +50,10 @@ class InternalError(SlimError):
     exit_code = 1
 
 
+NO_MEMORY = "can't allocate memory"
+"""As PyTorch says it, in a RuntimeError."""
+
+
 def ensure(kept: bool, stage: str, broken: str) -> None:
     """The promise of a stage, at its end; ``broken`` says what is the case where it is not ``kept``."""
     if not kept:

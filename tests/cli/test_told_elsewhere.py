@@ -18,24 +18,11 @@ from slim_model.commands import tracking
 from slim_model.errors import GateError
 from slim_model.recipe_files.job import job_of
 from slim_model.reporting.markdown.documents import summary
-from small_nets import Residual, trained
+from small_nets import RECIPE, Residual, trained
 
 tracking_client = pytest.importorskip("mlflow.tracking", reason="MLflow is not installed").MlflowClient
 RUN = ["in.pt", "out.onnx", "--arch", "small_nets:Residual", "--input", "1x3x16x16", "--multiple-of", "1", "--no-bench"]
 RUN += ["--data", "npz:data.npz", "--summary", "summary.md", "--model-card", "card.md", "--quiet"]
-
-POINTS = """
-[source]
-path = "{}"
-arch = "small_nets:Residual"
-inputs = "1x3x16x16"
-[budget]
-multiple_of = 1
-[measuring]
-bench = false
-[outputs]
-onnx = "out.onnx"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +119,7 @@ def test_a_sweep_tells_of_every_point(
     """A row and a run each, the one that failed too."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipe.toml").write_text(POINTS.format(folder / "done/in.pt"))
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("in.pt", str(folder / "done/in.pt")))
     uri = (tmp_path / "runs").as_uri()
     asked = ["--target", "macs=1", "--target", "macs=1.5M", "--into", "points"]
     assert command(["sweep", "recipe.toml", *asked, "--summary", "points.md", "--mlflow", uri]) == 3

@@ -16,21 +16,7 @@ from slim_model.errors import InputError
 from slim_model.pipeline import compile as pipeline
 from slim_model.reporting.condition import FIGURES, read_condition
 from slim_model.reporting.pareto import front, trade_offs
-from small_nets import Residual, trained
-
-RECIPE = """
-[source]
-path = "in.pt"
-arch = "small_nets:Residual"
-inputs = "1x3x16x16"
-[budget]
-multiple_of = 1
-[measuring]
-bench = false
-[outputs]
-onnx = "out.onnx"
-report = "report.json"
-"""
+from small_nets import RECIPE, Residual, trained
 
 
 @pytest.fixture

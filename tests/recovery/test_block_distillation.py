@@ -144,10 +144,11 @@ def test_blocks_learn_what_single_layers_cannot() -> None:
         assert after < 0.95 * before
 
 
-def test_too_few_samples_to_learn_from() -> None:
+@pytest.mark.parametrize("level", ["blocks", "network"])
+def test_too_few_samples_to_learn_from(level: str) -> None:
     x = images(80)
     compiled = compile_model(
-        trained(Residual()), (x[:2],), Recipe.of(0.5, "l1", recover="blocks", data=[x], multiple_of=1)
+        trained(Residual()), (x[:2],), Recipe.of(0.5, "l1", recover=level, data=[x], multiple_of=1)
     )
-    step = next(step for step in compiled.steps if step.name == "blocks")
+    step = next(step for step in compiled.steps if step.name == level)
     assert set(step.did["blocks"].values()) == {"kept: 64 samples are too few"}

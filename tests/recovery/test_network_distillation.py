@@ -58,12 +58,3 @@ def test_the_same_values_come_of_it_and_the_users_random_numbers_go_on() -> None
     for name in first.parameter_names:
         torch.testing.assert_close(first.tensors[name], again.tensors[name], rtol=0, atol=0)
     assert any(not torch.equal(first.tensors[name], plain.tensors[name]) for name in first.parameter_names)
-
-
-def test_too_few_samples_to_learn_from() -> None:
-    x = images(80)
-    compiled = compile_model(
-        trained(Residual()), (x[:2],), Recipe.of(0.5, "l1", recover="network", data=[x], multiple_of=1)
-    )
-    step = next(step for step in compiled.steps if step.name == "network")
-    assert set(step.did["blocks"].values()) == {"kept: 64 samples are too few"}

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from slim_model import distributed
 from slim_model.cli.streams import lost_output, make_forgiving
-from slim_model.errors import InputError, SlimError, first_line
+from slim_model.errors import NO_MEMORY, InputError, SlimError, first_line
 from slim_model.late import Late
 
 COMMANDS = {
@@ -35,7 +35,6 @@ COMMANDS = {
 }
 """``slim-model IN OUT`` means ``slim-model slim IN OUT``, and its help is the help."""
 
-_NO_MEMORY = "can't allocate memory"  # as PyTorch says it
 _OTHERS = """Other commands: explain IN says which channels go together, and what the others wait for; run RECIPE takes the
 options from a file, sweep RECIPE tries several values of some; compare A.json B.json puts reports side by side;
 quantize IN.onnx OUT.onnx makes int8 of a file; bench A.onnx B.onnx times files; profile IN measures layers;
@@ -123,7 +122,7 @@ def _unexpected(error: Exception, errors: Console) -> int:
         errors.print(Text("OUT.onnx is as it was, or whole and checked. If nothing is wrong there, please report it with the "
                           "output of the same command after 'export SLIM_MODEL_DEBUG=1'."))  # fmt: skip
         return 2
-    if isinstance(error, MemoryError) or _NO_MEMORY in str(error):
+    if isinstance(error, MemoryError) or NO_MEMORY in str(error):
         errors.print(Text("error: ", style="bold red") + Text("there is not enough memory for this model here. "
                           "Give smaller inputs, or --batch 1 where there is --data."))  # fmt: skip
         return 2

@@ -25,11 +25,10 @@ def plan_without_weights(source: Path, ratio: float, step: int | None = None) ->
 def plan_lines(plan: Plan) -> list[str]:
     """The plan for people, a fact a line."""
     dense, slim = plan.checkpoint.parameters, plan.parameters
-    changed = {key: value for key, value in plan.config.items() if plan.checkpoint.config.get(key) != value}
     return [
         f"parameters: {dense:,} -> {slim:,} ({1 - slim / dense:.1%} fewer)",
         *(f"{NAMES[kind]} in each layer: {units:,} -> {kept:,}" for kind, (kept, units) in plan.kept.items()),
-        "config.json would say: " + ", ".join(f"{key}={value}" for key, value in changed.items()),
+        "config.json would say: " + ", ".join(f"{key}={value}" for key, value in _changed(plan).items()),
         *plan.notes,
     ]
 
@@ -40,6 +39,11 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "dense": {"params": plan.checkpoint.parameters},
         "slim": {"params": plan.parameters},
         "widths": {kind: {"kept": kept, "of": units} for kind, (kept, units) in plan.kept.items()},
-        "config": {k: v for k, v in plan.config.items() if plan.checkpoint.config.get(k) != v},
+        "config": _changed(plan),
         "notes": list(plan.notes),
     }
+
+
+def _changed(plan: Plan) -> dict[str, Any]:
+    """What the configuration would say otherwise."""
+    return {key: value for key, value in plan.config.items() if plan.checkpoint.config.get(key) != value}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,3 +56,11 @@ def cut_mix(x: Tensor) -> Tensor:
     )
     box = (down[:, :, None] & across[:, None, :])[:, None].to(x.device)
     return torch.where(box, x[torch.randperm(len(x))], x)
+
+
+@contextlib.contextmanager
+def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Whatever is random follows from ``seed``; the user's own random numbers go on as if nothing had been."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

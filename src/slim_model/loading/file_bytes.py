@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def _check_size(size: int, limited: bool) -> None:
     free = psutil.virtual_memory().available
     if size > free or (limited and size > FILE_BYTES):
         raise InputError(f"is {size / 1e9:,.1f} GB; {min(size, free, FILE_BYTES) / 1e9:,.1f} GB can be read here.")
+
+
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, StopIteration)
+"""What reading records of a damaged archive raises; StopIteration: it has no pickle."""
+
+
+def name_of_pickle(archive: zipfile.ZipFile) -> str:
+    """The record in which torch.save puts its pickle. Raises StopIteration where there is none."""
+    return next(name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl")
 
 
 def open_zip(content: bytes) -> zipfile.ZipFile:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Literal
 
 from slim_model.errors import InputError
-from slim_model.loading.file_bytes import FileBytes, TooMuch, open_zip, read_file
+from slim_model.loading.file_bytes import DAMAGED_ZIP, FileBytes, TooMuch, name_of_pickle, open_zip, read_file
 from slim_model.loading.limits import HEADER_BYTES
 from slim_model.loading.pickles.machine import LEGACY_MAGIC, Damaged, Inert, run
 
@@ -58,15 +57,14 @@ def _look_through(content: bytes) -> None:
     try:
         if content.startswith(b"PK"):
             with open_zip(content) as archive:
-                name = next(name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl")
-                content = archive.read(name)
+                content = archive.read(name_of_pickle(archive))
         elif content[2:15].startswith(LEGACY_MAGIC):
             return  # several pickles, one behind the other
         run(content, 0, {}, lambda pid: Inert("a storage"), _FEW)
     except Damaged as error:
         if not str(error).startswith("TypeError"):  # what was not made may be what would have fit
             raise InputError(damage("pickle", error)) from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, StopIteration):
+    except DAMAGED_ZIP:
         return  # whoever reads the tensors, too, says what it is
 
 

@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from slim_model.errors import InputError, SlimError
+from slim_model.errors import NO_MEMORY, InputError, SlimError
 from slim_model.loading import limits
-from slim_model.loading.value_sizes import NO_MEMORY
 
 try:
     import resource

@@ -8,8 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NO_MEMORY = "can't allocate memory"
-"""As PyTorch says it."""
+from slim_model.errors import NO_MEMORY
 
 
 class TooLarge(Exception):

@@ -201,8 +201,7 @@ def _with_folded(graph: Graph, folds: list[tuple[fx.Node, Folded, Tensor]]) -> G
         name = weight.name
         while name in tensors:  # the raw parameter is read elsewhere, too
             name += "_folded"
-        owners[stored.name] = name
-        tensors[name] = tensor
+        owners[stored.name], tensors[name] = name, tensor
         folded.append(dataclasses.replace(weight, name=name))
         if not graph.parameter_names.isdisjoint(weight.sources):
             trained.add(name)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slim_model import distributed
 from slim_model.data.accuracy import classes
-from slim_model.data.augmentation import augmentation_of, choose_augmentations, cut_mix
+from slim_model.data.augmentation import augmentation_of, choose_augmentations, cut_mix, fixed_seed
 from slim_model.data.batches import Batch, pad_batch
 from slim_model.data.loss import Loss, distillation, hint, total_loss
 from slim_model.data.training_samples import Samples
@@ -33,7 +33,6 @@ from slim_model.training.options import TrainingOptions
 from slim_model.training.resume import Resume, digest
 from slim_model.training.training_graph import (
     eval_module,
-    fixed_seed,
     training_module,
     with_trained_values,
     with_values,

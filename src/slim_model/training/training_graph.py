@@ -6,8 +6,7 @@ A trace holds the eval form of each operator. Its row says what it is in trainin
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -99,14 +98,6 @@ def _on(module: fx.GraphModule, device: torch.device | None) -> fx.GraphModule:
     module.graph.lint()
     module.recompile()
     return module
-
-
-@contextlib.contextmanager
-def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Whatever is random follows from ``seed``; the user's own random numbers go on as if nothing had been."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def frozen_names(model: nn.Module, folded: Iterable[Folded] = (), factored: Iterable[Factored] = ()) -> set[str]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from typing import Any
 
-from slim_model.loading.file_bytes import open_zip
+from slim_model.loading.file_bytes import DAMAGED_ZIP, name_of_pickle, open_zip
 from slim_model.loading.pickles.data import Stored, Tensors, dtype_of, memory_of, read_stream
 from slim_model.loading.pickles.machine import LEGACY_MAGIC, Damaged, run
-
-_UNREADABLE = (*(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, StopIteration),)
 
 
 def read_saved(content: bytes) -> Any:
@@ -34,7 +30,7 @@ def _read_archive(content: bytes) -> Any:
     """A zip archive of one pickle and a record for each storage."""
     try:
         with open_zip(content) as archive:
-            name = next(name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl")
+            name = name_of_pickle(archive)
             folder = name.removesuffix("data.pkl")
             names = set(archive.namelist())
             swapped = f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") == b"big"
@@ -51,5 +47,5 @@ def _read_archive(content: bytes) -> Any:
                 return Stored(stored[key].memory, dtype)
 
             return run(archive.read(name), 0, Tensors().makers, storage)[0]
-    except _UNREADABLE as error:
+    except DAMAGED_ZIP as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from slim_model.data.augmentation import Transform, augmentation_of, choose_augmentations
+from slim_model.data.augmentation import Transform, augmentation_of, choose_augmentations, fixed_seed
 from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
 from slim_model.measuring.machine import has_bf16
@@ -57,17 +57,13 @@ def train_network(
     ours, unseen = (
         pairs_of(block, StreamedRun(dense, part, half), StreamedRun(small, part, half)) for part in (fit, held_out)
     )
-    course = Course(passes * (len(ours[0]) if ours else 0) // BATCH, RATE, has_bf16(_device(small)))
+    device = next(iter(small.tensors.values())).device
+    course = Course(passes * (len(ours[0]) if ours else 0) // BATCH, RATE, has_bf16(device))
     draw = _varied(dense, block, ours, augment, course) if ours else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the pictures are varied alike in every run
-        run = BlockRunner(small, block, dict(small.tensors))
+    run = BlockRunner(small, block, small.tensors)
+    with fixed_seed(0, device):  # the pictures are varied alike in every run
         took, changed = learned(run, ours, unseen, course, "fitting the whole network", progress, draw)
     return small.with_tensors(small.tensors | changed), {block.end.name: took}
-
-
-def _device(graph: Graph) -> torch.device:
-    return next(iter(graph.tensors.values())).device
 
 
 def _varied(dense: Graph, block: Block, pairs: Pairs, augment: str | Transform, course: Course) -> Draw | None:
@@ -79,12 +75,12 @@ def _varied(dense: Graph, block: Block, pairs: Pairs, augment: str | Transform, 
     vary = augmentation_of(augment, dense.inputs)
     if vary is None:
         return None
-    names = {node.name: node for node in dense.nodes}
-    order = list(dense.nodes)
-    inside = tuple(order[order.index(names[block.start]) + 1 : order.index(names[block.end.name]) + 1])
-    teacher = BlockRunner(
-        dense, Block(block.start, inside, (), replace(block.end, node=names[block.end.name])), dense.tensors
+    nodes = list(dense.nodes)
+    start, end = (
+        next(i for i, node in enumerate(nodes) if node.name == name) for name in (block.start, block.end.name)
     )
+    same = Block(block.start, tuple(nodes[start + 1 : end + 1]), (), replace(block.end, node=nodes[end]))
+    teacher = BlockRunner(dense, same, dense.tensors)
     mirrored = "flip" in choose_augmentations(augment, dense.inputs) and pairs[1].dim() == 2
 
     @torch.no_grad()
