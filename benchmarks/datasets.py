@@ -47,6 +47,8 @@ FASHION_NORM = Norm([0.2860], [0.3530])
 CIFAR10_NORM = Norm([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
 IMAGENET_NORM = Norm([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 """The norm the published CIFAR ResNets were trained with, too."""
+LITE_NORM = Norm([0.498] * 3, [0.502] * 3)
+"""EfficientNet-Lite's."""
 
 
 def data_root() -> Path:
@@ -96,6 +98,24 @@ def cifar10(split: str = "train", *, norm: Norm | None = CIFAR10_NORM) -> Split:
     if len(pixels) != len(labels):
         raise FileNotFoundError(f"cifar10: {len(sheets)} {split} sheets hold {len(pixels)} images of {len(labels)}.")
     return Split(_normalise(pixels, norm), torch.from_numpy(labels).long())
+
+
+def imagenet(split: str, *, norm: Norm | None = LITE_NORM) -> Split:
+    """Photos of 1,000 classes, the middle 224 x 224 of each: 800 train, whose labels are -1 (unknown), and
+    1,000 test (of the validation pictures)."""
+    _check_split(split, ("train", "test"))
+    folder = data_file(f"imagenet/{'calibration' if split == 'train' else 'val'}")
+    rows = [line.split("\t") for line in data_file("imagenet/val_labels.tsv").read_text().splitlines()]
+    known = {name: int(number) for name, number in rows if number.isdecimal()}
+    labels = known if split == "test" else dict.fromkeys(sorted(path.name for path in folder.glob("*")), -1)
+    pixels = np.stack([_middle(folder / name, 224) for name in labels])
+    return Split(_normalise(pixels, norm), torch.tensor(list(labels.values())))
+
+
+def _middle(path: Path, size: int) -> np.ndarray:
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    top, left = ((whole - size) // 2 for whole in pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]
 
 
 def imdb(split: str = "train", *, vocabulary: int = 20_000, length: int = 400) -> Split:

