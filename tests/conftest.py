@@ -3,7 +3,9 @@ one test is there for the others."""
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,14 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def pytest_unconfigure() -> None:
     """Else libraries take what is frozen for leaks, and print screens of them."""
-    gc.unfreeze()
+    if not ONE_OF_SEVERAL:
+        gc.unfreeze()
+
+
+ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
+if ONE_OF_SEVERAL:
+    atexit.register(os._exit, 0)
+    """A process that runs tests ends at once: to take apart what it holds takes it 14 s."""
 
 
 class ByNet(LoadScopeScheduling):

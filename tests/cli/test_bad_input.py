@@ -18,9 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-import command_runs
 import small_nets
-from command_runs import ARCH, QUICK, RESIDUAL, TIMEOUT, Command, on_a_full_disk, process, untouched
+from command_runs import ARCH, QUICK, RESIDUAL, TIMEOUT, Command, forked, on_a_full_disk, untouched
 from slim_model.commands import slim as slim_stages
 from small_nets import SHAPE, OnlyOutputs, Raises, Residual, trained
 
@@ -223,16 +222,12 @@ def test_a_disk_that_is_full_when_the_small_model_is_saved(
 
 def test_a_disk_that_is_full_when_an_archive_is_saved(weights: Path, out: Path) -> None:
     """In a process of its own: PyTorch's archive writer may end the process when it cannot write."""
-    code = f"""
-        import sys
-        sys.path.insert(0, {str(Path(command_runs.__file__).parent)!r})
-        from command_runs import on_a_full_disk
-        from slim_model import cli
-        from slim_model.commands import slim as run
-        run.save = on_a_full_disk(run.save)
-        cli.main()
-    """
-    with process(weights, out, *RESIDUAL, *QUICK, "--save", out.parent / "S.pt2", code=code) as running:
+
+    def fill_the_disk() -> None:
+        slim_stages.save = on_a_full_disk(slim_stages.save)  # type: ignore[assignment]
+
+    arguments = (weights, out, *RESIDUAL, *QUICK, "--save", out.parent / "S.pt2")
+    with forked(*arguments, before=fill_the_disk) as running:
         _, err = running.communicate(timeout=TIMEOUT)
     assert running.returncode == 2, err
     assert "S.pt2" in err

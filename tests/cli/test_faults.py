@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import small_nets
-from command_runs import OLD, QUICK, RESIDUAL, TIMEOUT, Command, process, untouched, wait_for, widths
+from command_runs import OLD, QUICK, RESIDUAL, TIMEOUT, Command, forked, untouched, wait_for, widths
 from slim_model.commands import slim as slim_stages
 from slim_model.cutting import shrink_graph
 from slim_model.export import check_onnx
@@ -174,7 +174,7 @@ def test_ctrl_c_in_a_stage(
     ],
 )
 def test_a_signal_leaves_no_partial_file(weights: Path, out: Path, stage: str, number: signal.Signals) -> None:
-    with process(weights, out, *RESIDUAL) as running:
+    with forked(weights, out, *RESIDUAL) as running:
         wait_for(running, stage)
         running.send_signal(number)
         _, err = running.communicate(timeout=TIMEOUT)

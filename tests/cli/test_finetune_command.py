@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,10 @@ from torch.utils.data import TensorDataset
 
 import slim_model
 import small_nets
+from command_runs import TIMEOUT, process
 from slim_model import cli
 from slim_model.data.datasets import rows_of
 from small_nets import Residual, images, trained
-
-TIMEOUT = 240  # seconds; some 10 are needed on a quiet machine
 
 
 @pytest.fixture
@@ -122,17 +122,6 @@ def test_a_gate_in_python() -> None:
         slim_model.slim(model, x[:2], ratio=0.7, data=data, max_drop=-0.5)
 
 
-def started(place: Path, *more: Any, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "slim_model", *arguments(place, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(slim_model.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        cwd=place,
-    )
-
-
 def test_a_killed_run_goes_on(place: Path) -> None:
     """The same command again ends with the values of one that was not stopped, and leaves no checkpoint."""
     options = ("--no-bench", "--finetune", 3, "--lr", 0.005)
@@ -140,7 +129,7 @@ def test_a_killed_run_goes_on(place: Path) -> None:
     whole, epochs = values(place), report(place)["steps"][-1]["did"]["epochs"]
     for name in written(place):
         (place / name).unlink()
-    with started(place, *options) as running:
+    with process(*arguments(place, *options)) as running:
         assert running.stderr is not None
         assert any("epoch 1 of 3, loss" in line for line in iter(running.stderr.readline, ""))
         running.send_signal(signal.SIGKILL)
@@ -157,30 +146,39 @@ def test_a_killed_run_goes_on(place: Path) -> None:
 # -- several processes ----------------------------------------------------------------------------------------------
 
 
-def torchrun(place: Path, *more: Any) -> subprocess.CompletedProcess[str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    with started(place, *more, launcher=launcher) as running:
-        out, err = running.communicate(timeout=TIMEOUT)
-    return subprocess.CompletedProcess([], running.returncode, out, err)
+def group() -> dict[str, str]:
+    """How ``torchrun`` tells two processes that they are one group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
-def test_two_processes_do_what_one_does(place: Path) -> None:
+def test_two_processes_do_what_one_does(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same plan from evidence gathered by both; training by averaged gradients ends about as well."""
     options = ("--no-bench", "--criterion", "reconstruction", "--finetune", 3, "--lr", 0.005)
     assert cli.run(arguments(place, *options)) == 0
     alone = report(place)
     for name in written(place):
         (place / name).unlink()
-    ran = torchrun(place, *options)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("wrote out.onnx") == 1
-    assert ran.stderr.count("epoch 3 of 3, loss") == 1
-    both = report(place)
-    assert [g["kept"] for g in both["groups"]] == [g["kept"] for g in alone["groups"]]
-    mine, theirs = (r["steps"][-1]["did"] for r in (both, alone))
+    for name, value in group().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "1")
+    with process(*arguments(place, *options)) as second:
+        monkeypatch.setenv("RANK", "0")
+        capsys.readouterr()
+        code, said = cli.run(arguments(place, *options)), capsys.readouterr()
+        out, err = second.communicate(timeout=TIMEOUT)
+    assert (code, second.returncode) == (0, 0), said.err + err
+    assert (said.out + out).count("wrote out.onnx") == 1
+    assert (said.err + err).count("epoch 3 of 3, loss") == 1
+    shared = report(place)
+    assert [g["kept"] for g in shared["groups"]] == [g["kept"] for g in alone["groups"]]
+    mine, theirs = (r["steps"][-1]["did"] for r in (shared, alone))
     assert mine["processes"] == 2
     assert [e["loss"] for e in mine["epochs"][1:]] == pytest.approx([e["loss"] for e in theirs["epochs"][1:]], rel=0.2)
-    assert both["proof"]["onnx_max_rel_error"] <= 1e-4
+    assert shared["proof"]["onnx_max_rel_error"] <= 1e-4
     assert written(place) == {"out.onnx", "r.json"}
 
 
@@ -191,7 +189,10 @@ def test_what_ends_one_process_ends_all_with_one_message(place: Path) -> None:
     sample = int(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[20]])
     x[sample] = torch.nan
     np.savez(place / "data.npz", x=x.numpy())
-    ran = torchrun(place, "--no-bench", "--criterion", "variance")
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "slim_model"]
+    env = os.environ | {"PYTHONPATH": str(Path(slim_model.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    given = [*line, *arguments(place, "--no-bench", "--criterion", "variance")]
+    ran = subprocess.run(given, capture_output=True, text=True, env=env, timeout=TIMEOUT, check=False)
     assert ran.returncode != 0
     assert len(re.findall("^error: ", ran.stderr, re.MULTILINE)) == 1, ran.stderr
     assert f"sample {sample} (from 0) holds NaN or infinity" in " ".join(ran.stderr.split())

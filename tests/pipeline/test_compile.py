@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import slim_model
 import small_nets
-from slim_model import InputError, Recipe, Slices, slim
+from slim_model import InputError, Recipe, Slices, cli, slim
 from slim_model.pipeline.compile import compile_model
 from slim_model.proof.own_module import make_small_module
 from small_nets import SHAPE, HardCoded, Residual, error, images, trained
@@ -253,18 +253,23 @@ SAVED = {"random": ".safetensors", "l1": ".pt2", "fpgm": ".pt"}
 
 @pytest.fixture(scope="module")
 def written_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two folders in which processes with one and with two threads wrote files for each criterion of ``SAVED``."""
+    """Two folders in which this process, and one with two threads and another order of sets, wrote files for each
+    criterion of ``SAVED``."""
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     weights = folders[0] / "in.pt"
     torch.save(trained(Residual()).state_dict(), weights)
-    processes = [start(weights, folder, threads) for threads, folder in enumerate(folders, 1)]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    mine, others = (commands(weights, folder) for folder in folders)
+    env = {"PYTHONPATH": str(Path(slim_model.__file__).parents[1]), "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "2"}
+    code = "import json, sys; from slim_model import cli; sys.exit(sum(map(cli.run, json.loads(sys.argv[1]))))"
+    line = [sys.executable, "-c", code, json.dumps(others)]
+    with subprocess.Popen(line, env=os.environ | env, stdout=subprocess.DEVNULL) as process:
+        assert [cli.run(command) for command in mine] == [0] * len(SAVED)
+        assert process.wait(timeout=240) == 0
     return folders
 
 
-def start(weights: Path, folder: Path, threads: int) -> subprocess.Popen[bytes]:
-    """The commands, in a process with its own number of threads and its own order of sets."""
-    lines = [
+def commands(weights: Path, folder: Path) -> list[list[str]]:
+    return [
         [
             *(str(weights), str(folder / f"{criterion}.onnx"), "--report", str(folder / f"{criterion}.json")),
             *("--arch", f"{small_nets.__file__}:Residual", "--input", SHAPE, "--criterion", criterion, "--seed", "3"),
@@ -272,15 +277,6 @@ def start(weights: Path, folder: Path, threads: int) -> subprocess.Popen[bytes]:
         ]
         for criterion, form in SAVED.items()
     ]
-    env = {
-        "PYTHONPATH": str(Path(slim_model.__file__).parents[1]),
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONHASHSEED": str(threads),
-    }
-    code = "import json, sys; from slim_model import cli; sys.exit(sum(map(cli.run, json.loads(sys.argv[1]))))"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(lines)], env=os.environ | env, stdout=subprocess.DEVNULL
-    )
 
 
 @pytest.mark.parametrize("criterion", SAVED)
