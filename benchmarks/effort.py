@@ -12,7 +12,6 @@ stands Torch-Pruning's default: magnitudes, the same ratio in every layer that i
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,7 +30,6 @@ from slim_model.data.datasets import Divided
 from slim_model.effort import EFFORTS
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.to_onnx import to_onnx
-from slim_model.graph.graph import first_sample
 from slim_model.measuring.timing import compare
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
@@ -41,6 +39,7 @@ from stored_rows import load_rows, save_rows
 from train import trained
 
 PEER_NAME = "torch-pruning"
+FILES = Path(__file__).resolve().parents[1] / "build" / "efforts"
 _TAKEN = max(row.samples for row in EFFORTS.values())
 
 
@@ -91,13 +90,11 @@ def row_of(name: str, goal: Goal, effort: str) -> dict[str, Any]:
     started, wall = time.process_time(), time.perf_counter()
     compiled = _compiled(model, inputs, goal, effort)
     spent, took = time.process_time() - started, time.perf_counter() - wall
-    with tempfile.TemporaryDirectory() as folder:
-        dense, path = Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"
-        to_onnx(compiled.dense, dense, opset=None, metadata={})
-        to_onnx(compiled.small, path, opset=None, metadata={})
-        error = check_onnx(path, compiled.small, other_batches(compiled.small, (2,), 0))
-        latency = compare("onnxruntime", dense, path, first_sample(compiled.dense), threads=1, budget_s=10)
-        right, whole = (evaluate.accuracy(evaluate.onnx_predictor(file), test) for file in (path, dense))
+    dense, path = files_of(name, goal, effort)
+    to_onnx(compiled.dense, dense, opset=None, metadata={})
+    to_onnx(compiled.small, path, opset=None, metadata={})
+    error = check_onnx(path, compiled.small, other_batches(compiled.small, (2,), 0))
+    right, whole = (evaluate.accuracy(evaluate.onnx_predictor(file), test) for file in (path, dense))
     return {
         "net": name,
         **goal._asdict(),
@@ -111,8 +108,19 @@ def row_of(name: str, goal: Goal, effort: str) -> dict[str, Any]:
         "widths": compiled.plan.widths,
         "silent": [compiled.coupling.groups[number].name for number in compiled.plan.silent],
         "onnx_max_rel_error": error,
-        "latency": asdict(latency),
+        "latency": timed(name, goal, effort),
     } | provenance()
+
+
+def files_of(name: str, goal: Goal, effort: str) -> tuple[Path, Path]:
+    """Where the dense and the small file stay, so that they can be timed again."""
+    FILES.mkdir(parents=True, exist_ok=True)
+    return FILES / f"{name}.onnx", FILES / f"{name}_{goal.of}_{goal.times:g}_{effort}.onnx"
+
+
+def timed(name: str, goal: Goal, effort: str) -> dict[str, Any]:
+    sample = (CASES[name].split("test").inputs[:1],)
+    return asdict(compare("onnxruntime", *files_of(name, goal, effort), sample, threads=1, budget_s=10))
 
 
 def _compiled(model: nn.Module, inputs: torch.Tensor, goal: Goal, effort: str) -> Compiled:
@@ -176,6 +184,7 @@ def main() -> None:
     parser.add_argument("--of", nargs="*", default=["macs", "latency"], choices=["macs", "latency"])
     parser.add_argument("--table", action="store_true", help="only write the table again")
     parser.add_argument("--out", type=Path, default=RESULTS / "effort.json")
+    parser.add_argument("--time-again", action="store_true", help="only time again what is there, on a quiet machine")
     given = parser.parse_args()
     torch.set_num_threads(1)
     keys = [
@@ -185,7 +194,13 @@ def main() -> None:
         if goal.of in given.of
         for effort in given.efforts
     ]
-    for key in [] if given.table else [key for key in keys if _possible(*key)]:
+    if given.time_again:
+        rows = read_rows(given.out)
+        again = {
+            key: rows[key] | {"latency": timed(*key)} for key in keys if key in rows and files_of(*key)[1].exists()
+        }
+        write_rows(given.out, rows | again)
+    for key in [] if given.table or given.time_again else [key for key in keys if _possible(*key)]:
         if key not in read_rows(given.out):
             row = row_of(*key)
             write_rows(given.out, read_rows(given.out) | {key: row})
