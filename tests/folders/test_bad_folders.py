@@ -44,10 +44,20 @@ def _indexed(change: Callable[[dict], object]) -> Damage:
     return damage
 
 
-def _pickled(folder: Path) -> None:
-    for file in folder.glob("model*"):
-        file.unlink()
-    torch.save({}, folder / "pytorch_model.bin")
+def _pickled(held: object) -> Damage:
+    """The weights in a .bin file that holds something else."""
+
+    def damage(folder: Path) -> None:
+        for file in folder.glob("model*"):
+            file.unlink()
+        torch.save(held, folder / "pytorch_model.bin")
+
+    return damage
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("it ran",)
 
 
 def _quantised(folder: Path) -> None:
@@ -98,7 +108,12 @@ def _not_a_number(folder: Path) -> None:
         (_indexed(lambda m: m.clear()), "has no weight_map"),
         (lambda f: _last(f).unlink(), "is missing"),
         (lambda f: _last(f).write_bytes(_last(f).read_bytes()[:-9]), "cannot be read"),
-        (_pickled, "pickled weights (.bin) alone"),
+        (_pickled({"x": _Evil()}), "cannot be read as pickled weights without running what is in it"),
+        (_pickled(torch.nn.Linear(2, 2)), "cannot be read as pickled weights without running what is in it"),
+        (_pickled({"step": 3}), "holds no names with tensors"),
+        (_pickled({}), "holds no weights"),
+        (_pickled({"x": torch.ones(2, dtype=torch.int8)}), "has the type int8"),
+        (lambda f: [x.unlink() for x in f.glob("model*")], "holds no model.safetensors and no"),
         (_quantised, "has the type I8"),
         (_another_width, "up_proj.weight has 36 outputs"),
         (_not_a_number, "down_proj.weight holds NaN or infinity"),

@@ -59,7 +59,8 @@ def test_a_layer_that_adds_nothing_has_no_influence() -> None:
 
 
 def _named_alike(model: Any) -> Any:
-    from slim_model.folders.checkpoint import Checkpoint, Stored
+    from slim_model.folders.checkpoint import Checkpoint
+    from slim_model.folders.shards import Stored
 
     tensors = {name: Stored("", tuple(x.shape), x.dtype) for name, x in model.state_dict().items()}
     return Checkpoint(Path("here"), model.config.to_dict(), FAMILIES["mistral"], tensors)

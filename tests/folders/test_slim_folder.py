@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("transformers")
 
@@ -43,6 +44,26 @@ def test_types_shards_and_what_goes_with_a_model_stay(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("# Mine\n\n## Made smaller")
     assert "MLP channels in each layer: 40 -> 32" in card
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_shards_become_safetensors_with_the_same_values(zipped: bool, tmp_path: Path) -> None:
+    folder = tiny_folder("gpt2", tmp_path)
+    _run(folder, tmp_path / "safe", "--ratio", "0.5")
+    held = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, places = sorted(held), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        shard = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({name: held[name] for name in part}, folder / shard, _use_new_zipfile_serialization=zipped)
+        places |= dict.fromkeys(part, shard)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    _run(folder, tmp_path / "out", "--ratio", "0.5")
+    safe, out = (open_checkpoint_folder(tmp_path / name) for name in ("safe", "out"))
+    assert out.shards == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert safe.tensors.keys() == out.tensors.keys()
+    assert all(torch.equal(safe.read(name), out.read(name)) for name in safe.tensors)
+    assert not list((tmp_path / "out").glob("*.bin*"))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])

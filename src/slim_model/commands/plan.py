@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from slim_model.errors import InputError
-from slim_model.folders.checkpoint import open_checkpoint_folder, read_json
+from slim_model.folders.checkpoint import open_checkpoint_folder
 from slim_model.folders.meta import plan_of_config
 from slim_model.folders.plan import NAMES, Plan, plan_folder
+from slim_model.folders.shards import read_json
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def plan_without_weights(source: Path, ratio: float, step: int | None = None) -> Plan:
     """The plan of the folder ``source`` by the headers of its weights; where it has none, or ``source`` is a
     config.json, by that alone. Raises SlimError where there can be no plan."""
     config = source / "config.json" if source.is_dir() else source
-    if source.is_dir() and any(source.glob("*.safetensors")):
+    if source.is_dir() and any(file for form in _WEIGHTS for file in source.glob(form)):
         return plan_folder(open_checkpoint_folder(source), ratio, step)
     if not config.is_file():
         raise InputError(f"there is no {config}. Give the folder of a transformers model, or its config.json.")

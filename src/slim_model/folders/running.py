@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from slim_model.errors import InputError, first_line
+from slim_model.folders.checkpoint import open_checkpoint_folder
 from slim_model.folders.plan import Site
+from slim_model.folders.shards import are_pickled
 from slim_model.ranking.evidence.moments import Covariances, Variances
 
 _WHOLE = 1 << 30  # bytes of a model in float32 up to which it is turned into float32 as a whole
@@ -55,6 +57,9 @@ def load_folder(
     be taken in place of its own, with the configuration ``said`` where it has another. Raises InputError where
     transformers refuses."""
     transformers = library()
+    if tensors is None and are_pickled(path):
+        whole = open_checkpoint_folder(path)
+        tensors = {name: whole.read(name) for name in whole.tensors}
     try:
         configs = transformers.AutoConfig
         local = {"trust_remote_code": False, "local_files_only": True}

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from slim_model.atomic_write import reason
 from slim_model.errors import InputError
-from slim_model.folders.checkpoint import INDEX, Checkpoint
+from slim_model.folders.checkpoint import Checkpoint
 from slim_model.folders.depth import written_by
 from slim_model.folders.plan import Plan, Site
+from slim_model.folders.shards import INDEX, written_as
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
 """Tokenizer, generation and preprocessor files; code and other forms of the weights are left."""
@@ -105,8 +106,8 @@ def write_folder(kept: Kept, place: Path) -> None:
     try:
         for shard in checkpoint.shards:
             names = [name for name, stored in checkpoint.tensors.items() if stored.shard == shard]
-            save_file({name: kept.read(name) for name in names}, place / shard, metadata={"format": "pt"})
-        if (checkpoint.path / INDEX).is_file():
+            save_file({name: kept.read(name) for name in names}, place / written_as(shard), metadata={"format": "pt"})
+        if len(checkpoint.shards) > 1 or (checkpoint.path / INDEX).is_file():
             _write_json(place / INDEX, _index(kept))
         _write_json(place / "config.json", dict(kept.plan.config))
     except OSError as error:
@@ -124,7 +125,7 @@ def _index(kept: Kept) -> dict[str, Any]:
     checkpoint = kept.plan.checkpoint
     shapes = kept.plan.shapes
     sizes = (torch.Size(shapes[name]).numel() * stored.dtype.itemsize for name, stored in checkpoint.tensors.items())
-    places = {name: stored.shard for name, stored in checkpoint.tensors.items()}
+    places = {name: written_as(stored.shard) for name, stored in checkpoint.tensors.items()}
     return {"metadata": {"total_size": sum(sizes)}, "weight_map": places}
 
 
