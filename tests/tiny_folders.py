@@ -30,6 +30,21 @@ _PICTURES = {k: v for k, v in _ALL.items() if not k.endswith("_id") and "positio
 _PICTURES |= {"image_size": 16, "patch_size": 8, "num_labels": 5}
 _SOUNDS = _ALL | {"conv_dim": [8, 8], "conv_kernel": [4, 4], "conv_stride": [4, 4], "num_feat_extract_layers": 2}
 _SOUNDS |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "vocab_size": 12}
+_READS = {k: v for k, v in _ALL.items() if k != "initializer_range"} | {"projection_dim": 16}
+_SEES = _PICTURES | {"projection_dim": 16}
+_TOWERS = {"text_config": _READS, "vision_config": _SEES, "projection_dim": 16}
+_HEARS = {
+    "vocab_size": 256,
+    "num_mel_bins": 8,
+    "d_model": 32,
+    **{f"{part}_{key}": n for part in ("encoder", "decoder") for key, n in (("layers", 2), ("attention_heads", 4))},
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 48,
+    "max_source_positions": 10,
+    "max_target_positions": 20,
+    "init_std": 0.3,
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
+}
 _STAGES = {"image_size": 32, "patch_size": 4, "num_labels": 5, "depths": [1, 1], "initializer_range": 0.3}
 _STAGES |= {"num_stages": 2, "hidden_sizes": [8, 16]}
 
@@ -61,6 +76,14 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "deit": ("DeiTForImageClassification", _PICTURES),
     "wav2vec2": ("Wav2Vec2ForCTC", _SOUNDS),
     "hubert": ("HubertForCTC", _SOUNDS),
+    "clip": ("CLIPModel", _TOWERS),
+    "clip_text_model": ("CLIPTextModelWithProjection", _READS),
+    "clip_vision_model": ("CLIPVisionModelWithProjection", _SEES),
+    "whisper": ("WhisperForConditionalGeneration", _HEARS),
+    "gemma3": (
+        "Gemma3ForConditionalGeneration",
+        {"text_config": _WIDE_HEADS, "vision_config": _PICTURES, "mm_tokens_per_image": 4},
+    ),
     "swin": ("SwinForImageClassification", _STAGES | {"embed_dim": 8, "num_heads": [1, 2], "window_size": 2}),
     "dinov2": ("Dinov2ForImageClassification", _PICTURES),
     "convnext": ("ConvNextForImageClassification", _STAGES),
@@ -73,7 +96,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 def tiny(kind: str, layers: int = 2) -> Any:
     """The model, in eval mode."""
     name, options = TINY[kind]
-    options = options if "depths" in options else options | {"num_hidden_layers": layers}
+    options = options if "depths" in options else _with_layers(options, layers)
     kind_of_model = getattr(transformers, name)
     torch.manual_seed(0)
     model = kind_of_model(kind_of_model.config_class(**options)).eval()
@@ -81,6 +104,12 @@ def tiny(kind: str, layers: int = 2) -> Any:
         for tensor in model.parameters():  # biases begin as zeros, and norms as ones
             tensor.add_(0.05 * torch.randn(tensor.shape))
     return model
+
+
+def _with_layers(options: dict[str, Any], layers: int) -> dict[str, Any]:
+    parts = {key: _with_layers(part, layers) for key, part in options.items() if isinstance(part, dict)}
+    named = [key for key in options if key in ("encoder_layers", "decoder_layers")] or ["num_hidden_layers"]
+    return options | (parts or dict.fromkeys(named, layers))
 
 
 def tiny_folder(
@@ -96,8 +125,12 @@ def tiny_folder(
 def sample_of(model: Any, seed: int = 5) -> dict[str, torch.Tensor]:
     """Two samples, by the name of the input."""
     draw = torch.Generator().manual_seed(seed)
+    pictures = {"pixel_values": torch.randn(2, 3, 16, 16, generator=draw)}
     if model.main_input_name == "pixel_values":
-        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=draw)}
+        return pictures
     if model.main_input_name == "input_values":
         return {"input_values": torch.randn(2, 320, generator=draw)}
-    return {"input_ids": torch.randint(3, 256, (2, 11), generator=draw)}
+    words = torch.randint(3, 256, (2, 11), generator=draw)
+    if model.main_input_name == "input_features":
+        return {"input_features": torch.randn(2, 8, 20, generator=draw), "decoder_input_ids": words}
+    return {"input_ids": words} | (pictures if hasattr(model.config, "vision_config") else {})

@@ -21,7 +21,7 @@ from slim_model.folders.families import FAMILIES
 from slim_model.folders.meta import plan_of_config
 from slim_model.folders.plan import plan_folder
 from slim_model.folders.prove import prove_folder
-from slim_model.folders.running import load_folder
+from slim_model.folders.running import load_folder, outputs_of
 from slim_model.folders.slim_folder import slim_folder
 from slim_model.folders.write import Kept, write_folder
 from slim_model.proof.capture import capture
@@ -62,7 +62,7 @@ def test_labels_find_what_the_row_claims(kind: str, tmp_path: Path) -> None:
 
 
 def _predicts_words(model: Any) -> bool:
-    return type(model).__name__.endswith(("CausalLM", "LMHeadModel"))
+    return type(model).__name__.endswith(("CausalLM", "LMHeadModel", "ConditionalGeneration"))
 
 
 def _own_name(name: str, reads: str) -> str:
@@ -97,6 +97,7 @@ def test_a_folder_comes_out_smaller_and_computes_what_is_kept(kind: str, tmp_pat
     said = json.loads((out / "config.json").read_text())
     assert {k for k in said if said[k] != checkpoint.config.get(k)} <= {
         *(key for cut in checkpoint.family.cuts for key in cut.keys),
+        *(cut.within for cut in checkpoint.family.cuts),
         "head_dim",
     }
 
@@ -104,7 +105,7 @@ def test_a_folder_comes_out_smaller_and_computes_what_is_kept(kind: str, tmp_pat
 @pytest.mark.parametrize("kind", [kind for kind in TINY if not FAMILIES[kind].cuts])
 def test_a_width_that_cannot_be_said_is_refused(kind: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint_folder(tiny_folder(kind, tmp_path))
-    with pytest.raises(InputError, match=r"has no number of MLP channels.*Give OUT\.onnx"):
+    with pytest.raises(InputError, match=rf"can be written as a folder, since .*{FAMILIES[kind].instead[:20]}"):
         plan_folder(checkpoint, 0.5)
 
 
@@ -114,20 +115,21 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _reader(model: Any, site: Any) -> Any:
-    end = f".{site.layer}.{site.cut.module or site.cut.reads}"
+    layers = f"{site.cut.layers}." if site.cut.part else "."
+    end = f"{layers}{site.layer}.{site.cut.module or site.cut.reads}"
     return next(module for name, module in model.named_modules() if name.endswith(end))
 
 
 @torch.inference_mode()
 def _outputs(model: Any) -> torch.Tensor:
-    return model(**sample_of(model)).logits  # type: ignore[no-any-return]
+    return outputs_of(model, sample_of(model))
 
 
 def test_another_cut_than_was_claimed_is_seen(tmp_path: Path) -> None:
     """The proof fails where a layer that makes channels lost others than the layer that reads them."""
     checkpoint = open_checkpoint_folder(tiny_folder("llama", tmp_path))
     plan = plan_folder(checkpoint, 0.5)
-    units = {site: torch.arange(plan.kept[site.cut.kind][0]) for site in plan.sites}
+    units = {site: torch.arange(plan.kept[site.cut.name][0]) for site in plan.sites}
     wrong = checkpoint.read("model.layers.1.mlp.up_proj.weight")[-plan.kept["mlp"][0] :].contiguous()
     out = tmp_path / "out"
     out.mkdir()

@@ -75,9 +75,13 @@ def test_recovery_on_a_text_brings_the_outputs_nearer(kind: str, tmp_path: Path)
     reports = {level: _run(folder, tmp_path / level, *data, "--recover", level) for level in ("none", "affine")}
     x = torch.tensor(list(text.read_bytes()[:64])).view(2, 32)
     with torch.inference_mode():
-        dense = outputs_of(load_folder(folder, torch.float32).model, x)
+        dense = outputs_of(load_folder(folder, torch.float32).model, {"input_ids": x})
         errors = {
-            level: float((outputs_of(load_folder(tmp_path / level, torch.float32).model, x) - dense).square().mean())
+            level: float(
+                (outputs_of(load_folder(tmp_path / level, torch.float32).model, {"input_ids": x}) - dense)
+                .square()
+                .mean()
+            )
             for level in reports
         }
     assert errors["affine"] < 0.7 * errors["none"]
@@ -90,6 +94,18 @@ def test_recovery_on_a_text_brings_the_outputs_nearer(kind: str, tmp_path: Path)
     )
     if kind != "bert":
         assert reports["none"]["perplexity"]["cut"] == pytest.approx(reports["affine"]["perplexity"]["cut"])
+
+
+def test_a_second_configuration_of_a_part_says_the_same(tmp_path: Path) -> None:
+    """Old files of CLIP have ``text_config_dict``, which transformers puts ahead of ``text_config``."""
+    folder = tiny_folder("clip", tmp_path)
+    held = json.loads((folder / "config.json").read_text())
+    held["text_config_dict"] = dict(held["text_config"])
+    (folder / "config.json").write_text(json.dumps(held))
+    report = _run(folder, tmp_path / "out", "--ratio", "0.5")
+    assert report["widths"] == {f"{part} mlp": {"kept": 16, "of": 40} for part in ("text", "vision")}
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["text_config_dict"]["intermediate_size"] == said["text_config"]["intermediate_size"] == 16
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -121,7 +137,7 @@ def test_a_bias_takes_the_mean_of_what_went() -> None:
 def test_a_large_model_computes_in_float32_and_keeps_its_type() -> None:
     """Module by module, with weights that embedding and head share, the outputs are those of the whole in float32."""
     model = tiny("gemma", 1).to(torch.bfloat16)
-    x = sample_of(model)["input_ids"]
+    x = sample_of(model)
     with torch.inference_mode():
         with in_float32(model, whole=0):
             by_module = outputs_of(model, x)

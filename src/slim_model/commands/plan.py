@@ -8,7 +8,7 @@ from typing import Any
 from slim_model.errors import InputError
 from slim_model.folders.checkpoint import open_checkpoint_folder
 from slim_model.folders.meta import plan_of_config
-from slim_model.folders.plan import NAMES, Plan, plan_folder
+from slim_model.folders.plan import Plan, in_words, plan_folder
 from slim_model.folders.shards import read_json
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -30,7 +30,7 @@ def plan_lines(plan: Plan) -> list[str]:
     dense, slim = plan.checkpoint.parameters, plan.parameters
     return [
         f"parameters: {dense:,} -> {slim:,} ({1 - slim / dense:.1%} fewer)",
-        *(f"{NAMES[kind]} in each layer: {units:,} -> {kept:,}" for kind, (kept, units) in plan.kept.items()),
+        *(f"{in_words(name)} in each layer: {units:,} -> {kept:,}" for name, (kept, units) in plan.kept.items()),
         "config.json would say: " + ", ".join(f"{key}={value}" for key, value in _changed(plan).items()),
         *plan.notes,
     ]
@@ -41,7 +41,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     return {
         "dense": {"params": plan.checkpoint.parameters},
         "slim": {"params": plan.parameters},
-        "widths": {kind: {"kept": kept, "of": units} for kind, (kept, units) in plan.kept.items()},
+        "widths": {name: {"kept": kept, "of": units} for name, (kept, units) in plan.kept.items()},
         "config": _changed(plan),
         "notes": list(plan.notes),
     }

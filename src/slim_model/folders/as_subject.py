@@ -11,9 +11,12 @@ from torch import nn
 from slim_model.calling.arguments import Arguments
 from slim_model.errors import InputError
 from slim_model.folders.checkpoint import open_checkpoint_folder
-from slim_model.folders.running import input_of, load_folder
+from slim_model.folders.running import inputs_of, load_folder
 from slim_model.loading.load import Subject, load
 from slim_model.loading.source import SourceOptions
+
+_CACHING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of names of classes that predict words."""
 
 
 def load_source(path: Path, options: SourceOptions, *, seed: int = 0) -> Subject:
@@ -41,13 +44,11 @@ def _load_folder(path: Path, options: SourceOptions, seed: int) -> Subject:
 
 def _arguments_of(model: nn.Module, seed: int) -> Arguments:
     """Two samples; of words with a mask in which the second is shorter. A model that predicts words keeps no cache."""
-    name: str = model.main_input_name  # type: ignore[assignment]
-    x = input_of(model, seed)
-    given: dict[str, Any] = {name: x}
-    if name == "input_ids":
+    given: dict[str, Any] = inputs_of(model, seed)
+    if (x := given.get("input_ids")) is not None:
         mask = torch.ones_like(x)
         mask[-1, -max(1, x.shape[1] // 4) :] = 0
         given["attention_mask"] = mask
-    if hasattr(model.config, "use_cache") and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+    if hasattr(model.config, "use_cache") and type(model).__name__.endswith(_CACHING):
         given["use_cache"] = False
     return Arguments((), given)

@@ -6,7 +6,7 @@ channels is shown by the labels: the tests trace a small model of each row and c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["mlp", "heads"]
@@ -19,7 +19,9 @@ class Cut:
     ``layers``: what stands ahead of a layer's number. ``makes``: the linear layers whose outputs they are, each with
     the parts that lie side by side along these: c(hannels), q(ueries), k(eys), v(alues). ``reads``: the linear layer
     that takes them in. ``keys``: of the configuration, which hold their number; of heads that of all queries, then
-    that of the groups. ``module``: ``reads`` as the class calls it, where that is another name.
+    that of the groups. ``module``: ``reads`` as the class calls it, where that is another name. ``part``: of the model,
+    where it has several with widths of their own; ``within``: the key under which the configuration has those;
+    ``depth``: the key of the part's number of layers.
     """
 
     kind: Kind
@@ -28,6 +30,14 @@ class Cut:
     reads: str
     keys: tuple[str, ...]
     module: str = ""
+    part: str = ""
+    within: str = ""
+    depth: str = ""
+
+    @property
+    def name(self) -> str:
+        """The part and the kind."""
+        return f"{self.part} {self.kind}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,7 @@ class Family:
     linear layers through which a layer adds to what passes it, where it does nothing else; ``depth``: the key of the
     number of layers; ``per_layer``: keys of lists with one entry for each layer; ``norm_ahead``: the key that is false
     where this very model has its norms behind what a layer adds. No ``cuts``: the configuration can say no width, and
-    ``unsaid`` says why."""
+    ``unsaid`` says why and ``instead`` what to do."""
 
     cuts: tuple[Cut, ...]
     head_width: int | None = None
@@ -49,12 +59,24 @@ class Family:
     depth: str = "num_hidden_layers"
     per_layer: tuple[str, ...] = ("layer_types",)
     norm_ahead: str = ""
+    instead: str = "Give OUT.onnx instead of a folder, where any width can go"
 
 
 def _mlp(layers: str, key: str, makes: str, reads: str, module: str = "") -> Cut:
     """``makes``: names, each with as many channels as it has outputs, or ``name*2``: two blocks of them."""
     named = [name.partition("*") for name in makes.split()]
     return Cut("mlp", layers, tuple((name, "c" * int(times or 1)) for name, _, times in named), reads, (key,), module)
+
+
+def _tower(part: str) -> Cut:
+    """The MLP of one of CLIP's two encoders, which have a configuration each."""
+    cut = _mlp(f"{part}_model.encoder.layers", "intermediate_size", "mlp.fc1", "mlp.fc2")
+    return replace(cut, part=part, within=f"{part}_config", depth="num_hidden_layers")
+
+
+def _half(part: str) -> Cut:
+    """The MLP of Whisper's encoder or decoder."""
+    return replace(_mlp(f"{part}.layers", f"{part}_ffn_dim", "fc1", "fc2"), part=part, depth=f"{part}_layers")
 
 
 def _heads(layers: str, makes: str, reads: str) -> Cut:
@@ -80,6 +102,8 @@ _WAV2VEC = Family(
     (_mlp("encoder.layers", "intermediate_size", "feed_forward.intermediate_dense", "feed_forward.output_dense"),),
     unsaid=_WIDTH_OF_HEADS,
 )
+_TOWERS = Family((_tower("text"), _tower("vision")), unsaid=_WIDTH_OF_HEADS)
+_TOWER = Family((_mlp("encoder.layers", "intermediate_size", "mlp.fc1", "mlp.fc2"),), unsaid=_WIDTH_OF_HEADS)
 _BY_RATIO = Family(
     (), unsaid="the configuration has no number of MLP channels: they are mlp_ratio times the hidden size"
 )
@@ -142,6 +166,15 @@ FAMILIES: dict[str, Family] = {
     "deit": _VIT,
     "wav2vec2": _WAV2VEC,
     "hubert": _WAV2VEC,
+    "clip": _TOWERS,
+    "clip_text_model": _TOWER,
+    "clip_vision_model": _TOWER,
+    "whisper": Family((_half("encoder"), _half("decoder")), unsaid=_WIDTH_OF_HEADS),
+    "gemma3": Family(
+        (),
+        unsaid="its configuration leaves out widths of words and pictures",
+        instead="Take the language model alone: Gemma3ForCausalLM.from_pretrained(folder).save_pretrained(other)",
+    ),
     "swin": _BY_RATIO,
     "dinov2": _BY_RATIO,
     "convnext": _BY_STAGE,

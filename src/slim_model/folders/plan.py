@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slim_model.errors import BudgetError, InputError
 from slim_model.folders.checkpoint import Checkpoint
-from slim_model.folders.families import Cut, Family, Kind
+from slim_model.folders.families import Cut, Family
 
 STEP = 8
 """Widths are rounded to it where none is asked for: what vector units and matrix units of today take at once."""
@@ -67,12 +67,12 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``kept``: how many units of each kind stay of how many, in every layer; kinds of which none goes are left out.
-    ``config``: as it is to be written; ``notes``: for the user."""
+    """``kept``: how many units stay of how many in every layer, by the name of the cut; cuts of which none goes are
+    left out. ``config``: as it is to be written; ``notes``: for the user."""
 
     checkpoint: Checkpoint
     sites: tuple[Site, ...]
-    kept: Mapping[Kind, tuple[int, int]]
+    kept: Mapping[str, tuple[int, int]]
     config: Mapping[str, Any]
     notes: tuple[str, ...]
 
@@ -81,7 +81,7 @@ class Plan:
         """Of what is written, by name."""
         shapes = {name: list(stored.shape) for name, stored in self.checkpoint.tensors.items()}
         for site in self.sites:
-            count = self.kept[site.cut.kind][0]
+            count = self.kept[site.cut.name][0]
             for axis in site.axes:
                 shapes[axis.tensor][axis.axis] = count * sum(axis.spans)
         return shapes
@@ -97,10 +97,12 @@ def plan_folder(checkpoint: Checkpoint, ratio: float, step: int | None = None) -
     to ``STEP``, or what there is of it. Raises BudgetError where nothing would be left, or nothing can go."""
     check_widths(checkpoint.path, checkpoint.config, checkpoint.family)
     sites = list(_sites(checkpoint))
-    kept: dict[Kind, tuple[int, int]] = {}
+    kept: dict[str, tuple[int, int]] = {}
     config, notes = dict(checkpoint.config), list[str]()
     for cut in checkpoint.family.cuts:
         mine = [site for site in sites if site.cut == cut]
+        if not mine:
+            continue  # a class that has one part alone
         units = mine[0].units
         _check_said(checkpoint, mine)
         if cut.kind == "mlp":
@@ -108,27 +110,33 @@ def plan_folder(checkpoint: Checkpoint, ratio: float, step: int | None = None) -
         else:
             count = _groups(checkpoint, mine[0], ratio)
         if count == units:
-            notes.append(f"{NAMES[cut.kind]} are kept: {units} cannot lose {ratio:.0%}{_why(checkpoint, cut)}")
+            notes.append(f"{in_words(cut.name)} are kept: {units} cannot lose {ratio:.0%}{_why(checkpoint, cut)}")
             continue
-        kept[cut.kind] = (count, units)
-        config |= _said(checkpoint, mine[0], count)
+        kept[cut.name] = (count, units)
+        config |= _said(config, checkpoint, mine[0], count)
     if checkpoint.family.unsaid:
         notes.append(f"heads are kept: {checkpoint.family.unsaid}")
     if not kept and not checkpoint.gone:
         raise BudgetError(f"nothing can go at ratio {ratio:g}: {'; '.join(notes)}. Give a larger --ratio.")
-    return Plan(checkpoint, tuple(s for s in sites if s.cut.kind in kept), kept, config, tuple(notes))
+    return Plan(checkpoint, tuple(s for s in sites if s.cut.name in kept), kept, config, tuple(notes))
 
 
 def check_widths(path: Path, config: Mapping[str, Any], family: Family) -> None:
     """Raise InputError where the configuration can say no width at all."""
     if not family.cuts:
         raise InputError(
-            f"{path}: no smaller {config['model_type']} can be written as a folder, since {family.unsaid}. Give "
-            "OUT.onnx instead of a folder, where any width can go."
+            f"{path}: no smaller {config['model_type']} can be written as a folder, since {family.unsaid}. "
+            f"{family.instead}."
         )
 
 
-NAMES = {"mlp": "MLP channels", "heads": "key-value groups"}
+_NAMES = {"mlp": "MLP channels", "heads": "key-value groups"}
+
+
+def in_words(name: str) -> str:
+    """A cut's name for the user: ``text mlp`` are the MLP channels of the text part."""
+    part, _, kind = name.rpartition(" ")
+    return f"{_NAMES[kind]} of the {part} part" if part else _NAMES[kind]
 
 
 def _why(checkpoint: Checkpoint, cut: Cut) -> str:
@@ -141,16 +149,22 @@ def _why(checkpoint: Checkpoint, cut: Cut) -> str:
 
 
 def _sites(checkpoint: Checkpoint) -> Iterator[Site]:
-    for cut in checkpoint.family.cuts:
-        found = re.compile(rf"((?:^|.*\.){re.escape(cut.layers)}\.(\d+)\.){re.escape(cut.reads)}\.weight")
-        layers = [match for name in checkpoint.tensors if (match := found.fullmatch(name))]
-        if not layers:
+    found = {cut: _layers_of(checkpoint, cut) for cut in checkpoint.family.cuts}
+    for cut, layers in found.items():
+        # A class may have one of a model's parts alone.
+        if not layers and not (cut.part and any(found.values())):
             raise InputError(
                 f"{checkpoint.path} has no {cut.layers}.0.{cut.reads}.weight, which a model of type "
                 f"{checkpoint.config['model_type']} has. The weights do not belong to config.json."
             )
-        for match in sorted(layers, key=lambda match: int(match[2])):
-            yield _site(checkpoint, cut, match[1], int(match[2]))
+        for layer, where in layers:
+            yield _site(checkpoint, cut, where, layer)
+
+
+def _layers_of(checkpoint: Checkpoint, cut: Cut) -> list[tuple[int, str]]:
+    """Number of each layer, and what stands ahead of its names."""
+    form = re.compile(rf"((?:^|.*\.){re.escape(cut.layers)}\.(\d+)\.){re.escape(cut.reads)}\.weight")
+    return sorted((int(match[2]), match[1]) for name in checkpoint.tensors if (match := form.fullmatch(name)))
 
 
 def _site(checkpoint: Checkpoint, cut: Cut, where: str, layer: int) -> Site:
@@ -215,8 +229,9 @@ def _whole(checkpoint: Checkpoint, key: str, default: int | None = None) -> int:
 
 def _check_said(checkpoint: Checkpoint, sites: list[Site]) -> None:
     """Raise InputError where the weights have another depth, or a layer another width, than config.json says."""
-    depth, key = checkpoint.config.get(checkpoint.family.depth), sites[0].cut.keys[-1]
-    width = _heads_of(checkpoint)[1] if sites[0].cut.kind == "heads" else checkpoint.config.get(key)
+    cut, config = sites[0].cut, part_of(checkpoint.config, sites[0].cut.within)
+    depth, key = config.get(cut.depth or checkpoint.family.depth), cut.keys[-1]
+    width = _heads_of(checkpoint)[1] if cut.kind == "heads" else config.get(key)
     if depth not in (None, len(sites)):
         raise InputError(
             f"{checkpoint.path} has weights of {len(sites)} layers, and config.json says {depth}. The weights do not "
@@ -225,7 +240,7 @@ def _check_said(checkpoint: Checkpoint, sites: list[Site]) -> None:
     for site in sites:
         if site.units != (sites[0].units if width is None else width):
             raise InputError(
-                f"{checkpoint.path}: {site.reads.tensor} reads {site.units} {NAMES[site.cut.kind]}, and config.json "
+                f"{checkpoint.path}: {site.reads.tensor} reads {site.units} {in_words(cut.name)}, and config.json "
                 f"says {width or sites[0].units} ({key}). The weights do not belong to config.json."
             )
 
@@ -254,8 +269,19 @@ def _groups(checkpoint: Checkpoint, site: Site, ratio: float) -> int:
     return min([*can, groups], key=lambda n: (abs(n - wanted), -n))
 
 
-def _said(checkpoint: Checkpoint, site: Site, count: int) -> dict[str, int]:
-    """What the configuration says of ``count`` units."""
+def part_of(config: Mapping[str, Any], within: str) -> Mapping[str, Any]:
+    """What the configuration says of one part; of CLIP old files do so under a second key, which goes ahead."""
+    parts = [config.get(key) or {} for key in (within, f"{within}_dict")] if within else [config]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise InputError(f"config.json: {within} holds no names with values. Fetch it again.")
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _said(config: Mapping[str, Any], checkpoint: Checkpoint, site: Site, count: int) -> dict[str, Any]:
+    """What ``config`` then says of ``count`` units."""
+    if site.cut.within:
+        places = [key for key in (site.cut.within, f"{site.cut.within}_dict") if config.get(key)]
+        return {key: {**(config.get(key) or {}), site.cut.keys[0]: count} for key in places or [site.cut.within]}
     if site.cut.kind == "mlp":
         return {site.cut.keys[0]: count}
     heads, groups, width = _heads_of(checkpoint)

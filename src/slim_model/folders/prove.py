@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slim_model.errors import ProofError
-from slim_model.folders.running import in_float32, input_of, load_folder, outputs_of
+from slim_model.folders.running import in_float32, inputs_of, load_folder, outputs_of
 from slim_model.folders.write import Kept
 from slim_model.proof.tolerance import TOLERANCE, relative_error
 
@@ -30,7 +30,7 @@ def prove_folder(
     or where transformers misses a tensor that it found in the dense folder."""
     checkpoint = kept.plan.checkpoint
     small = load_folder(place, checkpoint.dtype)
-    x = input_of(small.model, seed)
+    x = inputs_of(small.model, seed)
     with in_float32(small.model):
         found = outputs_of(small.model, x)
         measure(small.model)
@@ -50,4 +50,4 @@ def prove_folder(
             f"most {TOLERANCE:g} is allowed. Nothing was kept of it. Please report the model_type and the version of "
             "transformers."
         )
-    return FolderProof(error, len(x), name)
+    return FolderProof(error, len(x[next(iter(x))]), name)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from slim_model.folders.plan import in_words
 from slim_model.folders.slim_folder import SlimFolder
 from slim_model.ranking.criteria import ranking_of
 from slim_model.version import __version__
 
 SCHEMA = "slim-model-folder-report/1"
-_NAMES = {"mlp": "MLP channels in each layer", "heads": "key-value groups in each layer"}
 
 
 def report_of(result: SlimFolder, seconds: float) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def report_of(result: SlimFolder, seconds: float) -> dict[str, Any]:
         "sequences": list(result.text.fit.shape) if result.text else None,
         "dense": {"params": whole.parameters},
         "slim": {"params": plan.parameters},
-        "widths": {kind: {"kept": kept, "of": units} for kind, (kept, units) in plan.kept.items()},
+        "widths": {name: {"kept": kept, "of": units} for name, (kept, units) in plan.kept.items()},
         **layers,
         "config": {k: v for k, v in plan.config.items() if whole.config.get(k) != v},
         "perplexity": result.perplexity,
@@ -49,7 +49,9 @@ def lines(report: dict[str, Any]) -> list[str]:
     """The report for people, a fact a line."""
     dense, slim = report["dense"]["params"], report["slim"]["params"]
     said = [f"parameters: {dense:,} -> {slim:,} ({1 - slim / dense:.1%} fewer)"]
-    said += [f"{_NAMES[kind]}: {row['of']:,} -> {row['kept']:,}" for kind, row in report["widths"].items()]
+    said += [
+        f"{in_words(name)} in each layer: {row['of']:,} -> {row['kept']:,}" for name, row in report["widths"].items()
+    ]
     if layers := report.get("layers"):
         said.append(f"without layers {', '.join(map(str, layers['gone']))} (from 0) of {layers['of']}")
     if report["perplexity"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,29 +137,48 @@ def _in_float32_for_a_call() -> tuple[Callable[..., None], Callable[..., None]]:
     return before, after
 
 
-def input_of(model: Any, seed: int) -> Tensor:
-    """Two random samples of the model's main input."""
-    draw, config = torch.Generator().manual_seed(seed), model.config
-    if model.main_input_name == "pixel_values":
-        size = config.image_size
-        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-        return torch.randn(2, config.num_channels, *sides, generator=draw)
-    if model.main_input_name == "input_values":
-        return torch.randn(2, _SOUND, generator=draw)
-    length = min(32, longest(config))
-    return torch.randint(0, config.vocab_size, (2, length), generator=draw)
+def inputs_of(model: Any, seed: int) -> dict[str, Tensor]:
+    """Two random samples, by the names of the inputs."""
+    draw, config, name = torch.Generator().manual_seed(seed), model.config, model.main_input_name
+    if name == "pixel_values":
+        return {name: _pictures(getattr(config, "vision_config", config), draw)}
+    if name == "input_values":
+        return {name: torch.randn(2, _SOUND, generator=draw)}
+    if name == "input_features":
+        heard = {name: torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions, generator=draw)}
+        said = "decoder_input_ids"
+        return heard | ({said: _words(config, draw)} if said in inspect.signature(model.forward).parameters else {})
+    if hasattr(config, "vision_config"):
+        return {name: _words(config.text_config, draw), "pixel_values": _pictures(config.vision_config, draw)}
+    return {name: _words(config, draw)}
+
+
+def _pictures(config: Any, draw: torch.Generator) -> Tensor:
+    size = config.image_size
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    return torch.randn(2, config.num_channels, *sides, generator=draw)
+
+
+def _words(config: Any, draw: torch.Generator) -> Tensor:
+    return torch.randint(0, config.vocab_size, (2, min(32, longest(config))), generator=draw)
 
 
 def longest(config: Any) -> int:
     """Tokens of a sequence that the model surely takes; RoBERTa's first positions are for padding."""
-    return max(1, (getattr(config, "max_position_embeddings", None) or 512) - 2)
+    said = getattr(config, "max_position_embeddings", None) or getattr(config, "max_target_positions", None)
+    return max(1, (said or 512) - 2)
+
+
+_OUTPUTS = (("logits",), ("text_embeds", "image_embeds"), ("text_embeds",), ("image_embeds",), ("last_hidden_state",))
 
 
 @torch.no_grad()
-def outputs_of(model: Any, x: Tensor) -> Tensor:
-    """Logits, or the last hidden state where the model has no head."""
-    found = model(**{model.main_input_name: x}, return_dict=True)
-    return (found["logits"] if "logits" in found else found["last_hidden_state"]).float()
+def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits; of a model that compares words with pictures both in one row; where it has no head the last hidden
+    state."""
+    found = model(**inputs, return_dict=True)
+    names = next(names for names in _OUTPUTS if all(name in found for name in names))
+    return torch.cat([found[name] for name in names]).float()
 
 
 Visit = Callable[[Site, Covariances | None, Variances], None]

@@ -15,7 +15,7 @@ from slim_model.folders.depth import check_depth, shallower
 from slim_model.folders.plan import Plan, Site, plan_folder
 from slim_model.folders.prove import FolderProof, prove_folder
 from slim_model.folders.refit import refit
-from slim_model.folders.running import in_float32, load_folder, longest, perplexity, products_in, watch
+from slim_model.folders.running import in_float32, inputs_of, load_folder, longest, perplexity, products_in, watch
 from slim_model.folders.tokens import SAMPLES, Tokens, read_tokens
 from slim_model.folders.write import Kept, write_folder
 from slim_model.progress import Progress, say_nothing
@@ -78,9 +78,10 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
     if recipe.data.data is not None:
         progress("loading the dense model")
         dense = load_folder(checkpoint.path, checkpoint.dtype).model
-        if dense.main_input_name != "input_ids":
+        if list(inputs_of(dense, recipe.seed)) != ["input_ids"]:
             raise InputError(
-                f"a {checkpoint.config['model_type']} reads no text. Leave out --data and --recover, or give OUT.onnx."
+                f"a {checkpoint.config['model_type']} reads no text, or not alone. Leave out --data and "
+                "--recover, or give OUT.onnx."
             )
         text = read_tokens(checkpoint, recipe.data, longest(dense.config))
         with in_float32(dense), products_in(checkpoint.dtype):
@@ -127,7 +128,7 @@ def _kept_by_weights(plan: Plan, recipe: Recipe, progress: Progress) -> Kept:
     units = {}
     for number, site in enumerate(plan.sites):
         progress(f"ranking {number + 1} of {len(plan.sites)}")
-        count = plan.kept[site.cut.kind][0]
+        count = plan.kept[site.cut.name][0]
         units[site] = kept_units(plan.checkpoint, site, count, ranking, recipe.seed + number, {})
     return Kept(plan, units)
 
@@ -141,7 +142,7 @@ def _kept_by_data(plan: Plan, dense: Any, text: Tokens, recipe: Recipe, level: s
         progress(f"ranking {number + 1} of {len(plan.sites)}")
         held = {"moments": alone, "covariance": pairs}
         statistics = {name: held[name] for name in ranking.statistics}
-        count = plan.kept[site.cut.kind][0]
+        count = plan.kept[site.cut.name][0]
         units[site] = kept_units(plan.checkpoint, site, count, ranking, recipe.seed + number, statistics)
         if level != "none" and (pairs or site.bias):
             refitted.update(_refitted(plan.checkpoint, site, units[site], pairs, alone, level))
