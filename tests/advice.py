@@ -38,9 +38,6 @@ def _text(node: ast.expr) -> str:
 
 
 ELSEWHERE: dict[str, str] = {
-    "Give OUT.onnx instead of a folder, where any width can go.": (
-        "folders/test_slim_folder.py::test_a_folder_becomes_an_onnx_file"
-    ),
     "Leave out --data and --recover, or give OUT.onnx.": (
         "folders/test_slim_folder.py::test_a_folder_becomes_an_onnx_file"
     ),
@@ -105,7 +102,6 @@ UNTRIED: frozenset[str] = frozenset(
         "Use a criterion without gradients, or operators that do not write in place.",
         "Use another one.",
         "Use the fp32 file, or prune more of it first.",
-        "Write them as safetensors:",
         "give no IN with it.",
         "leave out --low-rank.",
     }
