@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +66,7 @@ class Recipe:
     seed: int = option(0, "For whatever is random.")
 
     @classmethod
-    def of(cls, ratio: float = 0.5, criterion: str | Criterion | None = None, **options: Any) -> Recipe:
+    def of(cls, ratio: float | None = None, criterion: str | Criterion | None = None, **options: Any) -> Recipe:
         """The recipe with these options, each given to the group that has it. Raises InputError where a value is
         wrong, TypeError where no group knows the name."""
         given = {"ratio": ratio, "criterion": criterion} | options
@@ -82,11 +83,12 @@ class Recipe:
 
     def but(self, **changes: Any) -> Recipe:
         """The same recipe with other values of these options."""
-        return Recipe.of(**(self.options() | changes))
+        return Recipe.of(**changed(self.options(), changes))
 
     def decided(self) -> Recipe:
         """The same recipe with a value for everything that was left to ``effort``."""
-        return self.but(**decided(self.options()))
+        ratio = {} if self.budget.target else {"ratio": self.budget.share_removed}
+        return self.but(**ratio, **decided(self.options()))
 
     def __post_init__(self) -> None:
         """Options of one group that ask for another. What one group says by itself it has checked."""
@@ -125,6 +127,20 @@ class Recipe:
             raise InputError("int8 is calibrated on data, and none was given: add --data SPEC.")
         if self.gates.max_drop is not None:
             raise InputError("max_drop needs data with labels to read the accuracy from: --data, or data= in Python.")
+
+
+_INSTEAD = {
+    "target": ("ratio", "of"), "ratio": ("target",), "of": ("target",),
+    "allocate": ("scope",), "scope": ("allocate",), "inputs": ("example",), "example": ("inputs",),
+}  # fmt: skip
+"""Options that exclude each other. Two in one place are refused; what overrides one takes the other away."""
+
+
+def changed(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``options``, by name, with ``changes``; without what those exclude, unless it is among them."""
+    given = [name for name, value in changes.items() if value is not None]
+    gone = {other for name in given for other in _INSTEAD.get(name, ())} - set(given)
+    return {name: value for name, value in options.items() if name not in gone} | dict(changes)
 
 
 def _names_of(group: Any) -> list[str]:

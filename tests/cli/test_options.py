@@ -104,6 +104,7 @@ def test_an_unknown_option_is_named() -> None:
     ("arguments", "says"),
     [
         (["--ratio", "2"], "ratio 2.0 is not between 0 and 1"),
+        (["--ratio", "0.5", "--target", "macs=1G"], "ratio 0.5 and target 'macs=1G' both say how much goes"),
         (["--scope", "middle"], "scope 'middle' is unknown; it is one of local, global"),
         (["--multiple-of", "many"], "--multiple-of many: it is 'auto' or a whole number"),
         (["--mean", "red"], "--mean red: it is one number or one per channel"),

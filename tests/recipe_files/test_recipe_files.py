@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from slim_model.errors import InputError
 from slim_model.export.options import OutputOptions
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.recipe import Recipe
-from slim_model.recipe_files.job import SECTIONS, Job
+from slim_model.recipe_files.job import SECTIONS, Job, job_of
 from slim_model.recipe_files.read import read_job
 from slim_model.recipe_files.schema import recipe_schema
 from slim_model.recipe_files.versions import RECIPE_SCHEMA, REPORT_SCHEMA
@@ -102,6 +103,12 @@ MISTAKES = {
     "[budget]\nratio = 'half'": '[budget] ratio = "half" is no number.',
     "[budget]\nratio = true": "[budget] ratio = true is no number.",
     "[budget]\nratio = 2": "ratio 2.0 is not between 0 and 1.",
+    "[budget]\nratio = 0.5\ntarget = 'macs=1G'": "ratio 0.5 and target 'macs=1G' both say how much goes. Give one",
+    "[budget]\nof = 'params'\ntarget = 'macs=1G'": "of 'params' and target 'macs=1G' limit different things.",
+    "[budget]\nscope = 'global'\nallocate = 'greedy'": "scope 'global' and allocate 'greedy' both say which layers",
+    "[training]\ndistill = false\nalpha = 0.9": "leave out --no-distill, or these.",
+    "[training]\ndistill = false\nhints = 3": "leave out --no-distill, or --hints.",
+    "[measuring]\nbench = false\n[gates]\nmin_speedup = 2": "--min-speedup needs the latency; leave out --no-bench.",
     "[budget]\nmultiple_of = 'few'": "[budget] multiple_of few: it is 'auto' or a whole number, such as 8.",
     "[data]\nsamples = 1.5": "[data] samples = 1.5 is no whole number.",
     "[data]\nsamples = 0": "[data] samples = 0 is below 1.",
@@ -145,6 +152,39 @@ def test_a_file_that_is_no_recipe_is_refused(name: str, text: str, told: str, tm
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is no text"):
         read_job(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "left"),
+    [
+        ("ratio = 0.25", {"target": "macs=1G"}, {"target": "macs=1G"}),
+        ("ratio = 0.25\nof = 'params'", {"target": "macs=1G"}, {"target": "macs=1G"}),
+        ("target = 'macs=1G'", {"ratio": 0.25}, {"ratio": 0.25}),
+        ("target = 'macs=1G'", {"of": "params"}, {"of": "params"}),
+        ("scope = 'global'", {"allocate": "greedy"}, {"allocate": "greedy"}),
+        ("allocate = 'greedy'", {"scope": "global"}, {"scope": "global"}),
+        ("ratio = 0.25", {"ratio": 0.3, "target": "macs=1G"}, "both say how much goes"),
+    ],
+)
+def test_what_overrides_takes_what_it_excludes_away(text: str, change: Any, left: Any, tmp_path: Path) -> None:
+    """A target once won over any ratio, also over one of the command line, and said nothing."""
+    file = written(tmp_path, f"[budget]\n{text}")
+    if isinstance(left, str):
+        with pytest.raises(InputError, match=left):
+            read_job(file, change, source=Path("in.pt"), target=Path("out.onnx"))
+        return
+    job = read_job(file, change, source=Path("in.pt"), target=Path("out.onnx"))
+    assert job.recipe == Recipe.of(**left)
+    assert read_job(file, source=Path("in.pt"), target=Path("out.onnx")).recipe.but(**change) == job.recipe
+
+
+def test_a_report_of_a_target_says_no_ratio_and_one_that_does_is_read(tmp_path: Path) -> None:
+    job = job_of({"target": "macs=1G"}, tmp_path / "in.pt", tmp_path / "out.onnx")
+    sections = sections_of(replace(job, recipe=job.recipe.decided()), tmp_path)
+    assert sections["budget"]["ratio"] is None
+    sections["budget"]["ratio"] = 0.5  # as reports had it
+    old = {"schema": REPORT_SCHEMA, "recipe": sections, "source": {"sha256": "0" * 64}}
+    assert read_job(written(tmp_path, json.dumps(old), "report.json")).recipe == job.recipe.decided()
 
 
 def test_a_report_of_the_first_version_is_read(tmp_path: Path) -> None:

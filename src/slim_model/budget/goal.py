@@ -53,7 +53,7 @@ class Goal:
         """The goal that the user's options name, in one round."""
         price, limit = (read_target(options.target)) if options.target else (price_of(options.of), None)
         return cls(
-            ratio=options.ratio,
+            ratio=options.share_removed,
             price=None if options.counts_channels else price,
             limit=limit,
             allocation=allocation_of(options.allocation),

@@ -16,6 +16,9 @@ from slim_model.options import check_choices, option, read_step
 SCOPES = {"local": "uniform", "global": "global"}
 """``--scope`` is a shorter word for two allocations."""
 
+RATIO = 0.5
+"""The fraction removed where nothing says how much."""
+
 ENGINES: dict[str, Callable[..., Any]] = {
     "slim": Late("budget.search:plan_for"),
     "torch-pruning": Late("budget.torch_pruning:plan_by_torch_pruning"),
@@ -25,14 +28,21 @@ ENGINES: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class BudgetOptions:
-    """``ratio``: fraction removed of what ``of`` names: channels, or a price (``cost.prices``). ``target``: a limit in
-    its place, such as ``"macs=1.0G"``. ``allocate``: which layers give how much (``budget.allocations``); default: as
-    ``scope`` says. ``scan``: the file of a sensitivity scan. ``multiple_of``: layer widths are rounded to it;
-    ``"auto"`` takes the width step of this machine. ``engine``: whose pruner turns scores into channels.
+    """``ratio``: fraction removed of what ``of`` names: channels, or a price (``cost.prices``); None: ``RATIO``.
+    ``target``: a limit in its place, such as ``"macs=1.0G"``. ``allocate``: which layers give how much
+    (``budget.allocations``); default: as ``scope`` says, which is a shorter word for two of them. ``scan``: the file of
+    a sensitivity scan. ``multiple_of``: layer widths are rounded to it; ``"auto"`` takes the width step of this
+    machine. ``engine``: whose pruner turns scores into channels.
     ``iterations``: rounds of removal, each followed by recovery and training. ``depth``: whole layers that go as well,
     where a folder of transformers is written."""
 
-    ratio: float = option(0.5, "Fraction removed: of the channels, or of what --of names.", basic=True)
+    ratio: float | None = option(
+        None,
+        "Fraction removed: of the channels, or of what --of names. Default: 0.5, where no --target is given.",
+        kind=float,
+        metavar="X",
+        basic=True,
+    )
     of: str = option("channels", "What --ratio is a fraction of.", metavar="|".join(PRICES))
     target: str | None = option(
         None,
@@ -72,21 +82,32 @@ class BudgetOptions:
     def __post_init__(self) -> None:
         if self.depth < 0:
             raise InputError(f"depth {self.depth} is not a number of layers from 0.")
-        if not 0 < self.ratio < 1:
+        if self.ratio is not None and not 0 < self.ratio < 1:
             raise InputError(
                 f"ratio {self.ratio} is not between 0 and 1. It is the fraction of channels removed: 0.5 halves widths."
             )
         check_choices(self)
         price_of(self.of)
+        if self.target is not None and self.ratio is not None:
+            raise InputError(
+                f"ratio {self.ratio:g} and target '{self.target}' both say how much goes. Give one of them."
+            )
         if self.target is not None and self.of not in ("channels", read_target(self.target)[0].name):
             raise InputError(f"of '{self.of}' and target '{self.target}' limit different things. Give one of them.")
         if self.allocate is not None:
-            allocation_of(self.allocate)
+            self._check_allocation(self.allocate)
         if self.multiple_of != "auto" and (not isinstance(self.multiple_of, int) or self.multiple_of < 1):
             raise InputError(f"multiple_of {self.multiple_of!r} is not 'auto' or a whole number from 1.")
         if self.engine != "slim" and not self.counts_channels:
             raise InputError(f"engine '{self.engine}' takes only a ratio of channels, no other goal.")
         self._check_rounds()
+
+    def _check_allocation(self, name: str) -> None:
+        kind = allocation_of(name).kind
+        if self.scope != "local" and kind != SCOPES[self.scope]:
+            raise InputError(
+                f"scope '{self.scope}' and allocate '{name}' both say which layers give how much. Give one of them."
+            )
 
     def _check_rounds(self) -> None:
         if self.iterations < 1:
@@ -96,6 +117,11 @@ class BudgetOptions:
             raise InputError(
                 f"iterations {self.iterations} takes a ratio and the engine slim; {other} takes one round."
             )
+
+    @property
+    def share_removed(self) -> float:
+        """The ratio, whether it was given or not."""
+        return RATIO if self.ratio is None else self.ratio
 
     @property
     def allocation(self) -> str:

@@ -262,8 +262,8 @@ def _metadata(subject: Subject, recipe: Recipe) -> dict[str, str]:
     criterion, budget = recipe.ranking.ranked_by, recipe.budget
     return {
         "slim_model_version": __version__,
-        "slim_model_budget": budget.target or f"{budget.of} ratio={budget.ratio:g}",
-        **({} if budget.target else {"slim_model_ratio": str(budget.ratio)}),
+        "slim_model_budget": budget.target or f"{budget.of} ratio={budget.share_removed:g}",
+        **({} if budget.target else {"slim_model_ratio": str(budget.share_removed)}),
         "slim_model_criterion": criterion if isinstance(criterion, str) else criterion.__name__,
         "slim_model_source_sha256": subject.sha256,
     }

@@ -45,12 +45,12 @@ class Removal:
     """What was removed from the dense model, as a file remembers it. ``arguments``: the dense model's example.
     ``removed``: for each tensor and axis the positions that are gone, over all passes; ``passes``: what attention lost
     in each (``heads`` or ``width``), and what it removed from what it was given. ``factored``: the layers that were
-    factored ahead of them. The rest are options of the run."""
+    factored ahead of them. ``ratio``: None where a target took its place. The rest are options of the run."""
 
     arguments: Arguments
     removed: RemovedSlices
     passes: tuple[tuple[str, RemovedSlices], ...]
-    ratio: float
+    ratio: float | None
     coupling: CouplingOptions = field(default_factory=CouplingOptions)
     tracing: TracingOptions = TracingOptions()
     factored: tuple[Factored, ...] = ()

@@ -28,7 +28,7 @@ def report_of(result: SlimFolder, seconds: float) -> dict[str, Any]:
             "class": result.proof.compared,
             "dtype": str(checkpoint.dtype).removeprefix("torch."),
         },
-        "ratio": recipe.budget.ratio,
+        "ratio": recipe.budget.share_removed,
         "criterion": ranking_of(recipe.ranking.ranked_by).__name__,
         "recover": result.level,
         "data": result.text.name if result.text else None,

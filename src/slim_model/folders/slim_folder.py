@@ -67,7 +67,7 @@ def check_recipe(recipe: Recipe) -> None:
 def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: Progress = say_nothing) -> SlimFolder:
     """Fill the empty folder ``place`` with ``checkpoint`` made smaller. Raises SlimError where that cannot be."""
     step = None if recipe.budget.multiple_of == "auto" else int(recipe.budget.multiple_of)
-    plan = plan_folder(checkpoint, recipe.budget.ratio, step)
+    plan = plan_folder(checkpoint, recipe.budget.share_removed, step)
     recipe = decided(recipe)
     level = recipe.recovery.recover or "none"
     _check_level(plan, level)
@@ -89,7 +89,7 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
             if recipe.budget.depth:
                 progress("choosing layers")
                 checkpoint = shallower(checkpoint, dense, text.fit, recipe.budget.depth)
-                plan = plan_folder(checkpoint, recipe.budget.ratio, step)
+                plan = plan_folder(checkpoint, recipe.budget.share_removed, step)
         if checkpoint.gone:
             tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
             dense = load_folder(checkpoint.path, checkpoint.dtype, tensors, checkpoint.config).model

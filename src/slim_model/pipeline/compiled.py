@@ -123,7 +123,7 @@ class Compiled:
             removed=removed_slices(self.start, self.kept_positions()),
             factored=self.start.factored,
             passes=tuple((one.loses, removed_slices(one.dense, one.kept_positions())) for one in self.passes),
-            ratio=recipe.budget.ratio,
+            ratio=None if recipe.budget.target else recipe.budget.share_removed,
             coupling=recipe.coupling,
             tracing=recipe.tracing,
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from slim_model.errors import InputError, first_line
 from slim_model.options import About, options_of
-from slim_model.recipe import Recipe
+from slim_model.recipe import Recipe, changed
 from slim_model.recipe_files.job import SECTIONS, Job, job_of
 from slim_model.recipe_files.versions import RECIPE_SCHEMA, recipe_of_report
 
@@ -28,15 +28,16 @@ def read_job(
     """The job that ``file`` describes: a recipe (.toml, .yaml, .json), or the report (.json) of a run to repeat.
 
     ``changes`` are options by name that take the place of those in the file, as do ``source`` (IN) and ``target``
-    (OUT.onnx). Paths in the file are relative to its folder; ``${NAME}`` in a text is that environment variable.
-    Raises InputError where the file cannot be read, a section or key is unknown, or a value is of another type.
+    (OUT.onnx); what a change excludes goes, as a ratio where a target is given. Paths in the file are relative to
+    its folder; ``${NAME}`` in a text is that environment variable. Raises InputError where the file cannot be read, a
+    section or key is unknown, a value is of another type, or two exclude each other.
     """
     sections = _parse(file)
     sha256 = None
     if str(sections.get("schema", "")).startswith("slim-model-report/"):
         sections, sha256 = recipe_of_report(sections, file)
     _check_names(sections, file)
-    values = dict(_values_of(sections, file)) | dict(changes or {})
+    values = changed(dict(_values_of(sections, file)), changes or {})
     source = source or values.get("path")
     target = target or values.get("onnx")
     if source is None:

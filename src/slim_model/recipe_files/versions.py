@@ -31,7 +31,12 @@ def check_report(report: Any, file: Path) -> int:
 
 def recipe_of_report(report: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], str | None]:
     """The sections of the recipe that ``report`` holds, and the sha256 of its IN."""
-    recipe = report["recipe"] if check_report(report, file) > 1 else _sections(report["recipe"])
+    recipe = dict(report["recipe"]) if check_report(report, file) > 1 else _sections(report["recipe"])
+    budget = recipe.get("budget")
+    if (
+        isinstance(budget, dict) and budget.get("target") is not None
+    ):  # which once stood beside a ratio that meant nothing
+        recipe["budget"] = {**budget, "ratio": None}
     return recipe, report["source"].get("sha256")
 
 

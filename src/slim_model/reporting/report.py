@@ -195,7 +195,7 @@ def _rounding(compiled: Compiled, recipe: Recipe) -> list[str]:
     """A note where rounding widths to the machine's block moved the ratio."""
     budget, block = recipe.budget, compiled.block
     if budget.counts_channels and block > 1 and budget.allocation == "uniform" and recipe.factoring.widths:
-        off = abs(_counted(compiled)["removed_share"] - budget.ratio) > 0.03
+        off = abs(_counted(compiled)["removed_share"] - budget.share_removed) > 0.03
         return [f"widths were rounded to multiples of {block} (or of 8, 4, 2 in narrow layers), which "
                 "changed the ratio; --multiple-of 1 keeps to it, and may run slower"] * off  # fmt: skip
     return []

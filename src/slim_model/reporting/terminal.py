@@ -93,7 +93,7 @@ def _error(did: dict[str, Any]) -> str:
 def _channels(report: Report) -> tuple[str, str, str]:
     removed = report.channels["removed_share"]
     asked = report.recipe["budget"]["ratio"]
-    off = f" (asked: {asked:.0%})" if abs(removed - asked) > 0.015 and not report.budget else ""
+    off = f" (asked: {asked:.0%})" if not report.budget and abs(removed - asked) > 0.015 else ""
     return f"{report.channels['dense']:,}", f"{report.channels['slim']:,}", f"{removed:.0%} removed{off}"
 
 

@@ -14,6 +14,7 @@ OPTIMIZERS = ("auto", "sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
 VARIATIONS = ("crop", "flip", "cutmix")
 """How pictures may be varied; several are joined by +."""
+ALPHA, TEMPERATURE = 0.5, 2.0
 AUGMENT = ("auto", "none", *VARIATIONS)
 
 
@@ -42,8 +43,8 @@ class TrainingOptions:
         metavar="|".join(AUGMENT),
     )
     distill: bool = option(True, "Learn from the dense model too; without labels from it alone.")
-    alpha: float = option(0.5, "Weight of the distillation loss, 0 (labels only) to 1 (teacher only).", metavar="A")
-    temperature: float = option(2.0, "Distillation temperature; higher gives softer targets.", metavar="T")
+    alpha: float = option(ALPHA, "Weight of the distillation loss, 0 (labels only) to 1 (teacher only).", metavar="A")
+    temperature: float = option(TEMPERATURE, "Distillation temperature; higher gives softer targets.", metavar="T")
     hints: float = option(0.0, "Weight of the feature-matching loss (FitNets), such as 10.", metavar="W", least=0)
     dropout: float = option(1.0, "Share of the model's own dropout rates that stays: 0 to 1.", metavar="S")
     precision: str = option("auto", "auto: bf16 where this machine computes in it.", choices=PRECISIONS)
@@ -64,6 +65,11 @@ class TrainingOptions:
             raise InputError(f"hints {self.hints:g} is no weight; it is a number from 0, such as 10.")
         if self.hints and not self.distill:
             raise InputError("hints are what the dense model says inside: leave out --no-distill, or --hints.")
+        if not self.distill and (self.alpha not in (0, ALPHA) or self.temperature != TEMPERATURE):
+            raise InputError(
+                "alpha and temperature say how the small model learns from the dense one: leave out --no-distill, or "
+                "these."
+            )
         self._check_augment()
 
     def _check_augment(self) -> None:
