@@ -135,7 +135,7 @@ def measured(name: str, threads: int) -> dict[str, Any]:
             gate = {} if name in _TRAINED else {"min_agreement": 0.01}
             options = QuantizingOptions(int8=True, int8_anyway=True, **gate)
             data = open_data(
-                Divided(_random(prepared.inputs)),
+                Divided(prepared.samples or _random(prepared.inputs)),
                 prepared.inputs,
                 samples=_SAMPLES,
                 fixed_batch=not prepared.dynamic_batch,
