@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,21 +25,18 @@ import datasets
 import evaluate
 import nets
 from peer import PEER, ratio_for
-from provenance import RESULTS, provenance, summary
+from provenance import RESULTS, ROOT, provenance, summary
 from slim_model.data.datasets import Divided
 from slim_model.effort import EFFORTS
-from slim_model.export.check_onnx import check_onnx
-from slim_model.export.to_onnx import to_onnx
-from slim_model.measuring.timing import compare
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
-from slim_model.pipeline.example_batches import other_batches
 from slim_model.recipe import Recipe
 from stored_rows import load_rows, save_rows
 from train import trained
+from written_files import in_turns, written
 
 PEER_NAME = "torch-pruning"
-FILES = Path(__file__).resolve().parents[1] / "build" / "efforts"
+FILES = ROOT / "build" / "efforts"
 _TAKEN = max(row.samples for row in EFFORTS.values())
 
 
@@ -91,9 +88,7 @@ def row_of(name: str, goal: Goal, effort: str) -> dict[str, Any]:
     compiled = _compiled(model, inputs, goal, effort)
     spent, took = time.process_time() - started, time.perf_counter() - wall
     dense, path = files_of(name, goal, effort)
-    to_onnx(compiled.dense, dense, opset=None, metadata={})
-    to_onnx(compiled.small, path, opset=None, metadata={})
-    error = check_onnx(path, compiled.small, other_batches(compiled.small, (2,), 0))
+    facts = written(compiled, dense, path)
     right, whole = (evaluate.accuracy(evaluate.onnx_predictor(file), test) for file in (path, dense))
     return {
         "net": name,
@@ -101,26 +96,20 @@ def row_of(name: str, goal: Goal, effort: str) -> dict[str, Any]:
         "effort": effort,
         "accuracy": round(right, 4),
         "dense_accuracy": round(whole, 4),
-        "macs": [compiled.dense_cost.macs, compiled.slim_cost.macs],
         "processor_s": round(spent, 1),
         "seconds": round(took, 1),
-        "allocate": compiled.met.allocate if compiled.met else None,
-        "widths": compiled.plan.widths,
-        "silent": [compiled.coupling.groups[number].name for number in compiled.plan.silent],
-        "onnx_max_rel_error": error,
+        **facts,
         "latency": timed(name, goal, effort),
     } | provenance()
 
 
 def files_of(name: str, goal: Goal, effort: str) -> tuple[Path, Path]:
     """Where the dense and the small file stay, so that they can be timed again."""
-    FILES.mkdir(parents=True, exist_ok=True)
     return FILES / f"{name}.onnx", FILES / f"{name}_{goal.of}_{goal.times:g}_{effort}.onnx"
 
 
 def timed(name: str, goal: Goal, effort: str) -> dict[str, Any]:
-    sample = (CASES[name].split("test").inputs[:1],)
-    return asdict(compare("onnxruntime", *files_of(name, goal, effort), sample, threads=1, budget_s=10))
+    return in_turns(*files_of(name, goal, effort), (CASES[name].split("test").inputs[:1],))
 
 
 def _compiled(model: nn.Module, inputs: torch.Tensor, goal: Goal, effort: str) -> Compiled:
