@@ -147,7 +147,21 @@ def test_plans_are_timed_as_int8(wide: Coupling, monkeypatch: pytest.MonkeyPatch
         assert (whole.dense_ms, whole.full_ms) == (4.0, 1.0)
         assert whole.ms(wide, plan_by_ratio(wide, score(wide, "l1"), 0.5)) == 1.0
     forms = ["u8s8", "u8s8", "s8s8", "u8u8"]  # seven bits are a range of eight
-    assert seen == [["fp32"], forms, ["fp32", "s8s8"], ["fp32", "s8s8"]]
+    assert seen == [["fp32", "fp32"], forms, ["fp32", "s8s8"], ["fp32", "s8s8"]]
+
+
+def test_a_machine_that_slows_down_changes_nothing(wide: Coupling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit follows from the dense model as it was at first; then another job makes all three times as slow."""
+    slower = iter((1.0, 3.0))
+
+    def medians(self: Any, *files: Path) -> list[float]:
+        now = next(slower)
+        return [now * (4.0 if file.stem == "dense" else 1.0) for file in files]
+
+    monkeypatch.setattr(latency_search._Whole, "_medians", medians)
+    with latency_search._Whole(latency_search.runtime_on("cpu"), wide.graph, 1, lambda stage: None) as whole:
+        assert whole.dense_ms == 4.0
+        assert whole.ms(wide, plan_by_ratio(wide, score(wide, "l1"), 0.5)) == 1.0
 
 
 def form_of(file: Path) -> str:
