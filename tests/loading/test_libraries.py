@@ -39,7 +39,7 @@ class Halves(nn.Module):
         return self.cv2(torch.cat([a.relu(), b.sigmoid()], 1))
 
 class Net(nn.Module):
-    exports = False
+    exports = raw = False
 
     def __init__(self, num_classes=3):
         super().__init__()
@@ -47,6 +47,8 @@ class Net(nn.Module):
 
     def forward(self, x):
         y = self.head(self.body(self.stem(x).relu()))
+        if self.raw:
+            return y
         return y.sigmoid() if self.exports else (y.sigmoid(), {"raw": y})
 """
 OTHER = """
@@ -62,13 +64,13 @@ class Options:
 """
 
 
-def in_use(model: Any) -> InUse:
-    model.exports = True
+def in_use(model: Any, raw: bool = False) -> InUse:
+    model.exports, model.raw = True, raw
     return InUse(inputs=("images",), outputs=("output0",), sides=(16,), notes=("output0 is a chance",))
 
 
 def file_of(small: Any, beside: Any) -> dict[str, Any]:
-    del small.exports
+    del small.exports, small.raw
     return {"net": small, "beside": beside}
 
 
@@ -163,6 +165,18 @@ def test_rows_say_what_they_know() -> None:
         for late in (library.builder, library.implied, library.in_use, library.file):
             assert late is None or callable(late.load())  # type: ignore[attr-defined]
         assert library.in_use is None or library.layers, "a form is found by the class of a model"
+
+
+def test_raw_heads(fakelib: Any, file: Path) -> None:
+    """What is asked for goes to the row; a model of no row has none."""
+    torch.manual_seed(0)
+    path = saved(fakelib.layers.Net(), file)
+    raw, exported = (load(path, SourceOptions(raw_heads=wanted)) for wanted in (True, False))
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(raw.model(x).sigmoid(), exported.model(x))
+    torch.save(nn.Sequential(nn.Linear(3, 3)), file)
+    with pytest.raises(InputError, match=r"whose heads give nothing else than its outputs\. Leave out --raw-heads"):
+        load(file, SourceOptions(raw_heads=True, inputs=("1x3",)))
 
 
 def test_a_library_that_is_not_here_is_named() -> None:

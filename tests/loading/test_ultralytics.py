@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ def lively(model: Any) -> Any:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the trainer writes it while it trains: averages in half precision, options in a class of its own."""
     model = lively(tasks.DetectionModel("yolov8n.yaml", nc=2, verbose=False))
+    with torch.no_grad():
+        for branch in model.model[-1].cv3:  # fresh scores are next to nothing
+            branch[-1].bias.zero_()
     model.args = options(imgsz=SIDE, task="detect")
     path = tmp_path_factory.mktemp("yolo") / "last.pt"
     content = {"epoch": 3, "model": None, "ema": copy.deepcopy(model).half(), "updates": 9, "optimizer": {}}
@@ -62,6 +66,30 @@ def test_averages_are_taken_in_the_form_of_an_export(checkpoint: Path) -> None:
     assert any("'ema', the averages" in note for note in subject.notes)
     with torch.no_grad():
         assert subject.model(*subject.inputs).shape == (1, 6, 84)
+
+
+def test_raw_heads_are_what_boxes_are_decoded_from(checkpoint: Path, tmp_path: Path) -> None:
+    """In the file by name; decoded by the library's own head they are its boxes; the small one loads there as ever."""
+    out, small = tmp_path / "raw.onnx", tmp_path / "small.pt"
+    assert run([str(checkpoint), str(out), "--raw-heads", "--save", str(small), "--ratio", "0.4", *QUICK]) == 0
+    assert [value.name for value in onnx.load(out).graph.output] == ["boxes", "scores"]
+    x = torch.rand(1, 3, SIDE, SIDE)
+    boxes, scores = onnxruntime.InferenceSession(str(out)).run(None, {"images": x.numpy()})
+    assert (boxes.shape, scores.shape) == ((1, 64, 84), (1, 2, 84))
+    model = ultralytics.YOLO(str(small)).model.eval()
+    with torch.no_grad():
+        whole, told = model(x)
+        assert torch.allclose(told["boxes"], torch.from_numpy(boxes), atol=1e-3)
+        assert torch.allclose(whole[:, 4:], torch.from_numpy(scores).sigmoid(), atol=1e-4)
+
+
+def test_boxes_are_compared_where_there_are_no_labels(checkpoint: Path, tmp_path: Path) -> None:
+    data = draw_data_set(tmp_path / "boxes", train=20, val=4, side=SIDE)
+    report = tmp_path / "report.json"
+    line = [str(checkpoint), str(tmp_path / "out.onnx"), "--data", f"yolo:{data}", "--recover", "affine", "--report"]
+    assert run([*line, str(report), "--ratio", "0.2", *(word for word in QUICK if word != "--quiet")]) == 0
+    (did,) = (step["did"] for step in json.loads(report.read_text())["steps"] if step["name"] == "affine")
+    assert 0 <= did["agreement_after"] <= 1
 
 
 def test_arch_builds_by_the_librarys_yaml(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily, Tr
 from torch.distributions.transforms import Transform
 from torch.distributions.utils import lazy_property
 
+from slim_model.calling.boxes import BoxForm
 from slim_model.calling.nesting import parts_of
 from slim_model.errors import InputError
 
@@ -35,6 +36,7 @@ class OutputForm:
     second of a tuple, ``output`` for one tensor alone. ``nest``: tuples, lists and dicts with a ``Place`` for each, and
     None where the model returned None. ``unpacked``: (where, class) of other containers, which are dicts of their
     fields in ``nest``. ``numbers``: the names of what the model returns as numbers; ``empty``: where it returned None.
+    ``boxes``: how the first output tells them, where its library says so.
     """
 
     names: tuple[str, ...] = ()
@@ -42,6 +44,7 @@ class OutputForm:
     unpacked: tuple[tuple[str, str], ...] = ()
     numbers: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
+    boxes: BoxForm | None = None
 
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how the outputs are written."""

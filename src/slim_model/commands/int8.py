@@ -40,7 +40,10 @@ def make_int8(
     samples = collect(sources.calibration, small, [x.name for x in stored.input if x.name not in constants])
     measuring = recipe.measuring
     limits = Limits(
-        measuring.threads, tensors_among(first_sample(small)) if measuring.bench else None, recipe.gates.max_drop
+        measuring.threads,
+        tensors_among(first_sample(small)) if measuring.bench else None,
+        recipe.gates.max_drop,
+        small.outputs.boxes,
     )
     result = quantize(file, target, samples, recipe.quantizing, limits, test=sources.test, progress=progress)
     return result, samples.notes if result.written else [*samples.notes, result.why]

@@ -95,6 +95,7 @@ def run_job(
             resume=resume,
             known=shared.known if shared else None,
             check=None if job.outputs.save else check_writable,
+            boxes=subject.use.boxes,
             progress=progress,
         )
     if distributed.rank() > 0:

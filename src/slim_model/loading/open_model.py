@@ -23,7 +23,7 @@ from slim_model.loading.architecture import build
 from slim_model.loading.file_bytes import FileBytes, TooMuch, read_beside
 from slim_model.loading.file_form import WITH_ARTICLE, Form, damage, form_of
 from slim_model.loading.input_spec import describe_error
-from slim_model.loading.libraries.table import InUse, Library, library_of
+from slim_model.loading.libraries.table import NO_RAW_HEADS, InUse, Library, library_of
 from slim_model.loading.pickles.machine import LEGACY_MAGIC, Inert
 from slim_model.loading.pickles.saved_file import read_saved
 from slim_model.loading.pickles.settle import Refused, settle
@@ -67,16 +67,20 @@ def open_model(file: FileBytes, options: SourceOptions) -> Opened:
     saved = open_checkpoint(file, options)
     if options.arch is not None and saved.weights:
         model, notes = build(options.arch, saved, prefix=options.prefix, strict=options.strict)
-        return _in_use(Opened(model.eval(), "state dict", None, notes, saved.image_sides), saved)
-    return _in_use(_model_within(saved, options), saved)
+        opened = Opened(model.eval(), "state dict", None, notes, saved.image_sides)
+    else:
+        opened = _model_within(saved, options)
+    return _in_use(opened, saved, options)
 
 
-def _in_use(opened: Opened, saved: Checkpoint) -> Opened:
+def _in_use(opened: Opened, saved: Checkpoint, options: SourceOptions) -> Opened:
     """The model in the form that its library exports, where that is another than the one it is trained in."""
     library = library_of(opened.model)
     if library is None or library.in_use is None:
+        if options.raw_heads:
+            raise InputError(f"holds a {type(opened.model).__name__}, {NO_RAW_HEADS}")
         return replace(opened, library=library)
-    use: InUse = library.in_use(opened.model)
+    use: InUse = library.in_use(opened.model, options.raw_heads)
     return replace(
         opened,
         library=library,

@@ -12,8 +12,8 @@ from slim_model.options import move_code, option
 class SourceOptions:
     """``arch`` builds the model that a state dict belongs to; with it only tensors are taken from the file, whatever
     else it holds: those at ``key``, of names that begin with ``prefix``, and where it is ``strict`` neither may lack a
-    name of the other. ``inputs`` are as typed after ``--input``; ``example`` is a file of
-    all of them. ``trust_pickle`` lets the file run what it likes;
+    name of the other. ``inputs`` are as typed after ``--input``; ``example`` is a file of all of them.
+    ``raw_heads``: of a detector, what boxes are decoded from. ``trust_pickle`` lets the file run what it likes;
     ``code`` is then the script whose classes were pickled as ``__main__``."""
 
     arch: str | None = option(
@@ -39,6 +39,11 @@ class SourceOptions:
     )
     prefix: str | None = option(
         None, "Take only weights whose names begin so, and take it off them: backbone.", metavar="TEXT"
+    )
+    raw_heads: bool = option(
+        False,
+        "Of a detector: what its heads sum up, apart, in place of boxes; what decodes them is left out.",
+        negatable=False,
     )
     strict: bool = option(True, "Refuse weights of which --arch lacks some, or that lack some.")
     trust_pickle: bool = option(False, "Run the code inside IN. Only for files you made.", negatable=False)

@@ -21,6 +21,7 @@ from slim_model.budget.choose_plan import choose_plan
 from slim_model.budget.goal import Task
 from slim_model.budget.plan import plan_of
 from slim_model.calling.arguments import Arguments
+from slim_model.calling.boxes import BoxForm
 from slim_model.cost.counted import cost
 from slim_model.cost.latency_store import width_step
 from slim_model.coupling.attention_heads import Heads, couple_attention, find_heads
@@ -66,13 +67,15 @@ def compile_model(
     resume: Resume | None = None,
     known: Known | None = None,
     check: Callable[[Graph], None] | None = None,
+    boxes: BoxForm | None = None,
     progress: Progress = say_nothing,
 ) -> Compiled:
     """A small graph that was proven to equal the masked dense one, for the goal that ``recipe`` names.
 
     ``program``: the model's own export, where there is one; ``graph``: what ``capture`` made of the model already.
     ``resume``: where fine-tuning keeps what it needs to go on. ``known``: what runs on the same model and inputs share.
-    ``check``: refuses a graph that its caller has no use for. Raises InputError, BudgetError or ProofError.
+    ``check``: refuses a graph that its caller has no use for. ``boxes``: how its output tells them, if it does. Raises
+    InputError, BudgetError or ProofError.
     """
     progress("tracing the model")
     recipe = recipe.decided()
@@ -83,6 +86,7 @@ def compile_model(
     dense = graph or known.once("graph", recipe.tracing, traced)  # one ATen graph, checked on the inputs
     if check is not None:
         check(dense)
+    dense = replace(dense, outputs=replace(dense.outputs, boxes=boxes))  # by which outputs are then compared
     shared = _Shared.open(
         model, dense, recipe, resume, known, progress
     )  # the data, and what is known of the dense graph

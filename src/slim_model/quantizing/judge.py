@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import torch
 
+from slim_model.calling.boxes import BoxForm, same_boxes
 from slim_model.data.accuracy import accuracy
 from slim_model.data.batches import Data
 from slim_model.errors import InputError
@@ -24,9 +25,10 @@ Outputs = list[np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """``agreement``: the share of samples with the class of fp32, where outputs score classes, else the share of the
-    variance of the outputs that is given. ``snr_db``: of each output, 10 log10(|y - mean y|^2 / |y - y'|^2).
-    ``accuracy``: the share of labels that is met, where there are labels and classes."""
+    """``agreement``: the share of samples with the class of fp32, where outputs score classes; of the boxes that either
+    tells, those that both do; else the share of the variance of the outputs that is given. ``snr_db``: of each
+    output, 10 log10(|y - mean y|^2 / |y - y'|^2). ``accuracy``: the share of labels that is met, where there are
+    labels and classes."""
 
     agreement: float
     snr_db: tuple[float, ...]
@@ -41,8 +43,15 @@ class Judgement:
 class Judge:
     """Compares files with the fp32 ``file`` on ``feeds``; its outputs are kept."""
 
-    def __init__(self, file: Path, feeds: Sequence[Feed], labels: np.ndarray | None, threads: int) -> None:
-        self.feeds, self.labels, self.threads = feeds, labels, threads
+    def __init__(
+        self,
+        file: Path,
+        feeds: Sequence[Feed],
+        labels: np.ndarray | None,
+        threads: int,
+        boxes: BoxForm | None = None,
+    ) -> None:
+        self.feeds, self.labels, self.threads, self.boxes = feeds, labels, threads, boxes
         self.expected = self._outputs(file)
         if not self.expected:
             raise InputError(f"{file.name} has no output of real numbers to judge int8 by. Use the fp32 file.")
@@ -55,10 +64,15 @@ class Judge:
         snr = tuple(map(signal_to_noise_db, self.expected, outputs))
         expected_classes, classes = classes_of(self.expected), classes_of(outputs)
         if expected_classes is None or classes is None:
-            return Judgement(1 - 10 ** (-min(snr) / 10), snr, None)
+            alike = self._same_boxes(outputs[0]) if self.boxes else None
+            return Judgement(1 - 10 ** (-min(snr) / 10) if alike is None else alike, snr, None)
         labelled = self.labels is not None and len(self.labels) == len(classes)
         right = float((classes == self.labels).mean()) if labelled else None
         return Judgement(float((classes == expected_classes).mean()), snr, right)
+
+    def _same_boxes(self, output: np.ndarray) -> float | None:
+        assert self.boxes is not None
+        return same_boxes(torch.from_numpy(self.expected[0]), torch.from_numpy(output), self.boxes)
 
     def _outputs(self, file: Path) -> Outputs:
         model = OnnxFile(file, self.threads)

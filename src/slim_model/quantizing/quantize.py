@@ -106,7 +106,7 @@ def quantize(
         metadata = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
         # What is fitted to and what judges are different samples.
         workshop = Workshop(model, Path(folder), samples.fitted, metadata)
-        judge = Judge(file, samples.held, samples.labels, limits.threads)
+        judge = Judge(file, samples.held, samples.labels, limits.threads, limits.boxes)
         search = Search(file, workshop, judge, options, limits, progress, timer)
         chosen, trials, layers = search.run()
         result = _result(search, chosen, trials, layers, samples)

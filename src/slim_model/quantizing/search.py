@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from slim_model.calling.boxes import BoxForm
 from slim_model.errors import InputError
 from slim_model.measuring.timing import Comparison
 from slim_model.progress import Progress
@@ -26,11 +27,12 @@ _RANKED_ON = 8
 @dataclass(frozen=True, slots=True)
 class Limits:
     """``threads`` of the measured runs, which are given ``inputs``; None: speed is not measured. ``max_drop``: of
-    accuracy on held-out labels, where there are any and it is asked for."""
+    accuracy on held-out labels, where there are any and it is asked for. ``boxes``: how the first output tells them."""
 
     threads: int = 1
     inputs: Sequence[Tensor] | None = None
     max_drop: float | None = None
+    boxes: BoxForm | None = None
 
 
 @dataclass(frozen=True, slots=True)

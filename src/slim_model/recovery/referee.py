@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from slim_model.calling.boxes import BoxForm, detections, found_again
 from slim_model.data.holdout import Parts
 from slim_model.errors import InputError
 from slim_model.graph.graph import Graph
@@ -16,19 +19,23 @@ from slim_model.graph.graph import Graph
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """``error``: squared, over all outputs, relative to their spread: 1 for a model that always gives the mean. NaN
-    where nothing is held out or nothing varies. ``agrees`` bool ``(samples,)``: the class is that of the dense graph;
-    None where the output is no row of classes."""
+    where nothing is held out or nothing varies. ``agrees`` bool ``(answers,)``: the answer is that of the dense graph:
+    the class of a sample, or a box (``calling.boxes``), and ``more`` boxes are told that it does not tell. None where
+    the outputs are neither."""
 
     error: float
     agrees: Tensor | None = None
+    more: int = 0
 
     @property
     def agreement(self) -> float | None:
-        return None if self.agrees is None else float(self.agrees.float().mean())
+        """The share of all answers of either that both give; None where there is none."""
+        count = 0 if self.agrees is None else len(self.agrees) + self.more
+        return float(self.agrees.sum()) / count if self.agrees is not None and count else None
 
     def better_than(self, other: Verdict) -> bool:
-        """A smaller error, and not clearly fewer samples with the right class: of those that change sides no more fall
-        than rise but for two standard deviations. (Values nearer by far may all have one class.)"""
+        """A smaller error, and not clearly fewer answers that agree: of those that change sides no more fall than rise
+        but for two standard deviations. (Values nearer by far may all have one class.)"""
         if not (math.isnan(self.error) or self.error < other.error):
             return False
         if self.agrees is None or other.agrees is None:
@@ -41,7 +48,7 @@ class Referee:
     """Compares outputs with those of the dense graph on what is held out; these are kept."""
 
     def __init__(self, dense: Graph, held_out: Parts) -> None:
-        self.held_out = held_out
+        self.held_out, self.boxes = held_out, dense.outputs.boxes
         self.expected = [_floating(dense.run(part.inputs)) for part in held_out()]
 
     def error(self, small: Graph) -> float:
@@ -54,16 +61,26 @@ class Referee:
         for number in range(len(self.expected[0])):
             values = torch.cat([outputs[number].reshape(-1) for outputs in self.expected]).double()
             total += float((values - values.mean()).square().sum())
-        wrong, agrees = 0.0, []
+        wrong, agrees, more = 0.0, list[Tensor](), 0
         for part, expected in zip(self.held_out(), self.expected, strict=True):
             outputs = _floating(small.run(part.inputs))
             wrong += sum(
                 float((a.double() - b.double()).square().sum()) for a, b in zip(outputs, expected, strict=True)
             )
-            if _is_classes(expected):
-                agrees.append(outputs[0].argmax(1) == expected[0].argmax(1))
+            for same, besides in _answers(expected, outputs, self.boxes):
+                agrees.append(same)
+                more += besides
         error = wrong / total if total else math.nan
-        return Verdict(math.inf if math.isnan(wrong) else error, torch.cat(agrees) if agrees else None)
+        return Verdict(math.inf if math.isnan(wrong) else error, torch.cat(agrees) if agrees else None, more)
+
+
+def _answers(expected: list[Tensor], outputs: list[Tensor], boxes: BoxForm | None) -> Iterator[tuple[Tensor, int]]:
+    """Which answers are the same, and how many there are besides."""
+    if boxes is not None:
+        told = (detections(x[0].float().cpu(), boxes) for x in (expected, outputs))
+        yield from itertools.starmap(found_again, zip(*told, strict=True))
+    elif _is_classes(expected):
+        yield outputs[0].argmax(1) == expected[0].argmax(1), 0
 
 
 def _is_classes(outputs: list[Tensor]) -> bool:

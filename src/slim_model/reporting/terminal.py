@@ -81,12 +81,12 @@ def _add_steps(table: Table, steps: list[dict[str, Any]]) -> None:
 
 
 def _error(did: dict[str, Any]) -> str:
-    """``error 0.52 -> 0.11, class 71% -> 93%``."""
+    """``error 0.52 -> 0.11, agreement 71% -> 93%``."""
     parts = []
     if did.get("error_after") is not None and did.get("error_before") is not None:
         parts.append(f"error {did['error_before']:.3g} -> {did['error_after']:.3g}")
     if did.get("agreement_after") is not None and did.get("agreement_before") is not None:
-        parts.append(f"class {did['agreement_before']:.0%} -> {did['agreement_after']:.0%}")
+        parts.append(f"agreement {did['agreement_before']:.0%} -> {did['agreement_after']:.0%}")
     return ", ".join(parts) + (" (taken back)" if did.get("taken_back") and parts else "")
 
 

@@ -13,19 +13,23 @@ from typing import Any
 
 from torch import nn
 
+from slim_model.calling.boxes import BoxForm
 from slim_model.late import Late
+
+NO_RAW_HEADS = "whose heads give nothing else than its outputs. Leave out --raw-heads."
 
 
 @dataclass(frozen=True, slots=True)
 class InUse:
     """What a model is when it is used, not trained: the names that the library's own export gives its ``inputs`` and
     ``outputs``, the ``sides`` of the pictures that it was made for, layers to ``keep`` for its own class to take the
-    smaller ones, and ``notes`` of what the outputs mean."""
+    smaller ones, how the first output tells ``boxes``, and ``notes`` of what the outputs mean."""
 
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     sides: tuple[int, ...] = ()
     keep: tuple[str, ...] = ()
+    boxes: BoxForm | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -38,9 +42,10 @@ class Library:
     that only hold options, taken as plain attributes; ``training``: attributes that only training uses, taken as None;
     ``texts``: attributes of its layers that are texts, though ``nn.Module`` has a method so called.
     ``builder``: (name) -> what builds the model of ``--arch package:name``; ``implied``: (builder, names in the file)
-    -> arguments that follow from loading a state dict. ``in_use``: (model) -> ``InUse``, after the model was put into
-    the form in which the library itself exports it. ``file``: (small module, what the file held beside the model) ->
-    what ``torch.save`` writes for the library to load; its models are then kept in their own classes.
+    -> arguments that follow from loading a state dict. ``in_use``: (model, whether its heads are wanted raw) ->
+    ``InUse``, after the model was put into the form in which the library itself exports it. ``file``: (small module,
+    what the file held beside the model) -> what ``torch.save`` writes for the library to load; its models are then kept
+    in their own classes.
     """
 
     package: str

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from slim_model.calling.boxes import BoxForm
 from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe_error
 from slim_model.loading.libraries.builders import imported
-from slim_model.loading.libraries.table import InUse
+from slim_model.loading.libraries.table import NO_RAW_HEADS, InUse
 
 _SIDE = 640
 """Of the pictures that its models are made for, where nothing says another."""
@@ -53,23 +54,61 @@ def builder(name: str) -> Callable[..., nn.Module]:
     return create
 
 
-def in_use(model: nn.Module) -> InUse:
-    """Put the model's head into the form of an export: it gives what ``_OUTPUTS`` says alone, without what trains."""
+def in_use(model: nn.Module, raw: bool = False) -> InUse:
+    """Put the model's head into the form of an export: it gives what ``_OUTPUTS`` says alone, without what trains; or
+    ``raw``, what it decodes boxes from. Raises InputError where there is no such thing."""
     head = _head(model)
+    if raw:
+        return _raw(model, head)
     if not hasattr(type(head), "export"):
         return InUse(inputs=("images",), sides=_sides(model))
     notes = []
     if getattr(head, "one2one_cv2", None) is not None and hasattr(head, "fuse"):
         head.fuse()
         notes.append("of its two heads the one that is not used was left out: the small model cannot be trained on")
-    head.export, head.format, head.dynamic = True, "onnx", True  # dynamic: anchors follow from sizes at every call
-    kind = next((cls.__name__ for cls in type(head).__mro__ if cls.__name__ in _OUTPUTS), "")
-    meaning = _END_TO_END if getattr(head, "end2end", False) else _OUTPUTS.get(kind, "")
+    _as_exported(head)
+    kind, alone = _kind(head), getattr(head, "end2end", False)
+    meaning = _END_TO_END if alone else _OUTPUTS.get(kind, "")
     count = 2 if kind == "Segment" else 1
     if meaning:
         notes.append(f"output0 is, as in the library's own export: {meaning}")
     keep = tuple(_scaled_by_width(model))
-    return InUse(("images",), tuple(f"output{i}" for i in range(count)), _sides(model), keep, tuple(notes))
+    boxes = BoxForm(None, by_place=True, corners=True) if alone else _boxes(kind, getattr(head, "nc", 0))
+    return InUse(("images",), tuple(f"output{i}" for i in range(count)), _sides(model), keep, boxes, tuple(notes))
+
+
+def _raw(model: nn.Module, head: Any) -> InUse:
+    """The head's sums for boxes, scores and the rest, each ``(N, values, anchors)``, ahead of any decoding."""
+    if not hasattr(type(head), "_inference") or getattr(head, "end2end", False):
+        raise InputError(f"holds a model that ends in {type(head).__name__}, {NO_RAW_HEADS}")
+    _as_exported(head)
+    head._inference = _apart
+    note = (
+        "the outputs are raw: for each anchor 16 values for each side of a box, whose softmax weighs the distances 0 "
+        "to 15; the scores of the classes ahead of their sigmoid; then what else the head gives"
+    )
+    outputs = ("boxes", "scores", *(("mask_coefficients", "masks") if _kind(head) == "Segment" else ()))
+    return InUse(("images",), outputs, _sides(model), tuple(_scaled_by_width(model)), notes=(note,))
+
+
+def _apart(predictions: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """In place of the head's own decoding."""
+    return tuple(predictions[name] for name in predictions if name not in ("feats", "proto"))
+
+
+def _as_exported(head: Any) -> None:
+    head.export, head.format, head.dynamic = True, "onnx", True  # dynamic: anchors follow from sizes at every call
+
+
+def _kind(head: nn.Module) -> str:
+    return next((cls.__name__ for cls in type(head).__mro__ if cls.__name__ in _OUTPUTS), "")
+
+
+def _boxes(kind: str, classes: int) -> BoxForm | None:
+    """How the first output tells them; turned boxes are taken as upright ones."""
+    if kind == "RTDETRDecoder":
+        return BoxForm(classes, by_place=True)
+    return BoxForm(classes, overlapping=True) if kind in ("Detect", "Segment", "Pose", "OBB") else None
 
 
 def file_of(small: nn.Module, beside: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +116,8 @@ def file_of(small: nn.Module, beside: Mapping[str, Any]) -> dict[str, Any]:
     ultralytics: Any = imported("ultralytics")
     model: Any = copy.deepcopy(small)
     head = _head(model)
-    for name in ("export", "format", "dynamic", "shape", "anchors", "strides"):  # back to what the class has
-        vars(head).pop(name, None)
+    for name in ("export", "format", "dynamic", "shape", "anchors", "strides", "_inference"):
+        vars(head).pop(name, None)  # back to what the class has
     described = getattr(model, "yaml", None)
     if isinstance(described, dict) and described.get("backbone"):
         first = [-1, 1, _REBUILT, []]
