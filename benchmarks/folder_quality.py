@@ -358,17 +358,17 @@ def write_vit() -> None:
 
 
 def vit_cases() -> Iterator[Case]:
-    """By ratio and criterion."""
-    for ratio, criterion in itertools.product(RATIOS, ("l1", "fpgm", "random")):
-        yield (
-            {"ratio": ratio, "criterion": criterion},
-            lambda ratio=ratio, criterion=criterion: _vit_cut(ratio, criterion),
-        )
+    """By ratio, criterion and recovery."""
+    ways = (("random", "none"), *_WAYS[:3], _WAYS[-1])
+    for ratio, (criterion, recover) in itertools.product(RATIOS, ways):
+        key = {"ratio": ratio, "criterion": criterion, "recover": recover}
+        yield key, lambda key=key: _vit_cut(**key)
 
 
-def _vit_cut(ratio: float, criterion: str) -> Row:
+def _vit_cut(ratio: float, criterion: str, recover: str) -> Row:
     write_vit()
-    with _slim(VIT, ratio, criterion) as (report, out):
+    data = ("--data", f"mnist:{data_file('mnist')}", "--mean", "0.1307", "--std", "0.3081", "--samples", "512")
+    with _slim(VIT, ratio, criterion, "--recover", recover, *data) as (report, out):
         dense, slim = _right(VIT), _right(out)
     return {"dense": dense, "slim": slim, "params": [report["dense"]["params"], report["slim"]["params"]]}
 

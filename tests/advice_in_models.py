@@ -106,8 +106,8 @@ def _folder(kind: str) -> Callable[[Path], Any]:
     return write
 
 
-def _shallower(kind: str, layers: int, *, has_text: bool = True) -> Callable[[Path], Any]:
-    return lambda folder: check_depth(open_checkpoint_folder(_folder(kind)(folder)), layers, has_text=has_text)
+def _shallower(kind: str, layers: int, *, has_data: bool = True) -> Callable[[Path], Any]:
+    return lambda folder: check_depth(open_checkpoint_folder(_folder(kind)(folder)), layers, has_data=has_data)
 
 
 # -- ranking, training ----------------------------------------------------------------------------------------------
@@ -213,10 +213,10 @@ IN_MODELS: dict[str, Situation] = {
     "Give the model file in it, or the folder of a transformers model as save_pretrained() writes it.": Situation(
         open_checkpoint_folder, lambda folder: open_checkpoint_folder(_folder("llama")(folder))
     ),
-    "add --data text:FILE.": Situation(_shallower("llama", 1, has_text=False), _shallower("llama", 1)),
+    "add --data text:FILE.": Situation(_shallower("llama", 1, has_data=False), _shallower("llama", 1)),
     "Give a smaller number.": Situation(_shallower("llama", 2), _shallower("llama", 1)),
     "Leave out --depth.": Situation(
-        _shallower("bert", 1), lambda folder: open_checkpoint_folder(_folder("bert")(folder))
+        _shallower("clip", 1), lambda folder: open_checkpoint_folder(_folder("clip")(folder))
     ),
     # tracing
     "give an example with 2 or more there.": Situation(_of_maps(2, 3, 1, 8), _of_maps(2, 3, 8, 8)),

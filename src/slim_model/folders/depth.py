@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from slim_model.errors import BudgetError, InputError
 from slim_model.folders.checkpoint import Checkpoint
+from slim_model.folders.masked import layers_of
 from slim_model.folders.running import library, run_through
 
 
-def check_depth(checkpoint: Checkpoint, layers: int, *, has_text: bool) -> None:
+def check_depth(checkpoint: Checkpoint, layers: int, *, has_data: bool) -> None:
     """Raise an error where so many layers cannot go."""
-    if not has_text:
-        raise InputError("--depth chooses layers by what they do to a text: add --data text:FILE.")
-    norm_ahead = checkpoint.config.get(checkpoint.family.norm_ahead, True)
-    if not checkpoint.family.writes or not norm_ahead:
+    if not has_data:
+        raise InputError("--depth chooses layers by what they do to data: add --data text:FILE.")
+    if any(cut.part for cut in checkpoint.family.cuts):
         raise InputError(
-            f"--depth: a layer of a {checkpoint.config['model_type']} ends in a norm, so that it cannot be left out "
-            "without a change. Leave out --depth."
+            f"--depth: a {checkpoint.config['model_type']} has two parts, each with layers of its own. "
+            "Leave out --depth."
         )
     if layers >= (there := _depth(checkpoint)):
         raise BudgetError(f"--depth {layers} would leave none of {there} layers. Give a smaller number.")
@@ -47,24 +47,27 @@ def influences(model: Any, checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     turned, seen = torch.zeros(depth, dtype=torch.float64), torch.zeros(depth, dtype=torch.long)
 
     def watcher(layer: int) -> Callable[..., None]:
-        def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        def after(module: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Any], output: Any) -> None:
             after_it = output[0] if isinstance(output, tuple) else output
-            cosines = nn.functional.cosine_similarity(inputs[0].double(), after_it.double(), dim=-1)
+            before = inputs[0] if inputs else named["hidden_states"]
+            cosines = nn.functional.cosine_similarity(before.double(), after_it.double(), dim=-1)
             turned[layer] += (1 - cosines).sum()
             seen[layer] += cosines.numel()
 
         return after
 
-    end = re.compile(rf"(?:.*\.)?{re.escape(checkpoint.family.cuts[0].layers.rpartition('.')[2])}\.(\d+)")
-    found = {int(m[1]): module for name, module in model.named_modules() if (m := end.fullmatch(name))}
-    handles = [found[layer].register_forward_hook(watcher(layer)) for layer in range(depth)]
+    layers = layers_of(model, checkpoint)
+    handles = [layers[number].register_forward_hook(watcher(number), with_kwargs=True) for number in range(depth)]
     run_through(model, tokens, handles)
     return turned / seen
 
 
 def shallower(checkpoint: Checkpoint, model: Any, tokens: Tensor, layers: int) -> Checkpoint:
     """The checkpoint without the ``layers`` of least influence on ``tokens``."""
-    order = influences(model, checkpoint, tokens).argsort(stable=True)
+    found = influences(model, checkpoint, tokens)
+    if checkpoint.family.first_stays:
+        found[0] = torch.inf
+    order = found.argsort(stable=True)
     return without_layers(checkpoint, order[:layers].tolist())
 
 
@@ -87,10 +90,3 @@ def without_layers(checkpoint: Checkpoint, gone: Sequence[int]) -> Checkpoint:
         if isinstance(entries := whole.get(key), list) and len(entries) == depth:
             config[key] = [entries[layer] for layer in stay]
     return replace(checkpoint, config=config, tensors=tensors, names=names, whole=checkpoint, gone=tuple(sorted(gone)))
-
-
-def written_by(checkpoint: Checkpoint, layer: int) -> set[str]:
-    """Names of the tensors through which a layer adds to what passes it."""
-    ends = {f".{name}.{kind}" for name in checkpoint.family.writes for kind in ("weight", "bias")}
-    matches = (match for name in checkpoint.tensors if (match := _pattern(checkpoint).fullmatch(name)))
-    return {match[0] for match in matches if int(match[2]) == layer and match[3] in ends}

@@ -44,21 +44,18 @@ class Cut:
 class Family:
     """``head_width``: what the configuration's ``head_dim`` is where it is left out; None: the hidden size by the
     number of heads. ``whole_multiple``: the configuration refuses heads whose number does not divide the hidden size.
-    ``transposed``: weights lie as (input, output). ``unsaid``: why there is no cut of heads. ``writes``: the
-    linear layers through which a layer adds to what passes it, where it does nothing else; ``depth``: the key of the
-    number of layers; ``per_layer``: keys of lists with one entry for each layer; ``norm_ahead``: the key that is false
-    where this very model has its norms behind what a layer adds. No ``cuts``: the configuration can say no width, and
-    ``unsaid`` says why and ``instead`` what to do."""
+    ``transposed``: weights lie as (input, output). ``unsaid``: why there is no cut of heads. ``depth``: the key of the
+    number of layers; ``per_layer``: keys of lists with one entry for each layer; ``first_stays``: the first layer is
+    unlike the others. No ``cuts``: the configuration can say no width; ``unsaid`` says why, ``instead`` what to do."""
 
     cuts: tuple[Cut, ...]
     head_width: int | None = None
     whole_multiple: bool = False
     transposed: bool = False
     unsaid: str = ""
-    writes: tuple[str, ...] = ()
     depth: str = "num_hidden_layers"
     per_layer: tuple[str, ...] = ("layer_types",)
-    norm_ahead: str = ""
+    first_stays: bool = False
     instead: str = "Give OUT.onnx instead of a folder, where any width can go"
 
 
@@ -89,7 +86,6 @@ def _heads(layers: str, makes: str, reads: str) -> Cut:
 _WIDTH_OF_HEADS = "the configuration has no width of heads: it is the hidden size by their number"
 _GATED = _mlp("layers", "intermediate_size", "mlp.gate_proj mlp.up_proj", "mlp.down_proj")
 _QKV = "self_attn.q_proj=q self_attn.k_proj=k self_attn.v_proj=v"
-_LLAMA = ("self_attn.o_proj", "mlp.down_proj")
 _GROUPS = _heads("layers", _QKV, "self_attn.o_proj")
 _BERT = Family(
     (_mlp("encoder.layer", "intermediate_size", "intermediate.dense", "output.dense"),), unsaid=_WIDTH_OF_HEADS
@@ -110,46 +106,40 @@ _BY_RATIO = Family(
 _BY_STAGE = Family((), unsaid="the configuration has no number of MLP channels: they are 4 times those of their stage")
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family((_GATED, _GROUPS), writes=_LLAMA, whole_multiple=True),
-    "mistral": Family((_GATED, _GROUPS), writes=_LLAMA),
-    "qwen2": Family((_GATED, _GROUPS), writes=_LLAMA),
-    "qwen3": Family((_GATED, _GROUPS), writes=_LLAMA, head_width=128),
-    "smollm3": Family((_GATED, _GROUPS), writes=_LLAMA, per_layer=("layer_types", "no_rope_layers")),
-    "granite": Family((_GATED, _GROUPS), writes=_LLAMA),
-    "gemma": Family((_GATED, _GROUPS), writes=_LLAMA, head_width=256),
-    "gemma2": Family((_GATED, _GROUPS), writes=_LLAMA, head_width=256, whole_multiple=True),
-    "gemma3_text": Family((_GATED, _GROUPS), writes=_LLAMA, head_width=256, whole_multiple=True),
+    "llama": Family((_GATED, _GROUPS), whole_multiple=True),
+    "mistral": Family((_GATED, _GROUPS)),
+    "qwen2": Family((_GATED, _GROUPS)),
+    "qwen3": Family((_GATED, _GROUPS), head_width=128),
+    "smollm3": Family((_GATED, _GROUPS), per_layer=("layer_types", "no_rope_layers")),
+    "granite": Family((_GATED, _GROUPS)),
+    "gemma": Family((_GATED, _GROUPS), head_width=256),
+    "gemma2": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True),
+    "gemma3_text": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True),
     "phi": Family(
         (
             _mlp("layers", "intermediate_size", "mlp.fc1", "mlp.fc2"),
             _heads("layers", _QKV, "self_attn.dense"),
         ),
-        writes=("self_attn.dense", "mlp.fc2"),
     ),
     "phi3": Family(
         (
             _mlp("layers", "intermediate_size", "mlp.gate_up_proj*2", "mlp.down_proj"),
             _heads("layers", "self_attn.qkv_proj=qkv", "self_attn.o_proj"),
         ),
-        writes=_LLAMA,
     ),
     "gpt2": Family(
         (_mlp("h", "n_inner", "mlp.c_fc", "mlp.c_proj"),),
         transposed=True,
         unsaid=_WIDTH_OF_HEADS,
         depth="n_layer",
-        writes=("attn.c_proj", "mlp.c_proj"),
     ),
     "gpt_neox": Family(
         (_mlp("layers", "intermediate_size", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),),
         unsaid=_WIDTH_OF_HEADS,
-        writes=("attention.dense", "mlp.dense_4h_to_h"),
     ),
     "opt": Family(
         (_mlp("layers", "ffn_dim", "fc1", "fc2"),),
         unsaid=_WIDTH_OF_HEADS,
-        writes=("self_attn.out_proj", "fc2"),
-        norm_ahead="do_layer_norm_before",
     ),
     "bert": _BERT,
     "roberta": _BERT,
@@ -161,7 +151,9 @@ FAMILIES: dict[str, Family] = {
     "distilbert": Family(
         (_mlp("transformer.layer", "hidden_dim", "ffn.lin1", "ffn.lin2"),), unsaid=_WIDTH_OF_HEADS, depth="n_layers"
     ),
-    "modernbert": Family((_mlp("layers", "intermediate_size", "mlp.Wi*2", "mlp.Wo"),), unsaid=_WIDTH_OF_HEADS),
+    "modernbert": Family(
+        (_mlp("layers", "intermediate_size", "mlp.Wi*2", "mlp.Wo"),), unsaid=_WIDTH_OF_HEADS, first_stays=True
+    ),
     "vit": _VIT,
     "deit": _VIT,
     "wav2vec2": _WAV2VEC,

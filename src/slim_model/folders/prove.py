@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slim_model.errors import ProofError
+from slim_model.folders.masked import masked_dense
 from slim_model.folders.running import in_float32, inputs_of, load_folder, outputs_of
 from slim_model.folders.write import Kept
 from slim_model.proof.tolerance import TOLERANCE, relative_error
@@ -36,7 +37,7 @@ def prove_folder(
         measure(small.model)
     name, unsaid = type(small.model).__name__, small.unsaid
     del small
-    dense = load_folder(checkpoint.path, checkpoint.dtype, kept.masked())
+    dense = masked_dense(kept)
     if lost := unsaid - dense.unsaid:
         raise ProofError(
             f"transformers misses or does not know {', '.join(sorted(lost)[:3])} in the folder that was written. "

@@ -32,7 +32,7 @@ def report_of(result: SlimFolder, seconds: float) -> dict[str, Any]:
         "criterion": ranking_of(recipe.ranking.ranked_by).__name__,
         "recover": result.level,
         "data": result.text.name if result.text else None,
-        "sequences": list(result.text.fit.shape) if result.text else None,
+        "samples": list(result.text.fit.shape) if result.text else None,
         "dense": {"params": whole.parameters},
         "slim": {"params": plan.parameters},
         "widths": {name: {"kept": kept, "of": units} for name, (kept, units) in plan.kept.items()},

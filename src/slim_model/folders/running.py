@@ -23,6 +23,7 @@ from slim_model.ranking.evidence.moments import Covariances, Variances
 
 _WHOLE = 1 << 30  # bytes of a model in float32 up to which it is turned into float32 as a whole
 _TOKENS = 16384  # that go through the model at a time
+_PICTURES = 32  # that go through at a time
 _SOUND = 8000  # values of a sound: half a second at 16 kHz
 _LOGITS = 2048  # tokens whose logits are held at a time
 
@@ -185,23 +186,28 @@ Visit = Callable[[Site, Covariances | None, Variances], None]
 
 
 @torch.no_grad()
-def watch(model: Any, sites: Sequence[Site], tokens: Tensor, visit: Visit, *, pairs: bool) -> None:
-    """Run ``tokens (sequence, position)`` through the model and ``visit`` each site as soon as its reading layer has
-    read them all, with their variances, and covariances where ``pairs`` are asked for. All sequences go through
-    together where they fit, so that one layer's statistics are held at a time."""
+def watch(model: Any, sites: Sequence[Site], samples: Tensor, visit: Visit, *, pairs: bool) -> None:
+    """Run ``samples``, tokens ``(sequence, position)`` or pictures, through the model; ``visit`` each site as soon as
+    its reading layer has read them all, with their variances, and covariances where ``pairs`` are asked for. All
+    sequences go through together where they fit, so that one layer's statistics are held at a time."""
     modules = dict(model.named_modules())
+    rows = math.inf if samples.is_floating_point() else samples.numel()  # of a picture only the model knows
+    held: dict[Site, tuple[Covariances | None, Variances]] = {}
     handles = [
-        _reader(modules, site).register_forward_pre_hook(_watcher(site, tokens.numel(), visit, pairs=pairs))
+        _reader(modules, site).register_forward_pre_hook(_watcher(site, rows, visit, held, pairs=pairs))
         for site in sites
     ]
-    run_through(model, tokens, handles)
+    run_through(model, samples, handles)
+    for site, (together, alone) in held.items():
+        visit(site, together, alone)
 
 
-def run_through(model: Any, tokens: Tensor, handles: Iterable[RemovableHandle]) -> None:
-    """Run ``tokens (sequence, position)`` through the model below its head, some sequences at a time, for the hooks of
-    ``handles``, which are removed."""
+def run_through(model: Any, samples: Tensor, handles: Iterable[RemovableHandle]) -> None:
+    """Run ``samples`` through the model below its head, some at a time, for the hooks of ``handles``, which are
+    removed."""
+    at_a_time = _PICTURES if samples.is_floating_point() else max(1, _TOKENS // samples.shape[1])
     try:
-        for part in tokens.split(max(1, _TOKENS // tokens.shape[1])):
+        for part in samples.split(at_a_time):
             model.base_model(**{model.main_input_name: part})
     finally:
         for handle in handles:
@@ -216,19 +222,19 @@ def _reader(modules: Mapping[str, nn.Module], site: Site) -> nn.Module:
     return found[0]
 
 
-def _watcher(site: Site, rows: int, visit: Visit, *, pairs: bool) -> Callable[..., None]:
-    parts: list[tuple[Covariances | None, Variances]] = []
-
+def _watcher(
+    site: Site, rows: float, visit: Visit, held: dict[Site, tuple[Covariances | None, Variances]], *, pairs: bool
+) -> Callable[..., None]:
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         together, alone = _moments(inputs[0].flatten(0, -2), pairs=pairs)
-        if parts:
-            earlier, variances = parts.pop()
+        if site in held:
+            earlier, variances = held.pop(site)
             alone = variances.merge(alone)
             together = earlier.merge(together) if earlier and together else None
         if alone.count >= rows:
             visit(site, together, alone)
         else:
-            parts.append((together, alone))
+            held[site] = together, alone
 
     return before
 

@@ -12,18 +12,32 @@ from slim_model.errors import InputError
 from slim_model.folders.checkpoint import Checkpoint
 from slim_model.folders.choose import check_ranking, kept_units
 from slim_model.folders.depth import check_depth, shallower
+from slim_model.folders.masked import masked_dense
 from slim_model.folders.plan import Plan, Site, plan_folder
 from slim_model.folders.prove import FolderProof, prove_folder
 from slim_model.folders.refit import refit
 from slim_model.folders.running import in_float32, inputs_of, load_folder, longest, perplexity, products_in, watch
-from slim_model.folders.tokens import SAMPLES, Tokens, read_tokens
+from slim_model.folders.tokens import SAMPLES, Tokens, read_pictures, read_tokens
 from slim_model.folders.write import Kept, write_folder
 from slim_model.progress import Progress, say_nothing
 from slim_model.ranking.criteria import Ranking, ranking_of
 from slim_model.ranking.evidence.moments import Covariances, Variances
 from slim_model.recipe import Recipe
 
-_HEEDED = {"ratio", "criterion", "multiple_of", "data", "samples", "recover", "seed", "bench", "depth"}
+_HEEDED = {
+    "ratio",
+    "criterion",
+    "multiple_of",
+    "data",
+    "samples",
+    "recover",
+    "seed",
+    "bench",
+    "depth",
+    "mean",
+    "std",
+    "batch",
+}
 """The options that a folder's run heeds; ``bench`` has nothing to measure."""
 _LEVELS = ("none", "bias", "affine")
 
@@ -72,18 +86,13 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
     level = recipe.recovery.recover or "none"
     _check_level(plan, level)
     if recipe.budget.depth:
-        check_depth(checkpoint, recipe.budget.depth, has_text=recipe.data.data is not None)
+        check_depth(checkpoint, recipe.budget.depth, has_data=recipe.data.data is not None)
     text, seen = None, dict[str, float]()
     # With text the dense model runs, and each layer is ranked and refitted as soon as it has read all of it.
     if recipe.data.data is not None:
         progress("loading the dense model")
         dense = load_folder(checkpoint.path, checkpoint.dtype).model
-        if list(inputs_of(dense, recipe.seed)) != ["input_ids"]:
-            raise InputError(
-                f"a {checkpoint.config['model_type']} reads no text, or not alone. Leave out --data and "
-                "--recover, or give OUT.onnx."
-            )
-        text = read_tokens(checkpoint, recipe.data, longest(dense.config))
+        text = _read(checkpoint, dense, recipe)
         with in_float32(dense), products_in(checkpoint.dtype):
             seen |= _measured("dense", dense, text)
             if recipe.budget.depth:
@@ -113,6 +122,20 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
 
     proof = prove_folder(kept, place, recipe.seed, measure)
     return SlimFolder(plan, recipe, proof, level, seen, text)
+
+
+def _read(checkpoint: Checkpoint, dense: Any, recipe: Recipe) -> Tokens:
+    """Text for a model that reads words alone, pictures for one that sees them alone."""
+    inputs = inputs_of(dense, recipe.seed)
+    is_text = str(recipe.data.data).startswith("text:")
+    if list(inputs) == ["input_ids"]:
+        return read_tokens(checkpoint, recipe.data, longest(dense.config))
+    if list(inputs) == ["pixel_values"] and not is_text:
+        return read_pictures(checkpoint, recipe.data, inputs["pixel_values"], recipe.seed)
+    raise InputError(
+        f"a {checkpoint.config['model_type']} reads no {'text' if is_text else 'such data'}, or not alone. Leave out "
+        "--data and --recover, or give OUT.onnx."
+    )
 
 
 def _check_level(plan: Plan, level: str) -> None:
@@ -171,9 +194,8 @@ def _measured(step: str, model: Any, text: Tokens) -> dict[str, float]:
 
 
 def _measured_masked(step: str, kept: Kept, text: Tokens) -> dict[str, float]:
-    checkpoint = kept.plan.checkpoint
-    model = load_folder(checkpoint.path, checkpoint.dtype, kept.masked()).model
-    with in_float32(model), products_in(checkpoint.dtype):
+    model = masked_dense(kept).model
+    with in_float32(model), products_in(kept.plan.checkpoint.dtype):
         return _measured(step, model, text)
 
 

@@ -1,4 +1,4 @@
-"""``--data text:FILE`` -> sequences of tokens for a folder's model, a part of them held out."""
+"""``--data text:FILE`` -> sequences of tokens for a folder's model, a part of them held out; other data -> pictures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slim_model.data.open_data import open_data
 from slim_model.data.options import DataOptions
 from slim_model.data.plain_text import TextSpec, by_bytes, read_text
 from slim_model.errors import InputError, first_line
 from slim_model.folders.checkpoint import Checkpoint
 from slim_model.folders.running import library
+from slim_model.folders.shards import read_json
 
 SAMPLES = 128
 """Sequences that are taken where no number is asked for."""
@@ -50,6 +52,17 @@ def read_tokens(checkpoint: Checkpoint, options: DataOptions, longest: int) -> T
         raise InputError(f"--data {options.data}: token {int(rows.max())} is none of the model's {words}.")
     last = min(held_out, len(rows) - 1)
     return Tokens(options.data, rows[:-last], rows[-last:])
+
+
+def read_pictures(checkpoint: Checkpoint, options: DataOptions, like: Tensor, seed: int) -> Tokens:
+    """As many pictures as are asked for, of the size of ``like``, none held out; normalised as the folder says where
+    ``options`` do not. Raises InputError where the data has none."""
+    said = checkpoint.path / "preprocessor_config.json"
+    own = read_json(said) if said.is_file() and not (options.mean or options.std) else {}
+    mean, std = (own.get(f"image_{name}") or getattr(options, name) for name in ("mean", "std"))
+    data = open_data(options.data, (like,), samples=options.samples or SAMPLES, mean=mean, std=std, seed=seed)
+    pictures = torch.cat([batch.inputs[0] for batch in data.batches()])
+    return Tokens(str(options.data), pictures, pictures[:0])
 
 
 def _by_own_tokenizer(checkpoint: Checkpoint, text: str) -> Tensor:

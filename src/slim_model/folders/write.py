@@ -19,7 +19,6 @@ from torch import Tensor
 from slim_model.atomic_write import reason
 from slim_model.errors import InputError
 from slim_model.folders.checkpoint import Checkpoint
-from slim_model.folders.depth import written_by
 from slim_model.folders.plan import Plan, Site
 from slim_model.folders.shards import INDEX, written_as
 
@@ -48,8 +47,8 @@ class Kept:
         return tensor.contiguous()
 
     def masked(self) -> dict[str, Tensor]:
-        """The dense checkpoint in which the layers that read are those written, with zeros for what is gone; a whole
-        layer that is gone adds nothing to what passes it."""
+        """The dense checkpoint in which the layers that read are those written, with zeros for what is gone; whole
+        layers that are gone as they were."""
         checkpoint = self.plan.checkpoint
         tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
         for site, units in self.units.items():
@@ -62,11 +61,7 @@ class Kept:
         if checkpoint.whole is None:
             return tensors
         named = {checkpoint.names[name]: tensor for name, tensor in tensors.items()}
-        silent = {name for layer in checkpoint.gone for name in written_by(checkpoint.whole, layer)}
-        for name in checkpoint.whole.tensors.keys() - named.keys():
-            tensor = checkpoint.whole.read(name)
-            named[name] = torch.zeros_like(tensor) if name in silent else tensor
-        return named
+        return named | {n: checkpoint.whole.read(n) for n in checkpoint.whole.tensors.keys() - named.keys()}
 
 
 @contextlib.contextmanager
