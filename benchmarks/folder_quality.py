@@ -30,7 +30,7 @@ from datasets import data_file
 from provenance import ROOT
 from slim_model.cli import run
 from slim_model.data.options import DataOptions
-from slim_model.folders.checkpoint import open_checkpoint_folder
+from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.running import perplexity
 from slim_model.folders.tokens import read_tokens
 

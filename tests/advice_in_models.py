@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from advice_situations import Situation, Small
 from slim_model import Recipe, slim
 from slim_model.data.open_data import open_data
-from slim_model.folders.checkpoint import open_checkpoint_folder
 from slim_model.folders.depth import check_depth
-from slim_model.folders.families import FAMILIES
+from slim_model.folders.reading.checkpoint import open_checkpoint_folder
+from slim_model.folders.reading.families import FAMILIES
 from slim_model.graph.options import TracingOptions
 from slim_model.loading.given.place_inputs import make_arguments
 from slim_model.loading.input_spec import parse_input

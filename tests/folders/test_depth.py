@@ -14,9 +14,9 @@ import torch
 pytest.importorskip("transformers")
 
 from slim_model.cli import run
-from slim_model.folders.checkpoint import open_checkpoint_folder
 from slim_model.folders.depth import influences, without_layers
-from slim_model.folders.families import FAMILIES
+from slim_model.folders.reading.checkpoint import open_checkpoint_folder
+from slim_model.folders.reading.families import FAMILIES
 from slim_model.folders.running import load_folder, outputs_of
 from tiny_folders import TINY, sample_of, tiny, tiny_folder
 
@@ -67,8 +67,8 @@ def test_a_layer_that_adds_nothing_has_no_influence() -> None:
 
 
 def _named_alike(model: Any) -> Any:
-    from slim_model.folders.checkpoint import Checkpoint
-    from slim_model.folders.shards import Stored
+    from slim_model.folders.reading.checkpoint import Checkpoint
+    from slim_model.folders.reading.shards import Stored
 
     tensors = {name: Stored("", tuple(x.shape), x.dtype) for name, x in model.state_dict().items()}
     return Checkpoint(Path("here"), model.config.to_dict(), FAMILIES["mistral"], tensors)

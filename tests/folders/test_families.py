@@ -16,11 +16,11 @@ pytest.importorskip("transformers")
 from slim_model.calling.arguments import Arguments
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.errors import InputError, ProofError
-from slim_model.folders.checkpoint import open_checkpoint_folder
-from slim_model.folders.families import FAMILIES
 from slim_model.folders.meta import plan_of_config
 from slim_model.folders.plan import plan_folder
 from slim_model.folders.prove import prove_folder
+from slim_model.folders.reading.checkpoint import open_checkpoint_folder
+from slim_model.folders.reading.families import FAMILIES
 from slim_model.folders.running import load_folder, outputs_of
 from slim_model.folders.slim_folder import slim_folder
 from slim_model.folders.write import Kept, write_folder

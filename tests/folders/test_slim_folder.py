@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 pytest.importorskip("transformers")
 
 from slim_model.cli import run
-from slim_model.folders.checkpoint import open_checkpoint_folder
+from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.refit import refit
 from slim_model.folders.running import in_float32, load_folder, outputs_of
 from slim_model.ranking.evidence.moments import Covariances, Variances

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from slim_model.errors import InputError
-from slim_model.folders.checkpoint import open_checkpoint_folder
 from slim_model.folders.meta import plan_of_config
 from slim_model.folders.plan import Plan, in_words, plan_folder
-from slim_model.folders.shards import read_json
+from slim_model.folders.reading.checkpoint import open_checkpoint_folder
+from slim_model.folders.reading.shards import read_json
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 

@@ -10,7 +10,7 @@ from typing import Any
 from slim_model.commands.outputs import check_output_paths, publish
 from slim_model.errors import InputError
 from slim_model.export.options import OutputOptions
-from slim_model.folders.checkpoint import open_checkpoint_folder
+from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.report import card, report_of
 from slim_model.folders.slim_folder import check_recipe, slim_folder
 from slim_model.folders.write import check_target, folder_beside

@@ -10,7 +10,7 @@ from torch import nn
 
 from slim_model.calling.arguments import Arguments
 from slim_model.errors import InputError
-from slim_model.folders.checkpoint import open_checkpoint_folder
+from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.running import inputs_of, load_folder
 from slim_model.loading.load import Subject, load
 from slim_model.loading.source import SourceOptions

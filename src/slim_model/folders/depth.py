@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.errors import BudgetError, InputError
-from slim_model.folders.checkpoint import Checkpoint
 from slim_model.folders.masked import layers_of
+from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.running import library, run_through
 
 

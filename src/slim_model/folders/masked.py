@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slim_model.folders.checkpoint import Checkpoint
+from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.running import Loaded, load_folder
 from slim_model.folders.write import Kept
 
@@ -26,12 +26,12 @@ def masked_dense(kept: Kept) -> Loaded:
 def layers_of(model: Any, checkpoint: Checkpoint) -> dict[int, nn.Module]:
     """The model's layers by their numbers. The list has the name that it has in the files, or that in the plural."""
     name = checkpoint.family.cuts[0].layers.rpartition(".")[2]
-    lists = [
-        module
+    lists: list[list[nn.Module]] = [
+        [*module]
         for place, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and place.rpartition(".")[2] in (name, f"{name}s")
     ]
-    return dict(enumerate(max(lists, key=lambda found: len(found))))
+    return dict(enumerate(max(lists, key=len)))
 
 
 def _pass_on(module: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Any], output: Any) -> Any:

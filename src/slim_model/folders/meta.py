@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from slim_model.errors import InputError, first_line
-from slim_model.folders.checkpoint import Checkpoint, family_of
 from slim_model.folders.plan import Plan, check_widths, plan_folder
+from slim_model.folders.reading.checkpoint import Checkpoint, family_of
+from slim_model.folders.reading.shards import Stored
 from slim_model.folders.running import class_of, library
-from slim_model.folders.shards import Stored
 
 
 def plan_of_config(config: Mapping[str, Any], ratio: float, step: int | None = None) -> Plan:

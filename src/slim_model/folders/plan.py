@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from slim_model.errors import BudgetError, InputError
-from slim_model.folders.checkpoint import Checkpoint
-from slim_model.folders.families import Cut, Family
+from slim_model.folders.reading.checkpoint import Checkpoint
+from slim_model.folders.reading.families import Cut, Family
 
 STEP = 8
 """Widths are rounded to it where none is asked for: what vector units and matrix units of today take at once."""

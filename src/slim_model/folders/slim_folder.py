@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from slim_model.errors import InputError
-from slim_model.folders.checkpoint import Checkpoint
 from slim_model.folders.choose import check_ranking, kept_units
 from slim_model.folders.depth import check_depth, shallower
 from slim_model.folders.masked import masked_dense
 from slim_model.folders.plan import Plan, Site, plan_folder
 from slim_model.folders.prove import FolderProof, prove_folder
+from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.refit import refit
 from slim_model.folders.running import in_float32, inputs_of, load_folder, longest, perplexity, products_in, watch
 from slim_model.folders.tokens import SAMPLES, Tokens, read_pictures, read_tokens

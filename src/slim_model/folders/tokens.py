@@ -11,9 +11,9 @@ from slim_model.data.open_data import open_data
 from slim_model.data.options import DataOptions
 from slim_model.data.plain_text import TextSpec, by_bytes, read_text
 from slim_model.errors import InputError, first_line
-from slim_model.folders.checkpoint import Checkpoint
+from slim_model.folders.reading.checkpoint import Checkpoint
+from slim_model.folders.reading.shards import read_json
 from slim_model.folders.running import library
-from slim_model.folders.shards import read_json
 
 SAMPLES = 128
 """Sequences that are taken where no number is asked for."""

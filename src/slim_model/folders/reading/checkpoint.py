@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from slim_model.errors import InputError
-from slim_model.folders.families import FAMILIES, Family
-from slim_model.folders.shards import Stored, read_json, read_tensor, stored_tensors
+from slim_model.folders.reading.families import FAMILIES, Family
+from slim_model.folders.reading.shards import Stored, read_json, read_tensor, stored_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""config.json and the files of weights beside it -> a checkpoint."""
