@@ -31,7 +31,8 @@ def layers_of(model: Any, checkpoint: Checkpoint) -> dict[int, nn.Module]:
         for place, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and place.rpartition(".")[2] in (name, f"{name}s")
     ]
-    return dict(enumerate(max(lists, key=len)))
+    longest = max(lists, key=len)
+    return dict(enumerate(longest))
 
 
 def _pass_on(module: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Any], output: Any) -> Any:
