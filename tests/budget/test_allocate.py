@@ -74,6 +74,24 @@ def met(
     return plan, of(plan.keep) / limit
 
 
+def test_narrower_layers_that_take_longer() -> None:
+    """As some widths of some machines do: one block in each group is fast, and whatever else is narrower is not. The
+    search went on for ever."""
+    coupling, calls = coupling_of(Wide), 0
+
+    def ms(keep: np.ndarray) -> float:
+        nonlocal calls
+        calls += 1
+        assert calls < 20_000, "it does not end"
+        widths = {int(keep[group.channels].sum()) for group in coupling.groups}
+        return 5.0 if widths == {16} else 10.0 if keep.all() else 9.0
+
+    plan = plan_under_limit(
+        coupling, scores_of(coupling), PRICES["macs"], ms, 8.0, allocation=allocation_of("uniform"), multiple_of=16
+    )
+    assert ms(plan.keep) == 5
+
+
 @pytest.mark.parametrize("allocation", FREE)
 @pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("share", [0.3, 0.62, 0.9])

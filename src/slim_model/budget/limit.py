@@ -75,7 +75,8 @@ def plan_under_limit(
     if factored:
         factored.choose_first(sums_of(comparable_scores(problem, unit)), rungs)
     full = problem.price(problem.full)
-    least = of(least_of(coupling, scores, of, multiple_of))
+    smallest = least_of(coupling, scores, of, multiple_of)
+    least = of(smallest)
     if least > limit:
         raise BudgetError(
             f"{price.name} cannot come down to {price.say(limit)}: with every layer that may lose some as narrow as "
@@ -90,6 +91,9 @@ def plan_under_limit(
         counts = _topped_up(problem, counts, values)
         keep = refill_empty_axes(coupling, keep_best(coupling, orders, counts), scores)
         if of(keep) <= limit:
+            break
+        if problem.limit < least:  # what is narrower may take longer: only the smallest is known to meet the limit
+            keep = smallest
             break
         problem = replace(problem, limit=problem.limit - (of(keep) - limit))  # for channels that no axis can lack
     return plan_of(coupling, keep)
