@@ -290,13 +290,14 @@ def _encoder_cut(ratio: float, criterion: str, recover: str) -> Row:
         text.write_text("\n".join(f"[CLS] {' '.join(s)} [SEP]" for s in fit))
         how = ("--recover", recover, "--samples", str(_SEQUENCES), "--data", f"text:{text},length={_RESIDUES + 2}")
         with _slim(ENCODER, ratio, criterion, *how) as (report, out):
-            dense, slim = (_masked_words(place, held_out) for place in (ENCODER, out))
+            dense, slim = (_masked_words(place, tuple(held_out)) for place in (ENCODER, out))
     params = [report["dense"]["params"], report["slim"]["params"]]
     return {"sequences": [len(fit), len(held_out)], "dense": dense, "slim": slim, "params": params}
 
 
+@functools.cache
 @torch.no_grad()
-def _masked_words(folder: Path, sequences: list[str]) -> Row:
+def _masked_words(folder: Path, sequences: tuple[str, ...]) -> Row:
     """Of one residue in seven, which the model does not see."""
     model = transformers.BertForMaskedLM.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

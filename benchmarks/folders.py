@@ -225,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--layers", type=int, default=22, help="of the large one; 22 make 1.1 billion parameters")
+    parser.add_argument("--ratios", nargs="+", type=float, help="of the parts that have several; default: all")
     parser.add_argument("--again", action="store_true", help="measure rows that are there already")
     asked = parser.parse_args()
     makers: dict[str, Callable[[], Iterator[Case]]] = {
@@ -239,6 +240,8 @@ def main() -> None:
         for key, measure in makers[part]():
             key = {"part": part, **key}
             rows = load_rows(place)
+            if asked.ratios and key.get("ratio", asked.ratios[0]) not in asked.ratios:
+                continue
             there = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
             if there and not asked.again:
                 continue
