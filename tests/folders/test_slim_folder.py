@@ -46,6 +46,24 @@ def test_types_shards_and_what_goes_with_a_model_stay(tmp_path: Path) -> None:
     assert "MLP channels in each layer: 40 -> 32" in card
 
 
+@pytest.mark.parametrize("named", [None, ["OwnModel"]])
+def test_a_class_that_transformers_has_not_is_its_own_without_head(named: Any, tmp_path: Path) -> None:
+    """Code of the folder's own does not run, is not copied, and is not named any more."""
+    folder = tiny_folder("bert", tmp_path)
+    held = json.loads((folder / "config.json").read_text()) | {
+        "architectures": named,
+        "auto_map": {"AutoModel": "own.M"},
+    }
+    (folder / "config.json").write_text(json.dumps(held))
+    (folder / "own.py").write_text("raise SystemExit('it ran')")
+    report = _run(folder, tmp_path / "out", "--ratio", "0.5")
+    assert report["source"]["class"] == "BertModel"
+    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not (tmp_path / "out" / "own.py").exists()
+    small = load_file(tmp_path / "out" / "model.safetensors")
+    assert small.keys() == load_file(folder / "model.safetensors").keys()
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_shards_become_safetensors_with_the_same_values(zipped: bool, tmp_path: Path) -> None:
     folder = tiny_folder("gpt2", tmp_path)

@@ -29,7 +29,7 @@ def run_folder_job(job: Job, progress: Progress) -> dict[str, Any]:
         result = slim_folder(checkpoint, place, job.recipe, progress)
         report = report_of(result, time.perf_counter() - started)
         with open(place / "README.md", "a", encoding="utf-8") as file:
-            file.write(card(report))
+            file.write(card(report) if file.tell() else card(report).lstrip())
         if job.outputs.report:
             publish(job.outputs.report, json.dumps(report, indent=2))
     return report

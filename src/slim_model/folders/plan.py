@@ -99,6 +99,7 @@ def plan_folder(checkpoint: Checkpoint, ratio: float, step: int | None = None) -
     sites = list(_sites(checkpoint))
     kept: dict[str, tuple[int, int]] = {}
     config, notes = dict(checkpoint.config), list[str]()
+    config.pop("auto_map", None)  # code is not copied
     for cut in checkpoint.family.cuts:
         mine = [site for site in sites if site.cut == cut]
         if not mine:

@@ -85,7 +85,7 @@ def class_of(transformers: Any, config: Any) -> Any:
     name = (config.architectures or [""])[0]
     kind = getattr(transformers, name, None)
     known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
-    return kind if known else transformers.AutoModel
+    return kind if known else transformers.MODEL_MAPPING[type(config)]
 
 
 @contextlib.contextmanager
