@@ -4,9 +4,10 @@ python benchmarks/int8_models.py                  what results/int8_models.json 
 python benchmarks/int8_models.py --only resnet50  one model
 python benchmarks/int8_models.py --table          only the .md, from the .json
 
-Those of real_models.py, and two more: YuNet, a trained face detector, on photos without faces, and an LSTM of random
-weights. But for trained classifiers any agreement will do: what is asked is whether a file comes out, and its speed.
-int8 is also written where it is slower.
+Those of real_models.py, and some more: YuNet, a trained face detector, on photos without faces; trained recurrent nets
+that packages ship (package_nets), left out where those are not installed; and an LSTM of random weights. Where weights
+are random any agreement will do: what is asked is whether a file comes out, and its speed. int8 is also written where
+it is slower.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 import datasets
 import real_models
+from package_nets.table import NETS
 from provenance import RESULTS, provenance, summary
 from slim_model.data.datasets import Divided
 from slim_model.data.open_data import open_data
@@ -111,9 +113,20 @@ def _lstm(folder: Path) -> Prepared:
     return _exported(Sequences().eval(), (torch.randn(2, 50, 40),), folder)
 
 
+def _packaged(name: str) -> Callable[[Path], Prepared]:
+    net = NETS[name]
+
+    def make(folder: Path) -> Prepared:
+        drawn = net.draw(_SAMPLES, np.random.default_rng(1))
+        return replace(_exported(net.build(), (drawn[:2],), folder), samples=(drawn,))
+
+    return make
+
+
+_PACKAGED = ("BeatNet", "resemblyzer")
 MODELS: dict[str, Callable[[Path], Prepared]] = {name: _real_model(name) for name in real_models.CASES}
-MODELS |= {"yunet": _yunet, "lstm": _lstm}
-_TRAINED = [name for name, case in real_models.CASES.items() if case.weights != "random"]
+MODELS |= {"yunet": _yunet, "lstm": _lstm} | {name: _packaged(name) for name in _PACKAGED}
+_TRAINED = ["yunet", *_PACKAGED, *(name for name, case in real_models.CASES.items() if case.weights != "random")]
 
 
 def _random(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -148,7 +161,7 @@ def measured(name: str, threads: int) -> dict[str, Any]:
                 row["finite"] = _finite(target, prepared)
             row["int8"] = asdict(replace(found, tail=()))
             row["tail"] = len(found.tail)
-        except (SlimError, FileNotFoundError) as error:
+        except (SlimError, FileNotFoundError, ModuleNotFoundError) as error:
             row["fault"] = f"{type(error).__name__}: {error}"
     return row | provenance()
 
@@ -161,10 +174,10 @@ def _finite(file: Path, prepared: Prepared) -> bool:
 
 _TITLE = """# Real models as int8
 
-On 40 random samples (32 to calibrate, 8 held out; YuNet on photos), one thread. Signal is that of the worst output on
-held-out samples, in dB. Speed is against the fp32 file, with its 95 % interval. In fp32 stay the layers that cost most,
-the nodes behind the last layer, and kinds without int8 kernels. Models that are not here were not run yet. Made by
-`benchmarks/int8_models.py`.
+On 40 random samples (32 to calibrate, 8 held out; YuNet on photos, BeatNet and resemblyzer on drawn sounds), one
+thread. Signal is that of the worst output on held-out samples, in dB. Speed is against the fp32 file, with its 95 %
+interval. In fp32 stay the layers that cost most, the nodes behind the last layer, and kinds without int8 kernels. What
+is not here was not run yet. Made by `benchmarks/int8_models.py`.
 
 | model | form | signal | layers in fp32 | behind | without kernels | size | speed-up |
 |---|---|---|---|---|---|---|---|
