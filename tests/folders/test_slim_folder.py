@@ -17,7 +17,7 @@ from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.refit import refit
 from slim_model.folders.running import in_float32, load_folder, outputs_of
 from slim_model.ranking.evidence.moments import Covariances, Variances
-from tiny_folders import sample_of, tiny, tiny_folder
+from tiny_folders import sample_of, tiny, tiny_folder, transformers
 
 
 def _run(folder: Path, out: Path, *options: str) -> dict[str, Any]:
@@ -62,6 +62,16 @@ def test_a_class_that_transformers_has_not_is_its_own_without_head(named: Any, t
     assert not (tmp_path / "out" / "own.py").exists()
     small = load_file(tmp_path / "out" / "model.safetensors")
     assert small.keys() == load_file(folder / "model.safetensors").keys()
+
+
+def test_the_language_model_of_a_folder_with_pictures_can_be_taken_alone(tmp_path: Path) -> None:
+    """As the refusal says: with its own values."""
+    folder, other = tiny_folder("gemma3", tmp_path), tmp_path / "other"
+    whole = transformers.Gemma3ForConditionalGeneration.from_pretrained(folder)
+    whole.model.language_model.save_pretrained(other)
+    assert _run(other, tmp_path / "out", "--ratio", "0.5")["widths"]["mlp"] == {"kept": 16, "of": 40}
+    taken, own = load_file(other / "model.safetensors"), tiny("gemma3").model.language_model.state_dict()
+    assert all(torch.equal(taken[name], own[name]) for name in own)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -165,7 +165,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family(
         (),
         unsaid="its configuration leaves out widths of words and pictures",
-        instead="Take the language model alone: Gemma3ForCausalLM.from_pretrained(folder).save_pretrained(other)",
+        instead="Save its language model alone: Gemma3ForConditionalGeneration.from_pretrained(folder).model"
+        ".language_model.save_pretrained(other)",
     ),
     "swin": _BY_RATIO,
     "dinov2": _BY_RATIO,
