@@ -73,7 +73,8 @@ def _monai(name: str) -> Built:
     }[name]
     dimensions = 2 if name == "AttentionUnet" else 3
     model = getattr(nets, name)(spatial_dims=dimensions, in_channels=1, out_channels=2, **options)
-    return model.eval(), (torch.randn(2, 1, *(16,) * dimensions),)
+    side = 32 if name == "BasicUNet" else 16  # halved four times, and a norm needs two places
+    return model.eval(), (torch.randn(2, 1, *(side,) * dimensions),)
 
 
 def _open_clip(name: str) -> Built:
