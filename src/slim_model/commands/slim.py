@@ -25,6 +25,7 @@ from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
 from slim_model.export.writable import check_writable
 from slim_model.folders.as_subject import load_source
+from slim_model.from_onnx.kept import kept_nodes
 from slim_model.graph.graph import Graph
 from slim_model.late import Late
 from slim_model.loading.load import Subject
@@ -172,7 +173,7 @@ def _report(
         | _reading(compiled.dense),
         files=(measured.dense_bytes, files.slim.stat().st_size),
         onnx_error=error,
-        warnings=[*subject.notes, *_other_source(job, subject), *_not_its_librarys(made), *notes],
+        warnings=[*subject.notes, *_other_source(job, subject), *_needed(made), *_not_its_librarys(made), *notes],
         quantized=quantized,
         later_steps=int8_step(quantized, seconds.get("int8", 0.0)),
         latency=measured.latency,
@@ -231,6 +232,17 @@ def _other_source(job: Job, subject: Subject) -> list[str]:
     if job.source.sha256 in (None, subject.sha256):
         return []
     return [f"{job.source.path} is not the file that the report tells of: its sha256 differs"]
+
+
+def _needed(made: Made) -> list[str]:
+    """A note where the saved model has nodes of the ONNX file in it, which are an operator of ours."""
+    place = made.job.outputs.save
+    if place is None or not kept_nodes(made.compiled.small.module.graph):
+        return []
+    return [
+        f"{place.name} needs slim-model where it is loaded: import slim_model.from_onnx.kept first, which runs the "
+        "nodes that are kept as they are; OUT.onnx does not need it"
+    ]
 
 
 def _export(made: Made, place: Path) -> float:

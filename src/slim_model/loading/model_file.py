@@ -155,7 +155,8 @@ def _signature(path: Path, graph: Any) -> tuple[Signature, ...]:
         dtype = DTYPES.get({"float": "float32", "double": "float64"}.get(name, name))
         if dtype in (None, torch.bfloat16):
             raise InputError(f"{path}: input '{value.name}' is of type {name}, which cannot be made here.")
-        dims = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim)
+        # Some write an open size as -1 or 0.
+        dims = tuple(d.dim_value if d.dim_value > 0 else d.dim_param for d in kind.shape.dim)
         signatures.append(Signature(value.name, dims, dtype))
     return tuple(signatures)
 

@@ -24,9 +24,9 @@ def int8_lines(result: Quantized) -> Iterator[Table | Text]:
     yield Text(_with_accuracy(result), style="bold")
     if result.fp32_layers:
         names = [f"{layer.name} ({layer.gain_db:+.1f} dB)" for layer in result.fp32_layers]
-        yield Text(f"  {_listed('layers stay', names)}: int8 costs most there")
+        yield Text(f"  {_listed('layer', names)}: int8 costs most there")
     if result.tail:
-        yield Text(f"  {_listed('nodes stay', list(result.tail))}: behind the last layer")
+        yield Text(f"  {_listed('node', list(result.tail))}: behind the last layer")
     if result.others:
         counted = [f"{count} {op}" for op, count in result.others.items()]
         yield Text(f"  in fp32 without int8 kernels: {', '.join(counted)}")
@@ -70,4 +70,5 @@ def _megabytes(count: int) -> str:
 
 def _listed(what: str, names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return f"{len(names)} {what} fp32: {', '.join(names[:_MOST_NAMED])}{more}"
+    stay = f"{what} stays" if len(names) == 1 else f"{what}s stay"
+    return f"{len(names)} {stay} fp32: {', '.join(names[:_MOST_NAMED])}{more}"
