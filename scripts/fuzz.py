@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from cheaper_processes import collect_less_often, read_onnx_operators_once
 from file_fuzzing import KINDS, FileFuzzer, Read
 from fuzzing import Failure, fuzz
+from hostile_commands import run_hostile
 from provenance import provenance
 from randomlaws import Case, Outcome
 
@@ -132,14 +133,35 @@ def read_files(asked: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def open_hostile(asked: argparse.Namespace) -> int:
+    """Opens each hostile file by the command."""
+    rows, bad = list[dict[str, Any]](), list[str]()
+    for ended in run_hostile():
+        rows.append(asdict(ended))
+        if not ended.fine:
+            bad.append(ended.name)
+        print(
+            f"{ended.name:34} exit {ended.exit_code}, {ended.cpu_s:5.1f} s of processor, {ended.wall_s:5.1f} s, "
+            f"{ended.peak_bytes / 1e9:.2f} GB{'' if ended.fine else f'  BAD: {ended.said}'}",
+            flush=True,
+        )
+    found = {"files": len(rows), "rows": rows, "failures": bad}
+    if asked.json:
+        asked.json.write_text(json.dumps(provenance() | found, indent=1) + "\n")
+    return 1 if bad else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Slims random networks and holds each result against laws.")
     parser.add_argument("--nets", type=int, default=1000, help="how many are drawn")
     parser.add_argument("--files", type=int, help="read so many changed files of all kinds instead")
+    parser.add_argument("--hostile", action="store_true", help="open the files made to hang or fill memory instead")
     parser.add_argument("--seed", type=int, default=0, help="other seeds draw other nets")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="where the summary goes")
     asked = parser.parse_args()
+    if asked.hostile:
+        return open_hostile(asked)
     if asked.files is not None:
         return read_files(asked)
     total, started = Tally(), time.perf_counter()
