@@ -10,11 +10,12 @@ import pytest
 from advice import ELSEWHERE, UNTRIED, advice_of_errors
 from advice_in_commands import IN_COMMANDS
 from advice_in_models import IN_MODELS
+from advice_in_refusals import IN_REFUSALS
 from advice_situations import SITUATIONS
 from slim_model.api import in_python_words
 from slim_model.errors import SlimError
 
-EVERY = SITUATIONS | IN_COMMANDS | IN_MODELS
+EVERY = SITUATIONS | IN_COMMANDS | IN_MODELS | IN_REFUSALS
 MOST_UNTRIED = 37
 """It only becomes less."""
 

@@ -6,7 +6,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from slim_model.calling.flat_module import flat_module
@@ -51,6 +50,8 @@ def learn(job: ProfileJob, progress: Progress) -> Learned:
     row = usable_runtime(job.runtime)
     if job.dtype not in DTYPES:
         raise InputError(f"--dtype {job.dtype}: it is one of {', '.join(DTYPES)}.")
+    if job.source and job.dtype != "float32":
+        raise InputError("only single layers are timed in float16; give no IN with it.")
     setting = setting_of(row, threads=job.threads, dtype=job.dtype, batch=job.batch)
     path = check_cache(setting, job.cache)
     if job.source is None:
@@ -75,9 +76,6 @@ def _predicted(table: LatencyTable, coupling: Coupling) -> float:
 
 def _whole(row: Runtime, setting: Setting, model: nn.Module, graph: Graph) -> float:
     """ms of the dense model, told from the samples as those of a layer are."""
-    dtype: torch.dtype = getattr(torch, setting.dtype)
-    if dtype is not torch.float32:
-        raise InputError("only single layers are timed in float16; give no IN with it.")
     inputs = [_batched(x, setting.batch) if graph.dynamic_batch else x for x in graph.inputs]
     with tempfile.TemporaryDirectory() as folder:
         artifact: nn.Module | Path = flat_module(model, graph.arguments)
