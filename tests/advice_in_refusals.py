@@ -26,9 +26,9 @@ from slim_model.coupling.attention_heads import couple_attention
 from slim_model.data.open_data import open_data
 from slim_model.data.options import DataOptions
 from slim_model.export.torch_files import _described
-from slim_model.folders.checkpoint import family_of, open_checkpoint_folder
 from slim_model.folders.plan import Plan, plan_folder
-from slim_model.folders.shards import stored_tensors
+from slim_model.folders.reading.checkpoint import family_of, open_checkpoint_folder
+from slim_model.folders.reading.shards import stored_tensors
 from slim_model.folders.slim_folder import _check_level, check_recipe
 from slim_model.folders.tokens import read_tokens
 from slim_model.graph.options import TracingOptions
@@ -223,6 +223,10 @@ def _slimmed(model: nn.Module, **options: Any) -> Callable[[Path], Any]:
     return lambda _: slim(model.eval(), _X[:4], ratio=0.5, multiple_of=1, data=(_X, torch.arange(40) % 3), **options)
 
 
+def _recipe(**options: Any) -> Callable[[Path], Any]:
+    return lambda _: Recipe.of(**options)
+
+
 def _timed(*source: Source) -> Callable[[Path], Any]:
     def run(folder: Path) -> Any:
         with mock.patch("slim_model.commands.profile.measure_layers"):
@@ -280,6 +284,9 @@ IN_REFUSALS: dict[str, Situation] = {
         _traced(trained(_OfModel())), _traced(trained(Small()))
     ),
     "Give batches of (inputs, labels).": Situation(_statistics(_X), _statistics(_X, torch.arange(40) % 3)),
+    "leave out --no-distill, or these.": Situation(
+        _recipe(alpha=0.3, distill=False), _recipe(alpha=0.3, finetune=1, data=_X)
+    ),
     "Leave out --finetune.": Situation(_slimmed(_Fixed(), finetune=1), _slimmed(_Fixed())),
     "Use a criterion without gradients, or operators that do not write in place.": Situation(
         _slimmed(_InPlace(), criterion="taylor"), _slimmed(_InPlace(), criterion="variance")
