@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -88,6 +89,18 @@ def test_short_runs_are_repeated_until_a_sample_lasts_a_millisecond() -> None:
     )
     assert clock.log == "d" * 6 + "s" * 6 + "d" * (40 + 4) + "s" * (20 + 2)
     assert (dense_ms, slim_ms) == ([0.25], [0.5])
+
+
+def test_what_interrupts_each_so_often_changes_no_ratio() -> None:
+    """On a busy machine others take 30 ms, once in 4 ms of work. Of two runs the longer one would be interrupted in
+    most of its samples, and the shorter one in few."""
+    clock, draw = FakeClock(), np.random.default_rng(0)
+
+    def interrupted(name: str, taken: float) -> Callable[[], None]:
+        return clock.run(name, lambda: taken + 30 * draw.poisson(taken / 4))
+
+    found = interleave(interrupted("d", 4), interrupted("s", 1), rounds=200, budget_s=100, clock=clock)
+    assert 3 < paired_ratio(*found)[0] < 5
 
 
 def test_runs_too_short_for_the_clock_still_end() -> None:

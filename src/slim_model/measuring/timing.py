@@ -115,7 +115,9 @@ def interleave(
     settle_ns = settle_ns if len(runs) > 1 else 0  # alone, nobody else was there before
     start = clock()
     budget_ns = int(budget_s * 1e9)
-    repeats = [_repeats(warm_up(run, clock, budget_ns // (2 * len(runs)))) for run in runs]
+    taken = [warm_up(run, clock, budget_ns // (2 * len(runs))) for run in runs]
+    # Samples of all last about as long: on a busy machine the longer one of two is interrupted more often.
+    repeats = [_repeats(run_ns, max(*taken, SHORTEST_SAMPLE_NS)) for run_ns in taken]
     samples: tuple[list[float], ...] = tuple([] for _ in runs)
     for number in range(rounds):
         if number >= MIN_ROUNDS and clock() - start >= budget_ns:
@@ -139,7 +141,7 @@ def warm_up(run: TimedCall, clock: Clock, limit_ns: int) -> float:
         taken.append(after - before)
         steady = len(taken) >= 6 and min(taken[-3:]) >= 0.95 * min(taken[:-3])
         if steady or (len(taken) >= 2 and after - start >= limit_ns):
-            return float(np.median(taken[-3:]))
+            return float(min(taken[-3:]))  # one that nothing interrupted
 
 
 def paired_ratio(dense_ms: Sequence[float], slim_ms: Sequence[float]) -> tuple[float, float, float]:
@@ -153,8 +155,8 @@ def paired_ratio(dense_ms: Sequence[float], slim_ms: Sequence[float]) -> tuple[f
     return float(np.median(ratios)), float(low), float(high)
 
 
-def _repeats(run_ns: float) -> int:
-    return max(1, min(MOST_RUNS, int(np.ceil(SHORTEST_SAMPLE_NS / max(run_ns, 1.0)))))
+def _repeats(run_ns: float, sample_ns: float) -> int:
+    return max(1, min(MOST_RUNS, round(sample_ns / max(run_ns, 1.0))))
 
 
 def _sample_ms(run: TimedCall, repeats: int, settle_ns: int, clock: Clock) -> float:
