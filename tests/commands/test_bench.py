@@ -134,7 +134,15 @@ def test_an_exported_program_knows_its_batch(tmp_path: Path, *, free: bool) -> N
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``timed(low, high)``: the second file is found to be so many times as fast as the first; memory is made up."""
-    fake = Runtime("fake", "cpu", "onnx", lambda: None, lambda *_: lambda: None, ("torch",), lambda *_: OPERATORS)
+    fake = Runtime(
+        "fake",
+        "cpu",
+        "onnx",
+        lambda: None,
+        lambda *_: lambda: None,
+        ("torch",),
+        lambda files, *_: [OPERATORS for _ in files],
+    )
     away = Runtime("away", "cpu", "onnx", lambda: "not installed: pip install away", fake.prepare, ())
     falls = Runtime("falls", "cpu", "onnx", lambda: None, _falls, ())
     for row in (fake, away, falls):

@@ -20,6 +20,7 @@ from slim_model.measuring import machine
 from slim_model.measuring import timing as measure
 from slim_model.measuring.machine import cpu_flags, environment, vector_width_channels
 from slim_model.measuring.runtimes import RUNTIMES, Runtime, with_onnxruntime
+from slim_model.measuring.runtimes.row import Operator
 from slim_model.measuring.timing import compare, interleave, paired_ratio, warm_up
 
 MS = 1_000_000
@@ -253,6 +254,31 @@ def test_a_prepared_closure_runs_the_artifact_on_the_inputs(name: str, artifacts
     row.prepare(artifacts[row.artifact], [torch.zeros(2, 4)], 1)()
     with pytest.raises(Exception, match=r"(?i)shape|dim"):
         row.prepare(artifacts[row.artifact], [torch.zeros(2, 5)], 1)()
+
+
+def test_operators_of_all_files_are_profiled_in_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = []
+
+    class Session:
+        def __init__(self, name: str, *_: Any) -> None:
+            self.name = name
+
+        def get_inputs(self) -> list[Any]:
+            return []
+
+        def run(self, *_: Any) -> None:
+            log.append(self.name)
+
+        def end_profiling(self) -> str:
+            taken = {"cat": "Node", "name": "c_kernel_time", "dur": 2000, "args": {"op_name": f"Conv of {self.name}"}}
+            (tmp_path / self.name).write_text(json.dumps([taken]))
+            return str(tmp_path / self.name)
+
+    monkeypatch.setattr(with_onnxruntime, "_session", Session)
+    profile = RUNTIMES["onnxruntime"].per_op
+    assert profile is not None
+    assert profile(["d", "s"], [], 1) == [[Operator("Conv of d", 1, 2.0)], [Operator("Conv of s", 1, 2.0)]]
+    assert log == ["d", "s"] * (len(log) // 2)
 
 
 def test_threads_and_garbage_collection_are_put_back(artifacts: dict[str, Any]) -> None:

@@ -113,7 +113,9 @@ def _cell(
         row, [f.runnable for f in rivals], inputs, threads=threads, rounds=job.rounds, budget_s=job.seconds
     )
     rows = []
-    for file, comparison in zip(rivals, compared, strict=True):
+    for file, comparison, operators in zip(
+        rivals, compared, _operators(job, row, rivals, inputs, threads, notes), strict=True
+    ):
         # The meter is the whole package's: each file runs alone for it, after all were timed in turns.
         with without_gc():
             joules = measure_energy(METERS[row.device], functools.partial(row.prepare, file.runnable, inputs, threads))
@@ -123,7 +125,7 @@ def _cell(
             | _memory(job, row, file, batch, threads, notes)
             | {"joules_per_run": joules.joules, "energy_source": joules.source}
             | {"estimated_energy_macs": _estimated(file, joules, shapes)}
-            | {"operators": _operators(job, row, file, inputs, threads, notes)}
+            | {"operators": operators}
             | _birth()
         )
     return rows
@@ -161,14 +163,15 @@ def _memory(job: BenchJob, row: Runtime, file: Artifact, batch: int, threads: in
 
 
 def _operators(
-    job: BenchJob, row: Runtime, file: Artifact, inputs: Any, threads: int, notes: list[str]
-) -> list[dict[str, Any]] | None:
-    if not job.per_op:
-        return None
-    if row.per_op is None:
+    job: BenchJob, row: Runtime, rivals: list[Artifact], inputs: Any, threads: int, notes: list[str]
+) -> list[list[dict[str, Any]] | None]:
+    """Those of each file; None where nobody asked, or the runtime does not tell."""
+    if job.per_op and row.per_op is None:
         notes.append(f"{row.name} does not tell what its operators take")
-        return None
-    return [asdict(operator) for operator in row.per_op(file.runnable, inputs, threads)]
+    if not job.per_op or row.per_op is None:
+        return [None] * len(rivals)
+    found = row.per_op([file.runnable for file in rivals], inputs, threads)
+    return [[asdict(operator) for operator in operators] for operators in found]
 
 
 def _birth() -> dict[str, Any]:

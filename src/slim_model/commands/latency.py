@@ -108,11 +108,8 @@ def _dense_file(made: Made, folder: Path, progress: Progress) -> Path:
 
 
 def _operators(runtime: str, dense: Path, slim: Path, inputs: Sequence[Tensor], threads: int) -> list[dict[str, Any]]:
-    """What each kind of operator takes, by the profile that ``runtime`` writes of itself."""
+    """What each kind of operator takes, in turns, by the profile that ``runtime`` writes of itself."""
     profile = RUNTIMES[runtime].per_op
     assert profile is not None, runtime
-    return [
-        {"model": model} | asdict(operator)
-        for model, file in (("dense", dense), ("slim", slim))
-        for operator in profile(file, inputs, threads)
-    ]
+    found = zip(("dense", "slim"), profile((dense, slim), inputs, threads), strict=True)
+    return [{"model": model} | asdict(operator) for model, operators in found for operator in operators]

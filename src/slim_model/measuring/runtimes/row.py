@@ -28,7 +28,8 @@ class Runtime:
     ``available()`` is None where the runtime can be used here, else the reason why not: "not installed: ..." with
     what to install, or what the machine lacks. ``prepare(artifact, inputs, threads)`` returns a closure that runs
     the artifact once and comes back when the result is there; it may set PyTorch's thread count, which ``measure``
-    puts back. ``per_op(artifact, inputs, threads)`` is None where the runtime does not say what its operators take.
+    puts back. ``per_op(artifacts, inputs, threads)`` returns the operators of each, which run in turns; it is None
+    where the runtime does not say what its operators take.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Runtime:
     prepare: Callable[[Any, Sequence[Tensor], int], TimedCall]
     packages: tuple[str, ...]
     """Distributions that may have brought it: the first one found tells its version."""
-    per_op: Callable[[str | Path, Sequence[Tensor], int], list[Operator]] | None = None
+    per_op: Callable[[Sequence[str | Path], Sequence[Tensor], int], list[list[Operator]]] | None = None
 
 
 def by_kind(times: dict[str, tuple[str, float]]) -> list[Operator]:

@@ -90,15 +90,23 @@ def _device(provider: str, options: _Options, path: str | Path, inputs: Sequence
 
 
 def _per_op(
-    provider: str, options: _Options, path: str | Path, inputs: Sequence[Tensor], threads: int
-) -> list[Operator]:
-    """From onnxruntime's own profile: each node's median over the runs."""
+    provider: str, options: _Options, paths: Sequence[str | Path], inputs: Sequence[Tensor], threads: int
+) -> list[list[Operator]]:
+    """From onnxruntime's own profiles: each node's median over the runs."""
     with tempfile.TemporaryDirectory() as folder:
-        session = _session(path, threads, provider, options(threads), Path(folder) / "profile")
-        feed = _feed(session, inputs)
+        places = (Path(folder) / f"profile_{number}" for number in range(len(paths)))
+        sessions = [
+            _session(path, threads, provider, options(threads), place)
+            for path, place in zip(paths, places, strict=True)
+        ]
+        feeds = [_feed(session, inputs) for session in sessions]
         for _ in range(2 * _PROFILED_RUNS):  # the first half warms up
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
+            for session, feed in zip(sessions, feeds, strict=True):
+                session.run(None, feed)
+        return [_operators(json.loads(Path(session.end_profiling()).read_text())) for session in sessions]
+
+
+def _operators(events: Sequence[dict[str, Any]]) -> list[Operator]:
     taken: dict[str, tuple[str, list[int]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

@@ -49,16 +49,20 @@ def _prepare(path: str | Path, inputs: Sequence[Tensor], threads: int) -> TimedC
     return lambda: request.infer(share_outputs=True)
 
 
-def _per_op(path: str | Path, inputs: Sequence[Tensor], threads: int) -> list[Operator]:
+def _per_op(paths: Sequence[str | Path], inputs: Sequence[Tensor], threads: int) -> list[list[Operator]]:
     """From OpenVINO's performance counters: each node's median over the runs."""
-    request = _request(path, inputs, threads, counting=True)
-    taken: dict[str, tuple[str, list[float]]] = {}
+    requests = [_request(path, inputs, threads, counting=True) for path in paths]
+    taken: list[dict[str, tuple[str, list[float]]]] = [{} for _ in paths]
     for _ in range(2 * _PROFILED_RUNS):  # the first half warms up
-        request.infer()
-        for node in request.get_profiling_info():
-            if node.status == node.Status.EXECUTED:
-                taken.setdefault(node.node_name, (node.node_type, []))[1].append(node.real_time.total_seconds() * 1e3)
-    return by_kind({name: (kind, statistics.median(ms[-_PROFILED_RUNS:])) for name, (kind, ms) in taken.items()})
+        for request, own in zip(requests, taken, strict=True):
+            request.infer()
+            for node in request.get_profiling_info():
+                if node.status == node.Status.EXECUTED:
+                    own.setdefault(node.node_name, (node.node_type, []))[1].append(node.real_time.total_seconds() * 1e3)
+    return [
+        by_kind({name: (kind, statistics.median(ms[-_PROFILED_RUNS:])) for name, (kind, ms) in own.items()})
+        for own in taken
+    ]
 
 
 ROWS = (Runtime("openvino", "cpu", "onnx", _missing, _prepare, ("openvino",), _per_op),)
