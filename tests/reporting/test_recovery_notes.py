@@ -47,7 +47,7 @@ def test_the_error_is_on_the_screen() -> None:
     console = Console(record=True, width=120)
     show(report, console)
     did = report.steps[-1]["did"]
-    assert f"error {did['error_before']:.3g} -> {did['error_after']:.3g}, class" in console.export_text()
+    assert f"error {did['error_before']:.3g} -> {did['error_after']:.3g}, agreement" in console.export_text()
 
 
 @pytest.mark.parametrize("columns", [80, 100, 160])
