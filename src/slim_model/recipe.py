@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,12 @@ class Recipe:
         ratio = {} if self.budget.target else {"ratio": self.budget.share_removed}
         return self.but(**ratio, **decided(self.options()))
 
+    def idle(self) -> dict[str, str]:
+        """Options that were given and do nothing, each with what it waits for."""
+        given, plain = self.options(), Recipe().options()
+        waiting = {name: needed for names, needed, there in _WAITING if not there(self) for name in names}
+        return {name: needed for name, needed in waiting.items() if given[name] != plain[name]}
+
     def __post_init__(self) -> None:
         """Options of one group that ask for another. What one group says by itself it has checked."""
         if self.data.data is None:
@@ -129,6 +135,13 @@ class Recipe:
             raise InputError("max_drop needs data with labels to read the accuracy from: --data, or data= in Python.")
 
 
+_WAITING: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
+    (("optimizer", "lr", "alpha", "temperature", "hints", "dropout"), "--finetune", lambda r: r.training.finetune > 0),
+    (("int8_form", "int8_anyway"), "--int8", lambda r: r.quantizing.int8),
+    (("scan",), "--allocate sensitivity", lambda r: allocation_of(r.budget.allocation).kind == "sensitivity"),
+)
+"""Options that do nothing alone, what they wait for, and whether that is there. They are no error: in a sweep over
+``finetune`` one point may be without."""
 _INSTEAD = {
     "target": ("ratio", "of"), "ratio": ("target",), "of": ("target",),
     "allocate": ("scope",), "scope": ("allocate",), "inputs": ("example",), "example": ("inputs",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,31 @@ def test_where_there_are_no_heads_widths_go(scope: str) -> None:
     compiled = compile_model(trained(Residual()), (images(),), recipe)
     assert [one.loses for one in compiled.passes] == ["width"]
     assert "no attention heads were found: widths were removed" in compiled.warnings
+
+
+DATA = [(images(20), torch.zeros(20, dtype=torch.int64))]
+
+
+@pytest.mark.parametrize(
+    ("alone", "partner"),
+    [
+        ({"lr": 0.01}, {"finetune": 1}),
+        ({"optimizer": "sgd", "hints": 10.0}, {"finetune": 1}),
+        ({"alpha": 0.9, "temperature": 7.0, "dropout": 0.5}, {"finetune": 1}),
+        ({"int8_form": "u8u8", "int8_anyway": True}, {"int8": True}),
+        ({"scan": Path("scan.jsonl")}, {"allocate": "sensitivity"}),
+    ],
+)
+def test_options_that_do_nothing_alone_are_named(alone: dict[str, Any], partner: dict[str, Any]) -> None:
+    idle = Recipe.of(0.5, data=DATA, **alone).idle()
+    assert idle.keys() == alone.keys()
+    assert all(f"--{name}" in needed for name in partner for needed in idle.values())
+    assert not Recipe.of(0.5, data=DATA, **alone, **partner).idle()
+
+
+def test_what_does_nothing_is_in_the_notes() -> None:
+    compiled = compile_model(trained(Residual()), (images(),), Recipe.of(0.5, lr=0.01))
+    assert "lr does nothing without --finetune" in compiled.warnings
 
 
 def test_rounds_are_passes() -> None:

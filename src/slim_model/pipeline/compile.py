@@ -336,4 +336,5 @@ def _warnings(shared: _Shared, result: Compiled) -> tuple[str, ...]:
         )
     if shared.recipe.coupling.attention != "width" and not shared.heads.heads:
         notes.append("no attention heads were found: widths were removed")
+    notes += [f"{name} does nothing without {needed}" for name, needed in shared.recipe.idle().items()]
     return tuple(notes)
