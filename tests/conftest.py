@@ -75,7 +75,7 @@ class ByNet(LoadScopeScheduling):
         return next((name for name in parameters if name in self.nets), file)
 
 
-EVERY = 25
+EVERY = 40
 """With ``--quick``, of the tests of a file one in so many; of those in WHOLE all."""
 WHOLE = ("test_architecture.py", "test_options.py", "test_passes.py", "test_walk.py", "test_couple.py")
 
