@@ -213,7 +213,9 @@ IN_MODELS: dict[str, Situation] = {
     "Give the model file in it, or the folder of a transformers model as save_pretrained() writes it.": Situation(
         open_checkpoint_folder, lambda folder: open_checkpoint_folder(_folder("llama")(folder))
     ),
-    "add --data text:FILE.": Situation(_shallower("llama", 1, has_data=False), _shallower("llama", 1)),
+    "add --data text:FILE, or imagefolder:FOLDER for pictures.": Situation(
+        _shallower("llama", 1, has_data=False), _shallower("llama", 1)
+    ),
     "Give a smaller number.": Situation(_shallower("llama", 2), _shallower("llama", 1)),
     "Leave out --depth.": Situation(
         _shallower("clip", 1), lambda folder: open_checkpoint_folder(_folder("clip")(folder))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.errors import BudgetError, InputError
-from slim_model.folders.masked import layers_of
+from slim_model.folders.masked import entering, layers_of
 from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.running import library, run_through
 
@@ -19,7 +19,9 @@ from slim_model.folders.running import library, run_through
 def check_depth(checkpoint: Checkpoint, layers: int, *, has_data: bool) -> None:
     """Raise an error where so many layers cannot go."""
     if not has_data:
-        raise InputError("--depth chooses layers by what they do to data: add --data text:FILE.")
+        raise InputError(
+            "--depth chooses layers by what they do to data: add --data text:FILE, or imagefolder:FOLDER for pictures."
+        )
     if any(cut.part for cut in checkpoint.family.cuts):
         raise InputError(
             f"--depth: a {checkpoint.config['model_type']} has two parts, each with layers of its own. "
@@ -49,8 +51,7 @@ def influences(model: Any, checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     def watcher(layer: int) -> Callable[..., None]:
         def after(module: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Any], output: Any) -> None:
             after_it = output[0] if isinstance(output, tuple) else output
-            before = inputs[0] if inputs else named["hidden_states"]
-            cosines = nn.functional.cosine_similarity(before.double(), after_it.double(), dim=-1)
+            cosines = nn.functional.cosine_similarity(entering(inputs, named).double(), after_it.double(), dim=-1)
             turned[layer] += (1 - cosines).sum()
             seen[layer] += cosines.numel()
 

@@ -37,5 +37,11 @@ def layers_of(model: Any, checkpoint: Checkpoint) -> dict[int, nn.Module]:
 
 def _pass_on(module: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Any], output: Any) -> Any:
     """What a layer returns that does nothing."""
-    x = inputs[0] if inputs else named["hidden_states"]
+    x = entering(inputs, named)
     return (x, *output[1:]) if isinstance(output, tuple) else x
+
+
+def entering(inputs: tuple[Tensor, ...], named: Mapping[str, Any]) -> Tensor:
+    """The hidden states that a layer is called with, by place or by name."""
+    states: Tensor = inputs[0] if inputs else named["hidden_states"]
+    return states

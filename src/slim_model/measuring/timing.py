@@ -117,7 +117,8 @@ def interleave(
     budget_ns = int(budget_s * 1e9)
     taken = [warm_up(run, clock, budget_ns // (2 * len(runs))) for run in runs]
     # Samples of all last about as long: on a busy machine the longer one of two is interrupted more often.
-    repeats = [_repeats(run_ns, max(*taken, SHORTEST_SAMPLE_NS)) for run_ns in taken]
+    sample_ns = max(*taken, SHORTEST_SAMPLE_NS)
+    repeats = [_repeats(run_ns, sample_ns) for run_ns in taken]
     samples: tuple[list[float], ...] = tuple([] for _ in runs)
     for number in range(rounds):
         if number >= MIN_ROUNDS and clock() - start >= budget_ns:

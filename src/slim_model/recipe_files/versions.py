@@ -33,9 +33,8 @@ def recipe_of_report(report: Mapping[str, Any], file: Path) -> tuple[dict[str, A
     """The sections of the recipe that ``report`` holds, and the sha256 of its IN."""
     recipe = dict(report["recipe"]) if check_report(report, file) > 1 else _sections(report["recipe"])
     budget = recipe.get("budget")
-    if (
-        isinstance(budget, dict) and budget.get("target") is not None
-    ):  # which once stood beside a ratio that meant nothing
+    # A target once stood beside a ratio that meant nothing.
+    if isinstance(budget, dict) and budget.get("target") is not None:
         recipe["budget"] = {**budget, "ratio": None}
     return recipe, report["source"].get("sha256")
 
