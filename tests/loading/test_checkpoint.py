@@ -253,7 +253,8 @@ def test_the_onnx_files() -> None:
 
 
 def test_plain_values_beside_the_model_are_kept() -> None:
-    """What holds itself is none of them, and looking through twice the same thing sixty times over takes no time."""
+    """Of a dict with other things those are left out, as what holds itself is; of a long one all is. Looking through
+    twice the same thing sixty times over takes no time."""
     plain = {"epoch": 3, "best": None, "train_args": {"imgsz": 64, "classes": ["a", "b"], "mixup": (0.5, True)}}
     itself: dict[str, Any] = {"epoch": 1}
     itself["again"] = itself
@@ -261,4 +262,5 @@ def test_plain_values_beside_the_model_are_kept() -> None:
     for _ in range(60):
         doubled = [doubled, doubled]
     beside = {"by_number": {0: "a"}, "itself": itself, "doubled": doubled, "weights": {"a": torch.zeros(2)}}
-    assert checkpoint(plain | beside).beside == plain
+    long = {"tensor": torch.zeros(1)} | {str(n): [n] for n in range(1000)}
+    assert checkpoint(plain | beside | {"long": long}).beside == plain | {"itself": {"epoch": 1}}

@@ -20,7 +20,8 @@ from torch import nn
 
 from slim_model.errors import InputError
 from slim_model.loading.input_spec import describe_error
-from slim_model.loading.libraries.table import library_named
+from slim_model.loading.libraries.table import library_named, library_that_wrote, version_that_wrote
+from slim_model.loading.rehearse import rehearse
 from slim_model.loading.user_code import import_file, make_importable
 from slim_model.loading.weights.checkpoint import Checkpoint
 from slim_model.loading.weights.choose import ChosenWeights, choose_weights
@@ -30,6 +31,7 @@ _EXAMPLES = (
     "with arguments as in torchvision:resnet18(num_classes=10)"
 )
 _SHOWN = 4  # names in a message
+_LETTERS = 40  # of an argument in a note
 _NOT_STRICT = " If these names do not matter, --no-strict goes on: what the file lacks then stays untrained."
 
 
@@ -43,17 +45,21 @@ class _Arch:
 
 
 def build(
-    arch: str, saved: Checkpoint, *, prefix: str | None = None, strict: bool = True
+    arch: str, saved: Checkpoint, *, prefix: str | None = None, strict: bool = True, trusted: bool = False
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The model that ``arch`` names, with the weights in ``saved`` that fit it, and notes of what was assumed.
 
     What training puts in front of names is taken off, or ``prefix`` alone. Names and shapes must all agree; without
     ``strict`` only shapes. The number of classes is taken from the weights where the builder accepts ``num_classes``
-    and the user gave none.
+    and the user gave none; others where the library that wrote the file kept them there.
     """
     spec = _parse(arch)
     builder = _find(spec)
-    implied = _implied(spec, builder, {name for weights in saved.weights for name in weights.tensors})
+    told, said = _told(spec, builder, saved.beside)
+    if told and not trusted:  # the file says how large the model is
+        size = max((sum(x.nbytes for x in weights.tensors.values()) for weights in saved.weights), default=0)
+        rehearse(lambda: bool(_call(spec, builder, told | spec.kwargs)), file_bytes=size)
+    implied = told | _implied(spec, builder, {name for weights in saved.weights for name in weights.tensors})
     model = _call(spec, builder, implied | spec.kwargs)
     choice = choose_weights(saved, _shapes(model), prefix)
     classes = _classes(model, choice.fitted.tensors)
@@ -61,7 +67,7 @@ def build(
         model = _call(spec, builder, implied | spec.kwargs | {"num_classes": classes})
         choice = choose_weights(saved, _shapes(model), prefix)
     choice.check_clear()
-    return model, (*choice.notes(), *_load(arch, model, choice, saved, strict))
+    return model, (*said, *choice.notes(), *_load(arch, model, choice, saved, strict))
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -133,6 +139,24 @@ def _implied(spec: _Arch, builder: Any, state: Collection[str]) -> dict[str, Any
     package = "torchvision" if _of_torchvision(builder) else spec.place  # also as a package.module:callable
     library = library_named(package)
     return library.implied(builder, state) if library is not None and library.implied is not None else {}
+
+
+def _told(spec: _Arch, builder: Any, beside: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Arguments that the library which wrote the file keeps beside the weights, and what is said of it. Not for the
+    names of a library's own models, which are called otherwise, nor where the user gave arguments by their place."""
+    library = library_that_wrote(beside)
+    if library is None:
+        return {}, ()
+    wrote = f"{version_that_wrote(beside)} wrote the file"
+    own = library_named(spec.place) is not None or spec.args or not callable(builder) or isinstance(builder, nn.Module)
+    told = {} if own or library.arguments is None else library.arguments(builder, beside)
+    taken = ", ".join(f"{name}={_short(value)}" for name, value in told.items() if name not in spec.kwargs)
+    return told, (f"{wrote}; of its options these were taken as arguments: {taken}" if taken else wrote,)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]}..."
 
 
 def _of_torchvision(builder: Any) -> bool:

@@ -23,7 +23,7 @@ from slim_model.loading.architecture import build
 from slim_model.loading.file_bytes import FileBytes, TooMuch, read_beside
 from slim_model.loading.file_form import WITH_ARTICLE, Form, damage, form_of
 from slim_model.loading.input_spec import describe_error
-from slim_model.loading.libraries.table import NO_RAW_HEADS, InUse, Library, library_of
+from slim_model.loading.libraries.table import NO_RAW_HEADS, InUse, Library, library_of, version_that_wrote
 from slim_model.loading.pickles.machine import LEGACY_MAGIC, Inert
 from slim_model.loading.pickles.saved_file import read_saved
 from slim_model.loading.pickles.settle import Refused, settle
@@ -66,7 +66,9 @@ def open_model(file: FileBytes, options: SourceOptions) -> Opened:
         raise InputError(_too_much(error)) from error
     saved = open_checkpoint(file, options)
     if options.arch is not None and saved.weights:
-        model, notes = build(options.arch, saved, prefix=options.prefix, strict=options.strict)
+        model, notes = build(
+            options.arch, saved, prefix=options.prefix, strict=options.strict, trusted=options.trust_pickle
+        )
         opened = Opened(model.eval(), "state dict", None, notes, saved.image_sides)
     else:
         opened = _model_within(saved, options)
@@ -255,6 +257,8 @@ def _model_within(saved: Checkpoint, options: SourceOptions) -> Opened:
     first = saved.weights[0]
     name, tensor = next(iter(first.tensors.items()))
     more = f" It holds {saved.listed()}." if len(saved.weights) > 1 else ""
+    if wrote := version_that_wrote(saved.beside):
+        more += f" {wrote} wrote it: --arch path/train.py:CLASS calls CLASS with the options that it keeps."
     raise InputError(
         f"holds a state dict ({len(first.tensors)} tensors, the first {name} of shape {tuple(tensor.shape)}), which "
         f"does not say how they are used.{more} Name the architecture: {_ARCHS}."

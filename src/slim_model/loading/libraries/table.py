@@ -45,7 +45,8 @@ class Library:
     -> arguments that follow from loading a state dict. ``in_use``: (model, whether its heads are wanted raw) ->
     ``InUse``, after the model was put into the form in which the library itself exports it. ``file``: (small module,
     what the file held beside the model) -> what ``torch.save`` writes for the library to load; its models are then kept
-    in their own classes.
+    in their own classes. ``version_key``: at the top of its checkpoints, for the version that wrote
+    them; ``arguments``: (builder, what the file held beside the weights) -> those that it would call the builder with.
     """
 
     package: str
@@ -58,6 +59,8 @@ class Library:
     implied: Callable[..., Any] | None = None
     in_use: Callable[..., Any] | None = None
     file: Callable[..., Any] | None = None
+    version_key: str = ""
+    arguments: Callable[..., Any] | None = None
 
 
 _ACTIVATIONS = (
@@ -106,12 +109,33 @@ LIBRARIES = (
         in_use=Late("loading.libraries.ultralytics:in_use"),
         file=Late("loading.libraries.ultralytics:file_of"),
     ),
+    Library(
+        "lightning",
+        version_key="pytorch-lightning_version",
+        arguments=Late("loading.libraries.lightning:arguments"),
+    ),
 )
 
 
 def library_named(package: str) -> Library | None:
     """The row of ``package``."""
     return next((library for library in LIBRARIES if library.package == package), None)
+
+
+def library_that_wrote(beside: Mapping[str, Any]) -> Library | None:
+    """The row whose version stands in what a checkpoint holds beside its weights."""
+    return next((library for library in LIBRARIES if _version(library, beside)), None)
+
+
+def version_that_wrote(beside: Mapping[str, Any]) -> str:
+    """``"lightning 2.4.0"``, or nothing."""
+    library = library_that_wrote(beside)
+    return f"{library.package} {_version(library, beside)}" if library is not None else ""
+
+
+def _version(library: Library, beside: Mapping[str, Any]) -> str:
+    found = beside.get(library.version_key)
+    return found[:20] if isinstance(found, str) and found.isprintable() else ""
 
 
 def packages() -> tuple[str, ...]:

@@ -30,6 +30,7 @@ _WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
 }
 _LEVELS = 8  # of containers that are looked into
+_OPTIONS = 256  # at most, that training was told
 _SHOWN = 6
 
 
@@ -58,7 +59,7 @@ class Weights:
 class Checkpoint:
     """``weights``: best first, by where they lie. ``unknown``: an object where a model should be, of a class that was
     not loaded. ``image_sides``: sizes of pictures in training, where the file says them.
-    ``beside``: numbers, texts and dicts of them at the top of the file."""
+    ``beside``: numbers, texts and dicts of them at the top of the file; of dicts with other things in them the rest."""
 
     weights: tuple[Weights, ...]
     unknown: str | None
@@ -238,8 +239,18 @@ def _summary(content: Any) -> str:
 
 
 def _beside(content: Any) -> dict[str, Any]:
-    top = _items(content) or {}
-    return {key: value for key, value in top.items() if isinstance(key, str) and _is_plain(value)}
+    top = {key: value for key, value in (_items(content) or {}).items() if isinstance(key, str)}
+    plain = {key: value for key, value in top.items() if _is_plain(value)}
+    parts = {key: _plain_entries(value) for key, value in top.items() if key not in plain}
+    return plain | {key: entries for key, entries in parts.items() if entries}
+
+
+def _plain_entries(value: Any) -> dict[str, Any]:
+    """Of a dict, or an object that was one. Of a long one nothing: each of its entries is looked through."""
+    items = value.items if isinstance(value, Inert) else value if isinstance(value, Mapping) else {}
+    if len(items) > _OPTIONS:
+        return {}
+    return {key: item for key, item in items.items() if isinstance(key, str) and _is_plain(item)}
 
 
 def _is_plain(value: Any) -> bool:
