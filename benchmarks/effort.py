@@ -12,6 +12,7 @@ stands Torch-Pruning's default: magnitudes, the same ratio in every layer that i
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import nn
 import datasets
 import evaluate
 import nets
-from peer import PEER, ratio_for
+from peer import INNER, PEER, ratio_for
 from provenance import RESULTS, ROOT, provenance, summary
 from slim_model.data.datasets import Divided
 from slim_model.effort import EFFORTS
@@ -115,10 +116,17 @@ def timed(name: str, goal: Goal, effort: str) -> dict[str, Any]:
 def _compiled(model: nn.Module, inputs: torch.Tensor, goal: Goal, effort: str) -> Compiled:
     example = (inputs[:2],)
     if effort == PEER_NAME:
-        recipe = Recipe.of(multiple_of=1, **PEER)
-        return compile_model(model, example, recipe.but(ratio=ratio_for(goal.times, model, example, recipe)))
+        return compile_model(model, example, _peer(model, example, goal.times))
     recipe = Recipe.of(of=goal.of, ratio=1 - 1 / goal.times, effort=effort, data=Divided((inputs,)))
     return compile_model(model, example, recipe, progress=lambda text: print("   ", text, flush=True))
+
+
+def _peer(model: nn.Module, example: tuple[torch.Tensor], times: float) -> Recipe:
+    """Everything that it can prune: its layers named ``INNER`` alone where there are such."""
+    names = [name for name, _ in model.named_modules()]
+    keep = tuple(pattern for pattern in INNER if fnmatch.filter(names, pattern))
+    recipe = Recipe.of(multiple_of=1, **PEER | {"keep": keep if len(keep) == len(INNER) else ()})
+    return recipe.but(ratio=ratio_for(times, model, example, recipe))
 
 
 # -- rows and tables ------------------------------------------------------------------------------------------------
