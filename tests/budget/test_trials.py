@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from slim_model.budget.trials.branches import find_branches
+from slim_model.budget.trials.branches import find_branches, groups_of
 from slim_model.coupling.attention_heads import couple_attention
 from slim_model.cutting.silence import silence
 from slim_model.errors import ProofError
@@ -88,7 +88,7 @@ def compiled(net: nn.Module) -> Compiled:
 def test_a_branch_is_what_a_sum_can_do_without(dense: Graph) -> None:
     """The stream itself is none: all blocks write to it."""
     coupling = couple_attention(dense)
-    names = [coupling.groups[branch.group].name for branch in find_branches(coupling)]
+    names = [coupling.groups[branch.read].name for branch in find_branches(coupling)]
     assert names == [f"body.{i}.conv1" for i in range(5)]
 
 
@@ -123,7 +123,7 @@ def test_the_file_has_shortcuts_in_their_place(compiled: Compiled, tmp_path: Pat
 def test_layers_are_left_out_exactly(dense: Graph) -> None:
     """In a dense graph too, with whatever constants its layers have."""
     coupling = couple_attention(dense)
-    quiet = silence(dense, coupling, [branch.group for branch in find_branches(coupling)[::2]])
+    quiet = silence(dense, coupling, groups_of(find_branches(coupling)[::2]))
     left = leave_out_silent(quiet)
     assert len(list(left.nodes)) < len(list(quiet.nodes))
     given = (_pictures(3, 5),)
@@ -136,10 +136,10 @@ def test_a_transformer_can_do_without_an_mlp() -> None:
     graph = capture(net, (torch.randn(2, 3, 16, 16),))
     coupling = couple_attention(graph)
     branches = find_branches(coupling)
-    assert [coupling.groups[b.group].name.rpartition(".")[0] for b in branches] == [
+    assert [coupling.groups[b.read].name.rpartition(".")[0] for b in branches] == [
         f"encoder.layers.encoder_layer_{i}.mlp" for i in range(2)
     ]
-    quiet = silence(graph, coupling, [branches[0].group])
+    quiet = silence(graph, coupling, branches[0].groups)
     left = leave_out_silent(quiet)
     assert len(left.tensors) < len(quiet.tensors)
     torch.testing.assert_close(left.run(graph.inputs)[0], quiet.run(graph.inputs)[0])
@@ -155,12 +155,12 @@ def test_what_is_not_silent_is_refused(dense: Graph) -> None:
     coupling = couple_attention(dense)
     (branch, *_), keep = find_branches(coupling), coupling.keep_all()
     batches = [dense.inputs]
-    assert prove_silenced(coupling, dense, keep, [branch.group], batches).tensors.keys() == dense.tensors.keys()
-    group = coupling.groups[branch.group]
+    assert prove_silenced(coupling, dense, keep, branch.groups, batches).tensors.keys() == dense.tensors.keys()
+    group = coupling.groups[branch.read]
     other = replace(group, slices=tuple(s for s in group.slices if s.role != "reads"))
     broken = replace(coupling, groups=tuple(other if g is group else g for g in coupling.groups))
     with pytest.raises(ProofError, match=r"the model without body\.0\.conv1 could not be proven"):
-        prove_silenced(broken, dense, keep, [branch.group], batches)
+        prove_silenced(broken, dense, keep, branch.groups, batches)
 
 
 def test_what_whole_branches_save_too_much_narrower_layers_save(
@@ -186,3 +186,36 @@ def test_the_uniform_plan_is_taken_where_nothing_is_better(net: nn.Module) -> No
         for name in ("judged", "uniform")
     ]
     assert np.array_equal(*(plan.keep for plan in plans))
+
+
+def test_of_factored_layers_a_branch_goes_whole(net: nn.Module, tmp_path: Path) -> None:
+    """Its last pair reads a rank; the width and the ranks ahead of it serve nothing else."""
+    options = {"of": "macs", "ratio": 0.4, "recover": "none", "criterion": "l1", "multiple_of": 1, "low_rank": True}
+    data = [_pictures(64, seed) for seed in range(2)]
+    found = compile_model(net, (_pictures(2, 1),), Recipe.of(data=data, allocate="judged", **options))
+    assert found.met is not None
+    assert found.met.allocate.endswith("2 branches gone")
+    gone = {found.coupling.groups[number].name for number in found.plan.silent}
+    assert {f"body.{block}.conv1" for block in WEAK} <= gone
+    assert all(name.startswith(("body.1.", "body.3.")) for name in gone)
+    assert found.slim_cost.macs == found.met.reached <= found.met.limit
+    path = tmp_path / "small.onnx"
+    to_onnx(found.small, path, opset=None, metadata={})
+    weights = {tensor.name for tensor in onnx.load(path).graph.initializer}
+    assert not any(name.startswith(("body.1.", "body.3.")) for name in weights if name.endswith("weight"))
+    assert check_onnx(path, found.small, other_batches(found.small, (3,), 0)) < 1e-5
+
+
+def test_of_ranks_and_widths_the_better_is_taken(net: nn.Module) -> None:
+    """Layers of rank 2 lose nothing with their ranks, and much with their widths."""
+    torch.manual_seed(1)
+    layers = [nn.Linear(24, 24) for _ in range(3)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(torch.randn(24, 2) @ torch.randn(2, 24) / 5)
+    plain = nn.Sequential(*(module for layer in layers for module in (layer, nn.Tanh())), nn.Linear(24, 5))
+    options = {"of": "macs", "ratio": 0.5, "recover": "bias", "criterion": "l1", "multiple_of": 1, "low_rank": True}
+    data = [torch.randn(64, 24) for _ in range(3)]
+    found = compile_model(plain, (data[0][:2],), Recipe.of(data=data, allocate="judged", **options))
+    assert found.met is not None
+    assert found.met.allocate == "judged: uniform ranks"

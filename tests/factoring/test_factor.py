@@ -197,7 +197,7 @@ def test_with_all_ranks_it_costs_what_the_dense_model_does() -> None:
     coupling = couple(factoring.graph)
     assert cost(coupling) == cost(dense)
     assert CostModel(coupling).memory() >= CostModel(dense).memory()
-    settled, keep = settle(coupling, coupling.keep_all(), factoring, couple)
+    settled, keep, _ = settle(coupling, coupling.keep_all(), factoring, couple)
     assert settled.graph is factoring.start
     assert keep.all()
 
@@ -216,7 +216,7 @@ def test_a_layer_pays_below_its_break_even() -> None:
         assert product.pays is pays
         assert [f.macs for f in product.factors] == [2 * 25 * 120 * rank, 2 * 25 * 12 * rank]
         assert product.whole.macs == 2 * 25 * 1440
-        settled, left = settle(coupling, keep, factoring, couple)
+        settled, left, _ = settle(coupling, keep, factoring, couple)
         assert [one.path for one in settled.graph.factored] == ["strided"] * pays
         saved = 25 * (1440 - 132 * 10) if pays else 0
         assert cost(settled, left).macs == cost(couple(graph_of_layers())).macs - saved

@@ -21,6 +21,7 @@ from slim_model.budget.sensitivity import Scan, scan
 from slim_model.budget.trials.judged import NOTHING, Leaving, best_plan
 from slim_model.cost.counted import CostModel
 from slim_model.cost.latency_model import ModelLatency
+from slim_model.coupling.rank_groups import only
 
 
 def plan_for(task: Task) -> ChosenPlan:
@@ -77,15 +78,14 @@ def _plan_with(known: _Known, task: Task, leaving: Leaving) -> tuple[Plan, Met]:
 
     def search(price_of: Callable[[np.ndarray], float], limit: float) -> Plan:
         whole = coupling.keep_all()
-        gone = leaving.groups(lambda n: price_of(without(coupling, whole, leaving.order[:n])), limit)
+        gone = leaving.groups(lambda groups: price_of(without(coupling, whole, groups)), limit)
         reached = price_of(without(coupling, whole, gone))
         if gone and limit * (1 - goal.price.close) <= reached <= limit:  # type: ignore[union-attr]
             return silenced(coupling, whole, task.scores, gone)
         if reached <= limit:  # a branch less, and narrower layers for the rest
-            gone = gone[:-1]
+            gone = leaving.one_less(gone)
         plan = plan_under_limit(
-            coupling,
-            task.scores,
+            *only(coupling, task.scores, leaving.among),
             goal.price,  # type: ignore[arg-type]
             lambda keep: price_of(without(coupling, keep, gone)),
             limit,
@@ -95,7 +95,7 @@ def _plan_with(known: _Known, task: Task, leaving: Leaving) -> tuple[Plan, Met]:
             losses=known.losses,
             latency=layers.ms if layers else None,
         )
-        return silenced(coupling, plan.keep, task.scores, gone) if gone else plan
+        return silenced(coupling, plan.keep, task.scores, gone)
 
     # prices that only a written file or a run can tell have searches of their own around this one
     if goal.price.of is None:

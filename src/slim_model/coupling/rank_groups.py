@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 from slim_model.coupling.coupling import Coupling
+
+Kind = Literal["all", "ranks", "widths"]
+"""Which groups may lose channels."""
 
 
 class InnerAxis(NamedTuple):
@@ -27,3 +33,18 @@ def find_rank_groups(coupling: Coupling) -> dict[int, InnerAxis]:
         for part in group.slices
         if part.role == "makes" and part.axis == 0 and part.parameter in made_by
     }
+
+
+def kinds_of(coupling: Coupling) -> tuple[Kind, ...]:
+    """The kinds of groups that can be told apart in ``coupling``."""
+    ranks = find_rank_groups(coupling)
+    return ("all", "ranks", "widths") if 0 < len(ranks) < len(coupling.groups) else ("all",)
+
+
+def only(coupling: Coupling, scores: list[Tensor], kind: Kind) -> tuple[Coupling, list[Tensor]]:
+    """``coupling`` in which nothing but groups of this kind may lose channels, and their scores."""
+    if kind == "all":
+        return coupling, scores
+    ranks = find_rank_groups(coupling)
+    chosen = [number for number in range(len(coupling.groups)) if (number in ranks) == (kind == "ranks")]
+    return replace(coupling, groups=tuple(coupling.groups[n] for n in chosen)), [scores[n] for n in chosen]

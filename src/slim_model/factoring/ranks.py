@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from slim_model.cost.counted import CostModel
 from slim_model.coupling.coupling import Coupling, Slice
-from slim_model.coupling.rank_groups import find_rank_groups
 from slim_model.errors import ensure
-from slim_model.factoring.factor import Factoring, Place
+from slim_model.factoring.factor import Factoring
 from slim_model.graph.graph import Graph
 
 
@@ -53,38 +51,40 @@ def _errors_so_far(lost: Tensor) -> Tensor:
     return lost.flip(0).cumsum(0).flip(0) + torch.arange(len(lost), 0, -1) * 1e-12
 
 
-def ranks_alone(coupling: Coupling, scores: list[Tensor]) -> tuple[Coupling, list[Tensor]]:
-    """``coupling`` in which nothing but ranks may go, and their scores."""
-    chosen = list(find_rank_groups(coupling))
-    groups = tuple(coupling.groups[number] for number in chosen)
-    return replace(coupling, groups=groups), [scores[number] for number in chosen]
-
-
 def settle(
-    coupling: Coupling, keep: np.ndarray, factoring: Factoring, couple_again: Callable[[Graph], Coupling]
-) -> tuple[Coupling, np.ndarray]:
+    coupling: Coupling,
+    keep: np.ndarray,
+    factoring: Factoring,
+    couple_again: Callable[[Graph], Coupling],
+    silent: Sequence[int] = (),
+) -> tuple[Coupling, np.ndarray, list[int]]:
     """The plan ``keep`` (bool by component) without the layers whose ranks do not pay: these are multiplied back, which
-    is to leave them as they were, with all their ranks.
+    is to leave them as they were, with all their ranks. ``silent``: numbers of groups that nothing reads.
 
-    Returns the coupling of the graph in which the others alone are factored, and the same plan there.
+    Returns the coupling of the graph in which the others alone are factored, and the same plan and groups there.
     ``couple_again``: how that graph is coupled.
     """
     paying = {product.layer.weight for product in CostModel(coupling).products(keep) if product.pays}
     left = factoring.only(paying)
     settled = couple_again(left.graph)
+    read = coupling.keep_all()
+    for number in silent:
+        read[coupling.groups[number].channels] = False
+    kept, read = (_carried(coupling, each, settled, factoring) for each in (keep, read))
+    unread = [number for number, group in enumerate(settled.groups) if not read[group.channels].any()]
+    return settled, kept, unread
+
+
+def _carried(coupling: Coupling, keep: np.ndarray, settled: Coupling, factoring: Factoring) -> np.ndarray:
+    """``keep``, bool by component of ``coupling``, by component of ``settled``."""
+    stays = keep[coupling.component]
+    by_place = {(b.owner, b.axis): stays[b.start : b.start + b.size] for b in coupling.labelled.births}
     back = {start: place for place, start in factoring.places.items()}
-    kept = _kept_by_place(coupling, keep)
-    left_of_all = settled.keep_all()
+    carried = settled.keep_all()
     for birth in settled.labelled.births:
         place = (birth.owner, birth.axis)
-        here = kept.get(place, kept.get(back.get(place, place)))
+        here = by_place.get(place, by_place.get(back.get(place, place)))
         if here is not None:
             ensure(len(here) == birth.size, "factor", f"'{birth.owner}' has another size where fewer are factored")
-            left_of_all[settled.component[birth.start : birth.start + birth.size][~here]] = False
-    return settled, left_of_all
-
-
-def _kept_by_place(coupling: Coupling, keep: np.ndarray) -> dict[Place, np.ndarray]:
-    """Of each axis with labels: which of its positions stay."""
-    stays = keep[coupling.component]
-    return {(b.owner, b.axis): stays[b.start : b.start + b.size] for b in coupling.labelled.births}
+            carried[settled.component[birth.start : birth.start + birth.size][~here]] = False
+    return carried

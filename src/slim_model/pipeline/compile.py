@@ -25,6 +25,7 @@ from slim_model.calling.boxes import BoxForm
 from slim_model.cost.counted import cost
 from slim_model.cost.latency_store import width_step
 from slim_model.coupling.attention_heads import Heads, couple_attention, find_heads
+from slim_model.coupling.rank_groups import only
 from slim_model.cutting.cut import CutFailed, cut_of
 from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
@@ -34,7 +35,7 @@ from slim_model.data.open_sources import Sources, open_sources
 from slim_model.errors import BudgetError, InputError, ProofError
 from slim_model.factoring.factor import Factoring, factor
 from slim_model.factoring.prove_same import prove_same
-from slim_model.factoring.ranks import ranks_alone, scores_with_ranks, settle
+from slim_model.factoring.ranks import scores_with_ranks, settle
 from slim_model.graph.graph import Graph
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.pipeline.compiled import Compiled, Removed
@@ -222,7 +223,7 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
         started, coupling = coupling, coupled(factoring.graph)
         scores = scores_with_ranks(coupling, factoring, started, scores)
         if not recipe.factoring.widths:
-            coupling, scores = ranks_alone(coupling, scores)
+            coupling, scores = only(coupling, scores, "ranks")
     before = factoring.graph if factoring else shared.dense  # ranks go in the first pass alone
     options = recipe.measuring, recipe.quantizing, recipe.recovery.recover or "none"
     task = Task(shared.model, before, coupling, scores, one.goal, heads, data, *options, progress)
@@ -230,8 +231,8 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
     # Shrinking replays on the small graph what was decided on the dense one; the proof holds it to that replay.
     plan = choice.plan
     if factoring:  # layers whose ranks do not pay are multiplied back
-        coupling, kept = settle(coupling, plan.keep, factoring, coupled)
-        plan = plan_of(coupling, kept)
+        coupling, kept, silent = settle(coupling, plan.keep, factoring, coupled, plan.silent)
+        plan = plan_of(coupling, kept, silent)
     progress("removing channels")
     small, replay = shrink(coupling, plan.keep)
     progress("proving that the small model equals the masked one")

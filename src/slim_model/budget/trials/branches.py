@@ -9,7 +9,7 @@ that the branch took, where narrower layers save little on machines whose kernel
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -36,10 +36,16 @@ _NEAR = 1.2
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The group of this number, and the layers that read it."""
+    """The numbers of the groups that go, the one that its last ``layers`` read first: ahead of it lie the ranks and
+    widths that serve it alone."""
 
-    group: int
+    groups: tuple[int, ...]
     layers: tuple[LinearLayer, ...]
+
+    @property
+    def read(self) -> int:
+        """The number of the group that the last layers read."""
+        return self.groups[0]
 
 
 def find_branches(coupling: Coupling) -> list[Branch]:
@@ -59,8 +65,30 @@ def find_branches(coupling: Coupling) -> list[Branch]:
     for number, group in enumerate(coupling.groups):
         names = list(dict.fromkeys(reading_weights(coupling, [number])))
         if names and all(map(ends, names)) and all(_alone(group, name) for name in names):
-            found.append(Branch(number, tuple(layers[name] for name in names)))
+            found.append(Branch((number, *_serving(coupling, number)), tuple(layers[name] for name in names)))
     return found
+
+
+def _serving(coupling: Coupling, group: int) -> list[int]:
+    """Groups that nothing needs once ``group`` is gone: what is read to make it alone, be it the widths of a branch of
+    more than two layers, or the ranks of those that are factored."""
+    gone, useless = {group}, set[str]()
+    while True:
+        # a layer is of no use when all that it makes has gone; a group when all that read it are of no use
+        useless |= {
+            s.parameter
+            for number in gone
+            for s in coupling.groups[number].slices
+            if s.role == "makes" and bool((s.channel >= 0).all())
+        }
+        more = {
+            number
+            for number in range(len(coupling.groups))
+            if number not in gone and (names := set(reading_weights(coupling, [number]))) and names <= useless
+        }
+        if not more:
+            return sorted(gone - {group})
+        gone |= more
 
 
 def _alone(group: Group, name: str) -> bool:
@@ -76,7 +104,7 @@ class BranchJudge:
         self.referee = Referee(coupling.graph, first_of(held_out, _JUDGED))
         self.constants = dict[int, dict[str, Tensor]]()
         graph, few = coupling.graph, first_of(fit, _JUDGED)
-        problems = {b.group: [problem_of(graph, layer, _JUDGED).silent() for layer in b.layers] for b in branches}
+        problems = {b.read: [problem_of(graph, layer, _JUDGED).silent() for layer in b.layers] for b in branches}
         moments = observe_inputs(graph, [problem for own in problems.values() for problem in own], few)
         for group, own in problems.items():
             values = dict(silence(graph, coupling, [group]).tensors)
@@ -84,11 +112,11 @@ class BranchJudge:
                 solve_ridge(problem, moments[problem.key], None).store(values)
             self.constants[group] = {n: x for n, x in values.items() if x is not graph.tensors[n]}
 
-    def error(self, groups: list[int]) -> float:
-        """Of the dense model without these groups, relative to the outputs' spread."""
+    def error(self, branches: list[Branch]) -> float:
+        """Of the dense model without these branches, relative to the outputs' spread."""
         tensors = dict(self.coupling.graph.tensors)
-        for group in groups:
-            tensors |= self.constants[group]
+        for branch in branches:
+            tensors |= self.constants[branch.read]
         return self.referee.error(self.coupling.graph.with_tensors(tensors))
 
 
@@ -99,8 +127,8 @@ def order_of_branches(
     price_of: Callable[[np.ndarray], float],
     least: float,
     progress: Progress = say_nothing,
-) -> list[int]:
-    """Groups that go one after the other, until the price is no more than ``least``: whichever adds least to the error
+) -> list[Branch]:
+    """Those that go one after the other, until the price is no more than ``least``: whichever adds least to the error
     of the outputs for the price that it saves, given all that went before.
 
     What a branch costs rarely falls when others go, so that it is measured anew only where it seems to be the best
@@ -111,24 +139,30 @@ def order_of_branches(
     if not branches:
         return []
     judge, whole, told = BranchJudge(coupling, branches, fit, held_out), coupling.keep_all(), count(1)
-    gone: list[int] = []
+    gone: list[Branch] = []
     now, price = 0.0, price_of(whole)
-    queue = [(-np.inf, branch.group, 0.0, -1) for branch in branches]
+    queue = [(-np.inf, place, 0.0, -1) for place in range(len(branches))]
     while queue and price > least:
-        _, group, error, known = heapq.heappop(queue)
+        _, place, error, known = heapq.heappop(queue)
+        after = [*gone, branches[place]]
         if known < len(gone):
-            progress(f"judging branches: {next(told)} ({coupling.groups[group].name})")
-            error, known = judge.error([*gone, group]), len(gone)
-            saved = price - price_of(without(coupling, whole, [*gone, group]))
+            progress(f"judging branches: {next(told)} ({coupling.groups[branches[place].read].name})")
+            error, known = judge.error(after), len(gone)
+            saved = price - price_of(without(coupling, whole, groups_of(after)))
             rate = (error - now) / saved if error < 1 and saved > 0 else np.inf
             if rate == np.inf:
                 continue
             if queue and rate > _NEAR * max(queue[0][0], 0.0):
-                heapq.heappush(queue, (rate, group, error, known))
+                heapq.heappush(queue, (rate, place, error, known))
                 continue
-        gone.append(group)
-        now, price = error, price_of(without(coupling, whole, gone))
+        gone = after
+        now, price = error, price_of(without(coupling, whole, groups_of(gone)))
     return gone
+
+
+def groups_of(branches: Sequence[Branch]) -> tuple[int, ...]:
+    """The numbers of all that goes with them."""
+    return tuple(dict.fromkeys(group for branch in branches for group in branch.groups))
 
 
 def first_of(parts: Parts, most: int) -> Parts:

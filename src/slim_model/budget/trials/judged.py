@@ -1,9 +1,10 @@
 """Several plans that meet a limit -> the one with which the outputs lose least, once it was recovered.
 
 Scores of different layers do not add up, and what is lost when one layer is cut alone says little of what is lost when
-all are. So whole plans are tried: the same ratio in every layer, residual branches gone as a whole, and half of each.
-All are recovered on some of the samples, at the level that is to follow, and compared on those that are held out. The
-uniform plan is one of them: what is taken is never worse than it there.
+all are. So whole plans are tried: the same ratio in every layer, residual branches gone as a whole, and half of each;
+where layers are factored, of widths and ranks, of ranks alone and of widths alone. All are recovered on some of the
+samples, at the level that is to follow, and compared on those that are held out. The uniform plan is one of them: what
+is taken is never worse than it there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 from slim_model.budget.allocations import allocation_of
 from slim_model.budget.goal import Met, Task
 from slim_model.budget.plan import Plan
-from slim_model.budget.trials.branches import order_of_branches
+from slim_model.budget.trials.branches import Branch, groups_of, order_of_branches
+from slim_model.coupling.rank_groups import Kind, kinds_of
 from slim_model.cutting.cut import CutFailed, positions_left
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.cutting.silence import silence
@@ -41,19 +43,30 @@ _LEVELS = {"none": "none", "bias": "bias", "data-free": "data-free", "affine": "
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """Branches that go first: those in front of ``order``, until the share ``share`` of what is to be saved is."""
+    """What a plan is told ahead of its allocation. Branches go first: those in front of ``order``, until the share
+    ``share`` of what is to be saved is. Then channels go ``among`` a kind of groups alone."""
 
-    order: tuple[int, ...] = ()
+    order: tuple[Branch, ...] = ()
     share: float = 0.0
+    among: Kind = "all"
 
-    def groups(self, price_at: Callable[[int], float], limit: float) -> tuple[int, ...]:
-        """``price_at(n)``: with n branches gone."""
-        dense = price_at(0)
+    def groups(self, price_at: Callable[[tuple[int, ...]], float], limit: float) -> tuple[int, ...]:
+        """Those that go with the branches. ``price_at(groups)``: without these."""
+        dense = price_at(())
         wanted = dense - self.share * (dense - limit)
-        count = next((n for n in range(len(self.order) + 1) if price_at(n) <= wanted), len(self.order))
-        if self.share < 1 and count and price_at(count) <= limit:
+        reached = [price_at(self.first(count)) for count in range(len(self.order) + 1)] if self.share else [dense]
+        count = next((n for n, price in enumerate(reached) if price <= wanted), len(self.order))
+        if self.share < 1 and count and reached[count] <= limit:
             count -= 1
-        return self.order[:count]
+        return self.first(count)
+
+    def first(self, count: int) -> tuple[int, ...]:
+        """The groups of so many branches."""
+        return groups_of(self.order[:count])
+
+    def one_less(self, groups: tuple[int, ...]) -> tuple[int, ...]:
+        """``groups`` without those of the last branch among them."""
+        return next((own for n in reversed(range(len(self.order))) if len(own := self.first(n)) < len(groups)), ())
 
 
 NOTHING = Leaving()
@@ -75,23 +88,27 @@ def best_plan(
     least = (_DEEPER if predicted else 1.0) * task.goal.limit_of(price_of(task.coupling.keep_all()))
     order = tuple(order_of_branches(task.coupling, fit, held_out, price_of, least, task.progress))
     uniform = replace(task, goal=replace(task.goal, allocation=allocation_of("uniform")))
-    plans, refused = list[tuple[Plan, Met]](), list[BudgetError]()
-    for share in SHARES if order else SHARES[:1]:
+    kinds = kinds_of(task.coupling)
+    leaving = [Leaving(order, share, kind) for kind in kinds for share in (SHARES if order else SHARES[:1])]
+    plans, refused = dict[bytes, tuple[Plan, Met]](), list[BudgetError]()
+    for each in leaving:
         try:
-            plans.append(plan_with(uniform, Leaving(order, share)))
+            plan, met = plan_with(uniform, each)
         except BudgetError as error:
             refused.append(error)
+        else:  # a limit that branches alone meet, all kinds meet alike
+            plans.setdefault(plan.keep.tobytes(), (plan, replace(met, allocate=_said(each, plan))))
     if not plans:
         raise refused[0]
+    first, *others = plans.values()
     judge = _Judge(task, data, Referee(graph, held_out))
-    errors = [judge.error(plan) for plan, _ in plans] if len(plans) > 1 else [0.0]
-    plan, met = plans[int(np.argmin(errors))]
-    return plan, replace(met, allocate=_said(plan))
+    return min((first, *others), key=lambda found: judge.error(*found)) if others else first
 
 
-def _said(plan: Plan) -> str:
-    count = len(plan.silent)
-    return "judged: uniform" + (f", {count} branch{'es' * (count > 1)} gone" if count else "")
+def _said(leaving: Leaving, plan: Plan) -> str:
+    of = "" if leaving.among == "all" else f" {leaving.among}"
+    count = sum(branch.read in plan.silent for branch in leaving.order)
+    return f"judged: uniform{of}" + (f", {count} branch{'es' * (count > 1)} gone" if count else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +117,10 @@ class _Judge:
     data: Data
     referee: Referee
 
-    def error(self, plan: Plan) -> float:
+    def error(self, plan: Plan, met: Met) -> float:
         """Of the outputs on what is held out, after recovery; infinite where the plan cannot be cut."""
         task, coupling = self.task, self.task.coupling
-        task.progress(f"judging a plan: {_said(plan)}")
+        task.progress(f"judging a plan: {met.allocate.removeprefix('judged: ')}")
         try:
             small = silence(shrink(coupling, plan.keep)[0], coupling, plan.silent)
         except CutFailed:
