@@ -29,6 +29,7 @@ from peer import INNER, PEER, ratio_for
 from provenance import RESULTS, ROOT, provenance, summary
 from slim_model.data.datasets import Divided
 from slim_model.effort import EFFORTS
+from slim_model.errors import SlimError
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.recipe import Recipe
@@ -86,7 +87,12 @@ def row_of(name: str, goal: Goal, effort: str) -> dict[str, Any]:
     order = torch.randperm(len(learned.inputs), generator=torch.Generator().manual_seed(0))[:_TAKEN]
     inputs = learned.inputs[order]
     started, wall = time.process_time(), time.perf_counter()
-    compiled = _compiled(model, inputs, goal, effort)
+    try:
+        compiled = _compiled(model, inputs, goal, effort)
+    except SlimError as error:
+        if effort != PEER_NAME:
+            raise
+        return {"net": name, **goal._asdict(), "effort": effort, "failed": str(error)} | provenance()
     spent, took = time.process_time() - started, time.perf_counter() - wall
     dense, path = files_of(name, goal, effort)
     facts = written(compiled, dense, path)
@@ -158,6 +164,9 @@ interval; *processor*: seconds of the whole compilation on one thread. Written b
 
 
 def _line(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        why = row["failed"].partition(" Nothing was written")[0].replace("|", "/")
+        return f"| {row['net']} | | 1/{row['times']:g} of {row['of']} | {row['effort']} | none: {why} | | | | |"
     latency = row["latency"]
     cells = [
         *(row["net"], f"{100 * row['dense_accuracy']:.2f}", f"1/{row['times']:g} of {row['of']}"),
