@@ -92,7 +92,12 @@ def row_of(name: str, goal: Goal, effort: str) -> dict[str, Any]:
     except SlimError as error:
         if effort != PEER_NAME:
             raise
-        return {"net": name, **goal._asdict(), "effort": effort, "failed": str(error)} | provenance()
+        return {
+            "net": name,
+            **goal._asdict(),
+            "effort": effort,
+            "failed": str(error).partition(" (at ")[0],
+        } | provenance()
     spent, took = time.process_time() - started, time.perf_counter() - wall
     dense, path = files_of(name, goal, effort)
     facts = written(compiled, dense, path)
@@ -165,8 +170,7 @@ interval; *processor*: seconds of the whole compilation on one thread. Written b
 
 def _line(row: dict[str, Any]) -> str:
     if "failed" in row:
-        why = row["failed"].partition(" Nothing was written")[0].replace("|", "/")
-        return f"| {row['net']} | | 1/{row['times']:g} of {row['of']} | {row['effort']} | none: {why} | | | | |"
+        return f"| {row['net']} | | 1/{row['times']:g} of {row['of']} | {row['effort']} | {row['failed']} | | | | |"
     latency = row["latency"]
     cells = [
         *(row["net"], f"{100 * row['dense_accuracy']:.2f}", f"1/{row['times']:g} of {row['of']}"),
