@@ -1,7 +1,8 @@
 """Models as their libraries build them, in the form in which each exports them: random weights, small pictures.
 
 The packages are no dependencies: what is not installed has no rows. `pip install --no-deps ultralytics monai pytorchcv
-segmentation-models-pytorch open-clip-torch torchsr torch-geometric`, and what these import.
+segmentation-models-pytorch open-clip-torch torchsr torch-geometric torchreid rfdetr asteroid conformer resemblyzer
+pytorch-tabnet rtdl-revisiting-models neuralforecast`, and what these import.
 """
 
 from __future__ import annotations
@@ -39,6 +40,27 @@ _PYTORCHCV = (
     "resdropresnet20_cifar10",
 )
 _SUPER_RESOLUTION = ("edsr_baseline", "rcan", "carn_m", "ninasr_b0")
+_PERSONS = ("osnet_x0_25", "osnet_ain_x0_25", "mlfn", "hacnn")
+_SPEECH: dict[str, dict[str, Any]] = {
+    "ConvTasNet": {"n_blocks": 3, "n_repeats": 2, "bn_chan": 32, "hid_chan": 64, "skip_chan": 32, "n_filters": 64},
+    "DPRNNTasNet": {"n_repeats": 2, "bn_chan": 32, "hid_size": 32, "chunk_size": 50},
+    "SuDORMRFImprovedNet": {"num_blocks": 2, "bn_chan": 32, "upsampling_depth": 3},
+}
+_TABLES: dict[str, dict[str, Any]] = {
+    "MLP": {"n_blocks": 2, "d_block": 64, "dropout": 0.1},
+    "ResNet": {"n_blocks": 2, "d_block": 64, "d_hidden_multiplier": 2.0, "dropout1": 0.1, "dropout2": 0.0},
+    "FTTransformer": {},
+}
+_FORECASTS: dict[str, dict[str, Any]] = {
+    "NHITS": {},
+    "NBEATS": {},
+    "PatchTST": {"hidden_size": 32, "n_heads": 4, "linear_hidden_size": 64},
+    "TFT": {"hidden_size": 32},
+    "TiDE": {"hidden_size": 64},
+    "LSTM": {"encoder_hidden_size": 64},
+    "BiTCN": {"hidden_size": 16},
+    "TSMixer": {"n_series": 3},
+}
 
 
 def _ultralytics(name: str) -> Built:
@@ -106,6 +128,71 @@ def _graph_net() -> Built:
     return _Graph().eval(), (torch.randn(2, 10, 16), links)
 
 
+def _persons(name: str) -> Built:
+    """Features of a person to be seen again: what the net gives when it does not train."""
+    model = importlib.import_module("torchreid.reid.models").build_model(name, num_classes=10, pretrained=False)
+    return model.eval(), (torch.randn(2, 3, *((160, 64) if name == "hacnn" else (128, 64))),)
+
+
+def _rfdetr(name: str) -> Built:
+    settings = getattr(importlib.import_module("rfdetr.config"), f"{name}Config")
+    nothing = {"pretrain_weights": "none.pth", "device": "cpu"}  # a name that is given keeps it from downloading
+    side = 24 * settings.model_fields["patch_size"].default
+    build = importlib.import_module("rfdetr.models.lwdetr").build_model_from_config
+    model = build(settings(resolution=side, num_queries=20, num_select=20, **nothing)).eval()
+    model.export()
+    return model, (torch.randn(1, 3, side, side),)
+
+
+def _speech(name: str) -> Built:
+    """Two voices out of one recording."""
+    model = getattr(importlib.import_module("asteroid.models"), name)(n_src=2, **_SPEECH[name])
+    return model.eval(), (torch.randn(2, 1, 1600),)
+
+
+def _conformer(name: str) -> Built:
+    size = {"dim": 48, "depth": 2, "dim_head": 16, "heads": 3, "conv_kernel_size": 15}
+    return getattr(importlib.import_module("conformer"), name)(**size).eval(), (torch.randn(2, 40, 48),)
+
+
+def _speaker(name: str) -> Built:
+    model = getattr(importlib.import_module("resemblyzer.voice_encoder"), name)("cpu", verbose=False)
+    return model.eval(), (torch.rand(2, 160, 40),)
+
+
+def _tabnet(name: str) -> Built:
+    model = getattr(importlib.import_module("pytorch_tabnet.tab_network"), name)
+    return model(12, 3, n_steps=2, group_attention_matrix=torch.eye(12)).eval(), (torch.randn(4, 12),)
+
+
+def _table(name: str) -> Built:
+    model, settings = getattr(importlib.import_module("rtdl_revisiting_models"), name), _TABLES[name]
+    if name == "FTTransformer":
+        settings = model.get_default_kwargs(n_blocks=2)
+        model = model(n_cont_features=8, cat_cardinalities=[4, 5], d_out=3, **settings)
+        return model.eval(), (torch.randn(4, 8), torch.randint(0, 4, (4, 2)))
+    return model(d_in=8, d_out=3, **settings).eval(), (torch.randn(4, 8),)
+
+
+class _Forecast(nn.Module):
+    """The past of series -> their next steps; the library hands over what else is known in a dict."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, past: torch.Tensor) -> torch.Tensor:
+        nothing = dict.fromkeys(("futr_exog", "hist_exog", "stat_exog"))
+        result: torch.Tensor = self.model({"insample_y": past, "insample_mask": torch.ones_like(past), **nothing})
+        return result
+
+
+def _forecast(name: str) -> Built:
+    settings = _FORECASTS[name]
+    model = getattr(importlib.import_module("neuralforecast.models"), name)(h=12, input_size=24, **settings)
+    return _Forecast(model).eval(), (torch.randn(2, 24, settings.get("n_series", 1)),)
+
+
 def _all() -> dict[str, tuple[str, Callable[[], Built]]]:
     """By name: the package that must be there, and what builds the model."""
     rows: dict[str, tuple[str, Callable[[], Built]]] = {}
@@ -116,6 +203,14 @@ def _all() -> dict[str, tuple[str, Callable[[], Built]]]:
         ("monai", _monai, ("UNet", "BasicUNet", "SegResNet", "AttentionUnet")),
         ("open_clip", _open_clip, ("RN50", "ViT-S-32")),
         ("torchsr", _super_resolution, _SUPER_RESOLUTION),
+        ("torchreid", _persons, _PERSONS),
+        ("rfdetr", _rfdetr, ("RFDETRNano", "RFDETRSegNano")),
+        ("asteroid", _speech, tuple(_SPEECH)),
+        ("conformer", _conformer, ("Conformer",)),
+        ("resemblyzer", _speaker, ("VoiceEncoder",)),
+        ("pytorch_tabnet", _tabnet, ("TabNet",)),
+        ("rtdl_revisiting_models", _table, tuple(_TABLES)),
+        ("neuralforecast", _forecast, tuple(_FORECASTS)),
     ):
         rows |= {f"{package}.{name}": (package, partial(make, name)) for name in names}
     return rows | {"torch_geometric.gcn": ("torch_geometric", _graph_net)}
