@@ -68,19 +68,39 @@ def test_averages_are_taken_in_the_form_of_an_export(checkpoint: Path) -> None:
         assert subject.model(*subject.inputs).shape == (1, 6, 84)
 
 
-def test_raw_heads_are_what_boxes_are_decoded_from(checkpoint: Path, tmp_path: Path) -> None:
-    """In the file by name; decoded by the library's own head they are its boxes; the small one loads there as ever."""
+RAW = {
+    "detect": ("yolov8n.yaml", "DetectionModel", {}),
+    "segment": ("yolov8n-seg.yaml", "SegmentationModel", {"mask_coefficient": "mask_coefficients"}),
+    "pose": ("yolov8n-pose.yaml", "PoseModel", {"kpts": "key_points"}),
+    "turned boxes": ("yolov8n-obb.yaml", "OBBModel", {"angle": "angle"}),
+}
+"""By what a head tells: what it calls that beside boxes and scores, and what OUT.onnx does."""
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_raw_heads_are_what_the_own_head_decodes(kind: str, tmp_path: Path) -> None:
+    """In the file by name; decoded by the head of small.pt they are what that tells of the same picture."""
+    yaml, cls, besides = RAW[kind]
     out, small = tmp_path / "raw.onnx", tmp_path / "small.pt"
-    assert run([str(checkpoint), str(out), "--raw-heads", "--save", str(small), "--ratio", "0.4", *QUICK]) == 0
-    assert [value.name for value in onnx.load(out).graph.output] == ["boxes", "scores"]
-    x = torch.rand(1, 3, SIDE, SIDE)
-    boxes, scores = onnxruntime.InferenceSession(str(out)).run(None, {"images": x.numpy()})
-    assert (boxes.shape, scores.shape) == ((1, 64, 84), (1, 2, 84))
+    whole = lively(getattr(tasks, cls)(yaml, nc=2, verbose=False))
+    whole.args = options(imgsz=SIDE, task=kind)
+    torch.save({"model": whole, "train_args": {"imgsz": SIDE}}, tmp_path / "in.pt")
+    line = [str(tmp_path / "in.pt"), str(out), "--raw-heads", "--save", str(small), "--ratio", "0.4", *QUICK]
+    assert run(line) == 0
+    x, session = torch.rand(1, 3, SIDE, SIDE), onnxruntime.InferenceSession(str(out))
+    names = [value.name for value in session.get_outputs()]
+    assert names == ["boxes", "scores", *besides.values(), *(["masks"] if kind == "segment" else [])]
+    raw = dict(zip(names, map(torch.from_numpy, session.run(None, {"images": x.numpy()})), strict=True))
+    assert (raw["boxes"].shape, raw["scores"].shape) == ((1, 64, 84), (1, 2, 84))
     model = ultralytics.YOLO(str(small)).model.eval()
     with torch.no_grad():
-        whole, told = model(x)
-        assert torch.allclose(told["boxes"], torch.from_numpy(boxes), atol=1e-3)
-        assert torch.allclose(whole[:, 4:], torch.from_numpy(scores).sigmoid(), atol=1e-4)
+        told, apart = model(x)
+        if kind == "segment":
+            told, masks = told
+            assert torch.allclose(masks, raw["masks"], atol=1e-4)
+        given = {own: raw[ours] for own, ours in {"boxes": "boxes", "scores": "scores", **besides}.items()}
+        decoded = model.model[-1]._inference(given | {"feats": apart["feats"]})
+    assert torch.allclose(decoded, told, atol=1e-3)  # of places up to 64 pixels
 
 
 def test_boxes_are_compared_where_there_are_no_labels(checkpoint: Path, tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ _OUTPUTS = {
 """What ``output0`` is, by the head's class; the library's own export has it so, ahead of non-maximum suppression."""
 _END_TO_END = "for each of the best boxes x1, y1, x2, y2, score and class"
 
+_RAW_BESIDE = {"Segment": ("mask_coefficients", "masks"), "Pose": ("key_points",), "OBB": ("angle",)}
+"""What heads give raw beside boxes and scores, in their order."""
+
 _REBUILT = (
     "this model was made smaller, and no yaml says its layers. Train it as it is: "
     "model.train(trainer=T), where T is a trainer whose get_model(self, cfg, weights, verbose) returns weights"
@@ -87,7 +90,7 @@ def _raw(model: nn.Module, head: Any) -> InUse:
         "the outputs are raw: for each anchor 16 values for each side of a box, whose softmax weighs the distances 0 "
         "to 15; the scores of the classes ahead of their sigmoid; then what else the head gives"
     )
-    outputs = ("boxes", "scores", *(("mask_coefficients", "masks") if _kind(head) == "Segment" else ()))
+    outputs = ("boxes", "scores", *_RAW_BESIDE.get(_kind(head), ()))
     return InUse(("images",), outputs, _sides(model), tuple(_scaled_by_width(model)), notes=(note,))
 
 
