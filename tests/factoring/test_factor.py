@@ -146,7 +146,7 @@ def test_the_form_that_loses_least_is_taken() -> None:
     for name in ("stem.weight", "strided.weight"):
         tried = {
             form: one.split.lost_at(one.layer.matrix.numel() / 2)
-            for form in ("channel", "spatial", "tucker")
+            for form in ("channel", "spatial", "decoupled", "tucker")
             for one in factor(graph_of_layers(), (form,)).written
             if one.layer.weight == name
         }

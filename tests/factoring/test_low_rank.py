@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import subprocess
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from slim_model import restore, slim
 from slim_model.errors import InputError
 from slim_model.export.torch_files import save
+from slim_model.factoring.forms import FORMS
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import SmallModule, make_small_module
@@ -28,6 +30,29 @@ OPTIONS: dict[str, Any] = {"low_rank": True, "multiple_of": 1}
 
 def recipe(**options: Any) -> Recipe:
     return Recipe.of(**OPTIONS | options)
+
+
+class Lines(nn.Module):
+    """Linear layers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(768, 48), nn.ReLU(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))
+
+
+def net_for(form: str) -> type[nn.Module]:
+    return Lines if form == "svd" else Residual
+
+
+@functools.cache
+def in_form(form: str, net: type[nn.Module]) -> tuple[nn.Module, Compiled, SmallModule]:
+    """With widths and ranks of this form alone."""
+    model = trained(net(), seed=3)
+    result = compile_model(model, (images(),), recipe(of="macs", rank_forms=(form,)))
+    return model, result, make_small_module(model, result.small)
 
 
 @functools.cache
@@ -73,7 +98,7 @@ def test_the_report_tells_ranks_from_widths() -> None:
     ranks = [group for group in report.groups if "factored" in group]
     assert ranks
     assert all(group["name"].startswith(f"{group['factored']} (rank") for group in ranks)
-    assert {group["form"] for group in ranks} <= {"svd", "channel", "spatial", "tucker"}
+    assert {group["form"] for group in ranks} <= set(FORMS)
     assert all(group["macs"] < group["macs_whole"] for group in ranks)
     saved = {group["factored"]: group["macs_whole"] - group["macs"] for group in ranks}  # a layer may have two
     assert sum(saved.values()) == report.dense["macs"] - report.slim["macs"]
@@ -96,6 +121,49 @@ def test_ranks_and_widths_with_data() -> None:
     did = {step["name"]: step["did"] for step in result.report.steps}
     assert did["full"]["error_after"] < did["affine"]["error_before"]
     assert result.report.slim["macs"] <= result.report.dense["macs"] / 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_alone(form: str) -> None:
+    """Its pairs are layers of torch that compute what the graph does, cost what was counted, and are trained on."""
+    _, result, small = in_form(form, net_for(form))
+    assert 0.49 < result.slim_cost.macs / result.dense_cost.macs <= 0.5
+    assert {layer.form for layer in result.small.factored} == {form}
+    assert small.own
+    x = images(7)
+    assert error(small.module(x), result.small.run((x,))[0]) < 1e-5
+    assert sum(parameter.numel() for parameter in small.module.parameters()) == result.slim_cost.params
+    for layer in result.small.factored:
+        row = small.module.get_submodule(layer.path)
+        assert isinstance(row, nn.Sequential)
+        assert len(row) == len(layer.factors)
+        for one in row:
+            assert type(one).__module__.startswith("torch.nn")
+            assert not isinstance(one, nn.Conv2d) or one.in_channels == one.weight.shape[1] * one.groups
+    module = copy.deepcopy(small.module).train()
+    F.cross_entropy(module(images(8)), torch.arange(8) % 5).backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_saved(form: str, tmp_path: Path) -> None:
+    """As weights that go back into a new model, as an archive, and as the module."""
+    _, result, small = in_form(form, net_for(form))
+    x, removal = images(3), result.removal(recipe(of="macs", rank_forms=(form,)))
+    expected = result.small.run((x,))[0]
+    for ending in ("safetensors", "pt2", "pt"):
+        save(result.small, small, tmp_path / f"small.{ending}", removal)
+    assert error(expected, restore(net_for(form)(), tmp_path / "small.safetensors")(x)) < 1e-5
+    assert error(expected, torch.export.load(tmp_path / "small.pt2").module()(x)) < 1e-5
+    assert error(expected, torch.load(tmp_path / "small.pt", weights_only=False)(x)) < 1e-5
+
+
+def test_terms_of_each_input_go_back_into_a_traced_graph(tmp_path: Path) -> None:
+    _, result, small = in_form("decoupled", HardCoded)
+    assert not small.own
+    save(result.small, small, tmp_path / "small.safetensors", result.removal(recipe(of="macs")))
+    x = images(3)
+    assert error(restore(HardCoded(), tmp_path / "small.safetensors")(x), result.small.run((x,))[0]) < 1e-5
 
 
 @pytest.mark.parametrize("net", [Residual, HardCoded])
@@ -159,7 +227,7 @@ def test_projections_without_a_layer_of_their_own() -> None:
     [
         (
             {"rank_forms": ("cp",), "low_rank": True},
-            "no form of low rank is called 'cp'. There are: svd, channel, spatial, tucker",
+            "no form of low rank is called 'cp'. There are: svd, channel, spatial, decoupled, tucker",
         ),
         ({"rank_forms": ("svd",)}, "--rank-forms says how --low-rank writes layers; add --low-rank."),
         ({"widths": False}, "without widths nothing is left to remove; --no-widths goes with --low-rank."),

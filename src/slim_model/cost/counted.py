@@ -87,6 +87,7 @@ class CostModel:
         self._row_of: dict[str, int] = {}
         self._stored, self._stored_bytes, self._trained = self._all_stored()
         self._made, self._made_bytes, self._alive = self._all_made()
+        self._terms = [*self._all_terms()]
         rows = np.repeat(np.arange(len(self._axes)), [len(axis) for axis in self._axes])
         columns = np.concatenate([*self._axes, np.zeros(0, np.int64)])
         ones = np.ones(len(rows), np.int64)
@@ -116,7 +117,8 @@ class CostModel:
         factors = [self._at(place, sizes) for place in places]
         first, last = factors[0], factors[-1]
         # As the last factor is called, on what the first one reads, with a weight of the size of the whole one.
-        made, taken = last.arguments["weight"].shape[0], first.arguments["weight"].shape[1]
+        made = last.arguments["weight"].shape[0]
+        taken = first.arguments["input"].shape[1 if layer.shape[2:] else -1]
         weight = fixed_value((made, taken, *layer.shape[2:]))
         arguments = last.arguments | layer.options | {"input": first.arguments["input"], "weight": weight}
         return Product(layer, factors, Operands(last.node, last.row, last.out, arguments))
@@ -187,7 +189,17 @@ class CostModel:
     def _sizes(self, keep: np.ndarray | None) -> np.ndarray:
         kept = (self._coupling.keep_all() if keep is None else keep).astype(np.int64)
         counted: np.ndarray = self._holds @ kept
+        for source, size, axes in self._terms:  # so many of each input that is left
+            counted[axes] = counted[axes] // size * counted[source]
         return counted
+
+    def _all_terms(self) -> Iterator[tuple[int, int, list[int]]]:
+        """Of layers that make terms of each input: the axis of these, its dense size, and the axes of the terms."""
+        component = self._coupling.component
+        for inputs, made, _ in self._coupling.labelled.terms:
+            labels = component[made.numpy()]
+            axes = [number for number, axis in enumerate(self._axes) if np.array_equal(axis, labels)]
+            yield -1 - self._axis(id(inputs), component[inputs.numpy()]), len(inputs), axes
 
     def _all_layers(self) -> Iterator[tuple[fx.Node, Op, Any, dict[str, Any]]]:
         labelled = self._coupling.labelled

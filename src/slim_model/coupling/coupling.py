@@ -101,6 +101,21 @@ class Coupling:
         """The plan that removes nothing: bool ``(components,)``, all True; a new array at each call."""
         return np.ones(self.components, bool)
 
+    def labels_left(self, keep: np.ndarray) -> np.ndarray:
+        """bool by label, which positions stay with the channels ``keep`` (bool by component): those of these channels.
+        Where a layer makes terms of each of its inputs, those of its inputs that stay."""
+        left: np.ndarray = keep[self.component]
+        for inputs, made, held in self.labelled.terms:
+            stays = left[inputs.numpy()].repeat(len(made) // len(inputs))
+            for axis in held:
+                left[axis.numpy()] &= stays
+        return left
+
+    def channels_gone(self, birth: Birth, left: np.ndarray) -> np.ndarray:
+        """Components of which no position of this axis is ``left`` (bool by position)."""
+        here = self.component[birth.start : birth.start + birth.size]
+        return np.setdiff1d(here[~left], here[left])
+
     def index(self) -> GroupIndex:
         """Where each component stands in ``groups``."""
         return index_groups([group.channels for group in self.groups], self.components)

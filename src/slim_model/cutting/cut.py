@@ -19,12 +19,12 @@ class CutFailed(SlimError):
 
 def cut_of(coupling: Coupling, keep: np.ndarray) -> Cut:
     """Which labels stay, of the channels ``keep``: bool by component number; component 0 is fixed and stays."""
-    return Cut(coupling.graph, coupling.labelled.values, coupling.labelled.choices, keep[coupling.component])
+    return Cut(coupling.graph, coupling.labelled.values, coupling.labelled.choices, coupling.labels_left(keep))
 
 
 def positions_left(coupling: Coupling, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
     """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
-    kept, positions = keep[coupling.component], {}
+    kept, positions = coupling.labels_left(keep), {}
     for birth in coupling.labelled.births:
         here = np.flatnonzero(kept[birth.start : birth.start + birth.size])
         if len(here) < birth.size and not birth.owner.startswith("@"):

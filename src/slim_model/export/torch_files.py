@@ -169,8 +169,18 @@ def _restore_module(model: nn.Module, tensors: dict[str, Tensor], metadata: dict
             raise InputError(f"{file} does not belong to this model: {first_line(error)}.") from error
     _check_belongs(model, tensors, json.loads(metadata["removed"]), file)
     small = shrink_module(model, tensors).eval()
+    _set_groups(small, factored, json.loads(metadata["removed"]))
     set_sizes(small, json.loads(metadata.get("sizes", "{}")))
     return small
+
+
+def _set_groups(model: nn.Module, factored: list[Factored], removed: RemovedSlices) -> None:
+    """Of factors that make terms of each input: which inputs are left follows from the terms that are."""
+    for factor in (factor for layer in factored for factor in layer.factors if factor.grouped):
+        terms = factor.shape[0] // factor.options["groups"]
+        left = np.delete(np.arange(factor.shape[0]), removed.get(factor.weight, {}).get("0", []))
+        convolution: Any = model.get_submodule(factor.weight.removesuffix(".weight"))
+        convolution.groups = convolution.in_channels = len(np.unique(left // terms))
 
 
 def _factored(metadata: dict[str, str]) -> list[Factored]:
@@ -251,7 +261,9 @@ def _keep(coupling: Coupling, removed: dict[str, dict[str, list[int]]], file: st
         if any(axis not in births or max(gone) >= births[axis].size for axis, gone in axes.items()):
             raise InputError(f"{file} does not belong to this model: it cuts '{owner}', which this one lacks.")
         for axis, gone in axes.items():
-            keep[coupling.component[births[axis].start + np.array(gone)]] = False
+            left = np.ones(births[axis].size, bool)
+            left[np.array(gone)] = False
+            keep[coupling.channels_gone(births[axis], left)] = False
     return keep
 
 

@@ -33,6 +33,10 @@ def _is_map(kernel: tuple[int, ...], padding: Any) -> bool:
     return len(kernel) == 2 and min(kernel) > 1 and not isinstance(padding, str)
 
 
+def _is_map_or_line(kernel: tuple[int, ...], padding: Any) -> bool:
+    return len(kernel) <= 2 and _is_wide(kernel, padding)
+
+
 _BY_OUTPUTS = Late("factoring.principal:split_by_outputs")
 
 FORMS: dict[str, Form] = {
@@ -41,6 +45,7 @@ FORMS: dict[str, Form] = {
         Form("svd", _is_point, _BY_OUTPUTS),
         Form("channel", _is_wide, _BY_OUTPUTS),
         Form("spatial", _is_map, Late("factoring.spatial:split_by_columns"), ("columns",)),
+        Form("decoupled", _is_map_or_line, Late("factoring.decoupled:split_each_input"), ("patches",)),
         Form("tucker", _is_wide, Late("factoring.tucker:split_both_sides"), ("outputs", "inputs")),
     )
 }

@@ -13,9 +13,11 @@ from slim_model.data.holdout import Parts
 from slim_model.factoring.layers import Layer
 from slim_model.graph.decisions import Decided
 from slim_model.graph.graph import Graph
+from slim_model.ops import linear_form_of
 from slim_model.ops.linear_form import each
 from slim_model.ranking.evidence.moments import Covariances
 from slim_model.ranking.evidence.sampling import sample_positions
+from slim_model.recovery.linear_layers import read_patches
 
 Wanted = tuple[str, str]
 """A row of ``OBSERVED``, and the stored weight of a layer."""
@@ -50,7 +52,7 @@ class _Gathering(Decided):
             rows = OBSERVED[what](layer, before[layer.weight], result, self.first).double()
             mean = rows.mean(0)
             centred = rows - mean
-            here = Covariances(len(rows), (mean,), (centred.T @ centred,))
+            here = Covariances(len(rows), (mean,), (centred.movedim(0, -1) @ centred.movedim(0, -2),))
             key = (what, layer.weight)
             self.moments[key] = self.moments[key].merge(here) if key in self.moments else here
         return result
@@ -74,6 +76,14 @@ def _columns(layer: Layer, x: Tensor, y: Tensor, first: int) -> Tensor:
     return _sampled(columns.transpose(1, 2), first)
 
 
+def _patches(layer: Layer, x: Tensor, y: Tensor, first: int) -> Tensor:
+    """``(row, input, tap)``: what the kernel of each input reads."""
+    form = linear_form_of(layer.node)
+    assert form is not None
+    assert form.window is not None
+    return read_patches(x, form.window.on_maps(), layer.matrix.shape[1], first).transpose(0, 1)
+
+
 def _sampled(by_sample: Tensor, first: int) -> Tensor:
     """Some positions of each sample, of ``(sample, position, number)``."""
     at = sample_positions(first, len(by_sample), by_sample.shape[1]).to(by_sample.device)
@@ -84,5 +94,6 @@ OBSERVED: dict[str, Callable[[Layer, Tensor, Tensor, int], Tensor]] = {
     "outputs": _outputs,
     "inputs": _inputs,
     "columns": _columns,
+    "patches": _patches,
 }
 """What is observed of a layer, which reads x and gives y: rows of numbers."""

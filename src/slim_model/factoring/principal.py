@@ -17,7 +17,8 @@ _LARGE = 2**23
 
 class Axes(NamedTuple):
     """``second @ first`` is the map ``(outputs, inputs)``; ``lost``: the share of the spread of what it gives that goes
-    with each inner position, largest first."""
+    with each inner position, largest first. Of several maps each has a leading axis for them, and shares are those of
+    the spread of all."""
 
     first: Tensor
     second: Tensor
@@ -56,20 +57,20 @@ def split_by_outputs(layer: Layer, moments: Covariances | None) -> Split:
 
 
 def principal_axes(flat: Tensor, *, of_outputs: Tensor | None = None, of_inputs: Tensor | None = None) -> Axes:
-    """The map ``flat (outputs, inputs)`` along the principal axes of what it gives. The covariance of that is
-    ``of_outputs``, or follows from that of the inputs; without either these are all alike."""
+    """The map ``flat (outputs, inputs)`` along the principal axes of what it gives, or each of several maps. The
+    covariance of that is ``of_outputs``, or follows from that of the inputs; without either these are all alike."""
     # An orthonormal basis of what it can give, in which outputs have as many numbers as there are ranks.
-    basis, inside = torch.linalg.qr(flat) if flat.shape[0] > flat.shape[1] else (None, flat)
+    basis, inside = torch.linalg.qr(flat) if flat.shape[-2] > flat.shape[-1] else (None, flat)
     if of_outputs is None:
-        spread = inside @ inside.T if of_inputs is None else inside @ of_inputs @ inside.T
+        spread = inside @ inside.mT if of_inputs is None else inside @ of_inputs @ inside.mT
     else:
-        spread = of_outputs if basis is None else basis.T @ of_outputs @ basis
+        spread = of_outputs if basis is None else basis.mT @ of_outputs @ basis
     values, vectors = torch.linalg.eigh(spread)
-    vectors = vectors.flip(1)
+    vectors = vectors.flip(-1)
     # What is below 0 by rounding is nothing.
-    positive = values.flip(0).double().clamp(min=0)
+    positive = values.flip(-1).double().clamp(min=0)
     second = vectors if basis is None else basis @ vectors
-    return Axes(vectors.T @ inside, second, positive / positive.sum().clamp(min=1e-300))
+    return Axes(vectors.mT @ inside, second, positive / positive.sum().clamp(min=1e-300))
 
 
 def precision(weight: Tensor) -> torch.dtype:

@@ -33,7 +33,8 @@ def scores_with_ranks(coupling: Coupling, factoring: Factoring, start: Coupling,
         for part in group.slices:
             place = (part.parameter, part.axis)
             if part.axis == 0 and part.role == "makes" and part.parameter in lost:
-                _fill(own, part, _errors_so_far(lost[part.parameter]))
+                by_rank = _errors_so_far(lost[part.parameter])
+                _fill(own, part, by_rank.repeat(len(part.channel) // len(by_rank)))  # terms of each input
             elif (before := known.get(places.get(place, place))) is not None:
                 _fill(own, part, before[1].double()[torch.from_numpy(before[0].channel)])
         ensure(not bool(own.isnan().any()), "factor", f"'{group.name}' has channels that no score is known of")
@@ -77,7 +78,7 @@ def settle(
 
 def _carried(coupling: Coupling, keep: np.ndarray, settled: Coupling, factoring: Factoring) -> np.ndarray:
     """``keep``, bool by component of ``coupling``, by component of ``settled``."""
-    stays = keep[coupling.component]
+    stays = coupling.labels_left(keep)
     by_place = {(b.owner, b.axis): stays[b.start : b.start + b.size] for b in coupling.labelled.births}
     back = {start: place for place, start in factoring.places.items()}
     carried = settled.keep_all()
@@ -86,5 +87,5 @@ def _carried(coupling: Coupling, keep: np.ndarray, settled: Coupling, factoring:
         here = by_place.get(place, by_place.get(back.get(place, place)))
         if here is not None:
             ensure(len(here) == birth.size, "factor", f"'{birth.owner}' has another size where fewer are factored")
-            carried[settled.component[birth.start : birth.start + birth.size][~here]] = False
+            carried[settled.channels_gone(birth, here)] = False
     return carried

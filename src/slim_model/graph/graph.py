@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +61,11 @@ class Factor:
     shape: tuple[int, ...]
     options: dict[str, Any]
 
+    @property
+    def grouped(self) -> bool:
+        """It makes terms of each input alone."""
+        return self.options.get("groups", 1) > 1
+
 
 @dataclass(frozen=True, slots=True)
 class Factored:
@@ -79,6 +84,18 @@ class Factored:
     def path(self) -> str:
         """The name of the layer; of a bare weight its own."""
         return self.weight.removesuffix(".weight")
+
+    def with_groups(self, left: Callable[[Factor], int]) -> Factored:
+        """With the groups that are ``left`` of grouped factors."""
+        return dataclasses.replace(
+            self,
+            factors=tuple(
+                dataclasses.replace(factor, options=factor.options | {"groups": left(factor)})
+                if factor.grouped
+                else factor
+                for factor in self.factors
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,16 +36,26 @@ class Pieces(NamedTuple):
     node: fx.Node
 
 
+class Terms(NamedTuple):
+    """The axis that is ``made`` has equally many terms of each of ``inputs``, those of one in a row: a position of it
+    stays where its term does, and its input. ``held``: the labels of all axes that hold them."""
+
+    inputs: Tensor
+    made: Tensor
+    held: list[Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A graph with its labels, which are ``0 .. labels - 1``; label 0 (``FIXED``) is a position that can never go.
 
-    ``values``: of each node a ``Value``, a list of them, or what the node gives that is no tensor. ``births``: where
-    labels begin. ``shared``: names of tensors that have the labels of another name, each with that name. ``read``:
-    labels along axes that a layer sums over. ``made``: labels that layers give to their outputs. ``pieces``: for each
-    axis that is split, the labels of its pieces. ``whole_blocks``: where a grouped layer loses whole groups, one label
-    of each. ``unknown``: nodes whose operator has no rule. ``choices``: what was decided at each node, by its name, in
-    turn; a walk over the small graph repeats it. ``pinned_nodes``: nodes at which everything is fixed, and why.
+    ``values``: of each node a ``Value``, a list of them, or what the node gives that is no tensor. ``births``:
+    where labels begin. ``shared``: names of tensors that have the labels of another name, each with that name.
+    ``read``: labels along axes that a layer sums over. ``made``: labels that layers give to their outputs.
+    ``pieces``: for each axis that is split, the labels of its pieces. ``whole_blocks``: where a grouped layer loses
+    whole groups, one label of each. ``terms``: axes of which a position goes with either of two channels.
+    ``unknown``: nodes whose operator has no rule. ``choices``: what was decided at each node, by its name, in turn;
+    a walk over the small graph repeats it. ``pinned_nodes``: nodes at which everything is fixed, and why.
     ``constants``: values that follow from stored tensors alone.
     """
 
@@ -61,6 +71,7 @@ class Labelled:
     made: Sequence[Made]
     pieces: Sequence[Pieces]
     whole_blocks: Sequence[Made]
+    terms: Sequence[Terms]
     unknown: Sequence[fx.Node]
     choices: Mapping[str, Sequence[Any]]
     pinned_nodes: Mapping[str, str]

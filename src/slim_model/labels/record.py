@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.stored_tensors import Constants
-from slim_model.labels.labelled import Labelled, Made, Pieces, Tie
+from slim_model.labels.labelled import Labelled, Made, Pieces, Terms, Tie
 from slim_model.labels.values import Birth, Pin
 
 
@@ -29,6 +29,7 @@ class Record:
     made: list[Made] = field(default_factory=list)
     pieces: list[Pieces] = field(default_factory=list)
     whole_blocks: list[Made] = field(default_factory=list)
+    terms: list[Terms] = field(default_factory=list)
     unknown: list[fx.Node] = field(default_factory=list)
     choices: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -55,6 +56,7 @@ class Record:
             made=tuple(self.made),
             pieces=tuple(self.pieces),
             whole_blocks=tuple(self.whole_blocks),
+            terms=tuple(self.terms),
             unknown=tuple(self.unknown),
             choices=MappingProxyType({name: tuple(choices) for name, choices in self.choices.items()}),
             pinned_nodes=MappingProxyType(self.pinned_nodes),

@@ -13,7 +13,7 @@ from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of, at_example, shape_of
 from slim_model.graph.stored_tensors import Constants, storage_key
 from slim_model.graph.varying_axes import varying_axes, without_constant_axes
-from slim_model.labels.labelled import Labelled, Made, Pieces, Tie
+from slim_model.labels.labelled import Labelled, Made, Pieces, Terms, Tie
 from slim_model.labels.record import Record
 from slim_model.labels.values import Axis, Birth, Pin, Replay, Value, fixed_value
 
@@ -43,6 +43,7 @@ class Walk:
     ) -> None:
         self.record = Record(graph, dict(pinned_nodes if replay is None else replay.pinned))
         self._replay, self._apart, self._in_blocks = replay, apart, in_blocks
+        self._termwise = {factor.node for layer in graph.factored for factor in layer.factors if factor.grouped}
         self._stored: dict[str, Value] = {}
         self._first_owner: dict[Any, str] = {}
         self._constants = Constants(graph, self.record.values)
@@ -188,6 +189,19 @@ class Walk:
             self.record.whole_blocks += [Made(side[:, 0], self.node) for side in labelled if side.shape[1] > 1]
         return bool(whole)
 
+    def terms(self, inputs: Axis, made: Axis, count: int) -> bool:
+        """Where the node is a factor that makes terms of each of ``count`` inputs alone: it reads ``inputs``, the same
+        terms of all of them go together, and those of an input with it. False where it is no such factor."""
+        if self.node.name not in self._termwise:
+            return False
+        self.reads(inputs)
+        if made is not None:
+            of_each = made.reshape(count, -1)
+            self.tie(of_each[:1], of_each)
+            if inputs is not None:
+                self.record.terms.append(Terms(inputs, made, [made]))
+        return True
+
     def choose(self, decide: Callable[[], Any]) -> Any:
         """What ``decide`` says; in a replay, what was said at this place in the dense walk."""
         made = self.record.choices[self.node.name]
@@ -202,6 +216,9 @@ class Walk:
         shared = self.agree(axes, why)
         if shared is not None:
             self.record.read += [axis for axis in axes if axis is not None]
+        for terms in self.record.terms:  # who reads terms holds them, too
+            if any(axis is terms.made for axis in axes):
+                terms.held.extend(axis for axis in axes if axis is not None and axis is not terms.made)
 
     def splits(self, pieces: Sequence[Axis]) -> None:
         """An axis is split into ``pieces``: channels of different ones are ranked apart."""

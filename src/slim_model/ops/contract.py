@@ -28,12 +28,15 @@ def _bias(walk: Walk, out: Axis, bias: Value | None) -> Axis:
 
 
 def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: int, **rest: Any) -> Value:
-    """weight is ``(out, in / groups, *kernel)``. Depthwise and grouped forms tie blocks of input and output."""
+    """weight is ``(out, in / groups, *kernel)``. Depthwise and grouped forms tie blocks of input and output,
+    but for a factor that makes terms of each input."""
     at = len(input.shape) - len(weight.shape) + 1
     channels, (out, taken, *_) = input.axes[at], weight.axes
     image_axes = _image_axes(walk, input, weight, **rest)
     if not _grouped(walk, groups):
         walk.reads(channels, taken)
+    elif walk.terms(channels, out, groups):
+        pass
     elif walk.blocks((channels, out), groups):
         walk.pin(taken, "the blocks of a grouped convolution keep their width")
         walk.reads(channels)

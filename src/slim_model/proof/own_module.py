@@ -25,8 +25,9 @@ from slim_model.from_onnx.model import OnnxModel
 from slim_model.graph.as_module import graph_module
 from slim_model.graph.autocast import in_float32
 from slim_model.graph.decisions import DecisionRecorder, DecisionReplayer
-from slim_model.graph.graph import Graph, first_sample
+from slim_model.graph.graph import Factored, Graph, first_sample
 from slim_model.graph.modes import eval_mode
+from slim_model.graph.nodes import arguments_of
 from slim_model.graph.other_inputs.other_sizes import resized
 from slim_model.graph.tensor_trees import batch_of
 from slim_model.ops import row_of
@@ -102,9 +103,15 @@ def _shrunk(model: nn.Module, small: Graph) -> nn.Module | None:
     if isinstance(model, torch.jit.ScriptModule | OnnxModel):
         return None  # it has no class of the user's; a script is copied in C++, which takes no smaller tensors
     try:
-        return shrink_module(model, small.tensors, small.folded, small.factored).eval()
+        return shrink_module(model, small.tensors, small.folded, _factored_in(small)).eval()
     except Exception:  # a class of the user's may refuse to be copied: the graph is the ground truth
         return None
+
+
+def _factored_in(small: Graph) -> list[Factored]:
+    """The factored layers with the groups that their factors have in ``small``."""
+    nodes = {node.name: node for node in small.nodes}
+    return [layer.with_groups(lambda factor: arguments_of(nodes[factor.node])["groups"]) for layer in small.factored]
 
 
 def _computes(module: nn.Module, small: Graph) -> bool:

@@ -24,7 +24,7 @@ from slim_model.graph.nodes import arguments_of
 from slim_model.graph.stored_tensors import storage_key
 from slim_model.ops import kind_of, linear_form_of
 from slim_model.ops.linear_form import LinearForm, Window
-from slim_model.ranking.evidence.sampling import sample_positions
+from slim_model.ranking.evidence.sampling import SAMPLED, sample_positions
 
 Kept = Mapping[tuple[str, int], np.ndarray]
 """(tensor, axis) -> the positions of the dense model that are left; axes that keep all are not listed."""
@@ -143,11 +143,7 @@ class LinearLayer:
         """``(group, row, input x tap)`` of an operand, at ``positions`` places of each sample's output."""
         if self.window is None:
             return x.reshape(1, -1, x.shape[-1])
-        x = F.pad(as_map(x), self.window.sides)
-        at = self._at(x, first, positions)
-        taken = x.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, x.shape[1], -1))
-        taken = taken.unflatten(2, at.shape[1:]).unflatten(1, (groups, -1))  # (n, group, input, place, tap)
-        return taken.permute(1, 0, 3, 2, 4).flatten(3, 4).flatten(1, 2)
+        return read_patches(x, self.window, groups, first, positions)
 
     def targets(self, y: Tensor, groups: int, first: int, positions: int, index: Tensor | None = None) -> Tensor:
         """``(group, row, output)`` of an output, at the same places; of the channels ``index`` alone."""
@@ -169,17 +165,27 @@ class LinearLayer:
         columns = F.unfold(padded, window.kernel, window.dilation, 0, window.stride)
         return columns[0].mean(-1).view(groups, -1, self.taps)
 
-    def _at(self, padded: Tensor, first: int, positions: int) -> Tensor:
-        """``(sample, place, tap)`` in the flattened padded map."""
-        assert self.window is not None
-        (kh, kw), (sh, sw), (dh, dw) = self.window.kernel, self.window.stride, self.window.dilation
-        height, width = padded.shape[2:]
-        across = (width - dw * (kw - 1) - 1) // sw + 1
-        total = ((height - dh * (kh - 1) - 1) // sh + 1) * across
-        at = sample_positions(first, len(padded), total, at_most=positions).to(padded.device)
-        corner = at // across * sh * width + at % across * sw
-        taps = torch.arange(kh)[:, None] * dh * width + torch.arange(kw) * dw
-        return corner[..., None] + taps.flatten().to(padded.device)
+
+def read_patches(x: Tensor, window: Window, groups: int, first: int, positions: int = SAMPLED) -> Tensor:
+    """``(group, row, input x tap)``: what a convolution with this ``window`` on maps reads of ``x``, at some places of
+    each sample's output; ``positions``: at most so many."""
+    x = F.pad(as_map(x), window.sides)
+    at = _places(x, window, first, positions)
+    taken = x.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, x.shape[1], -1))
+    taken = taken.unflatten(2, at.shape[1:]).unflatten(1, (groups, -1))  # (n, group, input, place, tap)
+    return taken.permute(1, 0, 3, 2, 4).flatten(3, 4).flatten(1, 2)
+
+
+def _places(padded: Tensor, window: Window, first: int, positions: int) -> Tensor:
+    """``(sample, place, tap)`` in the flattened padded map."""
+    (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.stride, window.dilation
+    height, width = padded.shape[2:]
+    across = (width - dw * (kw - 1) - 1) // sw + 1
+    total = ((height - dh * (kh - 1) - 1) // sh + 1) * across
+    at = sample_positions(first, len(padded), total, at_most=positions).to(padded.device)
+    corner = at // across * sh * width + at % across * sw
+    taps = torch.arange(kh)[:, None] * dh * width + torch.arange(kw) * dw
+    return corner[..., None] + taps.flatten().to(padded.device)
 
 
 def as_map(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, TypedDict
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from slim_model.cost.counted import CostModel
 from slim_model.coupling.attention_heads import share_left
-from slim_model.coupling.coupling import Group, Pinned
+from slim_model.coupling.coupling import Group, Pinned, Slice
 from slim_model.coupling.rank_groups import find_rank_groups
 from slim_model.data.accuracy import Step
 from slim_model.measuring.machine import environment
@@ -231,6 +231,7 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
     earlier = replace(compiled, passes=compiled.passes[:last])
     # Indices are those of the pass; what is kept is told in positions of the dense model.
     positions, one = earlier.kept_positions(), compiled.passes[last]
+    left = one.kept_positions()
     result = []
     ranks, products = find_rank_groups(one.coupling), _of_products(one)
     for number, (group, (width, after)) in enumerate(zip(one.coupling.groups, one.plan.widths, strict=True)):
@@ -247,7 +248,7 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
                     "parameter": s.parameter,
                     "axis": s.axis,
                     "role": s.role,
-                    "kept": _at(positions.get((s.parameter, s.axis)), (s.channel >= 0) & kept[s.channel]),
+                    "kept": _at(positions.get((s.parameter, s.axis)), _stays(s, kept, left)),
                 }
                 for s in group.slices
             ],
@@ -255,6 +256,13 @@ def _rows(compiled: Compiled, last: int, first: int) -> list[dict[str, Any]]:
         if number in ranks:
             result[-1] |= products[ranks[number].layer]
     return result
+
+
+def _stays(part: Slice, kept: np.ndarray, left: Mapping[tuple[str, int], np.ndarray]) -> np.ndarray:
+    """Which positions of an axis have one of the channels ``kept`` of its group; a term goes with its input, too."""
+    here = (part.channel >= 0) & kept[part.channel]
+    positions = left.get((part.parameter, part.axis))
+    return here if positions is None else here & np.isin(np.arange(len(here)), positions)
 
 
 def _of_products(one: Removed) -> list[dict[str, Any]]:
