@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,12 +93,8 @@ def row_of(name: str, goal: Goal, effort: str) -> dict[str, Any]:
     except SlimError as error:
         if effort != PEER_NAME:
             raise
-        return {
-            "net": name,
-            **goal._asdict(),
-            "effort": effort,
-            "failed": str(error).partition(" (at ")[0],
-        } | provenance()
+        failed = re.split(r" \(at |\. Nothing was", str(error))[0]
+        return {"net": name, **goal._asdict(), "effort": effort, "failed": failed} | provenance()
     spent, took = time.process_time() - started, time.perf_counter() - wall
     dense, path = files_of(name, goal, effort)
     facts = written(compiled, dense, path)
