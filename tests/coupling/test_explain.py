@@ -46,7 +46,7 @@ def explained(model: nn.Module, *inputs: Tensor, keep: tuple[str, ...] = ()) -> 
 
 # -- reasons have remedies ------------------------------------------------------------------------------------------
 
-_WHY = {"pin": 1, "agree": 1, "meet": 1, "_pin_all": 2, "_mixed": 3}
+_WHY = {"pin": 1, "agree": 1, "makes_alike": 1, "meet": 1, "_pin_all": 2, "_mixed": 3}
 """Functions that take a reason, and where."""
 
 

@@ -21,7 +21,8 @@ REMEDIES: dict[str, str] = {
     # layers
     "its bias is fixed": "Make the bias a parameter of the layer.",
     "its axis is spatial, and a convolution runs along it": "Move the channels to axis 1 before the convolution "
-    "(permute).",
+    "(permute). Where it is to mix channels (gates from neighbouring ones), mix them by a linear layer or a 1x1 "
+    "convolution, or let it give as many as it takes, by padding of its own.",
     "the blocks of a grouped convolution keep their width": "None is needed: whole groups can go instead. For narrower "
     "groups use fewer and wider ones.",
     "it is multiplied with a batch of fixed size": "Keep channels out of the batch axes of the product.",
@@ -40,13 +41,15 @@ REMEDIES: dict[str, str] = {
     "linear one), or give it size one along this axis.",
     "it is joined with a value whose positions are fixed": _MATCH_SIZES,
     "it is stacked with a value whose positions are fixed": _MATCH_SIZES,
-    "it is padded with its own values": "Pad spatial axes only, or pad channels with a constant.",
+    "it is padded with its own values": "Pad spatial axes only, or pad channels with a constant; a convolution along "
+    "channels (circular ECA) by padding of its own.",
     "its slopes are fixed": "Make the slopes a parameter of PReLU, one for each channel or one for all.",
     "its size is checked": "Take the check of the size out of the forward.",
     # values along an axis
     "its indices come from fixed channels": "Pool and unpool the same channels.",
     "its positions are used as data": "Compute the positions from the input, and not from channels.",
-    "its axis is spatial": "Move the channels to axis 1 before pooling or resizing (permute).",
+    "its axis is spatial": "Move the channels to axis 1 before pooling or resizing (permute). In place of a norm over "
+    "neighbouring channels (local response norm) use one over each channel alone (BatchNorm).",
     "its positions are coordinates": "None: each position is a coordinate.",
     "values along it are compared with each other": "Compare along a spatial axis instead, or put a layer (linear or "
     "1x1 convolution) before it: then only the channels of that one stay.",

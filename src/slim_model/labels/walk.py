@@ -230,6 +230,11 @@ class Walk:
             self.record.made.append(Made(axis, self.node))
         return axis
 
+    def makes_alike(self, axes: Sequence[Axis], why: str) -> Axis:
+        """`agree` of the first labelled axis, which a layer makes, and others; it counts where it is fixed, too."""
+        self.makes(next((axis for axis in axes if axis is not None), None))
+        return self.agree(axes, why)
+
     def out(self, axes: Sequence[Axis], index: int = 0) -> Value:
         """The Value of the current node's output (number ``index``): labelled axes are as long as their labels."""
         value = self.node.meta["val"]

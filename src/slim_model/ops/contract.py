@@ -20,8 +20,9 @@ aten = torch.ops.aten
 _SPATIAL = "its axis is spatial, and a convolution runs along it"
 
 
-def _bias(walk: Walk, out: Axis, bias: Value | None) -> Axis:
-    return out if bias is None else walk.agree([out, bias.axes[-1]], "its bias is fixed")
+def _makes(walk: Walk, out: Axis, bias: Value | None) -> Axis:
+    """The channels ``out`` that the layer makes; a bias that no channel of its own belongs to fixes them."""
+    return walk.makes(out) if bias is None else walk.makes_alike([out, bias.axes[-1]], "its bias is fixed")
 
 
 # -- convolution ----------------------------------------------------------------------------------------------------
@@ -42,7 +43,7 @@ def conv(walk: Walk, input: Value, weight: Value, bias: Value | None, groups: in
         walk.reads(channels)
     else:
         walk.reads(_block(channels, groups), taken)
-    out = walk.makes(_bias(walk, out, bias))
+    out = _makes(walk, out, bias)
     return walk.out((*input.axes[:at], out, *image_axes))
 
 
@@ -60,7 +61,7 @@ def conv_transpose(walk: Walk, input: Value, weight: Value, bias: Value | None, 
             out = channels.reshape(groups, -1)[:, :1].expand(-1, weight.shape[1]).reshape(-1)
         elif given is not None:
             out = given.repeat(groups)
-    out = walk.makes(_bias(walk, out, bias))
+    out = _makes(walk, out, bias)
     return walk.out((*input.axes[:at], out, *image_axes))
 
 
@@ -124,7 +125,7 @@ def linear(walk: Walk, input: Value, weight: Value, bias: Value | None = None) -
     walk.reads(input.axes[-1], weight.axes[-1])
     if len(weight.shape) == 1:
         return walk.out(input.axes[:-1])
-    out = walk.makes(_bias(walk, weight.axes[0], bias))
+    out = _makes(walk, weight.axes[0], bias)
     return walk.out((*input.axes[:-1], out))
 
 
@@ -186,7 +187,7 @@ def einsum(walk: Walk, equation: str, tensors: list[Value], **_: Any) -> Value:
     for letter in by_letter.keys() - set(output):
         walk.reads(*by_letter[letter])
     why = "it is multiplied with a value whose positions are fixed"
-    return walk.out([walk.makes(walk.agree(by_letter[letter], why)) for letter in output])
+    return walk.out([walk.makes_alike(by_letter[letter], why) for letter in output])
 
 
 def letters(equation: str, tensors: list[Value]) -> tuple[list[str], str]:
@@ -231,7 +232,7 @@ def bilinear(walk: Walk, input1: Value, input2: Value, weight: Value, bias: Valu
     walk.reads(input2.axes[-1], weight.axes[2])
     others = [Value(v.shape[:-1], v.axes[:-1]) for v in (input1, input2)]
     axes = walk.meet(others, "its other axes are fixed")[1]
-    return walk.out((*axes, walk.makes(_bias(walk, weight.axes[0], bias))))
+    return walk.out((*axes, _makes(walk, weight.axes[0], bias)))
 
 
 def bilinear_macs(out: Value, weight: Value, **_: Any) -> int:

@@ -206,11 +206,13 @@ def index_select(walk: Walk, self: Value, dim: int, index: Value) -> Value:
     if walk.node.meta.get(PLACES) == "spread":
         walk.reads(axis)
         axes[dim] = None
-    elif axis is not None and (stored_alone(node) is None or walk.constant(node) is None):
-        walk.pin(axis, "it is indexed by values that cannot be rewritten")
-        axes[dim] = None
     elif axis is not None:
-        axes[dim] = axis[walk.constant(node)]
+        found = walk.constant(node)
+        axes[dim] = None if found is None or stored_alone(node) is None else axis[found]
+        if found is None:
+            walk.pin(axis, "it is indexed by computed values")
+        elif axes[dim] is None:
+            walk.pin(axis, "it is indexed by values that cannot be rewritten")
     return walk.out(axes)
 
 

@@ -94,7 +94,8 @@ def _units(walk: Walk, gates: int, weights: Sequence[Value | None]) -> Axis:
     """Every weight and bias has one row a unit in each gate."""
     rows = [w.axes[0] for w in weights if w is not None]
     axis = walk.agree(rows, _WEIGHTS)
-    if axis is None:
+    if axis is None:  # a user counts units: those of one gate
+        walk.makes(next((row.reshape(gates, -1)[0] for row in rows if row is not None), None))
         return None
     for row in rows[:2]:
         walk.makes(row)
