@@ -23,3 +23,14 @@ def test_an_exception_that_says_nothing_is_named(said: str) -> None:
 def test_names_of_libraries_exceptions_are_whole() -> None:
     assert first_line(InputError("x"), named=True) == "slim_model.errors.InputError: x"
     assert first_line(torch.OutOfMemoryError("x"), named=True) == "torch.OutOfMemoryError: x"
+
+
+def test_an_error_inside_a_graph_says_its_own_words() -> None:
+    """PyTorch's interpreter adds the node and the traceback to what passes it."""
+
+    class Refusing(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> None:
+            raise InputError("not so.")
+
+    with pytest.raises(InputError, match=r"^not so\.$"):
+        Refusing(torch.fx.symbolic_trace(torch.nn.ReLU())).run(torch.ones(1))

@@ -13,6 +13,14 @@ class SlimError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        """As it was raised: PyTorch's interpreter of graphs adds its own words to ``args`` of all that passes it."""
+        return self.message
+
 
 class InputError(SlimError):
     """The file, the model, the example input or an option cannot be used as given."""
