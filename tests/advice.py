@@ -62,25 +62,11 @@ ELSEWHERE: dict[str, str] = {
     "Export it again with this torch, or give the PyTorch model.": (
         "loading/test_words.py::test_a_program_that_torch_cannot_turn_into_a_module"
     ),
+    "Put the layer in ignored_layers.": (
+        "budget/test_torch_pruning.py::test_a_group_that_must_stay_is_refused_with_the_remedy"
+    ),
     "Give small.pt2 or small.pt, which hold the model, too.": (
         "cli/test_onnx_in.py::test_weights_alone_say_nothing_without_the_file"
     ),
 }
 """Followed by a test of its own."""
-
-UNTRIED: frozenset[str] = frozenset(
-    {
-        "Give several as 0.3,0.5.",
-        "Give the PyTorch model it was made from, or a .pt2 written by torch.export.",
-        "Give the model as a .pt2 file instead:",
-        "Leave out --hints.",
-        "Put its files into the folder;",
-        "Put the layer in ignored_layers.",
-        "Start slim-model in the folder where the model's code can be imported, or install the package it is from.",
-        "Take one it was tested with:",
-        "Use a criterion of weights, or leave them:",
-        "Use another one.",
-        "leave out --low-rank.",
-    }
-)
-"""Given, and followed in no test yet. Nothing may be added."""

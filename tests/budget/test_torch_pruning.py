@@ -127,6 +127,8 @@ def test_a_group_that_must_stay_is_refused_with_the_remedy() -> None:
     group = graph.get_pruning_group(net.head, tp.prune_linear_out_channels, idxs=[0, 1])
     with pytest.raises(InputError, match=r"group of 'head'.*ignored_layers"):
         Importance("l1", net, EXAMPLE)(group)
+    for other in graph.get_all_groups(ignored_layers=[net.head]):
+        assert Importance("l1", net, EXAMPLE)(other) is not None
 
 
 def test_a_criterion_without_data_says_so_here_too() -> None:

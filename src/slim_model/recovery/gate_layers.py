@@ -24,6 +24,7 @@ from slim_model.recovery.linear_layers import (
     LinearLayer,
     count_readers,
     find_linear_layers,
+    nodes_without_data,
     positions,
     stored_name_of,
 )
@@ -112,10 +113,11 @@ def note(took: dict[str, str], layer: LinearLayer, what: str) -> None:
 def find_gate_layers(dense: Graph, small: Graph, kept: Kept) -> list[GateLayer]:
     """Those of every recurrent operator whose tensors nothing else reads, in the order of the graph."""
     used, places = count_readers(dense), dict[Hashable, list[fx.Node]]()
+    constants = nodes_without_data(dense)
     for node in dense.nodes:
         if node.op == "call_function" and kind_of(node) == "recurrent":
             given = arguments_of(node)
-            if "batch_sizes" not in given:  # a packed sequence
+            if "batch_sizes" not in given and given["input"] not in constants:  # no packed sequence
                 alike = (node.target, tuple(_stored(given)), given.get("bidirectional"), given.get("num_layers"))
                 places.setdefault(alike, []).append(node)
     layers: list[GateLayer] = []

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from slim_model.graph.graph import Graph
 from slim_model.graph.nodes import arguments_of
-from slim_model.graph.stored_tensors import storage_key
+from slim_model.graph.stored_tensors import computed_from, storage_key
 from slim_model.ops import kind_of, linear_form_of
 from slim_model.ops.linear_form import LinearForm, Window
 from slim_model.ranking.evidence.sampling import SAMPLED, sample_positions
@@ -196,12 +196,20 @@ def as_map(x: Tensor) -> Tensor:
 def find_linear_layers(dense: Graph, small: Graph, kept: Kept) -> list[LinearLayer]:
     """Every layer that can be given other weights, in the order of the graph."""
     used, calls = count_readers(dense), dict[Hashable, list[tuple[fx.Node, LinearForm]]]()
+    constants = nodes_without_data(dense)
     for node in dense.nodes:
-        if node.op == "call_function" and (form := linear_form_of(node)) is not None:
+        form = linear_form_of(node) if node.op == "call_function" else None
+        if form is not None and form.operand not in constants:
             alike = (form.weight, form.bias, form.window, form.groups, form.turned)
             calls.setdefault(alike, []).append((node, form))
     layers = (_layer(places, dense, small, kept, used) for places in calls.values())
     return [layer for layer in layers if layer is not None]
+
+
+def nodes_without_data(graph: Graph) -> set[fx.Node]:
+    """The stored tensors, and what is computed from these alone (position biases of Swin v2): samples change nothing
+    there."""
+    return set(computed_from(graph, lambda node: node.op == "get_attr" or node.name in graph.owners))
 
 
 def count_readers(graph: Graph) -> Counter[Hashable]:
