@@ -35,6 +35,7 @@ class About:
     many: bool = False
     choices: Collection[str] = ()
     least: int | None = None
+    most: int | None = None
     read: Callable[[str, str], Any] | None = None
     basic: bool = False
     negatable: bool = True
@@ -51,6 +52,7 @@ def option(
     many: bool = False,
     choices: Collection[str] = (),
     least: int | None = None,
+    most: int | None = None,
     read: Callable[[str, str], Any] | None = None,
     basic: bool = False,
     negatable: bool = True,
@@ -59,7 +61,7 @@ def option(
     """A dataclass field that the command line has as an option. ``kind`` defaults to the type of ``default``."""
     kind = kind or (str if default is None or many or read else type(default))
     shown = metavar or ("|".join(choices) if choices else None)
-    about = About(help, kind, flag, shown, many, choices, least, read, basic, negatable, move)
+    about = About(help, kind, flag, shown, many, choices, least, most, read, basic, negatable, move)
     return dataclasses.field(default=default, metadata={_KEY: about})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,10 @@ from slim_model.recovery.options import RecoveryOptions
 from slim_model.training.options import TrainingOptions
 
 
+_SEEDS = 2**32
+"""As many as all take that draw: PyTorch more, NumPy's generators, which Optuna draws from, no others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gates:
     """What the small model must reach, or it is not handed out. ``max_drop``: the accuracy that may be lost, as a share
@@ -42,6 +47,12 @@ class Gates:
         kind=float,
         metavar="X",
     )
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not self.max_drop < 1:  # NaN is below nothing
+            raise InputError(f"max_drop {self.max_drop:g} allows any loss: it is a share, and 0.01 is one point.")
+        if self.min_speedup is not None and not 0 < self.min_speedup < math.inf:
+            raise InputError(f"min_speedup {self.min_speedup:g} is no speed-up; it is a number above 0, such as 1.5.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,7 @@ class Recipe:
     quantizing: QuantizingOptions = field(default_factory=QuantizingOptions)
     measuring: MeasuringOptions = field(default_factory=MeasuringOptions)
     gates: Gates = field(default_factory=Gates)
-    seed: int = option(0, "For whatever is random.")
+    seed: int = option(0, "For whatever is random.", least=0, most=_SEEDS - 1)
 
     @classmethod
     def of(cls, ratio: float | None = None, criterion: str | Criterion | None = None, **options: Any) -> Recipe:
@@ -98,6 +109,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Options of one group that ask for another. What one group says by itself it has checked."""
+        if not 0 <= self.seed < _SEEDS:
+            raise InputError(f"seed {self.seed} is not between 0 and {_SEEDS - 1}.")
         if self.data.data is None:
             self._check_without_data()
         if self.coupling.attention != "width" and self.budget.engine != "slim":

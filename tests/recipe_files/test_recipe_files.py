@@ -40,7 +40,7 @@ std = 2
 [coupling]
 keep = "head.*"
 [gates]
-max_drop = 1
+max_drop = 0
 [outputs]
 onnx = "out/small.onnx"
 save = "small.pt2"
@@ -68,7 +68,7 @@ def test_a_recipe_is_the_job_that_its_options_are(tmp_path: Path, monkeypatch: p
             mean=(0.5, 0.25, 1),
             std=(2,),
             keep=("head.*",),
-            max_drop=1.0,
+            max_drop=0.0,
         ),
         OutputOptions(save=tmp_path / "small.pt2"),
     )
@@ -118,9 +118,20 @@ MISTAKES = {
     "[recovery]\nrecover = 'all'": "recover 'all' is unknown; it is one of",
     "[recovery]\nrecover = 'affine'": "recover affine needs data, and none was given",
     "[budget]\nratio = ": "recipe.toml is no TOML: ",
-    "schema = 'slim-model-recipe/9'": "is of schema slim-model-recipe/9; this version of slim-model reads",
+    "schema = 'slim-model-recipe/9'": 'is of schema "slim-model-recipe/9"; this version of slim-model reads',
     "[data]\ndata = 'npz:${NOWHERE_SET}'": "asks for the environment variable NOWHERE_SET, which is not set.",
     "[outputs]\nsave = 'small.bin'": "the ending says what is written",
+    f"[budget]\nratio = {'1' * 400}": "[budget] ratio is too large for a number of floating point.",
+    f"seed = {2**32}": "seed = 4294967296 is above 4294967295.",
+    "seed = -1": "seed = -1 is below 0.",
+    "[gates]\nmax_drop = 1": "max_drop 1 allows any loss: it is a share, and 0.01 is one point.",
+    "[gates]\nmax_drop = nan": "max_drop nan allows any loss",
+    "[gates]\nmin_speedup = nan": "min_speedup nan is no speed-up",
+    "[gates]\nmin_speedup = 0": "min_speedup 0 is no speed-up",
+    "[data]\nmean = [[0.5]]": "[data] mean = [...] is no text.",
+    "[data]\nmean = ['grey']": "[data] mean grey: it is one number or one per channel",
+    "[data]\ndata = 'npz:${PLACE:-here}'": "'${PLACE:-here}' names no environment variable. Write ${NAME}, or $${",
+    "[data]\ndata = 'npz:${PLACE'": "'${PLACE' names no environment variable.",
 }
 
 
@@ -138,6 +149,14 @@ def test_a_mistake_is_named_with_its_place(text: str, tmp_path: Path) -> None:
         ("recipe.toml", "", "[source] has no 'path', the model."),
         ("recipe.toml", "[source]\npath = 'in.pt'", "[outputs] has no 'onnx', the file to write."),
         ("recipe.ini", "", "it is one of .toml, .json, .yaml, .yml."),
+        ("recipe.json", '{"budget": {"ratio": 0.5, "ratio": 0.9}}', "is no JSON: 'ratio' stands there twice."),
+        ("recipe.yaml", "budget: {ratio: 0.5}\nbudget: {ratio: 0.9}", "is no YAML: 'budget' stands there twice."),
+        ("recipe.yaml", "1: {ratio: 0.5}", "there is no section '1'."),
+        ("recipe.yaml", "budget: {2: 0.5}", "[budget] has no option '2'."),
+        ("recipe.yaml", "null: {ratio: 0.5}", "there is no section 'None'."),
+        ("recipe.yaml", "schema: [1]", "is of schema [...];"),
+        ("recipe.toml", "\ufeff[budget]\nratio = 0.5", "[source] has no 'path', the model."),
+        ("recipe.json", '\ufeff{"budget": {"ratio": 0.5}}', "[source] has no 'path', the model."),
         ("recipe.json", "[1]", "holds no sections."),
         ("report.json", '{"schema": "slim-model-report/9"}', f"this version reads up to {REPORT_SCHEMA}."),
         ("report.json", '{"schema": "slim-model-report/2"}', "is no whole report"),
@@ -152,6 +171,25 @@ def test_a_file_that_is_no_recipe_is_refused(name: str, text: str, told: str, tm
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is no text"):
         read_job(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize("key", ["path", "arch", "inputs"])
+def test_a_short_yaml_that_holds_billions_is_refused(key: str, tmp_path: Path) -> None:
+    """Ten times ten aliases, nine deep: written out, the message alone would fill the memory."""
+    rows = ["    - &x0 [x, x, x, x, x, x, x, x, x, x]"]
+    rows += [f"    - &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 10)]
+    text = "\n".join([f"source:\n  {key}:", *rows, "outputs: {onnx: out.onnx}\n"])
+    with pytest.raises(InputError, match=rf"\[source\] {key} = \[...\] is no text"):
+        read_job(written(tmp_path, text, "recipe.yaml"))
+
+
+def test_a_path_may_look_like_a_variable(tmp_path: Path) -> None:
+    """Two dollars are one, and what is written is read as it was."""
+    job = read_job(written(tmp_path, '[source]\npath = "$${A}.pt"\narch = "$${B}.py:net"\n[outputs]\nonnx = "o.onnx"'))
+    assert (job.source.path, job.source.options.arch) == (tmp_path / "${A}.pt", f"{tmp_path}/${{B}}.py:net")
+    sections = sections_of(job, tmp_path)
+    assert read_job(written(tmp_path, toml_of(sections), "again.toml")) == job
+    assert read_job(written(tmp_path, json.dumps(sections), "again.json")) == job
 
 
 @pytest.mark.parametrize(

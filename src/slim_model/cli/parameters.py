@@ -121,6 +121,7 @@ def _parameter(title: str, field: Field[Any], about: About, *, hidden: bool, sty
         help=about.help,
         metavar=about.metavar,
         min=None if listed else about.least,
+        max=None if listed else about.most,
         rich_help_panel=title,
         hidden=hidden,
     )

@@ -27,14 +27,14 @@ def quantize_command(
     report: Annotated[Path | None, typer.Option(metavar="R.json", help="What was tried, for machines.")] = None,
 ) -> None:  # fmt: skip
     """Write an ONNX file as int8, in the form that is fastest here and right on held-out data."""
-    data, quantizing = group_of(DataOptions, options), group_of(QuantizingOptions, options)
+    data, quantizing, gates = (group_of(kind, options) for kind in (DataOptions, QuantizingOptions, Gates))
 
     from slim_model.commands.quantize import QuantizeJob, quantize_file
     from slim_model.reporting.int8_table import show_int8
 
-    names = ("max_drop", "bench", "threads", "seed")
+    names = ("bench", "threads", "seed")
     job = QuantizeJob(
-        source, out, data, quantizing, SourceOptions(inputs=options["inputs"]), report=report,
+        source, out, data, quantizing, SourceOptions(inputs=options["inputs"]), gates.max_drop, report=report,
         **{name: options[name] for name in names},
     )  # fmt: skip
     logging = group_of(LogOptions, options)

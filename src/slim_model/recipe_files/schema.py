@@ -40,6 +40,8 @@ def _option(field: dataclasses.Field[Any], about: About) -> dict[str, Any]:
         kind["enum"] = list(about.choices)
     if about.least is not None:
         kind["minimum"] = about.least
+    if about.most is not None:
+        kind["maximum"] = about.most
     if about.many:
         kind = {"anyOf": [kind, {"type": "array", "items": kind}]}
     elif about.read:  # texts of a form of their own: a number, or several

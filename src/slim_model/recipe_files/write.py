@@ -50,17 +50,26 @@ def _value(value: Any, about: Any, folder: Path) -> Any:
     if isinstance(value, Path):
         return _place(value, folder)
     if isinstance(value, tuple) and all(isinstance(item, str | int | float) for item in value):
-        return list(value)
+        return [_literal(item) for item in value]
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return about.move(value, lambda path: _place(Path(path), folder)) if about.move else value
+        return _literal(about.move(value, lambda path: _whole(Path(path), folder)) if about.move else value)
     named = getattr(value, "__name__", None) if callable(value) else None
     return named or f"given in Python ({type(value).__name__})"
 
 
+def _literal(value: Any) -> Any:
+    """``value`` so that reading it looks for no environment variable."""
+    return value.replace("${", "$${") if isinstance(value, str) else value
+
+
 def _place(path: Path, folder: Path) -> str:
     """``path`` as a file in ``folder`` names it."""
+    return str(_literal(_whole(path, folder)))
+
+
+def _whole(path: Path, folder: Path) -> str:
     whole, base = path.absolute(), folder.absolute()
     return str(whole.relative_to(base) if whole.is_relative_to(base) else whole)
 
