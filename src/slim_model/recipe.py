@@ -24,7 +24,6 @@ from slim_model.ranking.options import RankingOptions
 from slim_model.recovery.options import RecoveryOptions
 from slim_model.training.options import TrainingOptions
 
-
 _SEEDS = 2**32
 """As many as all take that draw: PyTorch more, NumPy's generators, which Optuna draws from, no others."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,11 +17,15 @@ from typing import Any
 
 import onnx
 import pytest
+from rich.table import Table
+from rich.text import Text
 
 import slim_model
 from command_runs import QUICK, RESIDUAL, TIMEOUT, Command, forked, process, untouched
-from slim_model.cli.streams import Forgiving
+from slim_model.cli import run
+from slim_model.cli.streams import Forgiving, Screen
 from slim_model.commands import slim as slim_stages
+from source_names import SOURCE
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(slim_model.__file__).parents[1])}
 MAIN = "from slim_model.cli import main; main()"
@@ -32,6 +38,31 @@ def shell(line: str, **changes: str) -> subprocess.CompletedProcess[str]:
 
 
 # -- streams --------------------------------------------------------------------------------------------------------
+
+_STEERS = "\x1b]0;mine \x9b2J \u202e [/red] [bold] :smile:"
+_SHOWN = r"\x1b]0;mine \x9b2J \u202e [/red] [bold] :smile:"
+
+
+def test_what_a_file_calls_its_parts_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names come from files that are not the user's own. As rich's markup they once ended the command."""
+    screen, table = Screen(width=200, force_terminal=True), Table(box=None)
+    table.add_column(_STEERS)
+    table.add_row(_STEERS)
+    for printed in (_STEERS, Text(_STEERS), Text(_STEERS, style="bold red"), table):
+        screen.print(printed)
+        told = capsys.readouterr().out
+        assert _SHOWN in told
+        assert re.sub(r"\x1b\[[\d;]*m", "", told).strip(" \n").isprintable() or printed is table
+        assert "\x1b]" not in told
+
+
+def test_every_message_goes_to_such_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, log = tmp_path / "recipe.json", tmp_path / "log.txt"
+    recipe.write_text(json.dumps({"source": {"path": f"{_STEERS}.pt"}, "outputs": {"onnx": "out.onnx"}}))
+    assert run(["run", str(recipe), "--log-file", str(log)]) == 2
+    assert f"{_SHOWN}.pt: there is no such file" in capsys.readouterr().err
+    made = [path.name for path in SOURCE.rglob("*.py") if re.search(r"\bConsole\(", path.read_text())]
+    assert made == []
 
 
 @pytest.mark.parametrize("command", ["--help", "--version"])

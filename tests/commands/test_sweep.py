@@ -14,7 +14,9 @@ from slim_model.cli import run as command
 from slim_model.commands import sweep as sweeping
 from slim_model.errors import InputError
 from slim_model.pipeline import compile as pipeline
+from slim_model.recipe_files.read import read_job
 from slim_model.reporting.condition import FIGURES, read_condition
+from slim_model.reporting.headline import figures_for_machines, figures_of
 from slim_model.reporting.pareto import front, trade_offs
 from small_nets import RECIPE, Residual, trained
 
@@ -101,6 +103,20 @@ def test_mistakes_are_told_before_any_work(
     assert told in capsys.readouterr().err
 
 
+def test_no_two_points_share_their_files(folder: Path) -> None:
+    """Values that differ in what no name of a file may hold once wrote over each other, and each other's were used
+    again. A name that is too long for a system is cut."""
+    long = [f"layer{'1' * 300}.{end}" for end in "ab"]
+    values = {"keep": [("a/b",), ("a:b",), ("a_b",), *((name,) for name in long)], "ratio": [0.25]}
+    job = read_job(folder / "recipe.toml")
+    points = dict(sweeping._points(sweeping.Sweep(job, values, folder / "points")))
+    assert list(points)[:3] == ["keep=a/b,ratio=0.25", "keep=a:b,ratio=0.25", "keep=a_b,ratio=0.25"]
+    files = [point.target.name for point in points.values()]
+    assert len(set(files)) == len(points) == 5
+    assert files[2] == "keep=a_b,ratio=0.25.onnx"
+    assert all(len(name) < 200 for name in files)
+
+
 def test_what_only_a_single_run_writes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "recipe.toml").write_text(RECIPE + 'save = "small.pt2"\n')
     assert command(["sweep", "recipe.toml", "--ratio", "0.3,0.5"]) == 2
@@ -124,6 +140,24 @@ def test_conditions_read_what_they_name() -> None:
     for wrong in ("", "accuracy", "accuracy=1", "macs<1.2.3", "accuracy>=high"):
         with pytest.raises(InputError):
             read_condition(wrong)
+
+
+def test_figures_are_those_of_the_file_that_was_written() -> None:
+    """Where that is int8, a condition once held or not by the size and speed of the fp32 file that was thrown away."""
+    against = {"runtime": "onnxruntime", "dense": {"median_ms": 6.0}, "slim": {"median_ms": 2.0}}
+    against |= {"speedup": 3.0, "speedup_low": 2.9, "speedup_high": 3.5}
+    fp32 = report_with(0.9, 4.0) | {"dense": {"macs": 9, "params": 9, "bytes": 9}}
+    fp32["channels"] = {"dense": 4, "slim": 2, "removed_share": 0.5}
+    fp32["latency"][0] |= {"dense": {"median_ms": 6.0}, "speedup": 1.5, "speedup_high": 3.0}
+    for written in (False, True):
+        report = fp32 | {"int8": {"written": written, "int8_bytes": 1, "against_dense": against}}
+        known = {name: FIGURES[name](report) for name in ("bytes", "latency", "speedup")}
+        assert list(known.values()) == ([1, 2.0, 2.9] if written else [3, 4.0, 2.5])
+        assert figures_for_machines(report)["bytes"] == known["bytes"]
+        shown = {figure.name: figure.value for figure in figures_of(report) if figure.name.startswith("int8: ")}
+        assert shown == ({"int8: file": 1, "int8: latency, onnxruntime": 2.0} if written else {})
+    small = fp32 | {"int8": {"written": True, "int8_bytes": 1, "against_dense": against | {"slim": {"median_ms": 0.1}}}}
+    assert sweeping.fastest({"fp32": report_with(0.9, 1.0), "int8": small}, read_condition("bytes<3")) == "int8"
 
 
 def test_the_fastest_that_holds_is_chosen() -> None:

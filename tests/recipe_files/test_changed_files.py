@@ -11,9 +11,14 @@ import pytest
 
 from slim_model.commands.compare import read_reports
 from slim_model.errors import InputError
+from slim_model.measuring.timing import Comparison, Latency
+from slim_model.pipeline.compile import compile_model
+from slim_model.recipe import Recipe
 from slim_model.recipe_files.job import job_of
 from slim_model.recipe_files.read import read_job
 from slim_model.recipe_files.write import sections_of, toml_of
+from slim_model.reporting.report import make_report
+from small_nets import Residual, images, trained
 
 _VALUE = re.compile(rb'(?<=[=:] )("[^"]*"|[\d.]+|true|false|null|\[\])')
 _PIECES = (
@@ -25,21 +30,25 @@ _PIECES = (
 def _files(folder: Path) -> dict[str, bytes]:
     sections = sections_of(job_of({"ratio": 0.5, "data": "npz:d.npz"}, folder / "in.pt", folder / "out.onnx"), folder)
     source = {"name": "in.pt", "sha256": "0" * 64}
-    report = {"schema": "slim-model-report/2", "recipe": sections, "source": source}
+    recipe = Recipe.of(ratio=0.5, multiple_of=1)
+    compiled = compile_model(trained(Residual()), (images(),), recipe)
+    lone = Latency("onnxruntime", 3.0, 2.9, 3.3, 1, 1, "cpu", 60)
+    timed = [Comparison("onnxruntime", lone, lone, 1.0, 0.9, 1.1)]
+    report = make_report(compiled, recipe, module_is_own=True, sections=sections, source=source, latency=timed)
     older = {"schema": "slim-model-report/1", "recipe": {"ratio": 0.5, "block": 8}, "source": source}
     return {
         "recipe.toml": toml_of(sections).encode(),
-        "report.json": json.dumps(report).encode(),
+        "report.json": report.as_json().encode(),
         "older.json": json.dumps(older).encode(),
     }
 
 
 def _changed(content: bytes, draw: random.Random) -> bytes:
     changed = bytearray(content)
-    for _ in range(draw.randint(1, 4)):
+    for _ in range(draw.randint(1, 3)):
         at = draw.randrange(len(changed))
         values = [match.span() for match in _VALUE.finditer(changed)]
-        match draw.choice(["piece", "value", "less", "byte", "twice"]):
+        match draw.choice(["piece", *["value"] * 4, "less", "byte", "twice"]):
             case "piece":
                 changed[at : at + draw.randint(1, 30)] = draw.choice(_PIECES)
             case "value" if values:
@@ -60,7 +69,7 @@ def test_a_changed_file_is_read_or_refused(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         read_job(tmp_path / name, source=tmp_path / "in.pt", target=tmp_path / "out.onnx")
-    for number in range(500):
+    for number in range(300):
         draw = random.Random(number)
         name = draw.choice(list(files))
         (tmp_path / name).write_bytes(_changed(files[name], draw))
@@ -71,6 +80,19 @@ def test_a_changed_file_is_read_or_refused(tmp_path: Path) -> None:
             except InputError:
                 ends["refused"] += 1
     assert min(ends.values()) > 20, ends
+
+
+def test_a_report_without_a_part_is_no_whole_one(tmp_path: Path) -> None:
+    """Its table once ended as a fault of ours."""
+    file = tmp_path / "report.json"
+    file.write_bytes(_files(tmp_path)["report.json"])
+    assert read_reports([file])
+    report = json.loads(file.read_text())
+    for lacking in ("channels", "dense", "slim", "latency", "steps", "groups", "proof", "environment"):
+        for changed in ({k: v for k, v in report.items() if k != lacking}, report | {lacking: 3}):
+            file.write_text(json.dumps(changed))
+            with pytest.raises(InputError, match="is no whole report"):
+                read_reports([file])
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "recipe.toml"])

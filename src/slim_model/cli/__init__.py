@@ -13,11 +13,10 @@ import traceback
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from slim_model import distributed
-from slim_model.cli.streams import lost_output, make_forgiving
+from slim_model.cli.streams import Screen, lost_output, make_forgiving
 from slim_model.errors import NO_MEMORY, InputError, SlimError, first_line
 from slim_model.late import Late
 
@@ -48,13 +47,13 @@ def main(arguments: list[str] | None = None) -> None:
     gc.set_threshold(50_000, 20)  # from 700: a seventh of a run was spent looking through what PyTorch has imported
     code = run(sys.argv[1:] if arguments is None else arguments)
     if why := lost_output():
-        Console(stderr=True, soft_wrap=True).print(Text(f"note: what was printed could not be written: {why}"))
+        Screen(stderr=True, soft_wrap=True).print(Text(f"note: what was printed could not be written: {why}"))
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run the command and return its exit code; errors are printed."""
-    errors = Console(stderr=True, soft_wrap=True)
+    errors = Screen(stderr=True, soft_wrap=True)
     with distributed.join_processes():
         return _said(arguments, errors)
 
@@ -66,7 +65,7 @@ def command_named(name: str) -> Any:
     return typer.main.get_command(app)
 
 
-def _said(arguments: list[str], errors: Console) -> int:
+def _said(arguments: list[str], errors: Screen) -> int:
     named = bool(arguments) and arguments[0] in COMMANDS
     name = arguments[0] if named else "slim"
     try:
@@ -101,13 +100,13 @@ def _check_working_folder() -> None:
         raise InputError("the working folder was deleted. Change to another one.") from error
 
 
-def _interrupted(errors: Console) -> int:
+def _interrupted(errors: Screen) -> int:
     if distributed.rank() == 0:
         errors.print(Text("interrupted: OUT.onnx is either whole and checked, or as it was"))
     return 130
 
 
-def _unexpected(error: Exception, errors: Console) -> int:
+def _unexpected(error: Exception, errors: Screen) -> int:
     if not distributed.may_speak():  # that another process is gone is no error of its own
         return 1
     if hasattr(error, "format_message"):  # a usage error of the option parser

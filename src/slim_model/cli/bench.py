@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
+from slim_model.cli.streams import Screen
 from slim_model.errors import InputError
 from slim_model.loading.source import SourceOptions
 from slim_model.measuring.options import RUNTIME_NAMES
@@ -33,7 +33,7 @@ def bench_command(
     from slim_model.commands.bench import BenchJob, bench
     from slim_model.reporting.bench_table import list_runtimes, show_bench
 
-    console = Console()
+    console = Screen()
     if runtimes:
         list_runtimes(console)
         return

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
+
+from slim_model.cli.streams import Screen
 
 
 def command(
@@ -21,7 +22,7 @@ def command(
     from slim_model.reporting.html.page import comparison_page, html_page
 
     reports = read_reports(files)
-    console = Console()
+    console = Screen()
     show_comparison(reports, console)
     if html:
         publish(html, html_page(*reports.values()) if len(reports) == 1 else comparison_page(reports))

@@ -11,6 +11,7 @@ import typer
 from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
+from slim_model.cli.streams import harmless
 from slim_model.coupling.options import CouplingOptions
 from slim_model.graph.options import TracingOptions
 from slim_model.loading.file_form import first_look
@@ -49,7 +50,7 @@ def explain_command(
     for place, render in drawn:
         publish(place, render(shown))
     if not logging.quiet:
-        sys.stdout.write(drawing.text(shown) + "\n")
+        sys.stdout.write(harmless(drawing.text(shown)) + "\n")
 
 
 command = command_of(

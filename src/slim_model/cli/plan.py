@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from slim_model.cli.streams import harmless
+
 
 def command(
     source: Annotated[Path, typer.Argument(metavar="FOLDER|config.json", help="A folder of transformers, or its configuration alone.")],
@@ -21,6 +23,6 @@ def command(
 
     check_output_paths(source, [as_json] if as_json else [])
     plan = plan_without_weights(source, ratio, multiple_of)
-    typer.echo("\n".join(plan_lines(plan)))
+    typer.echo(harmless("\n".join(plan_lines(plan))))
     if as_json:
         publish(as_json, json.dumps(plan_record(plan), indent=2))

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
+from slim_model.cli.streams import Screen
 from slim_model.graph.options import TracingOptions
 from slim_model.loading.source import Source, SourceOptions
 from slim_model.measuring.options import RUNTIME_NAMES
@@ -46,7 +46,7 @@ def profile_command(
     logging.keep_apart(*filter(None, [source]))
     with status(logging) as progress:
         learned = learn(job, progress)
-    show_learned(learned, Console(quiet=logging.quiet))
+    show_learned(learned, Screen(quiet=logging.quiet))
 
 
 command = command_of(

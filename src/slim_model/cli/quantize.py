@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
+from slim_model.cli.streams import Screen
 from slim_model.data.options import DataOptions
 from slim_model.loading.source import SourceOptions
 from slim_model.measuring.options import MeasuringOptions
@@ -27,7 +27,8 @@ def quantize_command(
     report: Annotated[Path | None, typer.Option(metavar="R.json", help="What was tried, for machines.")] = None,
 ) -> None:  # fmt: skip
     """Write an ONNX file as int8, in the form that is fastest here and right on held-out data."""
-    data, quantizing, gates = (group_of(kind, options) for kind in (DataOptions, QuantizingOptions, Gates))
+    data, quantizing = group_of(DataOptions, options), group_of(QuantizingOptions, options)
+    gates = group_of(Gates, options)
 
     from slim_model.commands.quantize import QuantizeJob, quantize_file
     from slim_model.reporting.int8_table import show_int8
@@ -41,7 +42,7 @@ def quantize_command(
     logging.keep_apart(source, out, *filter(None, [report]))
     with status(logging) as progress:
         result, notes = quantize_file(job, progress)
-    console = Console(quiet=logging.quiet)
+    console = Screen(quiet=logging.quiet)
     show_int8(result, console)
     for note in notes:
         console.print(Text(f"note: {note}", style="yellow"))

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
+from slim_model.cli.streams import Screen
 from slim_model.commands.outputs import check_output_paths
 from slim_model.export.options import OutputOptions
 from slim_model.loading.file_form import first_look
@@ -79,7 +79,7 @@ def carry_out(job: Job, logging: LogOptions) -> None:
         written = [str(place) for place in (job.target, *job.outputs.places)]
         log.result(f"wrote {', '.join(written)}", wrote=written, figures=figures_for_machines(report.as_dict()))
     if not logging.quiet:
-        console = Console()
+        console = Screen()
         show(report, console)
         for note in notes:
             console.print(Text(f"note: {note}", style="yellow"))
@@ -96,7 +96,7 @@ def _carry_out_folder(job: Job, logging: LogOptions) -> None:
         report = run_folder_job(job, progress)
         log.result(f"wrote {job.target}", wrote=[str(p) for p in (job.target, *job.outputs.places)], figures=report)
     if not logging.quiet:
-        console = Console()
+        console = Screen()
         for line in (*lines(report), f"wrote {job.target}"):
             console.print(Text(line), soft_wrap=True)
 

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.text import Text
 
 from slim_model import distributed
+from slim_model.cli.streams import Screen, harmless
 from slim_model.errors import InputError, SlimError
 from slim_model.options import check_choices, option
 from slim_model.progress import Progress
@@ -45,7 +45,7 @@ class status:
 
     def __init__(self, options: LogOptions = LogOptions()) -> None:
         self.options = options
-        self.errors = Console(file=sys.stderr)  # the stream of now: stages silence what PyTorch prints there
+        self.errors = Screen(file=sys.stderr)  # the stream of now: stages silence what PyTorch prints there
         in_text = options.log_format == "text" and not options.quiet
         self.spinner = self.errors.status("starting") if self.errors.is_terminal and in_text else None
         self.log: TextIO | None = None
@@ -76,7 +76,7 @@ class status:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = json.dumps({"event": event, "time": now, "seconds": seconds} | dict(more))
         else:
-            line = f"[{seconds:5.1f} s] {text}"
+            line = harmless(f"[{seconds:5.1f} s] {text}")
         if self.log:
             self._write(line)
         if self.options.quiet or not on_screen:

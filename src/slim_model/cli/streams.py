@@ -1,12 +1,22 @@
-"""Where the command prints: a stream that is closed, or a device that is full, never decides how a command ends."""
+"""Where the command prints: a stream that is closed, or a device that is full, never decides how a command ends, and
+what is printed steers no terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import sys
+from collections.abc import Iterable
 from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, begin an order to the terminal, or turn the text around."""
 
 
 class Forgiving:
@@ -37,6 +47,30 @@ class Forgiving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def harmless(text: str) -> str:
+    """``text`` with the characters that would steer a terminal written out.
+
+    >>> harmless("layer\\x1b[2J")
+    'layer\\\\x1b[2J'
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class Screen(Console):
+    """A console on which names are text: what a file calls its parts is no markup of rich's, and harmless."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Ahead of measuring, so that a table has room for it."""
+        return super().render_str(harmless(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
 
 
 def make_forgiving() -> None:

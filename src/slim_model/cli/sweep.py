@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from slim_model.cli.parameters import Style, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.slim import EVERY_SECTION
 from slim_model.cli.status import LogOptions, status
+from slim_model.cli.streams import Screen
 from slim_model.errors import GateError
 from slim_model.options import group_of
 from slim_model.recipe import GROUPS, Recipe
@@ -57,7 +57,7 @@ def sweep_command(
     with log as progress:
         swept = run_sweep(Sweep(job, axes, folder, condition, search), progress)
         log.result(f"wrote {len(swept.reports)} points in {folder}", best=swept.best, failed=list(swept.failed))
-    console = Console(quiet=logging.quiet)
+    console = Screen(quiet=logging.quiet)
     show_comparison(swept.reports, console)
     for name, error in swept.failed.items():
         console.print(Text(f"failed: {name}: {error}"))

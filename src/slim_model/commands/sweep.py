@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -31,6 +32,7 @@ from slim_model.reporting.condition import Condition
 from slim_model.reporting.headline import latency_of
 from slim_model.reporting.report import as_decided
 
+_LONGEST = 120  # characters of a file's name, behind which there are endings and what temporary folders add
 _INT8 = ("int8", "int8_form", "int8_anyway")
 """Options that a report has as the clock decided them, where int8 was left to it."""
 
@@ -133,8 +135,8 @@ def _points(sweep: Sweep) -> Iterator[tuple[str, Job]]:
     """Each combination of values, by a name that is also its files'. Raises InputError where a recipe cannot be."""
     for values in itertools.product(*sweep.axes.values()):
         changes = dict(zip(sweep.axes, values, strict=True))
-        name = ",".join(f"{option}={value}" for option, value in changes.items()) or "as it is"
-        stem = re.sub(r"[^\w.,=+-]", "_", name)
+        name = ",".join(f"{option}={_typed(value)}" for option, value in changes.items()) or "as_it_is"
+        stem = _stem(name)
         try:
             recipe = sweep.job.recipe.but(**changes)
         except InputError as error:
@@ -142,6 +144,16 @@ def _points(sweep: Sweep) -> Iterator[tuple[str, Job]]:
         report = sweep.folder / f"{stem}.json"
         outputs = replace(sweep.job.outputs, save=None, summary=None, report=report)
         yield name, replace(sweep.job, recipe=recipe, target=sweep.folder / f"{stem}.onnx", outputs=outputs)
+
+
+def _typed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _stem(name: str) -> str:
+    """What the files of a point are called: its name, as far as any system takes it, and one of its own."""
+    stem = re.sub(r"[^\w.,=+-]", "_", name)[:_LONGEST]
+    return stem if stem == name else f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _written_before(point: Job, sha256: str) -> dict[str, Any] | None:

@@ -56,7 +56,9 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")  # some editors put a mark ahead of it
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no text in UTF-8: slim-model run takes a recipe, or a report of an earlier run.") from error
+        raise InputError(
+            f"{file} is no text in UTF-8: slim-model run takes a recipe, or a report of an earlier run."
+        ) from error
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}.") from error
     if (parse := _NOTATIONS.get(file.suffix.lower())) is None:

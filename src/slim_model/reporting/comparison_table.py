@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from slim_model.reporting.headline import figures_of
+from slim_model.reporting.headline import Figure, figures_of
 
 
 def show_comparison(reports: Mapping[str, Mapping[str, Any]], console: Console) -> None:
@@ -18,7 +19,12 @@ def show_comparison(reports: Mapping[str, Mapping[str, Any]], console: Console) 
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     for name, row in rows.items():
-        table.add_row(name, *(f"{row[n].slim}\n[dim]{row[n].change}[/dim]" if n in row else "" for n in names))
+        spaced = Text(name.replace(",", ", "))  # lines break between the values of a point
+        table.add_row(spaced, *(_cell(row[n]) if n in row else Text() for n in names))
     console.print(table)
+
+
+def _cell(figure: Figure) -> Text:
+    return Text(figure.slim).append(f"\n{figure.change}", style="dim")

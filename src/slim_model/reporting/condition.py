@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slim_model.errors import InputError
-from slim_model.reporting.headline import agreement_of, latency_of, speedup_of, tested_accuracy
+from slim_model.reporting.headline import agreement_of, bytes_of, latency_of, speedup_of, tested_accuracy
 
 _FORM = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*")
 _SIGNS: dict[str, Callable[[float, float], bool]] = {
@@ -25,10 +25,11 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "latency": latency_of,
     "macs": lambda report: float(report["slim"]["macs"]),
     "params": lambda report: float(report["slim"]["params"]),
-    "bytes": lambda report: float(report["slim"]["bytes"]),
+    "bytes": bytes_of,
 }
 """What may stand in a condition. ``accuracy`` and ``agreement`` are shares after the last step, ``latency`` is in ms
-and ``speedup`` the lower end of its interval, both in onnxruntime."""
+and ``speedup`` the lower end of its interval, both in onnxruntime; with ``bytes`` they are those of the file that was
+written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from slim_model.reporting.headline import agreement_of, latency_of, tested_accuracy
+from slim_model.reporting.headline import agreement_of, bytes_of, latency_of, tested_accuracy
 
 Reports = Mapping[str, Mapping[str, Any]]
 
@@ -22,7 +22,7 @@ class Picture(NamedTuple):
 
 _COSTS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "latency in onnxruntime, ms": latency_of,
-    "file, MB": lambda report: report["slim"]["bytes"] / 1e6,
+    "file, MB": lambda report: bytes_of(report) / 1e6,
     "multiply-adds, M": lambda report: report["slim"]["macs"] / 1e6,
 }
 _QUALITIES = {"accuracy": tested_accuracy, "agreement with the dense model": agreement_of}
