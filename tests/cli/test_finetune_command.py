@@ -78,7 +78,7 @@ def test_the_trained_values_are_in_the_file(place: Path) -> None:
 
 
 def test_gates_that_are_met(place: Path) -> None:
-    met = ("--max-drop", 0.99, "--min-speedup", 0.01)
+    met = ("--ratio", 0.1, "--max-drop", 0.99, "--min-speedup", 0.01)
     assert cli.run(arguments(place, *met)) == 0
     assert written(place) == {"out.onnx", "r.json"}
 
