@@ -218,4 +218,4 @@ def test_of_ranks_and_widths_the_better_is_taken(net: nn.Module) -> None:
     data = [torch.randn(64, 24) for _ in range(3)]
     found = compile_model(plain, (data[0][:2],), Recipe.of(data=data, allocate="judged", **options))
     assert found.met is not None
-    assert found.met.allocate == "judged: uniform ranks"
+    assert found.met.allocate == "judged: product of ranks"

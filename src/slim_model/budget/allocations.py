@@ -45,6 +45,7 @@ ALLOCATIONS: dict[str, Allocation] = {
         _row("isomorphic", "isomorphic"),
         _row("judged", "uniform", needs_data=True),
         _row("greedy", "greedy"),
+        _row("product", "product"),
         _row("damage", "damage", needs_data=True),
         _row("sensitivity", "sensitivity", needs_data=True),
         _row("energy", "energy"),

@@ -147,6 +147,26 @@ def greedy(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -
     )
 
 
+def product(problem: Problem, *, floor: float = FLOOR) -> Counts:
+    """Block after block, so that the product over all groups of the share that each keeps stays as large as can be
+    (Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016: so they choose ranks).
+
+    What a rank keeps is its layer's spread; what a width keeps is its share of its group's worth."""
+    ranks = problem.ranks.axis_of if problem.ranks else {}
+    values = [_lost_of_product(own, spread=group in ranks) for group, own in enumerate(problem.scores)]
+    floors = _floors(problem, floor)
+    return lower_group_by_group(problem, lower_group_by_group(problem, problem.full, values, floors), values)
+
+
+def _lost_of_product(scores: np.ndarray, *, spread: bool) -> np.ndarray:
+    """``-log`` of the share that is left when k are kept, by k. ``spread``: a score is what is lost with its position
+    and all that come after it."""
+    above = np.maximum(scores, 0)
+    tail = above if spread else np.cumsum(above[::-1])[::-1] / max(float(above.sum()), 1e-300)
+    lost: np.ndarray = -np.log1p(-np.minimum(np.append(tail, 0.0), 1 - 1e-9))
+    return lost
+
+
 def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -> Counts:
     """Block after block, the one that saves most measured latency for what it gives up: its share of the price that
     is limited and its share of all worth. Under a limit on multiply-adds these are then spent where they are fast.

@@ -2,7 +2,7 @@
 
 Scores of different layers do not add up, and what is lost when one layer is cut alone says little of what is lost when
 all are. So whole plans are tried: the same ratio in every layer, residual branches gone as a whole, and half of each;
-where layers are factored, of widths and ranks, of ranks alone and of widths alone. All are recovered on some of the
+where layers are factored, of widths and ranks, of widths alone, and of ranks alone. All are recovered on some of the
 samples, at the level that is to follow, and compared on those that are held out. The uniform plan is one of them: what
 is taken is never worse than it there.
 """
@@ -31,6 +31,8 @@ from slim_model.graph.graph import Graph
 from slim_model.recovery.recover import recover
 from slim_model.recovery.referee import Referee
 
+_SHARED_OUT: dict[Kind, str] = {"all": "uniform", "ranks": "product", "widths": "uniform"}
+"""The allocation by which the groups of each kind share out what branches leave to be saved."""
 SHARES = (0.0, 0.5, 1.0)
 """Of what is to be saved, by whole branches; the rest by narrower layers."""
 _DEEPER = 0.85
@@ -77,8 +79,8 @@ def best_plan(
     plan_with: Callable[[Task, Leaving], tuple[Plan, Met]],
     price_of: Callable[[np.ndarray], float],
 ) -> tuple[Plan, Met]:
-    """The plan of least error. ``plan_with``: a plan that meets the goal with these branches gone and the same ratio in
-    all layers that are left. ``price_of``: what a choice of channels costs. Raises BudgetError where no plan meets the
+    """The plan of least error. ``plan_with``: a plan that meets the goal with these branches gone, what is left to be
+    saved shared out by the goal's allocation. ``price_of``: what a choice of channels costs. Raises BudgetError where no plan meets the
     goal."""
     data, graph = task.data, task.coupling.graph
     ensure(data is not None, "allocate judged", "it has no data")  # the recipe asks for it
@@ -87,13 +89,16 @@ def best_plan(
     predicted = task.goal.price is not None and (task.goal.price.of is None or task.goal.price.file)
     least = (_DEEPER if predicted else 1.0) * task.goal.limit_of(price_of(task.coupling.keep_all()))
     order = tuple(order_of_branches(task.coupling, fit, held_out, price_of, least, task.progress))
-    uniform = replace(task, goal=replace(task.goal, allocation=allocation_of("uniform")))
+    tasks = {
+        name: replace(task, goal=replace(task.goal, allocation=allocation_of(name)))
+        for name in set(_SHARED_OUT.values())
+    }
     kinds = kinds_of(task.coupling)
     leaving = [Leaving(order, share, kind) for kind in kinds for share in (SHARES if order else SHARES[:1])]
     plans, refused = dict[bytes, tuple[Plan, Met]](), list[BudgetError]()
     for each in leaving:
         try:
-            plan, met = plan_with(uniform, each)
+            plan, met = plan_with(tasks[each.among], each)
         except BudgetError as error:
             refused.append(error)
         else:  # a limit that branches alone meet, all kinds meet alike
@@ -106,9 +111,9 @@ def best_plan(
 
 
 def _said(leaving: Leaving, plan: Plan) -> str:
-    of = "" if leaving.among == "all" else f" {leaving.among}"
+    of = "" if leaving.among == "all" else f" of {leaving.among}"
     count = sum(branch.read in plan.silent for branch in leaving.order)
-    return f"judged: uniform{of}" + (f", {count} branch{'es' * (count > 1)} gone" if count else "")
+    return f"judged: {_SHARED_OUT[leaving.among]}{of}" + (f", {count} branch{'es' * (count > 1)} gone" if count else "")
 
 
 @dataclass(frozen=True, slots=True)
