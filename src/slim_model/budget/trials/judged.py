@@ -80,8 +80,8 @@ def best_plan(
     price_of: Callable[[np.ndarray], float],
 ) -> tuple[Plan, Met]:
     """The plan of least error. ``plan_with``: a plan that meets the goal with these branches gone, what is left to be
-    saved shared out by the goal's allocation. ``price_of``: what a choice of channels costs. Raises BudgetError where no plan meets the
-    goal."""
+    saved shared out by the goal's allocation. ``price_of``: what a choice of channels costs. Raises BudgetError where
+    no plan meets the goal."""
     data, graph = task.data, task.coupling.graph
     ensure(data is not None, "allocate judged", "it has no data")  # the recipe asks for it
     assert data is not None
@@ -90,8 +90,8 @@ def best_plan(
     least = (_DEEPER if predicted else 1.0) * task.goal.limit_of(price_of(task.coupling.keep_all()))
     order = tuple(order_of_branches(task.coupling, fit, held_out, price_of, least, task.progress))
     tasks = {
-        name: replace(task, goal=replace(task.goal, allocation=allocation_of(name)))
-        for name in set(_SHARED_OUT.values())
+        kind: replace(task, goal=replace(task.goal, allocation=allocation_of(name)))
+        for kind, name in _SHARED_OUT.items()
     }
     kinds = kinds_of(task.coupling)
     leaving = [Leaving(order, share, kind) for kind in kinds for share in (SHARES if order else SHARES[:1])]
