@@ -276,7 +276,7 @@ IN_COMMANDS: dict[str, Situation] = {
     "Export it as torch.export.export(model, (tensor, ...), {'name':": Situation(
         _loaded(_program_without_inputs, arch=None, inputs=[]), _loaded(_program, arch=None, inputs=[])
     ),
-    "Give the shape that it is used with, such as --input 1x3x224x224.": Situation(
+    "Give --input, of the shape that it is used with or a smaller one.": Situation(
         _loaded(_enlarging, arch=None, inputs=[]), _loaded(_enlarging, arch=None, inputs=["1x3x8x8"])
     ),
     "Leave --batch out.": Situation(

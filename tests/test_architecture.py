@@ -34,7 +34,7 @@ from source_names import SOURCE, docstrings, files, modules, names_in, resolves
 PROJECT = Path(__file__).parents[1]
 
 ORDER = """
-    errors version late options named_options progress distributed atomic_write
+    errors version late options named_options progress distributed atomic_write strict_json
     calling graph labels ops simplifying from_onnx loading coupling measuring cost cutting data ranking proof recovery
     factoring training export quantizing budget effort recipe recipe_files folders pipeline reporting api commands cli
     __main__

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from slim_model.cli.streams import harmless
+from slim_model.strict_json import strict_json
 
 
 def command(
@@ -25,4 +25,4 @@ def command(
     plan = plan_without_weights(source, ratio, multiple_of)
     typer.echo(harmless("\n".join(plan_lines(plan))))
     if as_json:
-        publish(as_json, json.dumps(plan_record(plan), indent=2))
+        publish(as_json, strict_json(plan_record(plan)))

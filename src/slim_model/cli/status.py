@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from slim_model.cli.streams import Screen, harmless
 from slim_model.errors import InputError, SlimError
 from slim_model.options import check_choices, option
 from slim_model.progress import Progress
+from slim_model.strict_json import strict_json
 
 FORMATS = ("text", "json")
 
@@ -74,7 +74,7 @@ class status:
         seconds = round(time.perf_counter() - self.started, 3)
         if self.options.log_format == "json":
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            line = json.dumps({"event": event, "time": now, "seconds": seconds} | dict(more))
+            line = strict_json({"event": event, "time": now, "seconds": seconds} | dict(more), indent=None).rstrip()
         else:
             line = harmless(f"[{seconds:5.1f} s] {text}")
         if self.log:

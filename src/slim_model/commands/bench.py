@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from slim_model.measuring.runtimes import RUNTIMES, Runtime, runtime_named, vers
 from slim_model.measuring.timing import Comparison, measure, without_gc
 from slim_model.progress import Progress
 from slim_model.reporting.bench_table import Bench
+from slim_model.strict_json import strict_json
 from slim_model.version import __version__
 
 DEFAULT = {"onnx": "onnxruntime", "module": "pytorch"}
@@ -68,7 +68,7 @@ def bench(job: BenchJob, progress: Progress) -> Bench:
         why = "; ".join(f"{name}: {reason}" for name, reason in result.absent)
         raise InputError(f"nothing could be measured. {why}.")
     if job.json:
-        publish(job.json, "".join(json.dumps(row) + "\n" for row in result.rows))
+        publish(job.json, "".join(strict_json(row, indent=None) for row in result.rows))
     return result
 
 

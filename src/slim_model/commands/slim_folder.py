@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from slim_model.folders.write import check_target, folder_beside
 from slim_model.loading.source import SourceOptions
 from slim_model.progress import Progress
 from slim_model.recipe_files.job import Job
+from slim_model.strict_json import strict_json
 
 
 def run_folder_job(job: Job, progress: Progress) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def run_folder_job(job: Job, progress: Progress) -> dict[str, Any]:
         with open(place / "README.md", "a", encoding="utf-8") as file:
             file.write(card(report) if file.tell() else card(report).lstrip())
         if job.outputs.report:
-            publish(job.outputs.report, json.dumps(report, indent=2))
+            publish(job.outputs.report, strict_json(report))
     return report
 
 

@@ -31,6 +31,7 @@ from slim_model.recipe_files.write import sections_of
 from slim_model.reporting.condition import Condition
 from slim_model.reporting.headline import latency_of
 from slim_model.reporting.report import as_decided
+from slim_model.strict_json import strict_json
 
 _LONGEST = 120  # characters of a file's name, behind which there are endings and what temporary folders add
 _INT8 = ("int8", "int8_form", "int8_anyway")
@@ -117,7 +118,7 @@ def _report_of(report: Mapping[str, Any], chosen: Job, job: Job) -> str:
     assert job.outputs.report
     written = sections_of(replace(chosen, target=job.target, outputs=job.outputs), job.outputs.report.parent)
     places = {name: written[name] for name in ("source", "outputs")}
-    return json.dumps(dict(report) | {"recipe": report["recipe"] | places}, indent=1, allow_nan=False) + "\n"
+    return strict_json(dict(report) | {"recipe": report["recipe"] | places})
 
 
 def fastest(reports: Mapping[str, Mapping[str, Any]], condition: Condition) -> str | None:

@@ -165,7 +165,7 @@ def _ready_within_limits(opened: Opened, specs: Specs, seed: int, given: tuple[i
             raise
         raise InputError(
             f"its forward makes {values.first}; {values.limit / 1e6:,.0f} MB are the limit where nobody typed an input "
-            f"as large as that explains. Give the shape that it is used with, such as --input 1x3x224x224. {TRUST}"
+            f"as large as that explains. Give --input, of the shape that it is used with or a smaller one. {TRUST}"
         ) from error
 
 

@@ -117,5 +117,5 @@ def _ending(number: int, late: bool, seconds: int, memory: int) -> str:
     """Why there is no answer: ``number`` is the signal that ended the copy, SIGKILL where the system had no memory."""
     if late or number in (signal.SIGXCPU, signal.SIGKILL):
         amount = f"{memory / 2**30:.1f} GiB of memory" if not late and number == signal.SIGKILL else f"{seconds} s"
-        return f"takes more than {amount} to open and run once, the limit for a file of its size. {TRUST}"
+        return f"takes more than {amount} to open and run once, the limit for such a file and such inputs. {TRUST}"
     return f"makes PyTorch crash (signal {number}). The file may be damaged: copy it again."

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from slim_model.coupling.explain import ExplainedGroup, ExplainedLayer, Explanation, Hold
+from slim_model.strict_json import strict_json
 
 _SHOWN = 6  # names in a line of text
 
@@ -78,7 +79,7 @@ def _plural(count: int, noun: str) -> str:
 
 
 def json_text(explanation: Explanation) -> str:
-    return json.dumps(explanation.as_dict(), indent=1, ensure_ascii=False) + "\n"
+    return strict_json(explanation.as_dict())
 
 
 # -- graphviz -------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from typing import Any
 
 from slim_model.measuring.machine import environment
 from slim_model.quantizing.quantize import Quantized
-from slim_model.reporting.report import strict_json
 from slim_model.reporting.report_schema import with_version
+from slim_model.strict_json import strict_json
 from slim_model.version import __version__
 
 QUANTIZED_SCHEMA = "slim-model-quantized/1"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, TypedDict
@@ -25,6 +23,7 @@ from slim_model.recipe import Recipe
 from slim_model.recipe_files.versions import REPORT_SCHEMA
 from slim_model.recipe_files.write import sections_of_recipe
 from slim_model.reporting.recovery_notes import recovery_notes
+from slim_model.strict_json import strict_json
 from slim_model.version import __version__
 
 
@@ -113,11 +112,6 @@ class Report:
 
     def as_json(self) -> str:
         return strict_json(self.as_dict())
-
-
-def strict_json(values: dict[str, Any]) -> str:
-    """A number that is not finite is null."""
-    return json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
 
 
 def make_report(
@@ -297,11 +291,3 @@ def _numbers(group: Group, kept: np.ndarray, earlier: Compiled, first: int) -> l
 def _at(positions: np.ndarray | None, kept: np.ndarray) -> list[int]:
     indices = np.flatnonzero(kept)
     return (indices if positions is None else positions[indices]).tolist()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
