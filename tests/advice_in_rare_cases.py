@@ -85,6 +85,13 @@ def _by_weights_or_left(folder: Path) -> None:
     _slim(_FromTable, criterion="variance", data=_X, keep="c*")(folder)
 
 
+class _Whole(Small):
+    """Returns one row for the whole batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean(0, keepdim=True)
+
+
 class _Summed(Small):
     """Sums over the samples of a batch what a layer reads."""
 
@@ -181,6 +188,10 @@ IN_RARE_CASES: dict[str, Situation] = {
     ),
     "Use a criterion of weights, or leave them:": Situation(
         _slim(_FromTable, criterion="variance", data=_X), _by_weights_or_left
+    ),
+    "Use --allocate uniform.": Situation(
+        _slim(_Whole, criterion="l1", data=_X, allocate="sensitivity"),
+        _slim(_Whole, criterion="l1", data=_X, allocate="uniform"),
     ),
     "Use another one.": Situation(
         _slim(_Summed, criterion="thinet", data=_X), _slim(_Summed, criterion="variance", data=_X)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slim_model import InputError, Recipe, slim
 from slim_model.data.open_data import open_data
@@ -118,3 +118,23 @@ def test_a_file_that_is_no_npz_has_one_message(content: str, tmp_path: Path) -> 
 def test_a_single_array_is_the_inputs(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((10, 3, 4, 4), "float32"))
     assert open_data(f"npz:{tmp_path / 'x.npy'}", EXAMPLE).samples == 8
+
+
+class OfTwoSizes(nn.Module):
+    """Takes inputs that do not hold as many samples, as queries and what is looked through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.out(torch.relu(self.a(x))), self.out(torch.relu(self.b(y)))
+
+
+def test_inputs_of_different_first_axes_have_no_samples() -> None:
+    """Weights rank there, and a scan compares the outputs that have a row for each sample of the first input."""
+    model, inputs = trained(OfTwoSizes()), (torch.randn(4, 6), torch.randn(2, 6))
+    options = {"multiple_of": 1, "data": [(torch.randn(4, 6), torch.randn(2, 6))] * 6}
+    with pytest.raises(InputError, match=r"first axes of the inputs differ in size.* Use a criterion of weights"):
+        slim(model, inputs, criterion="variance", **options)
+    assert slim(model, inputs, criterion="l1", allocate="sensitivity", target="macs=150", **options).report.sensitivity

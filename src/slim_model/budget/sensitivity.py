@@ -22,6 +22,8 @@ from slim_model.data.accuracy import classes
 from slim_model.data.batches import Batch, Data, pad_batch
 from slim_model.data.loss import Loss
 from slim_model.errors import InputError
+from slim_model.graph.graph import Graph
+from slim_model.graph.tensor_trees import batch_of
 from slim_model.progress import Progress, say_nothing
 from slim_model.ranking.evidence.ablation import losses_of
 
@@ -78,11 +80,16 @@ def _judge(coupling: Coupling, data: Data, measure: str) -> tuple[Data, Loss, fl
     """Data whose labels are what outputs are compared with, the loss that compares, and its scale."""
     if measure == "accuracy":
         return data, _wrong, 1.0
+    compared = _outputs_of_samples(coupling.graph)
+
+    def squares_of(outputs: Tensor | list[Tensor], labels: Tensor) -> Tensor:
+        listed = [outputs] if isinstance(outputs, Tensor) else outputs
+        return (_rows(listed, len(labels), compared) - labels).double().square().sum(1)
 
     def batches() -> Iterator[Batch]:
         for batch in data.batches():
             outputs = coupling.graph.run(pad_batch(batch, coupling.graph).inputs)
-            yield dataclasses.replace(batch, labels=_rows(outputs, batch.samples))
+            yield dataclasses.replace(batch, labels=_rows(outputs, batch.samples, compared))
 
     judged = dataclasses.replace(data, batches=batches, labelled=True)
     total, squares, count = torch.zeros(()), 0.0, 0
@@ -92,18 +99,25 @@ def _judge(coupling: Coupling, data: Data, measure: str) -> tuple[Data, Loss, fl
         squares += float(batch.labels.double().square().sum())
         count += batch.samples
     spread = squares / count - float((total / count).square().sum())
-    return judged, _squares, max(spread, 1e-12 * squares / count, 1e-300)
+    return judged, squares_of, max(spread, 1e-12 * squares / count, 1e-300)
 
 
-def _rows(outputs: list[Tensor], samples: int) -> Tensor:
-    """All floating outputs of a sample side by side; ``(samples, numbers)``."""
-    rows = [x[:samples].flatten(1) if x.dim() > 1 else x[:samples, None] for x in outputs if x.dim()]
-    return torch.cat([x for x in rows if x.is_floating_point()], 1)
+def _outputs_of_samples(graph: Graph) -> list[int]:
+    """The numbers of the floating outputs that have a row for each sample. InputError where none has."""
+    outputs, batch = graph.run(graph.inputs), batch_of(graph.inputs)
+    found = [i for i, x in enumerate(outputs) if x.dim() and len(x) == batch and x.is_floating_point()]
+    if not found:
+        raise InputError(
+            "allocate 'sensitivity' compares outputs sample by sample, and no output has a row for each sample. Use "
+            "--allocate uniform."
+        )
+    return found
 
 
-def _squares(outputs: Tensor | list[Tensor], labels: Tensor) -> Tensor:
-    listed = [outputs] if isinstance(outputs, Tensor) else outputs
-    return (_rows(listed, len(labels)) - labels).double().square().sum(1)
+def _rows(outputs: list[Tensor], samples: int, compared: list[int]) -> Tensor:
+    """The ``compared`` outputs of a sample side by side; ``(samples, numbers)``."""
+    rows = [outputs[i][:samples] for i in compared]
+    return torch.cat([x.flatten(1) if x.dim() > 1 else x[:, None] for x in rows], 1)
 
 
 def _wrong(outputs: Tensor | list[Tensor], labels: Tensor) -> Tensor:

@@ -269,9 +269,11 @@ def _laid_out(coupling: Coupling, positions: Positions, runs: list[dict[fx.Node,
     one, two = runs[0][positions.node], runs[1][positions.node]
     layout = _layout((one == two) | (one.isnan() & two.isnan()), batch, positions.axis)
     if layout.axis is None:
+        sizes = {x.shape[0] for x in coupling.graph.inputs if isinstance(x, Tensor) and x.dim()}
+        mixed = f"samples of a batch mix before {source_line(positions.node)}"
+        apart = "the first axes of the inputs differ in size, so that no samples can be told apart"
         raise InputError(
-            f"samples of a batch mix before {source_line(positions.node)}, so data cannot rank channels there. "
-            "Use a criterion of weights."
+            f"{apart if len(sizes) > 1 else mixed}, so data cannot rank channels there. Use a criterion of weights."
         )
     return dataclasses.replace(positions, layout=layout)
 
