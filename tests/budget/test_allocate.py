@@ -74,6 +74,24 @@ def met(
     return plan, of(plan.keep) / limit
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "greedy", "knapsack", "product"])
+def test_a_price_may_be_nothing(allocation: str) -> None:
+    """A latency that is a line through two measured plans is 0, or less, for a plan far below both. Channels still come
+    back at the limit; the search divided by 0."""
+    coupling = coupling_of(Wide)
+    macs = counted(coupling, "macs")
+    limit = 0.5 * macs(None)
+
+    def predicted(keep: np.ndarray) -> float:
+        return max(0.0, macs(keep) - limit)
+
+    row = allocation_of(allocation)
+    plan = plan_under_limit(
+        coupling, scores_of(coupling), PRICES["latency"], predicted, 0.0, allocation=row, multiple_of=8
+    )
+    assert 0.9 * limit <= macs(plan.keep) <= limit
+
+
 def test_narrower_layers_that_take_longer() -> None:
     """As some widths of some machines do: one block in each group is fast, and whatever else is narrower is not. The
     search went on for ever."""

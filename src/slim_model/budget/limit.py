@@ -144,7 +144,7 @@ def _raised(problem: Problem, counts: Counts, rungs: list[list[int]], values: li
             more = problem.with_one(counts, group, above) - now if above else np.inf
             if above and now + more <= problem.limit:
                 gained = float(values[group][counts[group]] - values[group][above])
-                offers.append((gained / max(more, 1e-12 * now), group, above))
+                offers.append((gained / max(more, 1e-300), group, above))
         if not offers:
             return counts
         for _, group, above in sorted(offers, reverse=True):

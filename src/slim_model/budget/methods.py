@@ -344,7 +344,7 @@ def _chosen(
         reached = now - problem.price(counts)
         if reached >= now - limit or needed >= most:
             break
-        needed *= max(1.02, (now - limit) / max(reached, 1e-12 * now))
+        needed *= max(1.02, (now - limit) / max(reached, 1e-300))
     return counts
 
 
