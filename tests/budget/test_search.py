@@ -145,7 +145,7 @@ def test_plans_are_timed_as_int8(wide: Coupling, monkeypatch: pytest.MonkeyPatch
     row = latency_search.runtime_on("cpu")
     with latency_search._Whole(row, wide.graph, 1, lambda stage: None, QuantizingOptions(int8=True)) as whole:
         assert (whole.dense_ms, whole.full_ms) == (4.0, 1.0)
-        assert whole.ms(wide, plan_by_ratio(wide, score(wide, "l1"), 0.5)) == 1.0
+        assert whole.ms(task_of(wide, score(wide, "l1"), Goal(0.5)), plan_by_ratio(wide, score(wide, "l1"), 0.5)) == 1.0
     forms = ["u8s8", "u8s8", "s8s8", "u8u8"]  # seven bits are a range of eight
     assert seen == [["fp32", "fp32"], forms, ["fp32", "s8s8"], ["fp32", "s8s8"]]
 
@@ -161,7 +161,7 @@ def test_a_machine_that_slows_down_changes_nothing(wide: Coupling, monkeypatch: 
     monkeypatch.setattr(latency_search._Whole, "_medians", medians)
     with latency_search._Whole(latency_search.runtime_on("cpu"), wide.graph, 1, lambda stage: None) as whole:
         assert whole.dense_ms == 4.0
-        assert whole.ms(wide, plan_by_ratio(wide, score(wide, "l1"), 0.5)) == 1.0
+        assert whole.ms(task_of(wide, score(wide, "l1"), Goal(0.5)), plan_by_ratio(wide, score(wide, "l1"), 0.5)) == 1.0
 
 
 def form_of(file: Path) -> str:
@@ -212,7 +212,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, wide: Coupling) -> Machine:
         def __exit__(self, *_: object) -> None:
             return None
 
-        def ms(self, coupling: Coupling, plan: object) -> float:
+        def ms(self, task: Task, plan: object, pays: object = None) -> float:
             return made.whole(meter(plan.keep).macs)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(latency_search, "measure_layers", survey)

@@ -10,8 +10,6 @@ import numpy as np
 
 from slim_model.budget.goal import TRIALS, Met, Search, Task, too_coarse
 from slim_model.budget.plan import Plan
-from slim_model.cutting.shrink_graph import shrink
-from slim_model.cutting.silence import silence
 from slim_model.errors import BudgetError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, first_sample
@@ -42,7 +40,7 @@ def plan_within_file_size(
         for _ in range(TRIALS):
             # What a file has above its tensors hardly changes from plan to plan: the last one's serves the next.
             plan = search(lambda keep, above=above: share * price_of(keep) + above, limit)  # type: ignore[misc]
-            size = files.size(silence(shrink(coupling, plan.keep)[0], coupling, plan.silent))
+            size = files.size(task.small(plan))
             if size <= limit and (best is None or size > best[0]):
                 best = size, plan
             if best and best[0] >= limit * (1 - goal.price.close):
@@ -61,7 +59,7 @@ class _Files:
     def __init__(self, task: Task, folder: Path) -> None:
         self.path, self.device = folder / "model.onnx", task.measuring.device
         self.candidates: Candidates | None = None
-        graph = task.coupling.graph
+        graph = task.whole
         self.dense = self.full = self.size(graph)
         if task.as_int8:
             inputs = tensors_among(first_sample(graph))

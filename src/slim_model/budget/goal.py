@@ -15,8 +15,11 @@ from slim_model.budget.allocations import Allocation, allocation_of
 from slim_model.budget.options import BudgetOptions
 from slim_model.budget.plan import Plan
 from slim_model.budget.sensitivity import Scan
+from slim_model.cost.counted import Pays, by_macs
 from slim_model.cost.prices import Price, price_of, read_target
 from slim_model.coupling.coupling import Coupling
+from slim_model.cutting.shrink_graph import shrink
+from slim_model.cutting.silence import silence
 from slim_model.data.batches import Data
 from slim_model.errors import BudgetError
 from slim_model.graph.graph import Graph
@@ -90,6 +93,10 @@ class Met:
     trials: tuple[tuple[float, float], ...] = ()
 
 
+Settle = Callable[..., tuple[Coupling, np.ndarray, Sequence[int]]]
+"""``factoring.ranks.settle`` for one model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """What an engine chooses with. ``scores``: for each group one number a channel, higher = keep. ``dense``: the model
@@ -108,6 +115,22 @@ class Task:
     level: str = "affine"
     """Of the recovery that follows, by which an allocation that tries plans judges them."""
     progress: Progress = say_nothing
+    start: Graph | None = None
+    """Where layers of ``coupling`` are factored: the same model with none."""
+    settle: Settle | None = None
+    """And what multiplies those back that do not pay."""
+
+    @property
+    def whole(self) -> Graph:
+        """The model of which channels go, as it is written."""
+        return self.start or self.coupling.graph
+
+    def small(self, plan: Plan, pays: Pays = by_macs) -> Graph:
+        """What is written for ``plan``; ``pays``: the rule by which layers stay factored."""
+        coupling, keep, silent = self.coupling, plan.keep, plan.silent
+        if self.settle is not None:
+            coupling, keep, silent = self.settle(coupling, keep, silent=silent, pays=pays)
+        return silence(shrink(coupling, keep)[0], coupling, silent)
 
     @property
     def as_int8(self) -> bool:
@@ -122,12 +145,14 @@ Check = Callable[[Graph, Sequence[tuple[Any, ...]]], None]
 class ChosenPlan:
     """``check(small, batches)`` raises ProofError where what the engine made is not what was proven. ``met``: the limit
     that was met, where the goal was no ratio of channels. ``scan``: the sensitivity scan that the plan was chosen by.
+    ``pays``: the rule by which layers stay factored.
     """
 
     plan: Plan
     check: Check = lambda small, batches: None
     met: Met | None = None
     scan: Scan | None = None
+    pays: Pays = by_macs
 
 
 Search = Callable[[Callable[[np.ndarray], float], float], Plan]

@@ -12,13 +12,12 @@ import torch
 
 from slim_model.budget.goal import TRIALS, Met, Search, Task
 from slim_model.budget.plan import Plan, least_of, plan_of
+from slim_model.cost.counted import Pays, by_macs
 from slim_model.cost.latency_model import ModelLatency, Point, model_latency
 from slim_model.cost.latency_store import setting_of
 from slim_model.cost.layer_models import layers_of
 from slim_model.cost.measure_layers import MeasuringJob, measure_layers
 from slim_model.coupling.coupling import Coupling
-from slim_model.cutting.shrink_graph import shrink
-from slim_model.cutting.silence import silence
 from slim_model.errors import BudgetError
 from slim_model.export.to_onnx import to_onnx
 from slim_model.graph.graph import Graph, first_sample
@@ -45,7 +44,7 @@ def plan_within_latency(task: Task, search: Search, layers: ModelLatency) -> tup
     row = runtime_on(task.measuring.device)
     narrowest = partial(least_of, coupling, task.scores, multiple_of=goal.block)
     quantizing = task.quantizing if task.as_int8 else None
-    with _Whole(row, coupling.graph, threads, task.progress, quantizing) as whole:
+    with _Whole(row, task.whole, threads, task.progress, quantizing) as whole:
         limit = goal.limit_of(whole.dense_ms)
         # The table adds up layers alone: it is scaled to the whole model, and corrected by each plan that is measured.
         model = layers.anchored(whole.full_ms)
@@ -58,9 +57,9 @@ def plan_within_latency(task: Task, search: Search, layers: ModelLatency) -> tup
         points: list[Point] = [(whole.full_ms, None)]
         best: tuple[float, Plan] | None = None
         for _ in range(TRIALS):
-            plan, model = _searched(coupling, narrowest, search, model, limit, whole, points)
+            plan, model = _searched(task, narrowest, search, model, limit, whole, points)
             counted = plan.counted(coupling)
-            predicted, ms = model.ms(counted), whole.ms(coupling, plan)
+            predicted, ms = model.ms(counted), whole.ms(task, plan, layers.meter.pays)
             points.append((ms, counted))
             trials.append((round(predicted, 4), round(ms, 4)))
             # The slowest within the limit has the most channels.
@@ -94,7 +93,7 @@ def time_layers(coupling: Coupling, row: Runtime, threads: int, progress: Progre
 
 
 def _searched(
-    coupling: Coupling,
+    task: Task,
     narrowest: Callable[[Callable[[np.ndarray], float]], np.ndarray],
     search: Search,
     model: ModelLatency,
@@ -109,7 +108,7 @@ def _searched(
     except BudgetError as refused:
         # The table may be wrong where it says no: the smallest model of all decides, by measuring.
         keep = narrowest(model.ms)
-        ms = whole.ms(coupling, plan_of(coupling, keep))
+        ms = whole.ms(task, plan_of(task.coupling, keep), model.meter.pays)
         if ms > limit:
             raise BudgetError(
                 f"latency cannot come down to {_ms(limit)}: with every layer that may lose some as narrow as can be, "
@@ -147,10 +146,9 @@ class _Whole:
     def __exit__(self, *_: object) -> None:
         self.folder.cleanup()
 
-    def ms(self, coupling: Coupling, plan: Plan) -> float:
+    def ms(self, task: Task, plan: Plan, pays: Pays = by_macs) -> float:
         self.progress("timing the small model")
-        small = silence(shrink(coupling, plan.keep)[0], coupling, plan.silent)
-        return self._beside_dense(self._written(small, "small"))
+        return self._beside_dense(self._written(task.small(plan, pays), "small"))
 
     def _beside_dense(self, path: Path) -> float:
         """ms, if the dense model took as long as when the limit was set: what slows the machine slows both."""

@@ -34,6 +34,7 @@ from slim_model.budget.plan import (
     rungs_of,
 )
 from slim_model.cost.break_even import ranks_among
+from slim_model.cost.counted import Pays, by_macs
 from slim_model.cost.prices import Price
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import BudgetError
@@ -54,12 +55,13 @@ def plan_under_limit(
     curves: Sequence[Curve] = (),
     losses: Sequence[Tensor] = (),
     latency: Callable[[np.ndarray], float] | None = None,
+    pays: Pays = by_macs,
 ) -> Plan:
     """The plan of ``allocation`` that costs no more than ``limit``, and as little less as can be.
 
     ``losses``: for each group what is lost with each channel, in one unit for all groups, where ``scores`` only say
     which go first. ``latency``: ms of a plan, for an allocation that looks at it. Raises BudgetError with the least
-    that can be reached.
+    that can be reached. ``pays``: the rule by which layers stay factored.
     """
     check_any(coupling)
     ranks = ranks_of(scores)
@@ -67,7 +69,7 @@ def plan_under_limit(
     worths = [each.numpy()[rank] for each, rank in zip(losses or scores, ranks, strict=True)]
     rungs = [rungs_of(group, multiple_of) for group in coupling.groups]
     unit = "none" if losses else "mean"
-    factored = ranks_among(coupling)
+    factored = ranks_among(coupling, pays)
     if factored:  # there is nothing between a break-even and all ranks, with which a layer is whole again
         rungs = [factored.possible(number, own) for number, own in enumerate(rungs)]
     blocks = [block_of(group, multiple_of) for group in coupling.groups]

@@ -19,7 +19,7 @@ from slim_model.budget.plan import Plan, silenced, without
 from slim_model.budget.ratio import plan_by_ratio, ratios_of
 from slim_model.budget.sensitivity import Scan, scan
 from slim_model.budget.trials.judged import NOTHING, Leaving, best_plan
-from slim_model.cost.counted import CostModel
+from slim_model.cost.counted import CostModel, by_macs
 from slim_model.cost.latency_model import ModelLatency
 from slim_model.coupling.rank_groups import only
 
@@ -32,16 +32,26 @@ def plan_for(task: Task) -> ChosenPlan:
         one_ranking = goal.allocation.kind == "global"
         return ChosenPlan(plan_by_ratio(coupling, task.scores, ratios, one_ranking=one_ranking, multiple_of=goal.block))
     scanned = _scan(task)
-    plan, met = plan_within_limit(task, scanned.curves if scanned else ())
-    return ChosenPlan(plan, met=met, scan=scanned)
+    layers = _timed(task)
+    plan, met = plan_within_limit(task, scanned.curves if scanned else (), layers)
+    return ChosenPlan(plan, met=met, scan=scanned, pays=layers.meter.pays if layers else by_macs)
 
 
-def plan_within_limit(task: Task, curves: Sequence[Curve] = ()) -> tuple[Plan, Met]:
+def _timed(task: Task) -> ModelLatency | None:
+    """The latency of every layer, where the goal or its allocation looks at it."""
+    goal = task.goal
+    if not goal.allocation.timed and goal.price and goal.price.of is not None:
+        return None
+    layers = time_layers(task.coupling, runtime_on(task.measuring.device), task.measuring.threads, task.progress)
+    return layers.counted() if goal.price and goal.price.of is not None else layers
+
+
+def plan_within_limit(task: Task, curves: Sequence[Curve] = (), layers: ModelLatency | None = None) -> tuple[Plan, Met]:
     """The plan that costs no more than the goal's limit, and as little less as can be, with what was reached.
 
     Where latency is limited the whole small model is measured, and the search corrects itself until what was measured
-    meets the limit. ``curves``: of a sensitivity scan, for an allocation that goes by one. Raises BudgetError with the
-    least that can be reached.
+    meets the limit. ``curves``: of a sensitivity scan, for an allocation that goes by one; ``layers``: where latency
+    counts. Raises BudgetError with the least that can be reached.
     """
     goal, coupling = task.goal, task.coupling
     assert goal.price is not None
@@ -50,10 +60,7 @@ def plan_within_limit(task: Task, curves: Sequence[Curve] = ()) -> tuple[Plan, M
     if goal.allocation.kind == "damage":
         assert task.data is not None  # the recipe asks for it
         losses = measure_output_damage(coupling, task.scores, task.data, progress=task.progress)
-    layers = None
-    if goal.allocation.timed or goal.price.of is None:
-        runtime = runtime_on(task.measuring.device)
-        layers = time_layers(coupling, runtime, task.measuring.threads, task.progress)
+    layers = layers or _timed(task)
     if goal.allocation.kind != "judged":
         return _plan_with(_Known(curves, losses, layers), task, NOTHING)
     # several plans, of which one is taken
@@ -94,6 +101,7 @@ def _plan_with(known: _Known, task: Task, leaving: Leaving) -> tuple[Plan, Met]:
             curves=known.curves,
             losses=known.losses,
             latency=layers.ms if layers else None,
+            pays=layers.meter.pays if layers else by_macs,
         )
         return silenced(coupling, plan.keep, task.scores, gone)
 

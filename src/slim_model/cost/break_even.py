@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from slim_model.cost.counted import CostModel, Product
+from slim_model.cost.counted import CostModel, Pays, Product, by_macs
 from slim_model.coupling.coupling import Coupling
 from slim_model.coupling.rank_groups import InnerAxis, find_rank_groups
 
@@ -54,14 +54,18 @@ class Ranks:
         ]
 
 
-def ranks_among(coupling: Coupling) -> Ranks | None:
-    """The ranks among the groups of ``coupling``; None where no layer is factored."""
+def ranks_among(coupling: Coupling, pays: Pays = by_macs) -> Ranks | None:
+    """The ranks among the groups of ``coupling``; None where no layer is factored. ``pays``: the rule by which layers
+    stay so, which says no more often than multiply-adds do."""
     axis_of = find_rank_groups(coupling)
     if not axis_of:
         return None
     meter, widths = CostModel(coupling), [group.width for group in coupling.groups]
     products = meter.products()
     most = {g: widths[g] * _break_even(products[axis.layer], axis.factor) for g, axis in axis_of.items()}
+    if pays is not by_macs:
+        meter = meter.with_rule(pays)
+        most = {g: _least_that_fails(coupling, meter, g, axis_of[g], below) for g, below in most.items()}
     return Ranks(meter, axis_of, widths, most)
 
 
@@ -71,6 +75,19 @@ def _break_even(product: Product, place: int) -> float:
     macs = [factor.macs for factor in product.factors]
     own = macs[place] + macs[place + 1]
     return max(0.0, (product.whole.macs - (sum(macs) - own)) / max(1, own))
+
+
+def _least_that_fails(coupling: Coupling, meter: CostModel, group: int, axis: InnerAxis, most: float) -> float:
+    """The number of ranks, up to ``most``, from which on the group's layer does not pay by the rule of ``meter``."""
+    low, high = 0, math.ceil(most)
+    while high - low > 1:
+        middle, keep = (low + high) // 2, coupling.keep_all()
+        keep[coupling.groups[group].channels[middle:]] = False
+        if meter.pays(meter.products(keep)[axis.layer]):
+            low = middle
+        else:
+            high = middle
+    return min(high, most)
 
 
 def _share_at(product: Product, share: float) -> float:

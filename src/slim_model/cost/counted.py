@@ -3,12 +3,14 @@
 How many positions of every axis are left is one sparse product with the channels kept; each operator's row says what
 its layer costs at these sizes. One multiply-accumulate (MAC) is one multiplication and one addition; only layers are
 counted, not additions, norms or activations. Counts are for one example (batch 1). A layer that is written as factors
-counts as these, or as the one layer that is their product where that takes no more MACs: it will be multiplied back.
+counts as these, or as the one layer that is their product where that takes no more MACs (or no more of what a rule
+compares): it will be multiplied back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,12 +40,14 @@ class Cost:
 
 
 class Operands(NamedTuple):
-    """A layer of the graph with the sizes that its output and arguments have."""
+    """A layer of the graph with the sizes that its output and arguments have; ``whole``: it is the one layer that some
+    factors are the product of, where the last of them stands."""
 
     node: fx.Node
     row: Op
     out: Value
     arguments: dict[str, Any]
+    whole: bool = False
 
     @property
     def macs(self) -> int:
@@ -58,10 +62,14 @@ class Product(NamedTuple):
     factors: list[Operands]
     whole: Operands
 
-    @property
-    def pays(self) -> bool:
-        """Apart, the factors take fewer multiply-adds than the whole."""
-        return sum(factor.macs for factor in self.factors) < self.whole.macs
+
+Pays = Callable[[Product], bool]
+"""Whether a factored layer stays as its factors."""
+
+
+def by_macs(product: Product) -> bool:
+    """Where these take fewer multiply-adds."""
+    return sum(factor.macs for factor in product.factors) < product.whole.macs
 
 
 def cost(coupling: Coupling, keep: np.ndarray | None = None) -> Cost:
@@ -84,6 +92,7 @@ class CostModel:
         place = {layer[0].name: at for at, layer in enumerate(self._layers)}
         factored = coupling.graph.factored
         self._products = [(layer, [place[factor.node] for factor in layer.factors]) for layer in factored]
+        self.pays: Pays = by_macs
         self._row_of: dict[str, int] = {}
         self._stored, self._stored_bytes, self._trained = self._all_stored()
         self._made, self._made_bytes, self._alive = self._all_made()
@@ -92,6 +101,12 @@ class CostModel:
         columns = np.concatenate([*self._axes, np.zeros(0, np.int64)])
         ones = np.ones(len(rows), np.int64)
         self._holds = csr_matrix((ones, (rows, columns)), shape=(len(self._axes), coupling.components))
+
+    def with_rule(self, pays: Pays) -> CostModel:
+        """The same, in which factored layers stay so where ``pays`` says so."""
+        other = copy.copy(self)
+        other.pays = pays
+        return other
 
     def __call__(self, keep: np.ndarray | None = None) -> Cost:
         sizes = self._sizes(keep)
@@ -109,6 +124,13 @@ class CostModel:
         """Each layer as it is with these channels, at the batch of the example."""
         return self._filled(self._sizes(keep).tolist())
 
+    def forms(self, keep: np.ndarray | None = None) -> Iterator[Operands]:
+        """Each layer as it is with these channels, factored ones both as their factors and as the one layer: always the
+        same ones, in the same order."""
+        sizes = self._sizes(keep).tolist()
+        yield from (self._at(place, sizes) for place in range(len(self._layers)))
+        yield from (product.whole for product in self._products_at(sizes))
+
     def products(self, keep: np.ndarray | None = None) -> list[Product]:
         """Each factored layer with these channels, in the order of ``Graph.factored``."""
         return self._products_at(self._sizes(keep).tolist())
@@ -121,14 +143,14 @@ class CostModel:
         taken = first.arguments["input"].shape[1 if layer.shape[2:] else -1]
         weight = fixed_value((made, taken, *layer.shape[2:]))
         arguments = last.arguments | layer.options | {"input": first.arguments["input"], "weight": weight}
-        return Product(layer, factors, Operands(last.node, last.row, last.out, arguments))
+        return Product(layer, factors, Operands(last.node, last.row, last.out, arguments, whole=True))
 
     def _filled(self, sizes: list[int], products: list[Product] | None = None) -> Iterator[Operands]:
         """Each layer at these sizes; of a factored one its factors, or the one that is their product."""
         known: dict[int, Operands | None] = {}
         for (_, places), product in zip(self._products, products or self._products_at(sizes), strict=True):
             known |= dict(zip(places, product.factors, strict=True))
-            if not product.pays:
+            if not self.pays(product):
                 known |= dict.fromkeys(places) | {places[-1]: product.whole}
         for place in range(len(self._layers)):
             operands = known[place] if place in known else self._at(place, sizes)
@@ -146,7 +168,7 @@ class CostModel:
     def _stored_counts(self, sizes: np.ndarray, products: list[Product]) -> np.ndarray:
         """How many values each stored tensor holds; of a layer that is multiplied back all stand in its last factor."""
         counts = self._stored.counts(sizes)
-        for layer, _, whole in (product for product in products if not product.pays):
+        for layer, _, whole in (product for product in products if not self.pays(product)):
             for name in (name for factor in layer.factors for name in (factor.weight, factor.bias) if name):
                 counts[self._row_of[name]] = 0
             weight = whole.arguments["weight"].shape

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import fx
 
-from slim_model.cost.counted import CostModel
+from slim_model.cost.counted import CostModel, Operands, Product, by_macs
 from slim_model.cost.latency_table import LatencyTable
-from slim_model.cost.layer_models import Placed, layers_at_widths, layers_of
+from slim_model.cost.layer_models import Placed, layers_of, shape_of
 from slim_model.coupling.coupling import Coupling
 from slim_model.errors import InputError
 
@@ -28,19 +28,39 @@ class ModelLatency:
     """Of the layers in the table, on average: what layers that are not in it are taken to cost."""
     factor: float = 1.0
     rest_ms: float = 0.0
+    by_place: dict[tuple[fx.Node, bool], Placed] = field(init=False)
+    """``placed`` by their node, and whether they are the product of factors there."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_place", {(placed.node, placed.whole): placed for placed in self.placed})
 
     def ms(self, keep: np.ndarray | None = None) -> float:
         return self.rest_ms + sum(self.layers_ms(keep).values())
 
     def layers_ms(self, keep: np.ndarray | None) -> dict[fx.Node, float]:
-        """Each layer's part of ``ms``."""
+        """Each layer's part of ``ms``; a factored one is its factors where these are faster."""
+        return {
+            operands.node: self.layer_ms(operands) * self.factor
+            for operands in self.meter.layers(keep)
+            if operands.row.macs or (operands.node, operands.whole) in self.by_place
+        }
+
+    def layer_ms(self, operands: Operands) -> float:
+        """Of one layer at some widths, by the table alone."""
         batch = self.table.setting.batch
-        now = layers_at_widths(self.meter, keep, batch=batch)
-        ms_of = {node: macs * batch * self.ms_per_mac for node, macs in self.meter.by_layer(keep).items()}
-        for placed in self.placed:
-            layer = now[placed.node]
-            ms_of[placed.node] = self.table.latency_ms(placed, layer.widths) * layer.count / placed.layer.count
-        return {node: ms * self.factor for node, ms in ms_of.items()}
+        placed = self.by_place.get((operands.node, operands.whole))
+        layer = shape_of(operands, self.meter, batch=batch)
+        if placed is None or layer is None:
+            return operands.macs // self.meter.batch * batch * self.ms_per_mac
+        return self.table.latency_ms(placed, layer.widths) * layer.count / placed.layer.count
+
+    def counted(self) -> ModelLatency:
+        """The same, where multiply-adds alone say which layers stay factored: they are what is limited."""
+        return replace(self, meter=self.meter.with_rule(by_macs))
+
+    def pays(self, product: Product) -> bool:
+        """Apart, the factors take fewer multiply-adds than the whole, and less time."""
+        return by_macs(product) and sum(map(self.layer_ms, product.factors)) < self.layer_ms(product.whole)
 
     def anchored(self, dense_ms: float) -> ModelLatency:
         """With the measured latency of the dense model: what its layers do not account for is the rest."""
@@ -80,7 +100,10 @@ def model_latency(table: LatencyTable, coupling: Coupling) -> ModelLatency:
     placed = tuple(p for p in layers_of(coupling, batch=batch) if table.covers(p))
     if not placed:
         raise InputError("no layer of this model was measured here yet. Run slim-model profile IN first.")
-    meter = CostModel(coupling)
-    macs = meter.by_layer()
-    spent = sum(table.latency_ms(p, p.layer.widths) for p in placed if p.node in macs)
-    return ModelLatency(table, meter, placed, spent / max(1, batch * sum(macs.get(p.node, 0) for p in placed)))
+    latency = ModelLatency(table, CostModel(coupling), placed, 0.0)
+    dense = [
+        layer for layer in latency.meter.layers() if layer.row.macs and (layer.node, layer.whole) in latency.by_place
+    ]
+    macs = batch * sum(layer.macs // latency.meter.batch for layer in dense)
+    latency = replace(latency, ms_per_mac=sum(map(latency.layer_ms, dense)) / max(1, macs))
+    return replace(latency, meter=latency.meter.with_rule(latency.pays))

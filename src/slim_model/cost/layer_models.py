@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
-from slim_model.cost.counted import CostModel
+from slim_model.cost.counted import CostModel, Operands
 from slim_model.coupling.coupling import Coupling
 from slim_model.ops import LayerShape
 
@@ -40,44 +40,58 @@ class LayerKind:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A layer of a model: its node, and which of its widths pruning can change."""
+    """A layer of a model: its node, and which of its widths pruning can change; ``whole``: it is the one layer that
+    some factors are the product of."""
 
     node: fx.Node
     layer: LayerShape
     free: tuple[bool, ...]
+    whole: bool = False
 
 
 # -- from a traced model --------------------------------------------------------------------------------------------
 
 
 def layers_of(coupling: Coupling, *, batch: int = 1) -> list[Placed]:
-    """The layers of the dense model that can be timed alone, at this batch.
+    """The layers of the dense model that can be timed alone, at this batch; factored ones as their factors, and as the
+    one layer.
 
     A width is free if it differs once only one channel of each group is kept. Left out are layers of which more than
     widths then differs: a convolution that runs along channels.
     """
     meter, keep = CostModel(coupling), coupling.keep_all()
-    dense = layers_at_widths(meter, None, batch=batch)
     for group in coupling.groups:
         keep[group.channels[1:]] = False
-    least = layers_at_widths(meter, keep, batch=batch)
+    pairs = zip(meter.forms(), meter.forms(keep), strict=True)
+    shapes = (
+        (operands, shape_of(operands, meter, batch=batch), shape_of(small, meter, batch=batch))
+        for operands, small in pairs
+    )
     return [
-        Placed(node, layer, tuple(a != b for a, b in zip(layer.widths, least[node].widths, strict=True)))
-        for node, layer in dense.items()
-        if least[node].fixed == layer.fixed
+        Placed(
+            operands.node,
+            layer,
+            tuple(a != b for a, b in zip(layer.widths, least.widths, strict=True)),
+            operands.whole,
+        )
+        for operands, layer, least in shapes
+        if layer is not None and least is not None and least.fixed == layer.fixed
     ]
 
 
 def layers_at_widths(meter: CostModel, keep: np.ndarray | None, *, batch: int = 1) -> dict[fx.Node, LayerShape]:
     """Each layer as it is with the channels ``keep``, for ``batch`` examples."""
-    layers = {}
-    for node, row, out, arguments in meter.layers(keep):
-        if row.layer is None:
-            continue
-        layer = row.layer(out, **arguments)
-        count = max(1, layer.count * batch // meter.batch) if meter.dynamic else layer.count
-        layers[node] = replace(layer, count=count)
-    return layers
+    shapes = ((operands.node, shape_of(operands, meter, batch=batch)) for operands in meter.layers(keep))
+    return {node: layer for node, layer in shapes if layer is not None}
+
+
+def shape_of(operands: Operands, meter: CostModel, *, batch: int = 1) -> LayerShape | None:
+    """The layer as it is timed, for ``batch`` examples; None of what is not timed alone."""
+    if operands.row.layer is None:
+        return None
+    layer = operands.row.layer(operands.out, **operands.arguments)
+    count = max(1, layer.count * batch // meter.batch) if meter.dynamic else layer.count
+    return replace(layer, count=count)
 
 
 # -- as models of their own -----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slim_model.cost.counted import CostModel
+from slim_model.cost.counted import CostModel, Pays, by_macs
 from slim_model.coupling.coupling import Coupling, Slice
 from slim_model.errors import ensure
 from slim_model.factoring.factor import Factoring
@@ -58,14 +58,16 @@ def settle(
     factoring: Factoring,
     couple_again: Callable[[Graph], Coupling],
     silent: Sequence[int] = (),
+    pays: Pays = by_macs,
 ) -> tuple[Coupling, np.ndarray, list[int]]:
     """The plan ``keep`` (bool by component) without the layers whose ranks do not pay: these are multiplied back, which
-    is to leave them as they were, with all their ranks. ``silent``: numbers of groups that nothing reads.
+    is to leave them as they were, with all their ranks. ``silent``: numbers of groups that nothing reads; ``pays``: the
+    rule.
 
     Returns the coupling of the graph in which the others alone are factored, and the same plan and groups there.
     ``couple_again``: how that graph is coupled.
     """
-    paying = {product.layer.weight for product in CostModel(coupling).products(keep) if product.pays}
+    paying = {product.layer.weight for product in CostModel(coupling).products(keep) if pays(product)}
     left = factoring.only(paying)
     settled = couple_again(left.graph)
     read = coupling.keep_all()

@@ -226,12 +226,13 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
             coupling, scores = only(coupling, scores, "ranks")
     before = factoring.graph if factoring else shared.dense  # ranks go in the first pass alone
     options = recipe.measuring, recipe.quantizing, recipe.recovery.recover or "none"
-    task = Task(shared.model, before, coupling, scores, one.goal, heads, data, *options, progress)
+    back = partial(settle, factoring=factoring, couple_again=coupled) if factoring else None
+    task = Task(shared.model, before, coupling, scores, one.goal, heads, data, *options, progress, graph, back)
     choice = choose_plan(task)
     # Shrinking replays on the small graph what was decided on the dense one; the proof holds it to that replay.
     plan = choice.plan
     if factoring:  # layers whose ranks do not pay are multiplied back
-        coupling, kept, silent = settle(coupling, plan.keep, factoring, coupled, plan.silent)
+        coupling, kept, silent = settle(coupling, plan.keep, factoring, coupled, plan.silent, choice.pays)
         plan = plan_of(coupling, kept, silent)
     progress("removing channels")
     small, replay = shrink(coupling, plan.keep)
