@@ -127,7 +127,8 @@ class Task:
 
     def small(self, plan: Plan, pays: Pays = by_macs) -> Graph:
         """What is written for ``plan``; ``pays``: the rule by which layers stay factored."""
-        coupling, keep, silent = self.coupling, plan.keep, plan.silent
+        coupling, keep = self.coupling, plan.keep
+        silent: Sequence[int] = plan.silent
         if self.settle is not None:
             coupling, keep, silent = self.settle(coupling, keep, silent=silent, pays=pays)
         return silence(shrink(coupling, keep)[0], coupling, silent)

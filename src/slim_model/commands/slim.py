@@ -20,6 +20,7 @@ from slim_model.coupling.explain import explain
 from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.export.check_onnx import check_onnx
 from slim_model.export.eager_model import runnable_form
+from slim_model.export.multiply_out import multiplied_out
 from slim_model.export.opsets import check_opset
 from slim_model.export.to_onnx import to_onnx
 from slim_model.export.torch_files import save
@@ -110,10 +111,11 @@ def run_job(
         with clock("export"):
             progress("writing and checking ONNX")
             error = _export(made, slim)
-        int8, quantized, notes = Path(folder) / "int8.onnx", None, list[str]()
+        int8, quantized, notes = Path(folder) / "int8.onnx", None, multiplied_out(slim)
         if recipe.quantizing.int8:
             with clock("int8"):
-                quantized, notes = make_int8(slim, int8, compiled.small, recipe, progress)
+                quantized, more = make_int8(slim, int8, compiled.small, recipe, progress)
+                notes += more
         with clock("measure"):
             dense_folder = shared.dense_folder(recipe) if shared else None
             files = Files(slim, int8 if quantized and quantized.written else None, dense_folder)

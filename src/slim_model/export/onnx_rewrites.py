@@ -14,6 +14,7 @@ import onnxscript.rewriter
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from onnxscript.rewriter.rules import common as rules
 
+from slim_model.export.multiply_out import multiply_out
 from slim_model.export.onnx_translations import prepares_weights
 
 SMALL_MAP = 2**17
@@ -39,6 +40,7 @@ def tidy(
     with contextlib.suppress(RuntimeError):  # of a rule that fails the node stays as it was
         gates = _gates(small_map) if device == "cpu" else []
         onnxscript.rewriter.rewrite(model, [*(_RULES if rules is None else rules), *gates])
+    multiply_out(model)  # BatchNorms between layers are gone
     CommonSubexpressionEliminationPass()(model)
     onnxscript.optimizer.remove_unused_nodes(model)
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
