@@ -127,8 +127,17 @@ def test_the_limit_is_that_of_the_int8_file(tmp_path: Path) -> None:
 )
 def test_a_limit_that_int8_was_to_meet(of: str, target: str | None, written: bool, size: int, said: str) -> None:
     int8 = SimpleNamespace(written=written, why="fp32 was kept", int8_bytes=size)
-    report: Any = SimpleNamespace(budget={"of": of, "limit": 9_000.0}, int8=int8, recipe={"budget": {"target": target}})
+    report: Any = SimpleNamespace(
+        budget={"of": of, "limit": 9_000.0, "dense": 20_000.0},
+        int8=int8,
+        recipe={"budget": {"target": target}},
+        slim={"bytes": 12_000},
+        latency=[{"runtime": "onnxruntime", "slim": {"median_ms": 2.0}, "dense": {"median_ms": 4.0}}],
+    )
     assert int8_above_limit(report) == said
+    # fp32, where that is what was kept, within the limit: a time is as long as if the dense model took 20 s, as it did
+    report.slim["bytes"], report.latency[0]["slim"]["median_ms"] = 9_000, 1.8
+    assert int8_above_limit(report) == (said if written else "")
     report.int8 = None
     assert int8_above_limit(report) == ""
 
