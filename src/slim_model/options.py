@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from slim_model.errors import InputError
@@ -70,6 +71,27 @@ def options_of(group: type) -> Iterator[tuple[dataclasses.Field[Any], About]]:
     for field in dataclasses.fields(group):
         if _KEY in field.metadata:
             yield field, field.metadata[_KEY]
+
+
+def files_of(group: Any) -> Iterator[Path]:
+    """The files and folders that the options of ``group`` name, also beside other words: ``file.py:callable``."""
+    for field, about in options_of(type(group)):
+        value = getattr(group, field.name)
+        if isinstance(value, Path):
+            yield value
+        elif about.move and isinstance(value, str):
+            yield from _files_in(value, about.move)
+
+
+def _files_in(text: str, move: Callable[[str, Move], str]) -> list[Path]:
+    named = []
+
+    def stays(path: str) -> str:
+        named.append(Path(path))
+        return path
+
+    move(text, stays)
+    return named
 
 
 def check_choices(group: Any) -> None:

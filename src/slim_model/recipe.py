@@ -86,10 +86,15 @@ class Recipe:
             raise TypeError(f"there is no option '{unknown[0]}'. There are: {', '.join(sorted(known))}.")
         return cls(**groups, seed=given.get("seed", 0))
 
+    @property
+    def groups(self) -> list[Any]:
+        """The groups of options, in the order of the stages."""
+        return [getattr(self, name) for name in GROUPS]
+
     def options(self) -> dict[str, Any]:
         """Every option by its name."""
-        groups = (getattr(self, name) for name in GROUPS)
-        return {name: getattr(group, name) for group in groups for name in _names_of(group)} | {"seed": self.seed}
+        named = {name: getattr(group, name) for group in self.groups for name in _names_of(group)}
+        return named | {"seed": self.seed}
 
     def but(self, **changes: Any) -> Recipe:
         """The same recipe with other values of these options."""

@@ -273,6 +273,53 @@ def test_a_report_repeats_its_run(
     assert "is not the file that the report tells of" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("onnx", "recipe.toml"), ("report", "recipe.toml"), ("html", "data.npz"), ("write_recipe", "nets.py")]
+    + [("save", "other.pt"), ("summary", "link.md")],
+)
+def test_nothing_is_written_over_what_is_read(
+    place: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe, code, data and examples: a run that ended well once left its HTML where the user's code had been."""
+    for file in ("data.npz", "nets.py", "other.pt", "in.pt"):
+        (tmp_path / file).write_text(file)
+    (tmp_path / "link.md").symlink_to(tmp_path / "nets.py")
+    rest = "" if place == "onnx" else 'onnx = "out.onnx"\n'
+    recipe = f"""
+        [source]
+        path = "in.pt"
+        arch = "nets.py:net"
+        example = "other.pt"
+        [data]
+        data = "npz:data.npz"
+        [outputs]
+        {rest}{place} = "{name}"
+    """
+    written(tmp_path, recipe)
+    before = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert command(["run", str(tmp_path / "recipe.toml")]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / name} would be written over" in told
+    assert "which is read. Give another name." in told
+    asked = ["run", str(tmp_path / "recipe.toml"), "--log-file", str(tmp_path / "nets.py")]
+    assert command(asked) == 2
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
+
+
+def test_pages_of_several_runs_are_written_over_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, '[source]\npath = "in.pt"\n[outputs]\nonnx = "out.onnx"')
+    for page in ("recipe.toml", "in.pt"):
+        for option in ("--html", "--summary"):
+            assert command(["sweep", "recipe.toml", "--ratio", "0.3,0.5", option, page]) == 2
+            assert f"{page} would be written over" in capsys.readouterr().err
+    assert command(["compare", "a.json", "b.json", "--html", "b.json"]) == 2
+    assert "b.json would be written over" in capsys.readouterr().err
+
+
 def test_the_schema_has_every_option() -> None:
     schema = recipe_schema()
     jsonschema.Draft202012Validator.check_schema(schema)

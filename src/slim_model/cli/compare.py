@@ -17,10 +17,11 @@ def command(
 ) -> None:  # fmt: skip
     """Show the reports of runs side by side, in a table or as a page."""
     from slim_model.commands.compare import read_reports
-    from slim_model.commands.outputs import publish
+    from slim_model.commands.outputs import keep_apart, publish
     from slim_model.reporting.comparison_table import show_comparison
     from slim_model.reporting.html.page import comparison_page, html_page
 
+    keep_apart(files, [html] if html else [])
     reports = read_reports(files)
     console = Screen()
     show_comparison(reports, console)

@@ -10,6 +10,7 @@ import typer
 from slim_model.cli.parameters import Style, command_of
 from slim_model.cli.slim import EVERY_SECTION, carry_out
 from slim_model.cli.status import LogOptions
+from slim_model.commands.outputs import keep_apart
 from slim_model.options import group_of
 from slim_model.recipe_files.read import read_job
 
@@ -22,7 +23,12 @@ def run_command(
 ) -> None:  # fmt: skip
     """Do what a recipe file says. Options given beside it take the place of those in it."""
     logging = group_of(LogOptions, options)
-    carry_out(read_job(file, options, source=source, target=onnx), logging)
+    job = read_job(file, options, source=source, target=onnx)
+    logging.keep_apart(file)
+    # A recipe may be written again by its run, as may the report that is repeated; nothing else takes its place.
+    own = (job.outputs.write_recipe, job.outputs.report if job.source.sha256 else None)
+    keep_apart([file], [place for place in (job.target, *job.outputs.places) if place not in own])
+    carry_out(job, logging)
 
 
 command = command_of(run_command, EVERY_SECTION, basics_first=True, style=Style.GIVEN)

@@ -12,13 +12,13 @@ from slim_model.cli.parameters import Section, command_of
 from slim_model.cli.printed import PRINTED
 from slim_model.cli.status import LogOptions, status
 from slim_model.cli.streams import Screen
-from slim_model.commands.outputs import check_output_paths
+from slim_model.commands.outputs import check_output_paths, keep_apart
 from slim_model.export.options import OutputOptions
 from slim_model.loading.file_form import first_look
 from slim_model.loading.source import SourceOptions
 from slim_model.options import group_of
 from slim_model.recipe import GROUPS, Recipe
-from slim_model.recipe_files.job import Job, job_of
+from slim_model.recipe_files.job import Job, files_read, job_of
 from slim_model.version import __version__
 
 _REMOVED, _DATA = "What is removed", "Data, and recovery with it"
@@ -58,7 +58,8 @@ def slim_command(
 
 def carry_out(job: Job, logging: LogOptions) -> None:
     """Run ``job``, show its report and name the files it wrote."""
-    logging.keep_apart(job.source.path, job.target, *job.outputs.places)
+    logging.keep_apart(job.source.path, *files_read(job), job.target, *job.outputs.places)
+    keep_apart(files_read(job), [job.target, *job.outputs.places])
     if job.source.path.is_dir() and job.target.suffix != ".onnx":
         _carry_out_folder(job, logging)
         return

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from slim_model import distributed
 from slim_model.cli.streams import Screen, harmless
+from slim_model.commands.outputs import followed
 from slim_model.errors import InputError, SlimError
 from slim_model.options import check_choices, option
 from slim_model.progress import Progress
@@ -36,7 +37,7 @@ class LogOptions:
 
     def keep_apart(self, *others: Path) -> None:
         """Raise InputError where the log would be written over one of ``others``."""
-        if self.log_file and any(self.log_file.absolute() == other.absolute() for other in others):
+        if self.log_file and followed(self.log_file) in map(followed, others):
             raise InputError(f"--log-file {self.log_file} is a file that the run reads or writes. Give another name.")
 
 

@@ -17,6 +17,7 @@ from slim_model.cli.streams import Screen
 from slim_model.errors import GateError
 from slim_model.options import group_of
 from slim_model.recipe import GROUPS, Recipe
+from slim_model.recipe_files.job import files_read
 from slim_model.recipe_files.read import read_job
 
 
@@ -36,7 +37,7 @@ def sweep_command(
 
     Stopped, it goes on where it was. Values that hold commas themselves are given one by one, the option repeated.
     """
-    from slim_model.commands.outputs import publish
+    from slim_model.commands.outputs import keep_apart, publish
     from slim_model.commands.sweep import Sweep, no_outputs, run_sweep
     from slim_model.reporting.comparison_table import show_comparison
     from slim_model.reporting.condition import read_condition
@@ -52,7 +53,9 @@ def sweep_command(
     folder = into or job.target.with_suffix(".sweep")
     axes = {name: values for name, values in options.items() if len(values) > 1}
     logging = group_of(LogOptions, fixed)
-    logging.keep_apart(file, job.source.path, job.target, *job.outputs.places)
+    read, places = [file, job.source.path, *files_read(job)], [job.target, *job.outputs.places, *filter(None, [html])]
+    logging.keep_apart(*read, *places)
+    keep_apart(read, places)
     log = status(logging)
     with log as progress:
         swept = run_sweep(Sweep(job, axes, folder, condition, search), progress)

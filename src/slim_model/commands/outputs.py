@@ -21,7 +21,7 @@ def publish(place: Path, text: str) -> None:
 
 def check_output_paths(source: Path, places: Iterable[Path]) -> None:
     """Say before any work is done where results could not be written."""
-    taken = {_followed(source)}
+    taken = {followed(source)}
     for place in places:
         target = destination(place)
         if target in taken:
@@ -39,6 +39,14 @@ def check_output_paths(source: Path, places: Iterable[Path]) -> None:
             raise InputError(f"cannot write {place}: {reason(error)}. Give another place.") from error
 
 
+def keep_apart(read: Iterable[Path], places: Iterable[Path]) -> None:
+    """Raise InputError where one of ``places`` would be written over a file that is ``read``: a recipe, code, data."""
+    files = {followed(file): file for file in read}
+    for place in places:
+        if (target := followed(place)) and target in files:
+            raise InputError(f"{place} would be written over {files[target]}, which is read. Give another name.")
+
+
 def ensure_temporary_folder(other: Path) -> None:
     """Where the system has no folder for temporary files that can be written, ``other`` is taken for them."""
     try:
@@ -47,9 +55,10 @@ def ensure_temporary_folder(other: Path) -> None:
         tempfile.tempdir = str(other)
 
 
-def _followed(source: Path) -> Path | None:
-    """The file that ``source`` names; None where links lead in a circle, which reading it will say."""
+def followed(source: Path) -> Path | None:
+    """The file that ``source`` names; None where links lead in a circle, or no file can be called so: reading it will
+    say that."""
     try:
         return source.resolve()
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         return None

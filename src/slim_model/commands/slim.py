@@ -15,7 +15,7 @@ from slim_model import distributed
 from slim_model.atomic_write import beside
 from slim_model.commands.int8 import check_int8, int8_step, make_int8, put_in_place
 from slim_model.commands.latency import Files, Made, Measured, measure, nothing_measured
-from slim_model.commands.outputs import check_output_paths, ensure_temporary_folder, publish
+from slim_model.commands.outputs import check_output_paths, ensure_temporary_folder, keep_apart, publish
 from slim_model.coupling.explain import explain
 from slim_model.errors import ExportError, InputError, ProofError
 from slim_model.export.check_onnx import check_onnx
@@ -38,7 +38,7 @@ from slim_model.progress import Progress
 from slim_model.proof.own_module import make_small_module
 from slim_model.quantizing.quantize import Quantized
 from slim_model.recipe import Recipe
-from slim_model.recipe_files.job import Job
+from slim_model.recipe_files.job import Job, files_read
 from slim_model.recipe_files.write import sections_of, toml_of
 from slim_model.reporting.acceptance import check_gates, unmet_gates
 from slim_model.reporting.explanation import svg
@@ -139,6 +139,7 @@ def _check(job: Job) -> None:
     check_opset(job.outputs.opset)
     check_int8(job)
     check_output_paths(job.source.path, [job.target, *job.outputs.places])
+    keep_apart(files_read(job), [job.target, *job.outputs.places])
     ensure_temporary_folder(job.target.parent)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from slim_model.export.options import OutputOptions
 from slim_model.loading.source import Source, SourceOptions
-from slim_model.options import group_of
+from slim_model.options import files_of, group_of
 from slim_model.recipe import GROUPS, Recipe
 
 
@@ -30,6 +30,11 @@ def job_of(values: Mapping[str, Any], source: Path, target: Path, *, sha256: str
     recipe = Recipe.of(**{name: value for name, value in values.items() if name in known})
     opened = Source(source, group_of(SourceOptions, values), sha256)
     return Job(opened, target, recipe, group_of(OutputOptions, values))
+
+
+def files_read(job: Job) -> list[Path]:
+    """What the options of ``job`` read beside IN: code, examples, data."""
+    return [file for group in (job.source.options, *job.recipe.groups) for file in files_of(group)]
 
 
 SECTIONS = {"source": SourceOptions, **GROUPS, "outputs": OutputOptions}
