@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +36,10 @@ class DigitsNet(nn.Module):
 
 def write_digits(folder: Path) -> tuple[Tensor, ...]:
     """Images (N, 1, 8, 8) in 0..1 and labels: for training, for testing."""
+    # Here, so that whoever builds the network to slim it, as the image does, needs no scikit-learn.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).reshape(-1, 1, 8, 8).astype(np.float32)
     x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from slim_model.cli import command_named
+from slim_model.cli import COMMANDS, command_named
+from slim_model.recipe_files.read import read_job
 from small_nets import Residual, trained
 
 PROJECT = Path(__file__).parents[1]
@@ -77,6 +84,50 @@ def test_the_snippets_use_what_there_is() -> None:
     assert [word for word in rest if word.startswith("-") and word not in options] == []
     made = set(re.findall(r'= "([\w.]+\.(?:onnx|html))"', PAGE)) | set(rest)
     assert set(GITLAB["slim"]["artifacts"]["paths"]) <= made
+
+
+def commands_of_the_kit() -> Iterator[str]:
+    """Each call of slim-model, as the action, the snippet, the page and compose make it."""
+    for text in [step["run"] for step in ACTION["runs"]["steps"]] + GITLAB["slim"]["script"]:
+        yield from re.findall(r"\bslim-model [a-z].*", text)
+    blocks = "\n".join(re.findall(r"```text\n(.*?)```", PAGE, re.S))
+    yield from (f"slim-model {words}" for words in re.findall(r"\bslim-model (run.*)", blocks))
+    yield shlex.join(["slim-model", *COMPOSE["command"]])
+    yield shlex.join(["slim-model", *json.loads(re.search(r"^CMD (.*)$", DOCKERFILE, re.M)[1])])  # type: ignore[index]
+
+
+def test_the_kit_says_what_the_command_line_takes() -> None:
+    lines = list(commands_of_the_kit())
+    assert {line.split()[1] for line in lines} == {"run", "--help"}
+    for line in lines:
+        _, name, *rest = shlex.split(re.sub(r"\|\|.*", "", line))
+        known = {
+            flag for parameter in command_named(name if name in COMMANDS else "slim").params for flag in parameter.opts
+        }
+        asked = [word for word in (rest if name in COMMANDS else [name]) if word.startswith("--")]
+        assert [word for word in asked if word not in known | {"--help"}] == [], line
+    pip = next(step["run"] for step in ACTION["runs"]["steps"] if step["name"] == "Install")
+    assert '--constraint "$ACTION/constraints.txt" "$ACTION"' in pip
+
+
+def test_the_image_runs_the_recipe_that_compose_names() -> None:
+    """It has what slim-model depends on and no more: the example's network once needed scikit-learn there."""
+    recipe = re.search(r":-(.+?)}", COMPOSE["command"][1])
+    assert recipe is not None
+    arch = read_job(PROJECT / recipe[1]).source.options.arch
+    assert arch is not None
+    about = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    there, tests = (
+        {canonicalize_name(Requirement(text).name) for text in texts}
+        for texts in (about["dependencies"], about["optional-dependencies"]["dev"])
+    )
+    found = packages_distributions()
+    absent = [top for top, names in found.items() if {canonicalize_name(name) for name in names} <= tests - there]
+    assert "sklearn" in absent
+    file, _, name = arch.partition(":")
+    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({absent!r})); runpy.run_path({file!r})[{name!r}]()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_the_image_is_pinned_and_has_a_user_without_rights() -> None:

@@ -105,6 +105,11 @@ class Recipe:
         ratio = {} if self.budget.target else {"ratio": self.budget.share_removed}
         return self.but(**ratio, **decided(self.options()))
 
+    @property
+    def varies_pictures(self) -> bool:
+        """Whether anything is trained on samples as ``augment`` varies them."""
+        return self.training.finetune > 0 or self.recovery.recover == "network"
+
     def idle(self) -> dict[str, str]:
         """Options that were given and do nothing, each with what it waits for."""
         given, plain = self.options(), Recipe().options()
@@ -153,7 +158,12 @@ class Recipe:
 
 
 _WAITING: tuple[tuple[tuple[str, ...], str, Callable[[Recipe], bool]], ...] = (
-    (("optimizer", "lr", "alpha", "temperature", "hints", "dropout"), "--finetune", lambda r: r.training.finetune > 0),
+    (
+        ("optimizer", "lr", "distill", "alpha", "temperature", "hints", "dropout", "precision"),
+        "--finetune",
+        lambda r: r.training.finetune > 0,
+    ),
+    (("augment",), "--finetune or --recover network", lambda r: r.varies_pictures),
     (("int8_form", "int8_anyway"), "--int8", lambda r: r.quantizing.int8),
     (("scan",), "--allocate sensitivity", lambda r: allocation_of(r.budget.allocation).kind == "sensitivity"),
 )

@@ -16,6 +16,7 @@ import torch
 import torchvision
 
 from model_files import INPUT, NET_SOURCE, SHAPES, refusal, small_net
+from slim_model.errors import InputError
 from slim_model.loading.load import load
 from slim_model.loading.source import SourceOptions
 from slim_model.loading.weights.checkpoint import checkpoint
@@ -123,6 +124,8 @@ def test_main_classes_load_with_trust_and_code(tmp_path: Path, file: Path, ran: 
     message = refusal(file, inputs=INPUT)
     assert "__main__.Net" in message
     assert "--trust-pickle --code path/train.py" in message
+    with pytest.raises(InputError, match="add --trust-pickle where you made the file yourself"):
+        SourceOptions(inputs=INPUT, code=script)
     assert "--code" in refusal(file, inputs=INPUT, trust_pickle=True)
     subject = load(file, SourceOptions(inputs=INPUT, trust_pickle=True, code=script))
     assert type(subject.model).__name__ == "Net"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from slim_model.budget.ratio import ratios_of
 from slim_model.cost import latency_store
@@ -53,6 +54,9 @@ DATA = [(images(20), torch.zeros(20, dtype=torch.int64))]
         ({"lr": 0.01}, {"finetune": 1}),
         ({"optimizer": "sgd", "hints": 10.0}, {"finetune": 1}),
         ({"alpha": 0.9, "temperature": 7.0, "dropout": 0.5}, {"finetune": 1}),
+        ({"distill": False, "precision": "fp32"}, {"finetune": 1}),
+        ({"augment": "flip"}, {"finetune": 1}),
+        ({"augment": "flip"}, {"recover": "network"}),
         ({"int8_form": "u8u8", "int8_anyway": True}, {"int8": True}),
         ({"scan": Path("scan.jsonl")}, {"allocate": "sensitivity"}),
     ],
@@ -62,6 +66,19 @@ def test_options_that_do_nothing_alone_are_named(alone: dict[str, Any], partner:
     assert idle.keys() == alone.keys()
     assert all(f"--{name}" in needed for name in partner for needed in idle.values())
     assert not Recipe.of(0.5, data=DATA, **alone, **partner).idle()
+
+
+@pytest.mark.parametrize("trains", [{"finetune": 1}, {"recover": "network"}])
+def test_pictures_are_asked_for_before_any_work(trains: dict[str, Any]) -> None:
+    """A net on rows of numbers was once ranked, cut and proven before its augmentation was refused."""
+    said: list[str] = []
+    data = [(torch.rand(20, 12), torch.zeros(20, dtype=torch.int64))]
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match="augment 'flip' is for pictures"):
+        compile_model(
+            net, (torch.rand(2, 12),), Recipe.of(0.5, data=data, augment="flip", **trains), progress=said.append
+        )
+    assert not any("ranking" in stage for stage in said)
 
 
 def test_what_does_nothing_is_in_the_notes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slim_model.errors import InputError
 from slim_model.options import move_code, option
 
 
@@ -50,6 +51,13 @@ class SourceOptions:
     code: Path | None = option(
         None, "With --trust-pickle: the script that defines the model's class.", kind=Path, metavar="FILE.py"
     )
+
+    def __post_init__(self) -> None:
+        if self.code and not self.trust_pickle:
+            raise InputError(
+                f"--code {self.code} is the script behind a pickle that is run: add --trust-pickle where you made the "
+                "file yourself, or leave it out."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from slim_model.cutting.cut import CutFailed, cut_of
 from slim_model.cutting.resize import resize
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.data.accuracy import Exam, Step
+from slim_model.data.augmentation import choose_augmentations
 from slim_model.data.label_check import label_fault
 from slim_model.data.open_sources import Sources, open_sources
 from slim_model.errors import BudgetError, InputError, ProofError
@@ -132,6 +133,8 @@ class _Shared:
         sources = open_sources(recipe.data, dense, seed=recipe.seed, training=recipe.training.finetune > 0)
         if sources.training:
             check_samples(recipe.training, sources.training)
+        if recipe.varies_pictures:
+            choose_augmentations(recipe.training.augment, dense.inputs)
         notes = _check_labels(recipe, sources, dense)
         exam = Exam.of(dense, sources.test)
         if exam.test is None and recipe.gates.max_drop is not None:
