@@ -130,7 +130,9 @@ def _graph_net() -> Built:
 
 def _persons(name: str) -> Built:
     """Features of a person to be seen again: what the net gives when it does not train."""
-    model = importlib.import_module("torchreid.reid.models").build_model(name, num_classes=10, pretrained=False)
+    model = importlib.import_module("torchreid.reid.models").build_model(
+        name, num_classes=10, pretrained=False, use_gpu=False
+    )
     return model.eval(), (torch.randn(2, 3, *((160, 64) if name == "hacnn" else (128, 64))),)
 
 
