@@ -69,8 +69,9 @@ def _list_in_itself(path: Path) -> None:
     torch.save(_attribute(held), path)
 
 
-def _upsampling(path: Path) -> None:
-    torch.save(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Upsample(scale_factor=150), nn.Conv2d(3, 3, 1)), path)
+def _with_layer(*layers: nn.Module) -> Callable[[Path], None]:
+    """A small model of pictures, whose layers make large ones."""
+    return lambda path: torch.save(nn.Sequential(nn.Conv2d(3, 3, 1), *layers, nn.Conv2d(3, 3, 1)), path)
 
 
 def _bomb(path: Path) -> None:
@@ -208,7 +209,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "an expanded weight of a layer": (_expanded_layer, {}, "more numbers than the file stores"),
     "sizes of ten million": (_ten_million_squared, {"arch": "net.py:Net"}, "more numbers than the file stores"),
     "a layer that says it is wide": (_wide_layer, {}, "GiB of memory"),
-    "a picture 150 times as large": (_upsampling, {}, "makes a value of"),
+    "a picture 150 times as large": (_with_layer(nn.Upsample(scale_factor=150)), {}, "makes a value of"),
+    "a picture of many small ones": (
+        _with_layer(nn.Conv2d(3, 3 * 64**2, 1), nn.PixelShuffle(64)), {}, "makes a value of",
+    ),
+    "a picture with wide margins": (_with_layer(nn.ZeroPad2d(20_000)), {}, "GiB of memory"),
+    "a picture of strides": (_with_layer(nn.ConvTranspose2d(3, 3, 2, 400)), {}, "GiB of memory"),
     "a deflated pickle": (_bomb, {}, "records are"),
     "a pickle of too many values": (_many_values, {}, "pickled values"),
     "records on top of each other": (_overlapping, {}, "records are"),
