@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from micronets import NETS, normal
 from micronets.compiled import BATCH, compile_graph, graph_of, model_of
 from micronets.oracle import assert_same, masked_module, outputs_of
+from slim_model.api import slim
 from slim_model.coupling.attention_heads import find_heads
 from slim_model.coupling.couple import couple
 from slim_model.errors import InputError
@@ -25,6 +26,7 @@ from slim_model.proof.own_module import make_small_module
 from slim_model.proof.structure import check_structure
 from slim_model.recipe import Recipe
 from slim_model.reporting.report import make_report
+from small_nets import Residual, images, trained
 
 HEADS = {
     **dict.fromkeys(("attention", "attention_by_hand", "attention_masked", "attention_causal", "attention_einsum"), 2),
@@ -131,6 +133,13 @@ def test_one_ranking_over_all_takes_heads_too() -> None:
     result = compile_graph(model_of("attention_divided"), graph_of("attention_divided"), recipe)
     report = make_report(result, recipe, module_is_own=True)
     assert report.channels["removed_share"] == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_without_any_heads_widths_are_all_that_goes(scope: str) -> None:
+    options = {"ratio": 0.5, "multiple_of": 1, "criterion": "l1", "scope": scope}
+    plans = [slim(trained(Residual()), images(2), attention=which, **options).plan for which in ("both", "width")]
+    assert plans[0].widths == plans[1].widths
 
 
 def test_other_layers_lose_width_alone() -> None:
