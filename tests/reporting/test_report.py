@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -15,13 +17,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import slim_model
+from slim_model.data.accuracy import Step
 from slim_model.measuring.timing import Comparison, Latency
 from slim_model.pipeline.compile import compile_model
 from slim_model.pipeline.compiled import Compiled
 from slim_model.proof.own_module import make_small_module
 from slim_model.recipe import Recipe
 from slim_model.recipe_files.versions import REPORT_SCHEMA
-from slim_model.reporting.report import Report, make_report
+from slim_model.reporting.report import Report, _timed, make_report
 from slim_model.reporting.report_schema import report_schema
 from slim_model.reporting.terminal import show
 from small_nets import Residual, images, trained
@@ -62,6 +65,21 @@ def screen(report: Report, width: int = 80) -> str:
     text = io.StringIO()
     show(report, Console(file=text, width=width))
     return text.getvalue()
+
+
+def test_each_step_has_its_accuracy_and_latency() -> None:
+    """int8 takes another file; training and recovery leave that of removal as fast as it was."""
+    steps = tuple(Step(name, 1.0, accuracy) for name, accuracy in (("dense", 0.9), ("removal", 0.5), ("affine", 0.8)))
+    made = dataclasses.replace(compiled()[1], steps=steps)
+    int8: Any = SimpleNamespace(written=True, form="u8s8", against_dense=a_comparison(), tail=())
+    int8.against_dense = dataclasses.replace(
+        a_comparison(), slim=dataclasses.replace(a_comparison().slim, median_ms=0.7)
+    )
+    times = [step.latency_ms for step in _timed((*steps, Step("int8", 1.0, 0.79)), [a_comparison()], int8)]
+    assert times == [3.0, 2.0, 2.0, 0.7]
+    assert [step.latency_ms for step in _timed(steps, [], None)] == [None] * 3
+    report = make_report(made, RECIPE, module_is_own=True, latency=[a_comparison()])
+    assert [step["latency_ms"] for step in report.steps] == [3.0, 2.0, 2.0]
 
 
 # -- for machines ---------------------------------------------------------------------------------------------------

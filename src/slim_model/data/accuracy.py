@@ -22,12 +22,14 @@ Predictor = Callable[..., Any]
 class Step:
     """One step of the run after which test accuracy is read: the dense model, the removal of channels, a recovery step,
     fine-tuning. ``accuracy`` is None where the data has no test part, labels or classes; ``did`` is what the step
-    changed, in the words of the report."""
+    changed, in the words of the report. ``latency_ms``: of the ONNX file of the model after it in onnxruntime, median;
+    None where none was measured."""
 
     name: str
     seconds: float = 0.0
     accuracy: float | None = None
     did: dict[str, Any] = field(default_factory=dict)
+    latency_ms: float | None = None
 
 
 def accuracy(model: Graph | Predictor, data: Data) -> float:

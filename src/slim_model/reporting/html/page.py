@@ -54,6 +54,7 @@ def _steps(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "error": did.get("error_after"),
             "agreement": did.get("agreement_after"),
             "taken_back": bool(did.get("taken_back")),
+            "latency_ms": step.get("latency_ms"),
         }
 
 
