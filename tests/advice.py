@@ -44,6 +44,20 @@ ELSEWHERE: dict[str, str] = {
     "Leave out fine-tuning, recovery by training and criteria that take gradients.": (
         "from_onnx/test_kept.py::test_a_gradient_through_a_kept_node_is_refused"
     ),
+    "Leave out --residual, or give OUT.onnx, where it can go.": (
+        "folders/test_slim_folder.py::test_a_folder_becomes_an_onnx_file"
+    ),
+    "Leave out --residual, or save the model with its head.": (
+        "folders/test_residual.py::test_a_folder_with_fewer_hidden_channels_computes_what_is_kept"
+    ),
+    "Leave out --finetune, or train the folder that is written elsewhere:": (
+        "folders/test_finetune.py::test_memory_is_asked_for_ahead_of_the_work"
+    ),
+    "Leave it out, or give a folder whose model has its head.": (
+        "folders/test_finetune.py::test_a_folder_learns_from_the_dense_model"
+    ),
+    "Give more.": ("folders/test_finetune.py::test_a_folder_learns_from_the_dense_model"),
+    "Give a smaller rate than --lr {}.": ("folders/test_finetune.py::test_a_folder_learns_from_the_dense_model"),
     "Give that.": "folders/test_families.py::test_a_folder_comes_out_smaller_and_computes_what_is_kept",
     "Give the folder of a transformers model, or its config.json.": (
         "cli/test_plan_command.py::test_a_configuration_and_its_folder_have_one_plan"

@@ -34,7 +34,7 @@ class BudgetOptions:
     a sensitivity scan. ``multiple_of``: layer widths are rounded to it; ``"auto"`` takes the width step of this
     machine. ``engine``: whose pruner turns scores into channels.
     ``iterations``: rounds of removal, each followed by recovery and training. ``depth``: whole layers that go as well,
-    where a folder of transformers is written."""
+    where a folder of transformers is written; ``residual``: hidden channels as well, there."""
 
     ratio: float | None = option(
         None,
@@ -74,9 +74,12 @@ class BudgetOptions:
     iterations: int = option(
         1, "Rounds: in each a part of the ratio goes, and the rest is trained.", metavar="K", least=1
     )
-
     depth: int = option(
         0, "Of a folder of transformers: also whole layers, those that do least to the text.", metavar="K", least=0
+    )
+
+    residual: bool = option(
+        False, "Of a folder of transformers: hidden_size becomes smaller, too; it shares --ratio with the MLPs."
     )
 
     def __post_init__(self) -> None:

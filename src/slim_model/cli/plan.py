@@ -15,6 +15,7 @@ def command(
     source: Annotated[Path, typer.Argument(metavar="FOLDER|config.json", help="A folder of transformers, or its configuration alone.")],
     ratio: Annotated[float, typer.Option(metavar="X", min=0.0, max=1.0, help="Fraction of each width that is removed.")] = 0.5,
     multiple_of: Annotated[int | None, typer.Option("--multiple-of", min=1, metavar="N", help="MLP channels are rounded to multiples of N. Default: 8, or what there is of it.")] = None,
+    residual: Annotated[bool, typer.Option("--residual", help="hidden_size becomes smaller, too, as of a run.")] = False,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="F", help="Everything, for machines.")] = None,
 ) -> None:  # fmt: skip
     """Say what a folder of transformers would lose. No weight is read, nothing is written."""
@@ -22,7 +23,7 @@ def command(
     from slim_model.commands.plan import plan_lines, plan_record, plan_without_weights
 
     check_output_paths(source, [as_json] if as_json else [])
-    plan = plan_without_weights(source, ratio, multiple_of)
+    plan = plan_without_weights(source, ratio, multiple_of, residual=residual)
     typer.echo(harmless("\n".join(plan_lines(plan))))
     if as_json:
         publish(as_json, strict_json(plan_record(plan)))

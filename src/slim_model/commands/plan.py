@@ -7,22 +7,23 @@ from typing import Any
 
 from slim_model.errors import InputError
 from slim_model.folders.meta import plan_of_config
-from slim_model.folders.plan import Plan, in_words, plan_folder
+from slim_model.folders.plan import Plan, plan_folder
 from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.reading.shards import read_json
+from slim_model.folders.sites import where
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
-def plan_without_weights(source: Path, ratio: float, step: int | None = None) -> Plan:
+def plan_without_weights(source: Path, ratio: float, step: int | None = None, *, residual: bool = False) -> Plan:
     """The plan of the folder ``source`` by the headers of its weights; where it has none, or ``source`` is a
     config.json, by that alone. Raises SlimError where there can be no plan."""
     config = source / "config.json" if source.is_dir() else source
     if source.is_dir() and any(file for form in _WEIGHTS for file in source.glob(form)):
-        return plan_folder(open_checkpoint_folder(source), ratio, step)
+        return plan_folder(open_checkpoint_folder(source), ratio, step, residual=residual)
     if not config.is_file():
         raise InputError(f"there is no {config}. Give the folder of a transformers model, or its config.json.")
-    return plan_of_config(read_json(config), ratio, step)
+    return plan_of_config(read_json(config), ratio, step, residual=residual)
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -30,7 +31,7 @@ def plan_lines(plan: Plan) -> list[str]:
     dense, slim = plan.checkpoint.parameters, plan.parameters
     return [
         f"parameters: {dense:,} -> {slim:,} ({1 - slim / dense:.1%} fewer)",
-        *(f"{in_words(name)} in each layer: {units:,} -> {kept:,}" for name, (kept, units) in plan.kept.items()),
+        *(f"{where(name)}: {units:,} -> {kept:,}" for name, (kept, units) in plan.kept.items()),
         "config.json would say: " + ", ".join(f"{key}={value}" for key, value in _changed(plan).items()),
         *plan.notes,
     ]

@@ -1,5 +1,5 @@
 """What stays of a checkpoint -> the dense model that the folder which is written must equal: layers that read nothing
-of what is gone, and no call of layers that are gone."""
+of what is gone, norms over the hidden channels that stay, and no call of layers that are gone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from slim_model.folders.reading.checkpoint import Checkpoint
-from slim_model.folders.running import Loaded, load_folder
+from slim_model.folders.running import Loaded, load_folder, module_at
+from slim_model.folders.stream import narrow
 from slim_model.folders.write import Kept
 
 
@@ -20,7 +21,22 @@ def masked_dense(kept: Kept) -> Loaded:
     layers = layers_of(loaded.model, checkpoint.whole or checkpoint) if checkpoint.gone else {}
     for number in checkpoint.gone:
         layers[number].register_forward_hook(_pass_on, with_kwargs=True)
+    if hidden := kept.plan.hidden:
+        for norm in hidden.norms:
+            path = checkpoint.names.get(norm.weight, norm.weight).removesuffix(".weight")
+            _narrow_within(module_at(loaded.model, path), kept.units[hidden], hidden.units)
     return loaded
+
+
+def _narrow_within(norm: nn.Module, kept: Tensor, units: int) -> None:
+    """Let a norm of the dense model look at the hidden channels ``kept`` alone, and give zeros for the others."""
+
+    def spread(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output.new_zeros((*output.shape[:-1], units)).index_copy(-1, kept, output)
+
+    narrow(norm, kept)
+    norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].index_select(-1, kept),))
+    norm.register_forward_hook(spread)
 
 
 def layers_of(model: Any, checkpoint: Checkpoint) -> dict[int, nn.Module]:

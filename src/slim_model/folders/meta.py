@@ -15,7 +15,7 @@ from slim_model.folders.reading.shards import Stored
 from slim_model.folders.running import class_of, library
 
 
-def plan_of_config(config: Mapping[str, Any], ratio: float, step: int | None = None) -> Plan:
+def plan_of_config(config: Mapping[str, Any], ratio: float, step: int | None = None, *, residual: bool = False) -> Plan:
     """The plan for a config.json as it stands, of a model whose tensors are on the meta device: they have shapes and no
     values. The configuration must name its class, and the class must call its tensors as its files do (all kinds of
     ``FAMILIES`` but ViT and DeiT). Raises InputError where transformers refuses it."""
@@ -35,5 +35,12 @@ def plan_of_config(config: Mapping[str, Any], ratio: float, step: int | None = N
     except Exception as error:  # of a library, on what other people wrote: it fails in many ways
         raise InputError(f"transformers cannot build this configuration: {first_line(error, named=True)}.") from error
     dtype = getattr(said, "dtype", None) or torch.float32
-    tensors = {name: Stored("", tuple(x.shape), dtype) for name, x in model.state_dict(keep_vars=True).items()}
-    return plan_folder(Checkpoint(path, said.to_dict(), family, tensors), ratio, step)
+    tensors = {name: Stored("", tuple(x.shape), dtype) for name, x in _once(model).items()}
+    return plan_folder(Checkpoint(path, said.to_dict(), family, tensors), ratio, step, residual=residual)
+
+
+def _once(model: Any) -> dict[str, Any]:
+    """The tensors of a file: one that has several names under the first."""
+    seen: dict[int, str] = {}
+    named = model.state_dict(keep_vars=True)
+    return {name: x for name, x in named.items() if seen.setdefault(id(x), name) == name}

@@ -37,3 +37,14 @@ def refit(
     if bias is not None:
         bias = (bias.double() + lost @ (mean[gone] - guess)).to(bias.dtype)
     return result.to(weight.dtype), bias
+
+
+def rescale(weight: Tensor, kept: Tensor, moments: Covariances) -> float:
+    """The factor ``f`` for which ``f W_K z`` is nearest to ``W (d + z)``, of ``weight (output, input)`` W that cannot
+    be refitted; ``moments`` are those of d, of all inputs, and of z, of the ``kept``, side by side. Where z is half of
+    what all inputs were, d is as much, and f is 2."""
+    spread = moments.scatter / moments.count + moments.mean[:, None] * moments.mean
+    of_d = weight.shape[1]
+    products = weight[:, kept].double().T @ weight.double()
+    lost = (products * spread[of_d:, :of_d]).sum()
+    return float(1 + lost / (products[:, kept] * spread[of_d:, of_d:]).sum())

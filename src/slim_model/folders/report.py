@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from slim_model.folders.plan import in_words
+from slim_model.folders.finetune import Trained
+from slim_model.folders.sites import where
 from slim_model.folders.slim_folder import SlimFolder
 from slim_model.ranking.criteria import ranking_of
 from slim_model.version import __version__
@@ -37,21 +38,35 @@ def report_of(result: SlimFolder, seconds: float) -> dict[str, Any]:
         "slim": {"params": plan.parameters},
         "widths": {name: {"kept": kept, "of": units} for name, (kept, units) in plan.kept.items()},
         **layers,
+        "norms": [norm.weight.removesuffix(".weight") for norm in plan.hidden.norms] if plan.hidden else [],
         "config": {k: v for k, v in plan.config.items() if whole.config.get(k) != v},
         "perplexity": result.perplexity,
-        "proof": {"masked_max_rel_error": result.proof.error, "samples": result.proof.samples},
+        "finetune": _training(result.trained),
+        "proof": {
+            "masked_max_rel_error": result.proof.error,
+            "samples": result.proof.samples,
+            **({"trained_max_rel_error": result.trained.error} if result.trained else {}),
+        },
         "notes": list(plan.notes),
         "seconds": round(seconds, 3),
     }
+
+
+def _training(trained: Trained | None) -> dict[str, Any] | None:
+    if trained is None:
+        return None
+    return {**trained.settings, "losses": list(trained.losses), "chosen_epoch": trained.chosen}
 
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report for people, a fact a line."""
     dense, slim = report["dense"]["params"], report["slim"]["params"]
     said = [f"parameters: {dense:,} -> {slim:,} ({1 - slim / dense:.1%} fewer)"]
-    said += [
-        f"{in_words(name)} in each layer: {row['of']:,} -> {row['kept']:,}" for name, row in report["widths"].items()
-    ]
+    said += [f"{where(name)}: {row['of']:,} -> {row['kept']:,}" for name, row in report["widths"].items()]
+    if norms := report["norms"]:
+        said.append(
+            f"{len(norms)} norms take their statistic over the kept hidden channels, as the masked dense model does"
+        )
     if layers := report.get("layers"):
         said.append(f"without layers {', '.join(map(str, layers['gone']))} (from 0) of {layers['of']}")
     if report["perplexity"]:
@@ -59,6 +74,13 @@ def lines(report: dict[str, Any]) -> list[str]:
         said.append(f"perplexity on text held out: {steps}")
     error = report["proof"]["masked_max_rel_error"]
     said.append(f"loaded again by transformers, it differs from the masked dense model by {error:.0e}")
+    if training := report["finetune"]:
+        losses, chosen = training["losses"], training["chosen_epoch"]
+        said.append(
+            f"fine-tuned with the dense model as teacher: loss on samples kept apart {losses[0]:.4f} -> "
+            f"{losses[chosen]:.4f}, epoch {chosen} of {len(losses) - 1}; loaded again, it differs from the trained "
+            f"model by {report['proof']['trained_max_rel_error']:.0e}"
+        )
     return said + report["notes"]
 
 
@@ -71,5 +93,6 @@ def card(report: dict[str, Any]) -> str:
     return (
         f"\n\n## Made smaller\n\nMade from {source['name']} (sha256 {source['sha256'][:16]}) by slim-model "
         f"{report['version']}, ratio {report['ratio']:g}. {how}, recovery: {report['recover']}. "
-        f"It was not trained afterwards.\n\n{rows}\n"
+        f"{'Then it learned from the dense model.' if report['finetune'] else 'It was not trained afterwards.'}"
+        f"\n\n{rows}\n"
     )

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from slim_model.errors import InputError, first_line
-from slim_model.folders.plan import Site
 from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.reading.shards import are_pickled
+from slim_model.folders.sites import Site
 from slim_model.ranking.evidence.moments import Covariances, Variances
 
 _WHOLE = 1 << 30  # bytes of a model in float32 up to which it is turned into float32 as a whole
@@ -182,24 +182,32 @@ def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([found[name] for name in names]).float()
 
 
-Visit = Callable[[Site, Covariances | None, Variances], None]
+Visit = Callable[[Covariances | None, Variances], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A ``module``, ``values (row, value)`` made of what goes in and what comes out, and who is to ``visit`` as soon as
+    all samples have passed, with the covariances of these values where they are asked for, and their variances."""
+
+    module: nn.Module
+    values: Callable[[Tensor, Tensor], Tensor]
+    visit: Visit
 
 
 @torch.no_grad()
-def watch(model: Any, sites: Sequence[Site], samples: Tensor, visit: Visit, *, pairs: bool) -> None:
-    """Run ``samples``, tokens ``(sequence, position)`` or pictures, through the model; ``visit`` each site as soon as
-    its reading layer has read them all, with their variances, and covariances where ``pairs`` are asked for. All
+def watch(model: Any, points: Sequence[Point], samples: Tensor, *, pairs: bool) -> None:
+    """Run ``samples``, tokens ``(sequence, position)`` or pictures, through the model, past the ``points``. All
     sequences go through together where they fit, so that one layer's statistics are held at a time."""
-    modules = dict(model.named_modules())
     rows = math.inf if samples.is_floating_point() else samples.numel()  # of a picture only the model knows
-    held: dict[Site, tuple[Covariances | None, Variances]] = {}
+    held: dict[int, tuple[Covariances | None, Variances]] = {}
     handles = [
-        _reader(modules, site).register_forward_pre_hook(_watcher(site, rows, visit, held, pairs=pairs))
-        for site in sites
+        point.module.register_forward_hook(_watcher(number, point, rows, held, pairs=pairs))
+        for number, point in enumerate(points)
     ]
     run_through(model, samples, handles)
-    for site, (together, alone) in held.items():
-        visit(site, together, alone)
+    for number, found in held.items():
+        points[number].visit(*found)
 
 
 def run_through(model: Any, samples: Tensor, handles: Iterable[RemovableHandle]) -> None:
@@ -214,29 +222,39 @@ def run_through(model: Any, samples: Tensor, handles: Iterable[RemovableHandle])
             handle.remove()
 
 
-def _reader(modules: Mapping[str, nn.Module], site: Site) -> nn.Module:
-    end = f".{site.layer}.{site.cut.module or site.cut.reads}"
-    found = [module for name, module in modules.items() if f".{name}".endswith(end)]
+def what_is_read(model: Any, site: Site, visit: Visit) -> Point:
+    """The point at which the reading layer of ``site`` takes in its inputs."""
+    return Point(module_at(model, f"{site.layer}.{site.cut.module or site.cut.reads}"), lambda x, y: x, visit)
+
+
+def module_at(model: Any, path: str) -> nn.Module:
+    """The module whose name ends with ``path``, or is its end, as in a model that has no head. Raises InputError where
+    there is none, or there are several."""
+    found = [module for name, module in model.named_modules() if name and _meet(name, path)]
     if len(found) != 1:
-        raise InputError(f"this version of transformers has no single layer {end[1:]}. Take one it was tested with: 5.")
+        raise InputError(f"this version of transformers has no single layer {path}. Take one it was tested with: 5.")
     return found[0]
 
 
+def _meet(name: str, path: str) -> bool:
+    return f".{name}".endswith(f".{path}") or f".{path}".endswith(f".{name}")
+
+
 def _watcher(
-    site: Site, rows: float, visit: Visit, held: dict[Site, tuple[Covariances | None, Variances]], *, pairs: bool
+    number: int, point: Point, rows: float, held: dict[int, tuple[Covariances | None, Variances]], *, pairs: bool
 ) -> Callable[..., None]:
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        together, alone = _moments(inputs[0].flatten(0, -2), pairs=pairs)
-        if site in held:
-            earlier, variances = held.pop(site)
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        together, alone = _moments(point.values(inputs[0], output).flatten(0, -2), pairs=pairs)
+        if number in held:
+            earlier, variances = held.pop(number)
             alone = variances.merge(alone)
             together = earlier.merge(together) if earlier and together else None
         if alone.count >= rows:
-            visit(site, together, alone)
+            point.visit(together, alone)
         else:
-            held[site] = together, alone
+            held[number] = together, alone
 
-    return before
+    return after
 
 
 def _moments(x: Tensor, *, pairs: bool) -> tuple[Covariances | None, Variances]:

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from slim_model.errors import InputError
 from slim_model.folders.choose import check_ranking, kept_units
 from slim_model.folders.depth import check_depth, shallower
+from slim_model.folders.finetune import Trained, check_logits, check_training, finetune_folder
+from slim_model.folders.hidden import Hidden, Norm
 from slim_model.folders.masked import masked_dense
-from slim_model.folders.plan import Plan, Site, plan_folder
+from slim_model.folders.plan import Plan, plan_folder
 from slim_model.folders.prove import FolderProof, prove_folder
 from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.refit import refit
-from slim_model.folders.running import in_float32, inputs_of, load_folder, longest, perplexity, products_in, watch
+from slim_model.folders.running import (
+    Point,
+    in_float32,
+    inputs_of,
+    load_folder,
+    longest,
+    perplexity,
+    products_in,
+    watch,
+    what_is_read,
+)
+from slim_model.folders.sites import Site
+from slim_model.folders.stream import hidden_by_data, hidden_by_weights, norm_points, refit_points
 from slim_model.folders.tokens import SAMPLES, Tokens, read_pictures, read_tokens
 from slim_model.folders.write import Kept, write_folder
 from slim_model.progress import Progress, say_nothing
@@ -34,6 +50,12 @@ _HEEDED = {
     "seed",
     "bench",
     "depth",
+    "residual",
+    "finetune",
+    "optimizer",
+    "lr",
+    "temperature",
+    "precision",
     "mean",
     "std",
     "batch",
@@ -55,7 +77,7 @@ def decided(recipe: Recipe) -> Recipe:
 @dataclass(frozen=True, slots=True)
 class SlimFolder:
     """What was done, with the ``recipe`` as it was used. ``perplexity``: of the text held out, by step; empty without
-    text, or of a model that predicts no next word."""
+    text, or of a model that predicts no next word. ``trained``: what fine-tuning did, if it was asked for."""
 
     plan: Plan
     recipe: Recipe
@@ -63,6 +85,7 @@ class SlimFolder:
     level: str
     perplexity: dict[str, float]
     text: Tokens | None
+    trained: Trained | None = None
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -81,12 +104,14 @@ def check_recipe(recipe: Recipe) -> None:
 def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: Progress = say_nothing) -> SlimFolder:
     """Fill the empty folder ``place`` with ``checkpoint`` made smaller. Raises SlimError where that cannot be."""
     step = None if recipe.budget.multiple_of == "auto" else int(recipe.budget.multiple_of)
-    plan = plan_folder(checkpoint, recipe.budget.share_removed, step)
+    widths = partial(plan_folder, ratio=recipe.budget.share_removed, step=step, residual=recipe.budget.residual)
+    plan = widths(checkpoint)
     recipe = decided(recipe)
     level = recipe.recovery.recover or "none"
     _check_level(plan, level)
     if recipe.budget.depth:
         check_depth(checkpoint, recipe.budget.depth, has_data=recipe.data.data is not None)
+    check_training(plan, recipe)
     text, seen = None, dict[str, float]()
     # With text the dense model runs, and each layer is ranked and refitted as soon as it has read all of it.
     if recipe.data.data is not None:
@@ -94,11 +119,12 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
         dense = load_folder(checkpoint.path, checkpoint.dtype).model
         text = _read(checkpoint, dense, recipe)
         with in_float32(dense), products_in(checkpoint.dtype):
+            check_logits(dense, recipe)
             seen |= _measured("dense", dense, text)
             if recipe.budget.depth:
                 progress("choosing layers")
                 checkpoint = shallower(checkpoint, dense, text.fit, recipe.budget.depth)
-                plan = plan_folder(checkpoint, recipe.budget.share_removed, step)
+                plan = widths(checkpoint)
         if checkpoint.gone:
             tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
             dense = load_folder(checkpoint.path, checkpoint.dtype, tensors, checkpoint.config).model
@@ -121,7 +147,11 @@ def slim_folder(checkpoint: Checkpoint, place: Path, recipe: Recipe, progress: P
                 seen.update(_measured("refitted" if kept.refitted else "cut", small, text))
 
     proof = prove_folder(kept, place, recipe.seed, measure)
-    return SlimFolder(plan, recipe, proof, level, seen, text)
+    trained = None
+    if recipe.training.finetune and text:
+        trained = finetune_folder(plan, place, text.fit, recipe, progress)
+        seen |= _measured("trained", load_folder(place, torch.float32).model, text)
+    return SlimFolder(plan, recipe, proof, level, seen, text, trained)
 
 
 def _read(checkpoint: Checkpoint, dense: Any, recipe: Recipe) -> Tokens:
@@ -148,30 +178,42 @@ def _check_level(plan: Plan, level: str) -> None:
 
 def _kept_by_weights(plan: Plan, recipe: Recipe, progress: Progress) -> Kept:
     ranking = ranking_of(recipe.ranking.ranked_by)
-    units = {}
+    units = dict[Site | Hidden, Tensor]()
     for number, site in enumerate(plan.sites):
         progress(f"ranking {number + 1} of {len(plan.sites)}")
-        count = plan.kept[site.cut.name][0]
+        count = plan.kept[site.name][0]
         units[site] = kept_units(plan.checkpoint, site, count, ranking, recipe.seed + number, {})
+    if hidden := plan.hidden:
+        progress("ranking hidden channels")
+        count = plan.kept[hidden.name][0]
+        units[hidden] = hidden_by_weights(plan.checkpoint, hidden, count, ranking, recipe.seed + len(plan.sites))
     return Kept(plan, units)
 
 
 def _kept_by_data(plan: Plan, dense: Any, text: Tokens, recipe: Recipe, level: str, progress: Progress) -> Kept:
     ranking: Ranking = ranking_of(recipe.ranking.ranked_by)
-    units, refitted = dict[Site, Tensor](), dict[str, Tensor]()
+    units, refitted, points = dict[Site | Hidden, Tensor](), dict[str, Tensor](), list[Point]()
+    # Hidden channels are those of all layers: they are ranked ahead, so that one more run can refit each layer.
+    if hidden := plan.hidden:
+        progress("ranking hidden channels")
+        seen, count = dict[Norm, Variances](), plan.kept[hidden.name][0]
+        watch(dense, norm_points(dense, hidden, seen), text.fit, pairs=False)
+        seed = recipe.seed + len(plan.sites)
+        units[hidden] = hidden_by_data(plan.checkpoint, hidden, count, ranking, seed, seen)
+        if level != "none":
+            points += refit_points(dense, plan.checkpoint, hidden, units[hidden], level, refitted)
 
-    def visit(site: Site, pairs: Covariances | None, alone: Variances) -> None:
-        number = len(units)
+    def visit(number: int, site: Site, pairs: Covariances | None, alone: Variances) -> None:
         progress(f"ranking {number + 1} of {len(plan.sites)}")
         held = {"moments": alone, "covariance": pairs}
         statistics = {name: held[name] for name in ranking.statistics}
-        count = plan.kept[site.cut.name][0]
+        count = plan.kept[site.name][0]
         units[site] = kept_units(plan.checkpoint, site, count, ranking, recipe.seed + number, statistics)
         if level != "none" and (pairs or site.bias):
             refitted.update(_refitted(plan.checkpoint, site, units[site], pairs, alone, level))
 
-    wanted = level == "affine" or "covariance" in ranking.statistics
-    watch(dense, plan.sites, text.fit, visit, pairs=wanted)
+    points += [what_is_read(dense, site, partial(visit, number, site)) for number, site in enumerate(plan.sites)]
+    watch(dense, points, text.fit, pairs=level == "affine" or "covariance" in ranking.statistics)
     return Kept(plan, units, refitted)
 
 

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from slim_model.atomic_write import reason
 from slim_model.errors import InputError
-from slim_model.folders.plan import Plan, Site
+from slim_model.folders.hidden import Hidden
+from slim_model.folders.plan import Plan
 from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.reading.shards import INDEX, written_as
+from slim_model.folders.sites import Site
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
 """Tokenizer, generation and preprocessor files; code and other forms of the weights are left."""
@@ -29,35 +31,43 @@ _OWN = ("config.json", INDEX)
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Which units of each site stay, and tensors that have new values as well: those of reading layers, refitted."""
+    """Which units of each site, and which hidden channels stay, and tensors that have new values as well: weights of
+    layers that read, refitted and cut where they read; biases and norms whole."""
 
     plan: Plan
-    units: Mapping[Site, Tensor]
+    units: Mapping[Site | Hidden, Tensor]
     refitted: Mapping[str, Tensor] = field(default_factory=dict)
 
     def read(self, name: str) -> Tensor:
         """The tensor as it is written."""
+        tensor = self._read_less(name)
+        for part, units in self.units.items():
+            for axis in (*part.makes, *part.holds):
+                if axis.tensor == name:
+                    tensor = tensor.index_select(axis.axis, axis.positions(units, part.units))
+        return tensor.contiguous()
+
+    def _read_less(self, name: str) -> Tensor:
+        """The tensor, refitted, without what it does not read any more."""
         if name in self.refitted:
             return self.refitted[name]
         tensor = self.plan.checkpoint.read(name)
-        for site, units in self.units.items():
-            for axis in site.axes:
+        for part, units in self.units.items():
+            for axis in part.readings:
                 if axis.tensor == name:
-                    tensor = tensor.index_select(axis.axis, axis.positions(units, site.units))
-        return tensor.contiguous()
+                    tensor = tensor.index_select(axis.axis, axis.positions(units, part.units))
+        return tensor
 
     def masked(self) -> dict[str, Tensor]:
         """The dense checkpoint in which the layers that read are those written, with zeros for what is gone; whole
         layers that are gone as they were."""
         checkpoint = self.plan.checkpoint
-        tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
-        for site, units in self.units.items():
-            reads = site.reads
-            positions = reads.positions(units, site.units)
-            zeros = torch.zeros_like(tensors[reads.tensor])
-            tensors[reads.tensor] = zeros.index_copy(reads.axis, positions, self.read(reads.tensor))
-            if site.bias:
-                tensors[site.bias] = self.read(site.bias)
+        tensors = {name: self.refitted.get(name, checkpoint.read(name)) for name in checkpoint.tensors}
+        for part, units in self.units.items():
+            for axis in part.readings:
+                zeros = torch.zeros(checkpoint.tensors[axis.tensor].shape, dtype=checkpoint.tensors[axis.tensor].dtype)
+                positions = axis.positions(units, part.units)
+                tensors[axis.tensor] = zeros.index_copy(axis.axis, positions, self._read_less(axis.tensor))
         if checkpoint.whole is None:
             return tensors
         named = {checkpoint.names[name]: tensor for name, tensor in tensors.items()}

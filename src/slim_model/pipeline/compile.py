@@ -83,6 +83,8 @@ def compile_model(
     recipe = recipe.decided()
     if recipe.budget.depth:
         raise InputError("--depth takes whole layers where a folder is written, and goes nowhere else. Leave it out.")
+    if recipe.budget.residual:
+        raise InputError("--residual is for folders; elsewhere hidden channels go without it. Leave it out.")
     known = known or Known()
     traced = partial(capture, model, inputs, recipe.tracing, program=program)
     dense = graph or known.once("graph", recipe.tracing, traced)  # one ATen graph, checked on the inputs

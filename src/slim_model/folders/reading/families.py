@@ -41,12 +41,25 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """Who touches the residual stream, whose channels are ``hidden_size``. ``norms``: of each layer, with the linear
+    layers that read them; ``writes``: the linear layers whose outputs are added; ``embedding`` and ``last``, the norm
+    behind all layers, stand outside of these. What reads that one is a head, whatever its name."""
+
+    norms: tuple[tuple[str, tuple[str, ...]], ...]
+    writes: tuple[str, ...]
+    embedding: str = "embed_tokens"
+    last: str = "norm"
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """``head_width``: what the configuration's ``head_dim`` is where it is left out; None: the hidden size by the
     number of heads. ``whole_multiple``: the configuration refuses heads whose number does not divide the hidden size.
     ``transposed``: weights lie as (input, output). ``unsaid``: why there is no cut of heads. ``depth``: the key of the
     number of layers; ``per_layer``: keys of lists with one entry for each layer; ``first_stays``: the first layer is
-    unlike the others. No ``cuts``: the configuration can say no width; ``unsaid`` says why, ``instead`` what to do."""
+    unlike the others. No ``cuts``: the configuration can say no width; ``unsaid`` says why, ``instead`` what to do.
+    ``stream``: who has the hidden channels; None: ``hidden_size`` stays, as ``fixed`` says, or ``unsaid``."""
 
     cuts: tuple[Cut, ...]
     head_width: int | None = None
@@ -56,6 +69,8 @@ class Family:
     depth: str = "num_hidden_layers"
     per_layer: tuple[str, ...] = ("layer_types",)
     first_stays: bool = False
+    stream: Stream | None = None
+    fixed: str = ""
     instead: str = "Give OUT.onnx instead of a folder, where any width can go"
 
 
@@ -87,6 +102,12 @@ _WIDTH_OF_HEADS = "the configuration has no width of heads: it is the hidden siz
 _GATED = _mlp("layers", "intermediate_size", "mlp.gate_proj mlp.up_proj", "mlp.down_proj")
 _QKV = "self_attn.q_proj=q self_attn.k_proj=k self_attn.v_proj=v"
 _GROUPS = _heads("layers", _QKV, "self_attn.o_proj")
+_QUERIES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_STREAM = Stream(
+    (("input_layernorm", _QUERIES), ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"))),
+    ("self_attn.o_proj", "mlp.down_proj"),
+)
+_ROOT = "its embedding is multiplied by the square root of hidden_size"
 _BERT = Family(
     (_mlp("encoder.layer", "intermediate_size", "intermediate.dense", "output.dense"),), unsaid=_WIDTH_OF_HEADS
 )
@@ -106,25 +127,32 @@ _BY_RATIO = Family(
 _BY_STAGE = Family((), unsaid="the configuration has no number of MLP channels: they are 4 times those of their stage")
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family((_GATED, _GROUPS), whole_multiple=True),
-    "mistral": Family((_GATED, _GROUPS)),
-    "qwen2": Family((_GATED, _GROUPS)),
-    "qwen3": Family((_GATED, _GROUPS), head_width=128),
-    "smollm3": Family((_GATED, _GROUPS), per_layer=("layer_types", "no_rope_layers")),
-    "granite": Family((_GATED, _GROUPS)),
-    "gemma": Family((_GATED, _GROUPS), head_width=256),
-    "gemma2": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True),
-    "gemma3_text": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True),
+    "llama": Family((_GATED, _GROUPS), whole_multiple=True, stream=_STREAM),
+    "mistral": Family((_GATED, _GROUPS), stream=_STREAM),
+    "qwen2": Family((_GATED, _GROUPS), stream=_STREAM),
+    "qwen3": Family((_GATED, _GROUPS), head_width=128, stream=_STREAM),
+    "smollm3": Family((_GATED, _GROUPS), per_layer=("layer_types", "no_rope_layers"), stream=_STREAM),
+    "granite": Family((_GATED, _GROUPS), stream=_STREAM),
+    "gemma": Family((_GATED, _GROUPS), head_width=256, fixed=_ROOT),
+    "gemma2": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True, fixed=_ROOT),
+    "gemma3_text": Family((_GATED, _GROUPS), head_width=256, whole_multiple=True, fixed=_ROOT),
     "phi": Family(
         (
             _mlp("layers", "intermediate_size", "mlp.fc1", "mlp.fc2"),
             _heads("layers", _QKV, "self_attn.dense"),
+        ),
+        stream=Stream(
+            (("input_layernorm", (*_QUERIES, "mlp.fc1")),), ("self_attn.dense", "mlp.fc2"), last="final_layernorm"
         ),
     ),
     "phi3": Family(
         (
             _mlp("layers", "intermediate_size", "mlp.gate_up_proj*2", "mlp.down_proj"),
             _heads("layers", "self_attn.qkv_proj=qkv", "self_attn.o_proj"),
+        ),
+        stream=Stream(
+            (("input_layernorm", ("self_attn.qkv_proj",)), ("post_attention_layernorm", ("mlp.gate_up_proj",))),
+            ("self_attn.o_proj", "mlp.down_proj"),
         ),
     ),
     "gpt2": Family(
