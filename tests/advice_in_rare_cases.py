@@ -21,7 +21,7 @@ from slim_model.cli.parameters import _values
 from slim_model.data.options import DataOptions
 from slim_model.folders.plan import plan_folder
 from slim_model.folders.reading.checkpoint import family_of, open_checkpoint_folder
-from slim_model.folders.running import _reader, load_folder
+from slim_model.folders.running import load_folder, what_is_read
 from slim_model.folders.tokens import read_tokens
 from slim_model.loading.load import load
 from slim_model.loading.source import SourceOptions
@@ -174,8 +174,8 @@ def _layer(folder: Path, *, found: bool) -> Any:
 
     plan = plan_folder(open_checkpoint_folder(_folder(folder)), 0.5)
     assert __version__.startswith("5.")
-    model = load_folder(plan.checkpoint.path, torch.float32).model
-    return [_reader(dict(model.named_modules()) if found else {}, site) for site in plan.sites]
+    model = load_folder(plan.checkpoint.path, torch.float32).model if found else torch.nn.Module()
+    return [what_is_read(model, site, lambda pairs, alone: None) for site in plan.sites]
 
 
 _WHERE_CODE_IS = (
