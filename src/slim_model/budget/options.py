@@ -79,7 +79,9 @@ class BudgetOptions:
     )
 
     residual: bool = option(
-        False, "Of a folder of transformers: hidden_size becomes smaller, too; it shares --ratio with the MLPs."
+        False,
+        "Of a folder of transformers: hidden_size becomes smaller, too; it shares --ratio with the MLPs.",
+        negatable=False,
     )
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from slim_model.folders.meta import plan_of_config
 from slim_model.folders.plan import Plan, plan_folder
 from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.reading.shards import read_json
-from slim_model.folders.sites import where
+from slim_model.folders.widths.sites import where
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slim_model.errors import InputError
 from slim_model.folders.reading.checkpoint import Checkpoint
-from slim_model.folders.sites import Axis, Site
+from slim_model.folders.widths.sites import Axis, Site
 from slim_model.ranking.criteria import Ranking
 from slim_model.ranking.criteria.slices import LazyTensors, Slices
 from slim_model.ranking.evidence.gather import GroupEvidence, View

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from slim_model.errors import BudgetError, InputError
-from slim_model.folders.hidden import Hidden, hidden_of, shared_widths
 from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.reading.families import Cut, Family
-from slim_model.folders.sites import Site, heads_of, in_words, sites_of, whole_number
+from slim_model.folders.widths.hidden import Hidden, hidden_of, shared_widths
+from slim_model.folders.widths.sites import Site, heads_of, in_words, sites_of, whole_number
 
 STEP = 8
 """Widths are rounded to it where none is asked for: what vector units and matrix units of today take at once."""

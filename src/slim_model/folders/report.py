@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from slim_model.folders.finetune import Trained
-from slim_model.folders.sites import where
 from slim_model.folders.slim_folder import SlimFolder
+from slim_model.folders.widths.sites import where
 from slim_model.ranking.criteria import ranking_of
 from slim_model.version import __version__
 

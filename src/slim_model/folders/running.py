@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from slim_model.errors import InputError, first_line
 from slim_model.folders.reading.checkpoint import open_checkpoint_folder
 from slim_model.folders.reading.shards import are_pickled
-from slim_model.folders.sites import Site
+from slim_model.folders.widths.sites import Site
 from slim_model.ranking.evidence.moments import Covariances, Variances
 
 _WHOLE = 1 << 30  # bytes of a model in float32 up to which it is turned into float32 as a whole

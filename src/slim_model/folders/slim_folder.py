@@ -14,7 +14,6 @@ from slim_model.errors import InputError
 from slim_model.folders.choose import check_ranking, kept_units
 from slim_model.folders.depth import check_depth, shallower
 from slim_model.folders.finetune import Trained, check_logits, check_training, finetune_folder
-from slim_model.folders.hidden import Hidden, Norm
 from slim_model.folders.masked import masked_dense
 from slim_model.folders.plan import Plan, plan_folder
 from slim_model.folders.prove import FolderProof, prove_folder
@@ -31,9 +30,10 @@ from slim_model.folders.running import (
     watch,
     what_is_read,
 )
-from slim_model.folders.sites import Site
 from slim_model.folders.stream import hidden_by_data, hidden_by_weights, norm_points, refit_points
 from slim_model.folders.tokens import SAMPLES, Tokens, read_pictures, read_tokens
+from slim_model.folders.widths.hidden import Hidden, Norm
+from slim_model.folders.widths.sites import Site
 from slim_model.folders.write import Kept, write_folder
 from slim_model.progress import Progress, say_nothing
 from slim_model.ranking.criteria import Ranking, ranking_of

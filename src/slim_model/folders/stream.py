@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from slim_model.errors import InputError
-from slim_model.folders.hidden import Hidden, Norm
 from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.refit import refit, rescale
 from slim_model.folders.running import Point, Visit, module_at
+from slim_model.folders.widths.hidden import Hidden, Norm
 from slim_model.ranking.criteria import Ranking, ranking_of
 from slim_model.ranking.criteria.slices import LazyTensors, Slices
 from slim_model.ranking.evidence.gather import GroupEvidence, View

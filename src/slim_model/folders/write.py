@@ -18,11 +18,11 @@ from torch import Tensor
 
 from slim_model.atomic_write import reason
 from slim_model.errors import InputError
-from slim_model.folders.hidden import Hidden
 from slim_model.folders.plan import Plan
 from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.reading.shards import INDEX, written_as
-from slim_model.folders.sites import Site
+from slim_model.folders.widths.hidden import Hidden
+from slim_model.folders.widths.sites import Site
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
 """Tokenizer, generation and preprocessor files; code and other forms of the weights are left."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from slim_model.errors import InputError
 from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.reading.families import Stream
-from slim_model.folders.sites import Axis, Site, heads_of, whole_number
+from slim_model.folders.widths.sites import Axis, Site, heads_of, whole_number
 
 
 @dataclass(frozen=True, slots=True)
