@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advice_situations import Situation, Small, _finetuned
+from advice_situations import ARCH, Situation, Small, _finetuned, _of_a_script
 from slim_model import slim
 from slim_model.budget.options import BudgetOptions
 from slim_model.cli.parameters import _values
@@ -140,6 +140,12 @@ def _read_in(inside: bool) -> Callable[[Path], Any]:
     return read
 
 
+def _with_code_or_without(folder: Path) -> None:
+    load(_of_a_script(folder), SourceOptions(inputs=["2x6"], trust_pickle=True, code=folder / "train.py"))
+    torch.save(Small().state_dict(), folder / "in.pt")
+    load(folder / "in.pt", SourceOptions(arch=ARCH, inputs=["2x6"]))
+
+
 def _folder(folder: Path) -> Path:
     pytest.importorskip("transformers")
     from tiny_folders import tiny_folder  # it needs transformers
@@ -199,6 +205,9 @@ IN_RARE_CASES: dict[str, Situation] = {
     "leave out --low-rank.": Situation(_factored_wrongly, _slim(Small)),
     "Leave out --hints.": Situation(
         lambda _: _finetuned(hints=1.0, static_batch=True), lambda _: _finetuned(static_batch=True)
+    ),
+    "add --trust-pickle where you made the file yourself, or leave it out.": Situation(
+        lambda folder: SourceOptions(code=folder / "train.py"), _with_code_or_without
     ),
     _WHERE_CODE_IS: Situation(_read_in(False), _read_in(True)),
     "Give the model as a .pt2 file instead:": Situation(
