@@ -183,6 +183,18 @@ def test_a_short_yaml_that_holds_billions_is_refused(key: str, tmp_path: Path) -
         read_job(written(tmp_path, text, "recipe.yaml"))
 
 
+def test_a_password_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that a recipe took a secret for from the environment once stood whole in every report."""
+    text = '[source]\npath = "in.pt"\n[outputs]\nonnx = "o.onnx"\nmlflow = "https://ci:${TOKEN}@host/a@b"'
+    for token, shown in (("s3cr@et", "https://host/a@b"), ("secret", "https://host/a@b")):
+        monkeypatch.setenv("TOKEN", token)
+        job = read_job(written(tmp_path, text))
+        assert token in str(job.outputs.mlflow)
+        sections = sections_of(job, tmp_path)
+        assert sections["outputs"]["mlflow"] == shown
+        assert token not in toml_of(sections)
+
+
 def test_a_path_may_look_like_a_variable(tmp_path: Path) -> None:
     """Two dollars are one, and what is written is read as it was."""
     job = read_job(written(tmp_path, '[source]\npath = "$${A}.pt"\narch = "$${B}.py:net"\n[outputs]\nonnx = "o.onnx"'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from slim_model import distributed
 from slim_model.errors import InputError, SlimError, first_line
 from slim_model.export.to_onnx import external_weights
 from slim_model.recipe_files.job import Job
-from slim_model.recipe_files.write import sections_of
+from slim_model.recipe_files.write import sections_of, without_login
 from slim_model.reporting.headline import figures_for_machines
 from slim_model.reporting.report import Report
 from slim_model.version import __version__
@@ -60,7 +61,10 @@ class _Run:
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
-            raise InputError(f"--mlflow {uri} needs MLflow: pip install mlflow, or mlflow-skinny.") from error
+            raise InputError(
+                f"--mlflow {without_login(uri)} needs MLflow: pip install mlflow, or mlflow-skinny."
+            ) from error
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of the tables that it makes
         try:
             client = MlflowClient(tracking_uri=uri)
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
@@ -69,7 +73,7 @@ class _Run:
             tags = {"slim_model_version": __version__, "source": job.source.path.name}
             number = client.create_run(experiment, tags=tags, run_name=job.target.stem).info.run_id
         except Exception as error:  # its own exceptions, and those of the network
-            raise InputError(f"--mlflow {uri}: MLflow says: {first_line(error)}") from error
+            raise InputError(f"--mlflow {without_login(uri)}: MLflow says: {first_line(error)}") from error
         return cls(client, number)
 
     def finish(self, job: Job, reports: list[Report], status: str, error: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,23 @@ def sections_of_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def sections_of(job: Job, folder: Path) -> dict[str, Any]:
     """As ``sections_of_recipe``, with ``source`` and ``outputs``. Paths below ``folder``, where the file will lie, are
-    relative to it; others are whole."""
+    relative to it; others are whole. Of the address of MLflow the name and password are left out."""
     groups = {name: getattr(job.recipe, name) for name in GROUPS}
     groups = {"source": job.source.options, **groups, "outputs": job.outputs}
     sections = {name: _options(groups[name], folder) for name in SECTIONS}
     sections["source"] = {"path": _place(job.source.path, folder)} | sections["source"]
     sections["outputs"] = {"onnx": _place(job.target, folder)} | sections["outputs"]
+    sections["outputs"]["mlflow"] = without_login(sections["outputs"]["mlflow"])
     return {"seed": job.recipe.seed} | sections
+
+
+def without_login(address: str | None) -> str | None:
+    """``address`` as others may read it.
+
+    >>> without_login("https://ci:secret@host:5000/a"), without_login("sqlite:////tmp/ml.db")
+    ('https://host:5000/a', 'sqlite:////tmp/ml.db')
+    """
+    return address and re.sub(r"(?<=://)[^/]*@", "", address)
 
 
 def toml_of(sections: Mapping[str, Any]) -> str:
