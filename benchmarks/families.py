@@ -179,12 +179,12 @@ def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("# What each family gave", "", *(__doc__ or "").partition("from the .json\n\n")[2].splitlines(), "")
-    yield "Size and latency are shares of the dense file's; *faster* has its 95 % interval. Accuracy in %."
+    yield "Accuracy in %; *faster*: times the dense file's speed, with its 95 % interval; size is a share of that file's."
     yield from ("", "| net | family | accuracy | dense | faster | size | multiply-adds | layers factored | int8 |")
     yield "|---|---|---|---|---|---|---|---|---|"
     yield from (_line(row) for row in rows)
-    missing = [f"{name} ({family})" for name in CASES for family in FAMILIES if not _has(rows, name, family)]
-    yield from ("", f"Not run yet: {', '.join(missing)}." if missing else "", "")
+    missing = [name for name in CASES if not all(_has(rows, name, family) for family in FAMILIES)]
+    yield from ("", f"Not run yet, or in part: {', '.join(missing)}." if missing else "", "")
     yield from (f"- {line}" for line in dict.fromkeys(map(summary, rows)))
 
 
