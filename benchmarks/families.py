@@ -179,7 +179,7 @@ def write_rows(path: Path, rows: dict[Key, dict[str, Any]]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("# What each family gave", "", *(__doc__ or "").partition("from the .json\n\n")[2].splitlines(), "")
-    yield "Accuracy in %; *faster*: times the dense file's speed, with its 95 % interval; size is a share of that file's."
+    yield "Accuracy in %; *faster*: times the dense file's speed, with its 95 % interval; size: a share of that file's."
     yield from ("", "| net | family | accuracy | dense | faster | size | multiply-adds | layers factored | int8 |")
     yield "|---|---|---|---|---|---|---|---|---|"
     yield from (_line(row) for row in rows)
