@@ -161,6 +161,15 @@ def test_options_that_mean_nothing_for_a_folder(options: dict, message: str, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tokenizer_without_words_is_refused(tmp_path: Path) -> None:
+    """Of a BERT without vocab.txt transformers makes a tokenizer that knows no word."""
+    folder = tiny_folder("bert", tmp_path, layers=1)
+    (tmp_path / "text").write_text("all work and no play " * 200)
+    with pytest.raises(SlimError, match=r"the tokenizer of .* cannot be used"):
+        run_folder_job(job_of({"data": f"text:{tmp_path / 'text'}"}, folder, tmp_path / "out"), say_nothing)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     folder = tiny_folder("llama", tmp_path, layers=1)
     (tmp_path / "full").mkdir()

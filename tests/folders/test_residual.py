@@ -222,6 +222,18 @@ def test_the_plan_of_a_configuration_counts_a_tied_head_once(
     assert {key: done[key] for key in plans[0]} == plans[0]
 
 
+def test_biases_behind_a_norm_take_what_went(tmp_path: Path) -> None:
+    """Of a Phi of which hidden channels go alone."""
+    folder = tiny_folder("phi", tmp_path, layers=1)
+    data = ("--data", f"text:{_text(tmp_path)},tokenizer=bytes,length=32", "--samples", "16", "--quiet")
+    assert _run(folder, tmp_path / "out", "--recover", "bias", *data)["widths"].keys() == {"hidden"}
+    _run(folder, tmp_path / "plain", "--recover", "none", *data)
+    out, plain = (open_checkpoint_folder(tmp_path / name) for name in ("out", "plain"))
+    changed = {name for name in plain.tensors if not torch.equal(out.read(name), plain.read(name))}
+    behind = {f"model.layers.0.{name}.bias" for name in ("mlp.fc1", *(f"self_attn.{x}_proj" for x in "qkv"))}
+    assert changed == behind | {"lm_head.bias"}
+
+
 def test_hidden_channels_are_for_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_folder("llama", tmp_path, layers=1)
     assert run([str(folder), str(tmp_path / "out.onnx"), "--residual"]) == 2

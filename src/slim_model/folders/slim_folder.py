@@ -169,7 +169,8 @@ def _read(checkpoint: Checkpoint, dense: Any, recipe: Recipe) -> Tokens:
 
 
 def _check_level(plan: Plan, level: str) -> None:
-    if level == "bias" and not any(site.bias for site in plan.sites):
+    readers = (axis.tensor.removesuffix("weight") for part in plan.parts for axis in part.readings)
+    if level == "bias" and not any(f"{reader}bias" in plan.checkpoint.tensors for reader in readers):
         raise InputError(
             f"--recover bias needs biases, and the reading layers of a {plan.checkpoint.config['model_type']} have "
             "none. Give --recover affine, or none."

@@ -70,7 +70,11 @@ def _by_own_tokenizer(checkpoint: Checkpoint, text: str) -> Tensor:
         tokenizer = library().AutoTokenizer.from_pretrained(
             checkpoint.path, trust_remote_code=False, local_files_only=True
         )
-        return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        numbers = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        # Of a folder without vocabulary transformers makes a tokenizer to which all words are one.
+        if len(numbers) > 1 and bool((numbers == numbers[0]).all()):
+            raise ValueError("all words of the text are one token to it")
+        return numbers
     except Exception as error:  # of a library, on files of other people: it fails in many ways
         raise InputError(
             f"the tokenizer of {checkpoint.path} cannot be used ({first_line(error, named=True)}). Put its files into "
