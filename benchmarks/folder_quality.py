@@ -126,11 +126,14 @@ def train_llama() -> None:
 
 
 def quality_cases() -> Iterator[Case]:
-    """By ratio, criterion and recovery; then Torch-Pruning's recipe."""
+    """By ratio, criterion and recovery; with hidden channels; then Torch-Pruning's recipe."""
     for ratio in RATIOS:
         for criterion, recover in _WAYS:
             key = {"ratio": ratio, "criterion": criterion, "recover": recover}
             yield key, lambda key=key: _llama_cut(**key)
+    for ratio in RATIOS[1:]:
+        key = {"ratio": ratio, "criterion": "power --residual", "recover": "affine"}
+        yield key, lambda key=key: _llama_cut(**key)
     for ratio in RATIOS:
         for way in ("torch-pruning", "torch-pruning, as many parameters"):
             yield {"ratio": ratio, "criterion": way, "recover": "none"}, lambda way=way, ratio=ratio: _peer(ratio, way)
@@ -147,8 +150,9 @@ def _review_data() -> Iterator[str]:
 def _llama_cut(ratio: float, criterion: str, recover: str) -> Row:
     train_llama()
     with _review_data() as data:
-        how = ("--recover", recover, "--samples", str(_SEQUENCES), "--data", data)
-        with _slim(LLAMA, ratio, criterion, *how) as (report, _):
+        name, *more = criterion.split()
+        how = (*more, "--recover", recover, "--samples", str(_SEQUENCES), "--data", data)
+        with _slim(LLAMA, ratio, name, *how) as (report, _):
             seen = report["perplexity"]
             return {
                 "dense": seen["dense"],

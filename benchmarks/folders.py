@@ -150,9 +150,9 @@ def _quality_lines(rows: list[Row]) -> list[str]:
         "## What is left of a trained Llama",
         "",
         "1.2 million parameters, bytes of film reviews. Perplexity of a byte on reviews that it has not seen: dense "
-        f"{rows[0]['dense']:.2f}. Nothing was trained after the cut. Torch-Pruning's recipe for language models takes "
-        "hidden channels, MLP channels and heads at one ratio: once at ours, and once at the ratio that leaves as many "
-        "parameters as `l1` does.",
+        f"{rows[0]['dense']:.2f}. Nothing was trained after the cut. `--residual` takes hidden channels in place of "
+        "key-value groups. Torch-Pruning's recipe for language models takes hidden channels, MLP channels and heads at "
+        "one ratio: once at ours, and once at the ratio that leaves as many parameters as `l1` does.",
         "",
         "| ratio | parameters left | criterion | cut | refitted by least squares |",
         "|---|---|---|---|---|",
@@ -178,7 +178,7 @@ def _encoder_lines(rows: list[Row]) -> list[str]:
         "| ratio of MLP channels | parameters left | criterion | recovery | perplexity | right |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["ratio"]):
         how = f"`{row['criterion']}` | {row['recover']} | {row['slim']['perplexity']:.3f}"
         left = row["params"][1] / row["params"][0]
         lines.append(f"| {row['ratio']:g} | {left:.0%} | {how} | {row['slim']['accuracy']:.1%} |")
