@@ -70,7 +70,9 @@ def test_the_action_puts_the_figures_on_the_page(tmp_path: Path) -> None:
 def test_the_action_says_why_it_failed(tmp_path: Path) -> None:
     ran = step("Slim", tmp_path, recipe="none.toml", options="")
     assert ran.returncode == 2
-    assert "none.toml: exit code 2" in (tmp_path / "page.md").read_text()
+    page = (tmp_path / "page.md").read_text()
+    assert "none.toml: exit code 2" in page
+    assert "error: cannot read none.toml" in page
 
 
 def test_the_snippets_use_what_there_is() -> None:
