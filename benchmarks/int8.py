@@ -133,9 +133,7 @@ def measured(name: str, cut: float, threads: int, test_samples: int) -> dict[str
 
 
 def _pruned(model: nn.Module, dense: Graph, inputs: Tensor, cut: float) -> Graph:
-    recipe = Recipe.of(
-        ratio=cut, of="macs", data=Divided((inputs,)), samples=len(inputs), allocate="uniform", recover="full"
-    )
+    recipe = Recipe.of(ratio=cut, of="macs", data=Divided((inputs,)), samples=len(inputs))
     return compile_model(model, (inputs[:2],), recipe, graph=dense).small
 
 
