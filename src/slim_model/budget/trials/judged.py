@@ -9,7 +9,7 @@ is taken is never worse than it there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,21 +93,39 @@ def best_plan(
         kind: replace(task, goal=replace(task.goal, allocation=allocation_of(name)))
         for kind, name in _SHARED_OUT.items()
     }
+    plans, judge = dict[bytes, _Tried](), _Judge(task, data, Referee(graph, held_out))
+    refused = list[BudgetError]()
+
+    def tried(leavings: Iterable[Leaving]) -> list[_Tried]:
+        for leaving in leavings:
+            try:
+                plan, met = plan_with(tasks[leaving.among], leaving)
+            except BudgetError as error:
+                refused.append(error)
+            else:  # a limit that branches alone meet, all kinds meet alike
+                met = replace(met, allocate=_said(leaving, plan))
+                plans.setdefault(plan.keep.tobytes(), _Tried(leaving, plan, met))
+        return list(plans.values())
+
+    # the kind first, without branches, and then how many of these: each plan is recovered, which takes its time
     kinds = kinds_of(task.coupling)
-    leaving = [Leaving(order, share, kind) for kind in kinds for share in (SHARES if order else SHARES[:1])]
-    plans, refused = dict[bytes, tuple[Plan, Met]](), list[BudgetError]()
-    for each in leaving:
-        try:
-            plan, met = plan_with(tasks[each.among], each)
-        except BudgetError as error:
-            refused.append(error)
-        else:  # a limit that branches alone meet, all kinds meet alike
-            plans.setdefault(plan.keep.tobytes(), (plan, replace(met, allocate=_said(each, plan))))
-    if not plans:
+    first = tried(Leaving(order, SHARES[0], kind) for kind in kinds)
+    chosen = [judge.best(first).leaving.among] if first else kinds
+    every = tried(Leaving(order, share, kind) for kind in chosen for share in SHARES[1:] if order)
+    if not every:
         raise refused[0]
-    first, *others = plans.values()
-    judge = _Judge(task, data, Referee(graph, held_out))
-    return min((first, *others), key=lambda found: judge.error(*found)) if others else first
+    best = judge.best(every)
+    return best.plan, best.met
+
+
+@dataclass(slots=True)
+class _Tried:
+    """A plan that meets the goal, and its error once it was asked for."""
+
+    leaving: Leaving
+    plan: Plan
+    met: Met
+    error: float | None = None
 
 
 def _said(leaving: Leaving, plan: Plan) -> str:
@@ -122,7 +140,14 @@ class _Judge:
     data: Data
     referee: Referee
 
-    def error(self, plan: Plan, met: Met) -> float:
+    def best(self, tried: Sequence[_Tried]) -> _Tried:
+        """The one of least error; a single one is not judged."""
+        if len(tried) > 1:
+            for each in tried:
+                each.error = self._error(each.plan, each.met) if each.error is None else each.error
+        return min(tried, key=lambda each: each.error or 0.0)
+
+    def _error(self, plan: Plan, met: Met) -> float:
         """Of the outputs on what is held out, after recovery; infinite where the plan cannot be cut."""
         task, coupling = self.task, self.task.coupling
         task.progress(f"judging a plan: {met.allocate.removeprefix('judged: ')}")
