@@ -20,8 +20,8 @@ def count_nothing(done: int, total: int) -> None:
     """The Count of those who do not want to hear."""
 
 
-def count_in_text(progress: Progress, *, every_s: float = 2.0) -> Count:
-    """Counts as a bar of text with the time that is left, at most one in ``every_s`` seconds."""
+def count_in_text(progress: Progress, stage: str, *, every_s: float = 2.0) -> Count:
+    """Counts of a ``stage`` as a bar of text with the time that is left, at most one in ``every_s`` seconds."""
     started = last = time.perf_counter()
 
     def count(done: int, total: int) -> None:
@@ -31,6 +31,6 @@ def count_in_text(progress: Progress, *, every_s: float = 2.0) -> Count:
             last = now
             filled = 20 * min(done, total) // max(total, 1)
             left = f", {(now - started) * (total - done) / done:.0f} s left" if 0 < done < total else ""
-            progress(f"ranking channels [{'=' * filled}{' ' * (20 - filled)}] {done} of {total}{left}")
+            progress(f"{stage} [{'=' * filled}{' ' * (20 - filled)}] {done} of {total}{left}")
 
     return count

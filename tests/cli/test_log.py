@@ -61,8 +61,9 @@ def test_a_full_disk_ends_the_log_and_not_the_run(command: Command, weights: Pat
 
 def test_counts_say_what_is_left() -> None:
     told: list[str] = []
-    count = count_in_text(told.append, every_s=0)
+    count = count_in_text(told.append, "fitting layers", every_s=0)
     for done in (1, 2, 4):
         count(done, 4)
     assert [line.partition(" of 4")[0].rpartition("] ")[2] for line in told] == ["1", "2", "4"]
     assert ["s left" in line for line in told] == [True, True, False]
+    assert all(line.startswith("fitting layers [") for line in told)

@@ -299,7 +299,7 @@ def test_writing_in_place_does_not_disturb_gradients() -> None:
 
 def test_progress_is_said_as_a_bar() -> None:
     lines: list[str] = []
-    count = count_in_text(lines.append, every_s=0)
+    count = count_in_text(lines.append, "ranking channels", every_s=0)
     count(32, 64)
     count(64, 64)
     assert lines == [

@@ -19,7 +19,7 @@ from slim_model.cutting.cut import CutFailed, positions_left
 from slim_model.cutting.shrink_graph import shrink
 from slim_model.data.batches import Data
 from slim_model.data.holdout import Parts, split_off_held_out
-from slim_model.progress import Progress, say_nothing
+from slim_model.progress import Progress, count_in_text, say_nothing
 from slim_model.recovery import affine
 from slim_model.recovery.gate_layers import find_layers
 from slim_model.recovery.referee import Referee
@@ -41,8 +41,9 @@ def measure_output_damage(
     fit, held_out = split_off_held_out(data, graph)
     referee, memory = Referee(graph, held_out), affine.bytes_needed(graph, fit, held_out)
     damages = []
+    count = count_in_text(progress, "weighing layers")
     for number, (group, score) in enumerate(zip(coupling.groups, scores, strict=True)):
-        progress(f"weighing layers: {number} of {len(scores)} ({group.name})")
+        count(number, len(scores))
         order = torch.sort(score.double(), stable=True).indices
         # Errors so far: with a channel goes all of less worth, so that they rise.
         lost = score.double()[order].clamp(min=0).cummax(0).values

@@ -18,7 +18,7 @@ from slim_model.factoring.moments import gather
 from slim_model.factoring.split import Split
 from slim_model.factoring.write_factors import write_factors
 from slim_model.graph.graph import Graph
-from slim_model.progress import Progress, say_nothing
+from slim_model.progress import Progress, count_in_text, say_nothing
 
 Place = tuple[str, int]
 """One axis of a stored tensor."""
@@ -105,8 +105,9 @@ def factor(
         moments = gather(graph, [(what, of_name[name]) for what, name in wanted], fit)
     written = []
     with torch.no_grad():
-        for number, (layer, own) in enumerate(fitting, 1):
-            progress(f"factoring layers: {number} of {len(fitting)}")
+        count = count_in_text(progress, "factoring layers")
+        for number, (layer, own) in enumerate(fitting):
+            count(number, len(fitting))
             splits = [
                 (form.name, form.split(layer, *(moments.get((what, layer.weight)) for what in form.observes)))
                 for form in own

@@ -216,7 +216,7 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
     if one.goal.whole_heads and not any(heads):
         raise BudgetError("no whole attention head can go.")
     progress("ranking channels")
-    ranking, count = recipe.ranking, count_in_text(progress)
+    ranking, count = recipe.ranking, count_in_text(progress, "ranking channels")
     # Scores rank the channels within a group; what a goal takes of which group is the engine's part.
     rank = partial(score, coupling, ranking.ranked_by, seed=recipe.seed, data=data, loss=ranking.loss, count=count)
     if graph is shared.dense and isinstance(recipe.data.data, str | None):  # other runs on this model rank the same

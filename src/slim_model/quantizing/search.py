@@ -12,7 +12,7 @@ from torch import Tensor
 from slim_model.calling.boxes import BoxForm
 from slim_model.errors import InputError
 from slim_model.measuring.timing import Comparison
-from slim_model.progress import Progress
+from slim_model.progress import Progress, count_in_text
 from slim_model.quantizing.forms import CALIBRATIONS, FORMS
 from slim_model.quantizing.judge import Judge, Judgement
 from slim_model.quantizing.options import QuantizingOptions
@@ -136,8 +136,9 @@ class Search:
         judge = Judge(self.file, self.workshop.feeds[:_RANKED_ON], None, self.limits.threads)
         before = judge(self.workshop.file(one.variant)).nearness
         gains = {}
-        for number, name in enumerate(layers, 1):
-            self.progress(f"leaving out layers of int8, one at a time: {number} of {len(layers)}")
+        count = count_in_text(self.progress, "leaving out layers of int8, one at a time")
+        for number, name in enumerate(layers):
+            count(number, len(layers))
             left = replace(one.variant, fp32=frozenset({name}))
             gains[name] = judge(self.workshop.file(left)).nearness - before
             self.workshop.discard(left)

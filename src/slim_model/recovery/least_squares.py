@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slim_model.data.holdout import Parts
 from slim_model.graph.graph import Graph
-from slim_model.progress import Progress, say_nothing
+from slim_model.progress import Progress, count_in_text, say_nothing
 from slim_model.recovery.gate_layers import note
 from slim_model.recovery.linear_layers import LinearLayer
 from slim_model.recovery.regression_rows import Products, Rows, products_of, solved
@@ -53,8 +53,9 @@ def fit_layers(
     samples, tensors, took = sum(part.samples for part in fit()), dict(small.tensors), dict[str, str]()
     start = next((i for i, layer in enumerate(layers) if layer.cut or layer.silent_in(small)), len(layers))
     units = fitted_together(layers[start:])
+    count = count_in_text(progress, "fitting layers")
     for number, unit in enumerate(units):
-        progress(f"fitting layer {number + 1} of {len(units)}")
+        count(number, len(units))
         if (size := max(layer.columns for layer in unit)) > LARGEST:
             said, changed = [f"kept: {size} columns"] * len(unit), dict[str, Tensor]()
         elif unit[0].repeated:

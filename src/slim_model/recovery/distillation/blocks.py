@@ -9,7 +9,6 @@ reconstruction: Li et al., BRECQ, ICLR 2021). Where the error on samples held ou
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, fx
 from slim_model.data.holdout import Parts
 from slim_model.errors import first_line
 from slim_model.graph.graph import Graph
-from slim_model.progress import Progress, say_nothing
+from slim_model.progress import Progress, count_in_text, say_nothing
 from slim_model.recovery.cut_points import CutPoint, find_cut_points, is_batch, sizes
 from slim_model.recovery.linear_layers import LinearLayer, count_readers, stored_name_of
 from slim_model.recovery.streamed_run import MEMORY, StreamedRun
@@ -144,7 +143,7 @@ def _train(
 ) -> None:
     optimizer = torch.optim.Adam([value.requires_grad_() for value in run.values.values()], course.rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, course.steps)
-    generator, told = torch.Generator().manual_seed(0), time.perf_counter()
+    generator, count = torch.Generator().manual_seed(0), count_in_text(progress, stage, every_s=EVERY_S)
     for step in range(course.steps):
         x, wanted = draw(torch.randint(samples, (BATCH,), generator=generator))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=course.in_bf16):
@@ -154,9 +153,7 @@ def _train(
         loss.backward()
         optimizer.step()
         schedule.step()
-        if time.perf_counter() - told > EVERY_S:
-            told = time.perf_counter()
-            progress(f"{stage}, step {step + 1} of {course.steps}")
+        count(step + 1, course.steps)
 
 
 class BlockRunner:
