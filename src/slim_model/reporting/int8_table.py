@@ -34,27 +34,29 @@ def int8_lines(result: Quantized) -> Iterator[Table | Text]:
 
 def _table(result: Quantized) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("int8 form", no_wrap=True)
-    table.add_column("fp32 layers", justify="right")
+    # numbers stay whole on a narrow screen; what gives way is the name of the form, and words behind a number
+    table.add_column("int8 form", min_width=12)
+    table.add_column("fp32\nlayers", justify="right")
     for title in ("agrees", "signal", "file", "latency"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("against fp32")
+    table.add_column("faster", min_width=13)
     if result.latency:
         ms = f"{result.latency.dense.median_ms:.2f} ms"
         table.add_row("fp32", "all", "", "", _megabytes(result.fp32_bytes), ms, "")
     for trial in result.trials:
         name = ", ".join(filter(None, [trial.form, trial.calibration, *trial.repairs]))
         ms = f"{trial.median_ms:.2f} ms" if trial.median_ms is not None else ""
-        agrees = f"{trial.agreement:.1%}" + ("" if trial.within else " (too few)")
+        agrees = f"{trial.agreement:.1%}" + ("" if trial.within else "\n(too few)")
         quality = (agrees, f"{min(trial.snr_db):.1f} dB")
         table.add_row(name, f"{trial.fp32_layers}", *quality, _megabytes(trial.bytes), ms, _speed(trial))
     return table
 
 
 def _speed(trial: Trial) -> str:
+    """Than the fp32 file, with its 95 % interval."""
     if trial.speedup is None:
         return ""
-    return f"{trial.speedup:.2f}x, 95 %: {trial.speedup_low:.2f}-{trial.speedup_high:.2f}"
+    return f"{trial.speedup:.2f}x ({trial.speedup_low:.2f}-{trial.speedup_high:.2f})"
 
 
 def _with_accuracy(result: Quantized) -> str:
