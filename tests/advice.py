@@ -51,13 +51,13 @@ ELSEWHERE: dict[str, str] = {
         "folders/test_residual.py::test_a_folder_with_fewer_hidden_channels_computes_what_is_kept"
     ),
     "Leave out --finetune, or train the folder that is written elsewhere:": (
-        "folders/test_finetune.py::test_memory_is_asked_for_ahead_of_the_work"
+        "folders/test_folder_finetune.py::test_memory_is_asked_for_ahead_of_the_work"
     ),
     "Leave it out, or give a folder whose model has its head.": (
-        "folders/test_finetune.py::test_a_folder_learns_from_the_dense_model"
+        "folders/test_folder_finetune.py::test_a_folder_learns_from_the_dense_model"
     ),
-    "Give more.": ("folders/test_finetune.py::test_a_folder_learns_from_the_dense_model"),
-    "Give a smaller rate than --lr {}.": ("folders/test_finetune.py::test_a_folder_learns_from_the_dense_model"),
+    "Give more.": ("folders/test_folder_finetune.py::test_a_folder_learns_from_the_dense_model"),
+    "Give a smaller rate than --lr {}.": ("folders/test_folder_finetune.py::test_a_folder_learns_from_the_dense_model"),
     "Give that.": "folders/test_families.py::test_a_folder_comes_out_smaller_and_computes_what_is_kept",
     "Give the folder of a transformers model, or its config.json.": (
         "cli/test_plan_command.py::test_a_configuration_and_its_folder_have_one_plan"

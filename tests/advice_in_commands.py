@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,7 +75,11 @@ def _reports(text: str) -> Callable[[Path], Any]:
     return read
 
 
-_REPORT = json.dumps({"schema": "slim-model-report/2", "recipe": {}, "source": {}})
+def _whole_report(folder: Path) -> Any:
+    """One that ``--report`` writes."""
+    return _reports(slim(trained(Small()), _X[:4], ratio=0.5).report.as_json())(folder)
+
+
 _SETTING = Setting("machine", "onnxruntime", "1", 1, "float32", 1)
 
 
@@ -227,8 +230,8 @@ IN_COMMANDS: dict[str, Situation] = {
     "write [{}], and its options below.": Situation(
         _recipe(f"budget = 0.5\n{_PLACES}"), _recipe(f"{_PLACES}[budget]\nratio = 0.5\n")
     ),
-    "Give reports that --report wrote.": Situation(_reports("no JSON"), _reports(_REPORT)),
-    "Give a file that --report wrote.": Situation(_reports("{}"), _reports(_REPORT)),
+    "Give reports that --report wrote.": Situation(_reports("no JSON"), _whole_report),
+    "Give a file that --report wrote.": Situation(_reports("{}"), _whole_report),
     "Leave it out, and give it to slim-model run with the report of the point you choose.": Situation(
         lambda _: no_outputs(OutputOptions(save=Path("small.pt2"))), lambda _: no_outputs(OutputOptions())
     ),

@@ -211,7 +211,7 @@ IN_RARE_CASES: dict[str, Situation] = {
     ),
     _WHERE_CODE_IS: Situation(_read_in(False), _read_in(True)),
     "Give the model as a .pt2 file instead:": Situation(
-        lambda folder: family_of(folder, {"model_type": "swin"}), _as_pytorch
+        lambda folder: family_of(folder, {"model_type": "segformer"}), _as_pytorch
     ),
     "Put its files into the folder;": Situation(_text, _with_its_tokenizer),
     "Take one it was tested with:": Situation(
