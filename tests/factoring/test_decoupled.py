@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from test_factor import data, graph_of_layers
@@ -73,14 +74,20 @@ def test_what_goes_with_terms_is_what_was_told() -> None:
         assert float(spreads[0] / spreads[1]) == pytest.approx(float(one.split.lost[0][rank:].sum()), rel=1e-3)
 
 
-def test_a_term_costs_what_it_takes_with_the_inputs_that_are_left() -> None:
-    """25 places; of 5 inputs and 3 terms: 15 kernels of 15 taps, then 15 x 12; the one layer has 12 x 5 x 15."""
+def five_inputs_and_three_terms() -> tuple[Coupling, dict[str, int], np.ndarray]:
+    """Of ``strided``: the coupling, the numbers of rank groups by their layer, and the plan."""
     coupling = coupled()
     of_layer = {coupling.graph.factored[axis.layer].path: group for group, axis in find_rank_groups(coupling).items()}
     (stem,) = (number for number, group in enumerate(coupling.groups) if group.name == "stem")
     keep = coupling.keep_all()
     keep[coupling.groups[stem].channels[[1, 4, 6]]] = False
     keep[coupling.groups[of_layer["strided"]].channels[3:]] = False
+    return coupling, of_layer, keep
+
+
+def test_a_term_costs_what_it_takes_with_the_inputs_that_are_left() -> None:
+    """25 places; of 5 inputs and 3 terms: 15 kernels of 15 taps, then 15 x 12; the one layer has 12 x 5 x 15."""
+    coupling, of_layer, keep = five_inputs_and_three_terms()
     product = CostModel(coupling).products(keep)[1]
     assert [one.macs for one in product.factors] == [2 * 25 * 15 * 15, 2 * 25 * 15 * 12]
     assert product.whole.macs == 2 * 25 * 12 * 5 * 15
@@ -92,12 +99,7 @@ def test_a_term_costs_what_it_takes_with_the_inputs_that_are_left() -> None:
 
 
 def test_terms_go_in_every_input_and_with_it() -> None:
-    coupling = coupled()
-    of_layer = {coupling.graph.factored[axis.layer].path: group for group, axis in find_rank_groups(coupling).items()}
-    (stem,) = (number for number, group in enumerate(coupling.groups) if group.name == "stem")
-    keep = coupling.keep_all()
-    keep[coupling.groups[stem].channels[[1, 4, 6]]] = False
-    keep[coupling.groups[of_layer["strided"]].channels[3:]] = False
+    coupling, _, keep = five_inputs_and_three_terms()
     left = [input * 12 + term for input in (0, 2, 3, 5, 7) for term in range(3)]
     positions = positions_left(coupling, keep)
     assert positions["strided.0.weight", 0].tolist() == positions["strided.1.weight", 1].tolist() == left

@@ -141,10 +141,7 @@ def greedy(problem: Problem, *, normalise: str = "mean", floor: float = FLOOR) -
     What a block saves depends on its neighbours, so prices are counted anew: of the block that seemed best, until one
     is still the best when counted (lazy evaluation, Minoux 1978). ``floor`` gives way where the limit needs it.
     """
-    values = sums_of(comparable_scores(problem, normalise))
-    return lower_group_by_group(
-        problem, lower_group_by_group(problem, problem.full, values, _floors(problem, floor)), values
-    )
+    return _lowered(problem, sums_of(comparable_scores(problem, normalise)), _floors(problem, floor))
 
 
 def product(problem: Problem, *, floor: float = FLOOR) -> Counts:
@@ -154,8 +151,7 @@ def product(problem: Problem, *, floor: float = FLOOR) -> Counts:
     What a rank keeps is its layer's spread; what a width keeps is its share of its group's worth."""
     ranks = problem.ranks.axis_of if problem.ranks else {}
     values = [_lost_of_product(own, spread=group in ranks) for group, own in enumerate(problem.scores)]
-    floors = _floors(problem, floor)
-    return lower_group_by_group(problem, lower_group_by_group(problem, problem.full, values, floors), values)
+    return _lowered(problem, values, _floors(problem, floor))
 
 
 def _lost_of_product(scores: np.ndarray, *, spread: bool) -> np.ndarray:
@@ -186,7 +182,7 @@ def latency(problem: Problem, *, normalise: str = "lamp", floor: float = 0.05) -
         return (saved / price + lost / max(whole, 1e-300)) / max(sooner / dense, 1e-12)
 
     least = [max(floors) for floors in zip(_floors(problem, floor), problem.blocks, strict=True)]
-    return lower_group_by_group(problem, lower_group_by_group(problem, full, values, least, rate), values, rate_of=rate)
+    return _lowered(problem, values, least, rate)
 
 
 Rate = Callable[[Counts, Counts, float, float], float]
@@ -195,6 +191,12 @@ Rate = Callable[[Counts, Counts, float, float], float]
 
 def _per_price(counts: Counts, after: Counts, lost: float, saved: float) -> float:
     return lost / max(saved, 1e-300)
+
+
+def _lowered(problem: Problem, values: list[np.ndarray], least: Sequence[float], rate_of: Rate = _per_price) -> Counts:
+    """All groups as far as ``least``, and farther where the limit needs it."""
+    counts = lower_group_by_group(problem, problem.full, values, least, rate_of)
+    return lower_group_by_group(problem, counts, values, rate_of=rate_of)
 
 
 def _floors(problem: Problem, share: float) -> list[float]:

@@ -85,12 +85,16 @@ def _plan_with(known: _Known, task: Task, leaving: Leaving) -> tuple[Plan, Met]:
 
     def search(price_of: Callable[[np.ndarray], float], limit: float) -> Plan:
         whole = coupling.keep_all()
-        gone = leaving.groups(lambda groups: price_of(without(coupling, whole, groups)), limit)
-        reached = price_of(without(coupling, whole, gone))
-        if gone and limit * (1 - goal.price.close) <= reached <= limit:  # type: ignore[union-attr]
-            return silenced(coupling, whole, task.scores, gone)
-        if reached <= limit:  # a branch less, and narrower layers for the rest
-            gone = leaving.one_less(gone)
+
+        def price_at(branches: int) -> float:
+            return price_of(without(coupling, whole, leaving.first(branches)))
+
+        count = leaving.count(price_at, limit)
+        reached = price_at(count)
+        if count and limit * (1 - goal.price.close) <= reached <= limit:  # type: ignore[union-attr]
+            return silenced(coupling, whole, task.scores, leaving.first(count))
+        # a branch less where they are enough, and narrower layers for the rest
+        gone = leaving.first(count - 1 if count and reached <= limit else count)
         plan = plan_under_limit(
             *only(coupling, task.scores, leaving.among),
             goal.price,  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from slim_model.folders.widths.sites import Axis, Site
 from slim_model.ranking.criteria import Ranking
 from slim_model.ranking.criteria.slices import LazyTensors, Slices
 from slim_model.ranking.evidence.gather import GroupEvidence, View
-from slim_model.ranking.score import break_ties
+from slim_model.ranking.score import break_ties, checked_scores
 
 STATISTICS = ("moments", "covariance")
 """What is gathered of the inputs of the reading layers; criteria that need other statistics are refused."""
@@ -47,14 +47,13 @@ def kept_units(
         site.reads.tensor.removesuffix(".weight"),
         evidence=GroupEvidence((view,) if statistics else ()),
     )
-    scores = ranking(slices).detach().double()
-    if scores.shape != (columns,) or not bool(torch.isfinite(scores).all()):
-        raise InputError(
-            f"the criterion returned {tuple(scores.shape)} for '{slices.name}', or NaN: it must return one finite "
-            f"score for each of its {columns} channels."
-        )
-    by_unit = break_ties(scores, slices).view(site.units, site.columns).mean(1)
-    return by_unit.argsort(descending=True, stable=True)[:count].sort().values
+    by_unit = break_ties(checked_scores(ranking, slices), slices).view(site.units, site.columns).mean(1)
+    return best(by_unit, count)
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """The numbers of the ``count`` highest, ascending."""
+    return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
 def _rows(checkpoint: Checkpoint, site: Site, axis: Axis) -> list[Callable[[], Tensor]]:

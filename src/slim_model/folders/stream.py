@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slim_model.errors import InputError
+from slim_model.folders.choose import best
 from slim_model.folders.reading.checkpoint import Checkpoint
 from slim_model.folders.refit import refit, rescale
 from slim_model.folders.running import Point, Visit, module_at
@@ -19,12 +19,13 @@ from slim_model.ranking.criteria import Ranking, ranking_of
 from slim_model.ranking.criteria.slices import LazyTensors, Slices
 from slim_model.ranking.evidence.gather import GroupEvidence, View
 from slim_model.ranking.evidence.moments import Covariances, Variances
+from slim_model.ranking.score import checked_scores
 
 
 def hidden_by_weights(checkpoint: Checkpoint, hidden: Hidden, count: int, ranking: Ranking, seed: int) -> Tensor:
     """The ``count`` channels to keep, ascending, by the weights of all layers that make them."""
     makes = [partial(_rows, checkpoint, axis.tensor, axis.axis) for axis in hidden.makes]
-    return _best(_scores(hidden, ranking, seed, makes=makes), count)
+    return best(_scores(hidden, ranking, seed, makes=makes), count)
 
 
 def hidden_by_data(
@@ -43,7 +44,7 @@ def hidden_by_data(
         view = View(norm.weight, torch.arange(hidden.units), weights, {"moments": seen[norm]})
         scores = _scores(hidden, alone, seed, evidence=GroupEvidence((view,)))
         total += scores / scores.sum().clamp(min=1e-300)
-    return _best(total, count)
+    return best(total, count)
 
 
 def _scores(
@@ -56,21 +57,11 @@ def _scores(
     draw = torch.Generator().manual_seed(seed)
     nothing = LazyTensors([])
     slices = Slices(hidden.units, LazyTensors([*makes]), nothing, nothing, draw, "hidden channels", evidence=evidence)
-    scores = ranking(slices).detach().double()
-    if scores.shape != (hidden.units,) or not bool(torch.isfinite(scores).all()):
-        raise InputError(
-            f"the criterion returned {tuple(scores.shape)} for the hidden channels, or NaN: it must return one finite "
-            f"score for each of the {hidden.units}."
-        )
-    return scores
+    return checked_scores(ranking, slices)
 
 
 def _rows(checkpoint: Checkpoint, name: str, axis: int) -> Tensor:
     return checkpoint.read(name).movedim(axis, 0).float()
-
-
-def _best(scores: Tensor, count: int) -> Tensor:
-    return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
 # -- what runs with the dense model -----------------------------------------------------------------------------------

@@ -236,8 +236,8 @@ def _removed(shared: _Shared, graph: Graph, factoring: Factoring | None, one: Pa
     choice = choose_plan(task)
     # Shrinking replays on the small graph what was decided on the dense one; the proof holds it to that replay.
     plan = choice.plan
-    if factoring:  # layers whose ranks do not pay are multiplied back
-        coupling, kept, silent = settle(coupling, plan.keep, factoring, coupled, plan.silent, choice.pays)
+    if back:  # layers whose ranks do not pay are multiplied back
+        coupling, kept, silent = back(coupling, plan.keep, silent=plan.silent, pays=choice.pays)
         plan = plan_of(coupling, kept, silent)
     progress("removing channels")
     small, replay = shrink(coupling, plan.keep)

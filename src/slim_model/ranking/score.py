@@ -11,7 +11,7 @@ from slim_model.data.batches import Data
 from slim_model.data.loss import Loss
 from slim_model.errors import InputError
 from slim_model.progress import Count, count_nothing
-from slim_model.ranking.criteria import Criterion, check_needs, ranking_of
+from slim_model.ranking.criteria import Criterion, Ranking, check_needs, ranking_of
 from slim_model.ranking.criteria.slices import Slices, slices_of
 from slim_model.ranking.evidence.ablation import losses_of
 from slim_model.ranking.evidence.gather import Evidence, GroupEvidence, gather
@@ -39,19 +39,24 @@ def score(
     for number, group in enumerate(coupling.groups):
         losses = losses_of(coupling, group, data, loss) if ranking.tries and data is not None else None
         slices = slices_of(coupling, group, seed + number, evidence.groups[number], losses)
-        result = ranking(slices)
-        # A criterion may be the user's own function: what it gives is checked before it decides anything.
-        if result.shape != (group.width,):
-            raise InputError(
-                f"the criterion returned {tuple(result.shape)} for '{group.name}'; it must return one score "
-                f"for each of its {group.width} channels."
-            )
-        if not torch.isfinite(result).all():
-            raise InputError(f"the criterion gave NaN or infinity for '{group.name}'. Check the model's weights.")
-        scores.append(break_ties(result.detach().double().cpu(), slices))
+        scores.append(break_ties(checked_scores(ranking, slices), slices))
         if ranking.tries:
             count(number + 1, len(coupling.groups))
     return scores
+
+
+def checked_scores(ranking: Ranking, slices: Slices) -> Tensor:
+    """What the criterion gives of one group, float64 ``(width,)``. It may be the user's own function, so that this is
+    checked before it decides anything: InputError where it is no finite score a channel."""
+    result = ranking(slices)
+    if result.shape != (slices.width,):
+        raise InputError(
+            f"the criterion returned {tuple(result.shape)} for '{slices.name}'; it must return one score "
+            f"for each of its {slices.width} channels."
+        )
+    if not torch.isfinite(result).all():
+        raise InputError(f"the criterion gave NaN or infinity for '{slices.name}'. Check the model's weights.")
+    return result.detach().double().cpu()
 
 
 def break_ties(scores: Tensor, slices: Slices) -> Tensor:

@@ -52,23 +52,16 @@ class Leaving:
     share: float = 0.0
     among: Kind = "all"
 
-    def groups(self, price_at: Callable[[tuple[int, ...]], float], limit: float) -> tuple[int, ...]:
-        """Those that go with the branches. ``price_at(groups)``: without these."""
-        dense = price_at(())
+    def count(self, price_at: Callable[[int], float], limit: float) -> int:
+        """How many branches go. ``price_at(n)``: with n of them gone."""
+        dense = price_at(0)
         wanted = dense - self.share * (dense - limit)
-        reached = [price_at(self.first(count)) for count in range(len(self.order) + 1)] if self.share else [dense]
-        count = next((n for n, price in enumerate(reached) if price <= wanted), len(self.order))
-        if self.share < 1 and count and reached[count] <= limit:
-            count -= 1
-        return self.first(count)
+        count = next((n for n in range(len(self.order) + 1) if price_at(n) <= wanted), len(self.order))
+        return count - 1 if self.share < 1 and count and price_at(count) <= limit else count
 
     def first(self, count: int) -> tuple[int, ...]:
         """The groups of so many branches."""
         return groups_of(self.order[:count])
-
-    def one_less(self, groups: tuple[int, ...]) -> tuple[int, ...]:
-        """``groups`` without those of the last branch among them."""
-        return next((own for n in reversed(range(len(self.order))) if len(own := self.first(n)) < len(groups)), ())
 
 
 NOTHING = Leaving()
